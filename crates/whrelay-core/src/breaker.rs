@@ -1,0 +1,173 @@
+//! Notices that an endpoint is offline, says when to probe it, and lets work back in slowly. It
+//! must not connect, and must not know what waits.
+
+use std::time::{Duration, Instant};
+
+use crate::limits;
+use crate::outcome::Outcome;
+
+/// What an endpoint's return or loss looks like from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It stopped taking connections.
+    Offline,
+    /// It takes connections again.
+    Online,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// `window` attempts may be in flight: 1, 2, 4 … after a return.
+    Online {
+        window: usize,
+    },
+    Offline {
+        probe_at: Instant,
+        pause: Duration,
+    },
+}
+
+/// The breaker of one destination.
+#[derive(Clone, Debug)]
+pub struct Breaker {
+    state: State,
+    max_in_flight: usize,
+}
+
+impl Breaker {
+    /// Begins online, with the whole window.
+    pub fn new(max_in_flight: usize) -> Self {
+        Self {
+            state: State::Online {
+                window: max_in_flight.max(1),
+            },
+            max_in_flight: max_in_flight.max(1),
+        }
+    }
+
+    /// How many attempts may be in flight now.
+    pub fn window(&self) -> usize {
+        match self.state {
+            State::Online { window } => window,
+            State::Offline { .. } => 0,
+        }
+    }
+
+    /// Whether the endpoint is offline.
+    pub fn is_offline(&self) -> bool {
+        matches!(self.state, State::Offline { .. })
+    }
+
+    /// When to probe the endpoint, if it is offline.
+    pub fn probe_at(&self) -> Option<Instant> {
+        match self.state {
+            State::Online { .. } => None,
+            State::Offline { probe_at, .. } => Some(probe_at),
+        }
+    }
+
+    /// Learns from an attempt.
+    pub fn on_outcome(&mut self, outcome: &Outcome, now: Instant) -> Option<Change> {
+        match (outcome, self.state) {
+            (Outcome::Unreachable, State::Online { .. }) => {
+                let pause = limits::PROBE_MIN;
+                self.state = State::Offline {
+                    probe_at: now + pause,
+                    pause,
+                };
+                Some(Change::Offline)
+            }
+            (Outcome::Answered { .. }, State::Online { window }) => {
+                let window = window.saturating_mul(2).min(self.max_in_flight);
+                self.state = State::Online { window };
+                None
+            }
+            (
+                Outcome::Broken
+                | Outcome::TimedOut
+                | Outcome::Unsendable
+                | Outcome::Answered { .. }
+                | Outcome::Unreachable,
+                _,
+            ) => None,
+        }
+    }
+
+    /// Learns from a probe.
+    pub fn on_probe(&mut self, accepted: bool, now: Instant) -> Option<Change> {
+        match (self.state, accepted) {
+            (State::Online { .. }, _) => None,
+            (State::Offline { .. }, true) => {
+                self.state = State::Online { window: 1 };
+                Some(Change::Online)
+            }
+            (State::Offline { pause, .. }, false) => {
+                let pause = pause.saturating_mul(2).min(limits::PROBE_MAX);
+                self.state = State::Offline {
+                    probe_at: now + pause,
+                    pause,
+                };
+                None
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OK: Outcome = Outcome::Answered {
+        status: 200,
+        retry_after: None,
+    };
+
+    #[test]
+    fn one_refusal_closes_it_and_one_accepted_probe_opens_it_slowly() {
+        let now = Instant::now();
+        let mut breaker = Breaker::new(5);
+        assert_eq!(breaker.window(), 5);
+        assert_eq!(
+            breaker.on_outcome(&Outcome::Unreachable, now),
+            Some(Change::Offline)
+        );
+        assert_eq!(
+            breaker.on_outcome(&Outcome::Unreachable, now),
+            None,
+            "said once"
+        );
+        assert_eq!(
+            (breaker.window(), breaker.probe_at()),
+            (0, Some(now + limits::PROBE_MIN))
+        );
+        assert_eq!(breaker.on_probe(true, now), Some(Change::Online));
+        let mut windows = vec![breaker.window()];
+        for _ in 0..4 {
+            breaker.on_outcome(&OK, now);
+            windows.push(breaker.window());
+        }
+        assert_eq!(windows, [1, 2, 4, 5, 5]);
+    }
+
+    #[test]
+    fn probes_come_often_enough_to_notice_within_a_second() {
+        let mut now = Instant::now();
+        let mut breaker = Breaker::new(1);
+        breaker.on_outcome(&Outcome::Unreachable, now);
+        for _ in 0..50 {
+            let probe_at = breaker.probe_at().expect("offline");
+            assert!(probe_at - now < Duration::from_secs(1));
+            now = probe_at;
+            assert_eq!(breaker.on_probe(false, now), None);
+        }
+    }
+
+    #[test]
+    fn an_endpoint_that_answers_badly_is_not_offline() {
+        let mut breaker = Breaker::new(3);
+        for outcome in [Outcome::Broken, Outcome::TimedOut, Outcome::Unsendable] {
+            assert_eq!(breaker.on_outcome(&outcome, Instant::now()), None);
+        }
+        assert!(!breaker.is_offline());
+    }
+}

@@ -1,0 +1,170 @@
+//! A delivery's life: its states, its attempts, and what is known of each. It must not know how it
+//! is stored or shown.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::bucket::{BucketId, Seq};
+use crate::id::{DeliveryId, EventId};
+use crate::retry::Phase;
+use crate::time::Timestamp;
+
+/// Why a delivery was given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DeadReason {
+    /// The target refused it for good, or it can never be sent there.
+    Rejected,
+    /// Its time was up.
+    Deadline,
+    /// Its budget of attempts was used up.
+    Attempts,
+    /// A person gave it up.
+    Discarded,
+}
+
+impl DeadReason {
+    /// The word for it in output.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Rejected => "rejected",
+            Self::Deadline => "deadline",
+            Self::Attempts => "attempts",
+            Self::Discarded => "discarded",
+        }
+    }
+}
+
+/// Where a delivery stands, from least to most finished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum State {
+    /// Not tried yet.
+    Queued,
+    /// Failed so far; the next attempt's time is known.
+    Stalled,
+    /// Given up.
+    Dead,
+    /// Arrived.
+    Sent,
+}
+
+impl State {
+    /// All of them.
+    pub const ALL: [State; 4] = [State::Queued, State::Stalled, State::Dead, State::Sent];
+
+    /// The word for it in output.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Stalled => "stalled",
+            Self::Dead => "dead",
+            Self::Sent => "sent",
+        }
+    }
+
+    /// Whether nothing more will happen by itself.
+    pub fn is_finished(self) -> bool {
+        match self {
+            Self::Queued | Self::Stalled => false,
+            Self::Dead | Self::Sent => true,
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for State {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|s| s.as_str() == text);
+        found.ok_or_else(|| format!("`{text}` is no state: use queued, stalled, sent or dead"))
+    }
+}
+
+/// The number a store gives a destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DestinationId(pub u32);
+
+/// Finds a delivery: its event's place, and its number among that event's deliveries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeliveryKey {
+    /// The bucket.
+    pub bucket: BucketId,
+    /// The event's place in it.
+    pub seq: Seq,
+    /// 0 for the event's first delivery, 1 for its second …
+    pub ordinal: u32,
+}
+
+/// One event on its way to one destination.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// Where it is found.
+    pub key: DeliveryKey,
+    /// Its name.
+    pub id: DeliveryId,
+    /// The event.
+    pub event: EventId,
+    /// Where it goes.
+    pub destination: DestinationId,
+    /// When it was created.
+    pub created_at: Timestamp,
+    /// After this, no attempt starts.
+    pub deadline_at: Timestamp,
+    /// Attempts recorded.
+    pub attempts: u32,
+    /// When the first failure was recorded.
+    pub first_failed_at: Option<Timestamp>,
+    /// Which backoff it is in.
+    pub phase: Phase,
+    /// Where it stands.
+    pub state: State,
+    /// Why it was given up.
+    pub reason: Option<DeadReason>,
+    /// When it is tried next.
+    pub next_attempt_at: Option<Timestamp>,
+    /// Whether a person asked for it again.
+    pub replay: bool,
+}
+
+/// One try, as it is recorded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    /// The delivery tried.
+    pub key: DeliveryKey,
+    /// Its name.
+    pub delivery: DeliveryId,
+    /// The event.
+    pub event: EventId,
+    /// Where it went.
+    pub target: String,
+    /// The request's method.
+    pub method: String,
+    /// 1, 2, 3 … within its delivery.
+    pub number: u32,
+    /// When it started.
+    pub at: Timestamp,
+    /// How long it took.
+    pub duration: Duration,
+    /// The answer's status code.
+    pub status: Option<u16>,
+    /// What went wrong where there was no answer.
+    pub error: Option<String>,
+    /// The first bytes of the answer's body.
+    pub answer: Vec<u8>,
+    /// Whether the delivery is a replay.
+    pub replay: bool,
+    /// Where the delivery stands after it.
+    pub state: State,
+    /// Why the delivery was given up.
+    pub reason: Option<DeadReason>,
+    /// When the delivery is tried next.
+    pub next_attempt_at: Option<Timestamp>,
+    /// The phase after it.
+    pub phase: Phase,
+}

@@ -1,0 +1,18 @@
+//! The words and decisions of whrelay.
+//!
+//! Nothing here does I/O, reads a clock, draws a random number, or is async: time and chance are
+//! arguments, so every rule can be tried over any history in microseconds.
+
+pub mod breaker;
+pub mod bucket;
+pub mod delivery;
+pub mod event;
+pub mod id;
+pub mod limits;
+pub mod outcome;
+pub mod retry;
+pub mod secret;
+pub mod tail;
+pub mod target;
+pub mod time;
+pub mod token;

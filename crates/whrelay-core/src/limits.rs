@@ -1,0 +1,90 @@
+//! Every cap, by name, with its reason. It must not know who applies it.
+
+use std::time::Duration;
+
+/// Largest body an input URL accepts, in bytes: GitHub caps its payloads at 25 MiB.
+pub const MAX_BODY: usize = 25 * 1024 * 1024;
+/// Largest request head an input URL accepts, in bytes, request line included.
+pub const MAX_HEAD: usize = 64 * 1024;
+/// Most header fields an input URL accepts; hyper answers 431 to the next one.
+pub const MAX_HEADERS: usize = 100;
+/// How long a sender may take over its request head.
+pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a sender may take over its body, however steadily it flows.
+pub const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+/// Grace before [`MIN_BODY_RATE`] is demanded of a body.
+pub const BODY_GRACE: Duration = Duration::from_secs(5);
+/// Slowest average at which a body may arrive after the grace, in bytes per second.
+pub const MIN_BODY_RATE: u64 = 1024;
+/// Bytes of bodies that may be in memory at the input before it answers 503.
+pub const MAX_INGEST_BYTES: usize = 256 * 1024 * 1024;
+/// Connections the forwarder serves at once; further ones wait in the listen queue.
+pub const MAX_CONNECTIONS: usize = 16 * 1024;
+/// How long the input waits for the store before it answers 503: providers give up at 3 to 5 s.
+pub const INGEST_DEADLINE: Duration = Duration::from_millis(2500);
+
+/// Longest bucket name.
+pub const MAX_BUCKET_NAME: usize = 64;
+
+/// Most events in one tunnel frame.
+pub const MAX_FRAME_EVENTS: usize = 512;
+/// A frame takes further events only up to this many body bytes (one event may be larger).
+pub const MAX_FRAME_BYTES: usize = 1024 * 1024;
+/// Largest tunnel frame that is read: one event of the largest size and its head.
+pub const MAX_FRAME: usize = MAX_BODY + 4 * MAX_HEAD;
+/// Largest frame an agent may send: it sends no bodies.
+pub const MAX_AGENT_FRAME: usize = 64 * 1024;
+/// Credit of a new agent session: events sent to it and not yet receipted.
+pub const WINDOW_EVENTS: u32 = 4096;
+/// Credit of a new agent session, in body bytes.
+pub const WINDOW_BYTES: u64 = 32 * 1024 * 1024;
+/// How often each side of a tunnel pings.
+pub const PING_EVERY: Duration = Duration::from_secs(10);
+/// Silence after which a side of a tunnel is dead.
+pub const SILENCE: Duration = Duration::from_secs(25);
+/// How long a peer may take over hello and welcome.
+pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// Read and write buffers of a tunnel socket: with tungstenite's defaults an idle one costs 137 kB.
+pub const TUNNEL_BUFFER: usize = 4 * 1024;
+/// How long a write to a tunnel may make no progress.
+pub const TUNNEL_WRITE_TIMEOUT: Duration = Duration::from_secs(25);
+
+/// First ceiling of the reconnect backoff.
+pub const RECONNECT_BASE: Duration = Duration::from_millis(500);
+/// Last ceiling of the reconnect backoff.
+pub const RECONNECT_CAP: Duration = Duration::from_secs(30);
+
+/// Longest Retry-After that is obeyed.
+pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+/// Bytes of an answer's body kept with the attempt.
+pub const KEPT_ANSWER: usize = 4 * 1024;
+/// Bytes of an answer's body read, to reuse the connection, before it is closed instead.
+pub const READ_ANSWER: usize = 64 * 1024;
+/// Largest answer head a target may send.
+pub const MAX_ANSWER_HEAD: usize = 64 * 1024;
+/// Deliveries in flight to one destination by default.
+pub const MAX_IN_FLIGHT: usize = 16;
+/// How long one connection to a target may take.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// First and shortest pause between probes of an offline endpoint.
+pub const PROBE_MIN: Duration = Duration::from_millis(250);
+/// Longest pause between probes: the first delivery starts within a second of the return.
+pub const PROBE_MAX: Duration = Duration::from_millis(750);
+/// How long one probe may take.
+pub const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long attempts in flight may go on after a stop was asked for.
+pub const DRAIN: Duration = Duration::from_secs(10);
+
+/// Longest wait of any timer before the clocks are read again: laptops sleep.
+pub const REARM: Duration = Duration::from_secs(1);
+/// Difference between wall and monotonic clock that counts as a jump.
+pub const JUMP: Duration = Duration::from_secs(5);
+
+/// Operations that may wait for the store's writer.
+pub const MAX_WAITING_WRITES: usize = 8192;
+/// Operations that share one commit.
+pub const MAX_GROUP: usize = 1024;
+/// Body bytes after which a commit takes no further operation.
+pub const MAX_GROUP_BYTES: usize = 32 * 1024 * 1024;
+/// Pause between tries to reopen a store whose disk was full.
+pub const REOPEN_EVERY: Duration = Duration::from_millis(250);

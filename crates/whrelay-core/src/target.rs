@@ -1,0 +1,218 @@
+//! Where deliveries go: what a person may type for a target, and the URL an event gets there. It
+//! must not connect or resolve.
+
+use std::fmt;
+use std::str::FromStr;
+
+use url::{Host, Url};
+
+use crate::tail;
+
+/// Why a text is not a target.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TargetError {
+    /// No URL can be made of it.
+    #[error("`{0}` is not a target: {1}")]
+    NotAUrl(String, String),
+    /// A URL, but not http or https.
+    #[error("`{0}` is not a target: the scheme `{1}` cannot be delivered to")]
+    Scheme(String, String),
+    /// It carries a user name, a password or a fragment.
+    #[error("`{0}` is not a target: user names, passwords and fragments are not sent")]
+    Extras(String),
+}
+
+/// An HTTP endpoint that deliveries go to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Target {
+    url: Url,
+}
+
+/// The tail would climb out of the target's base path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the path has dot segments, which could escape the target's base path")]
+pub struct Climbs;
+
+impl Target {
+    /// Whether it is reached over TLS.
+    pub fn is_tls(&self) -> bool {
+        self.url.scheme() == "https"
+    }
+
+    /// Host to connect to.
+    pub fn host(&self) -> Host<&str> {
+        self.url.host().unwrap_or(Host::Domain("localhost"))
+    }
+
+    /// Port to connect to.
+    pub fn port(&self) -> u16 {
+        self.url.port_or_known_default().unwrap_or(80)
+    }
+
+    /// The value of `Host`: the port only where it is not the scheme's own.
+    pub fn authority(&self) -> String {
+        match self.url.port() {
+            Some(port) => format!("{}:{port}", self.host()),
+            None => self.host().to_string(),
+        }
+    }
+
+    /// The URL an event gets here: base path, then the tail as raw bytes; the target's query, then
+    /// the sender's.
+    pub fn url_for(&self, event_tail: &str, query: Option<&str>) -> Result<String, Climbs> {
+        if tail::climbs(event_tail) {
+            return Err(Climbs);
+        }
+        let base = self.url.path();
+        let joined = match event_tail {
+            "" => base.to_owned(),
+            rest => format!("{}{rest}", base.strip_suffix('/').unwrap_or(base)),
+        };
+        let queries: Vec<&str> = self.url.query().into_iter().chain(query).collect();
+        let mark = if queries.is_empty() { "" } else { "?" };
+        let (scheme, authority) = (self.url.scheme(), self.authority());
+        Ok(format!(
+            "{scheme}://{authority}{joined}{mark}{}",
+            queries.join("&")
+        ))
+    }
+}
+
+/// Accepts `3000`, `:3000`, `localhost:3000`, `localhost:3000/base` and `http(s)://host[:port]/base`.
+impl FromStr for Target {
+    type Err = TargetError;
+
+    fn from_str(text: &str) -> Result<Self, TargetError> {
+        let full = if text.contains("://") {
+            text.to_owned()
+        } else if begins_with_port(text.strip_prefix(':').unwrap_or(text)) {
+            format!("http://localhost:{}", text.trim_start_matches(':'))
+        } else {
+            format!("http://{text}")
+        };
+        let authority = full
+            .split("://")
+            .nth(1)
+            .and_then(|rest| rest.split(['/', '?']).next());
+        if authority.is_some_and(|a| a.ends_with(':')) {
+            return Err(TargetError::NotAUrl(
+                text.into(),
+                "the port is missing".into(),
+            ));
+        }
+        let url =
+            Url::parse(&full).map_err(|e| TargetError::NotAUrl(text.into(), e.to_string()))?;
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(TargetError::Scheme(text.into(), url.scheme().into()));
+        }
+        if url.port() == Some(0) {
+            return Err(TargetError::NotAUrl(
+                text.into(),
+                "port 0 takes no connections".into(),
+            ));
+        }
+        if !url.username().is_empty() || url.password().is_some() || url.fragment().is_some() {
+            return Err(TargetError::Extras(text.into()));
+        }
+        Ok(Self { url })
+    }
+}
+
+fn begins_with_port(text: &str) -> bool {
+    let port = text.split(['/', '?']).next().unwrap_or_default();
+    !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit())
+}
+
+/// The target as people read it: without a lone trailing slash.
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = self.url.as_str();
+        let bare = self.url.path() == "/" && self.url.query().is_none();
+        f.write_str(if bare {
+            text.trim_end_matches('/')
+        } else {
+            text
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn target(text: &str) -> Target {
+        text.parse().expect("a target")
+    }
+
+    #[test]
+    fn every_way_to_type_a_target() {
+        for (typed, shown) in [
+            ("3000", "http://localhost:3000"),
+            (":3000", "http://localhost:3000"),
+            ("3000/hook", "http://localhost:3000/hook"),
+            ("localhost:3000", "http://localhost:3000"),
+            ("localhost:3000/base/", "http://localhost:3000/base/"),
+            ("127.0.0.1:80", "http://127.0.0.1"),
+            (
+                "https://example.test:8443/x?y=1",
+                "https://example.test:8443/x?y=1",
+            ),
+            ("http://[::1]:9/", "http://[::1]:9"),
+        ] {
+            assert_eq!(target(typed).to_string(), shown, "{typed}");
+        }
+    }
+
+    #[test]
+    fn nonsense_is_refused_with_a_reason() {
+        for bad in [
+            "",
+            "ftp://x",
+            ":",
+            ":x",
+            "localhost:99999",
+            "http://",
+            "http://a b",
+            "http://u:p@h/",
+            "3000#x",
+            "0",
+            "unix:/tmp/s",
+        ] {
+            assert!(bad.parse::<Target>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn tail_and_query_are_appended_raw() {
+        let url = |t: &str, tail, query| target(t).url_for(tail, query).expect("no climb");
+        assert_eq!(
+            url("localhost:3000/base", "/a%20b/c", Some("x=1&y=%2F&x=2")),
+            "http://localhost:3000/base/a%20b/c?x=1&y=%2F&x=2"
+        );
+        assert_eq!(url("3000", "", None), "http://localhost:3000/");
+        assert_eq!(
+            url("3000/base/", "/x", None),
+            "http://localhost:3000/base/x"
+        );
+        assert_eq!(
+            url("3000/b?k=v", "//x", Some("q")),
+            "http://localhost:3000/b//x?k=v&q"
+        );
+        assert_eq!(url("3000/b?k=v", "", None), "http://localhost:3000/b?k=v");
+        assert_eq!(target("3000/b").url_for("/../x", None), Err(Climbs));
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics(text in ".*") {
+            let _ = text.parse::<Target>();
+        }
+
+        #[test]
+        fn what_is_shown_is_the_same_target(port in 1u16.., base in "(/[a-z0-9]{1,5}){0,3}/?") {
+            let t = target(&format!("localhost:{port}{base}"));
+            prop_assert_eq!(target(&t.to_string()), t);
+        }
+    }
+}
