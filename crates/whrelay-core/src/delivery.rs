@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::bucket::{BucketId, Seq};
 use crate::id::{DeliveryId, EventId};
-use crate::retry::Phase;
+use crate::retry::{Phase, Verdict};
 use crate::time::Timestamp;
 
 /// Why a delivery was given up.
@@ -141,8 +141,8 @@ pub struct Attempt {
     pub delivery: DeliveryId,
     /// The event.
     pub event: EventId,
-    /// Where it went.
-    pub target: String,
+    /// The URL it went to.
+    pub url: String,
     /// The request's method.
     pub method: String,
     /// 1, 2, 3 … within its delivery.
@@ -159,12 +159,51 @@ pub struct Attempt {
     pub answer: Vec<u8>,
     /// Whether the delivery is a replay.
     pub replay: bool,
-    /// Where the delivery stands after it.
-    pub state: State,
-    /// Why the delivery was given up.
-    pub reason: Option<DeadReason>,
-    /// When the delivery is tried next.
-    pub next_attempt_at: Option<Timestamp>,
-    /// The phase after it.
+    /// The phase of the backoff it was made in.
     pub phase: Phase,
+    /// What follows.
+    pub verdict: Verdict,
+}
+
+impl Attempt {
+    /// Where its delivery stands after it.
+    pub fn state(&self) -> State {
+        match self.verdict {
+            Verdict::Sent => State::Sent,
+            Verdict::RetryAt { .. } => State::Stalled,
+            Verdict::Dead(_) => State::Dead,
+        }
+    }
+
+    /// Why its delivery was given up, if it was.
+    pub fn reason(&self) -> Option<DeadReason> {
+        match self.verdict {
+            Verdict::Dead(reason) => Some(reason),
+            Verdict::Sent | Verdict::RetryAt { .. } => None,
+        }
+    }
+
+    /// When its delivery is tried next, if it is.
+    pub fn next_attempt_at(&self) -> Option<Timestamp> {
+        match self.verdict {
+            Verdict::RetryAt { at, .. } => Some(at),
+            Verdict::Sent | Verdict::Dead(_) => None,
+        }
+    }
+
+    /// The phase its delivery is in after it.
+    pub fn next_phase(&self) -> Phase {
+        match self.verdict {
+            Verdict::RetryAt { phase, .. } => phase,
+            Verdict::Sent | Verdict::Dead(_) => self.phase,
+        }
+    }
+
+    /// Whether the target itself asked for the wait.
+    pub fn is_held(&self) -> bool {
+        match self.verdict {
+            Verdict::RetryAt { held, .. } => held,
+            Verdict::Sent | Verdict::Dead(_) => false,
+        }
+    }
 }

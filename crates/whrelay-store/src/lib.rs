@@ -1,1 +1,28 @@
-//! x
+//! Everything of whrelay that survives a crash. `Ok` from a write means: on disk.
+//!
+//! One thread writes. It takes what waits, applies it in one transaction, commits with an fsync,
+//! and only then answers. Nothing outside this crate knows redb, and no type that rests on disk
+//! travels or is shown.
+
+mod attempts;
+mod buckets;
+mod deliveries;
+mod disk;
+mod error;
+mod events;
+mod lock;
+mod record;
+mod rows;
+mod subscriptions;
+mod tables;
+mod tx;
+mod writer;
+
+pub use attempts::LoggedAttempt;
+pub use deliveries::{DueScan, NewDelivery, StateCounts, WaitingSummary};
+pub use disk::{Medium, Options, Role, Store};
+pub use error::{OpenError, StoreError};
+pub use events::{Batch, NewEvent, Receipt, StoredEvent};
+pub use lock::DirLock;
+pub use subscriptions::SourceMark;
+pub use tables::describe;

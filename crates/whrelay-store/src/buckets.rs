@@ -1,0 +1,102 @@
+//! Buckets and the tokens that may use them. It must not know who asks.
+
+use redb::{ReadableTable, ReadableTableMetadata};
+use whrelay_core::bucket::{Bucket, BucketId, BucketKey, BucketName};
+use whrelay_core::token::{Token, TokenDigest};
+
+use crate::disk::Store;
+use crate::error::StoreError;
+use crate::record;
+use crate::rows::{BucketRow, TokenRow};
+use crate::tables::{BUCKETS, TOKENS};
+use crate::tx::Tx;
+
+impl Store {
+    /// The bucket of that name: as it is, or new with that key. Says whether it is new.
+    ///
+    /// # Errors
+    /// When it is not on disk.
+    pub async fn ensure_bucket(
+        &self,
+        name: &BucketName,
+        key: BucketKey,
+    ) -> Result<(Bucket, bool), StoreError> {
+        let name = name.clone();
+        self.write(256, move |tx: &mut Tx<'_>| {
+            let found = all_buckets(tx.buckets.open()?)?;
+            if let Some(bucket) = found.iter().find(|bucket| bucket.name == name) {
+                return Ok((bucket.clone(), false));
+            }
+            let id = BucketId(found.iter().map(|bucket| bucket.id.0).max().unwrap_or(0) + 1);
+            let row = BucketRow {
+                name: name.to_string(),
+                key: key.expose().to_owned(),
+            };
+            let record = record::seal(&id.0.to_be_bytes(), &row)?;
+            tx.buckets.open()?.insert(id.0, record.as_slice())?;
+            Ok((Bucket { id, name, key }, true))
+        })
+        .await
+    }
+
+    /// All buckets.
+    ///
+    /// # Errors
+    /// When the store cannot be read, or a bucket's record is damaged.
+    pub fn buckets(&self) -> Result<Vec<Bucket>, StoreError> {
+        self.read(|tx| all_buckets(&tx.open_table(BUCKETS)?))
+    }
+
+    /// Lets a token in.
+    ///
+    /// # Errors
+    /// When it is not on disk.
+    pub async fn add_token(&self, token: &Token) -> Result<(), StoreError> {
+        let (id, row) = (
+            token.id().to_owned(),
+            TokenRow {
+                digest: token.digest().0,
+            },
+        );
+        self.write(128, move |tx: &mut Tx<'_>| {
+            let record = record::seal(id.as_bytes(), &row)?;
+            tx.tokens.open()?.insert(id.as_str(), record.as_slice())?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// What is kept of the token with that public id.
+    ///
+    /// # Errors
+    /// When the store cannot be read, or the record is damaged.
+    pub fn token(&self, id: &str) -> Result<Option<TokenDigest>, StoreError> {
+        self.read(|tx| {
+            let Some(record) = tx.open_table(TOKENS)?.get(id)? else {
+                return Ok(None);
+            };
+            let (row, _) = record::open::<TokenRow>("token", id.as_bytes(), record.value())?;
+            Ok(Some(TokenDigest(row.digest)))
+        })
+    }
+
+    /// Whether no token has been let in yet.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn has_no_token(&self) -> Result<bool, StoreError> {
+        self.read(|tx| Ok(tx.open_table(TOKENS)?.is_empty()?))
+    }
+}
+
+fn all_buckets(table: &impl ReadableTable<u32, &'static [u8]>) -> Result<Vec<Bucket>, StoreError> {
+    let mut buckets = Vec::new();
+    for entry in table.iter()? {
+        let (id, record) = entry?;
+        let id = BucketId(id.value());
+        let (row, _) = record::open::<BucketRow>("bucket", &id.0.to_be_bytes(), record.value())?;
+        let damaged = || StoreError::Damaged(format!("the name of bucket {}", id.0));
+        buckets.push(row.into_bucket(id).ok_or_else(damaged)?);
+    }
+    Ok(buckets)
+}

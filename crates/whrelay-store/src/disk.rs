@@ -1,0 +1,428 @@
+//! Opening a store, for the first time or again, and reading it. It must not know what the tables
+//! hold.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock, RwLockReadGuard};
+
+use redb::{Builder, Database, DatabaseError, ReadTransaction, ReadableDatabase};
+use tokio::sync::{mpsc, watch};
+use whrelay_core::limits;
+
+use crate::error::{OpenError, StoreError};
+use crate::lock::{DirLock, private_file};
+use crate::tables::{FORMAT, META, create_all};
+use crate::tx::Tx;
+use crate::writer::{self, Message, Writer};
+
+const FILE: &str = "store.redb";
+const REDB_MAGIC: &[u8; 9] = b"redb\x1A\x0A\xA9\x0D\x0A";
+
+/// Whose store it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Buckets, their events, and subscriptions to them.
+    Forwarder,
+    /// Events, their deliveries, and attempts.
+    Agent,
+}
+
+impl Role {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Forwarder => "forwarder",
+            Self::Agent => "agent",
+        }
+    }
+}
+
+/// How to open a store.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Whose store it has to be.
+    pub role: Role,
+    /// Memory redb may use as its cache, in bytes.
+    pub cache: usize,
+    /// Randomness a new store's own name is made of.
+    pub name_seed: u128,
+    /// What other processes are told that this one does with the store.
+    pub purpose: &'static str,
+}
+
+type Opener = dyn Fn(&Builder) -> Result<Database, DatabaseError> + Send;
+
+/// Where a store rests. It can be opened again and again.
+pub struct Medium {
+    path: PathBuf,
+    open: Box<Opener>,
+    /// Whether an empty medium may become a new store.
+    may_create: bool,
+    _lock: Option<DirLock>,
+}
+
+impl Medium {
+    /// Anything redb can open: memory, or a disk that lies.
+    pub fn custom(
+        open: impl Fn(&Builder) -> Result<Database, DatabaseError> + Send + 'static,
+    ) -> Self {
+        Self {
+            path: PathBuf::from("memory"),
+            open: Box::new(open),
+            may_create: true,
+            _lock: None,
+        }
+    }
+
+    /// The file of a directory, created in one step where it is missing.
+    fn dir(dir: &Path, options: &Options) -> Result<Self, OpenError> {
+        let lock = DirLock::take(dir, options.purpose)?;
+        let path = dir.join(FILE);
+        if !path.try_exists().map_err(|error| OpenError::Io {
+            path: path.clone(),
+            error,
+        })? {
+            create_file(dir, &path, options)?;
+        }
+        check_magic(&path)?;
+        let file = path.clone();
+        let open = Box::new(move |builder: &Builder| builder.open(&file));
+        Ok(Self {
+            path,
+            open,
+            may_create: false,
+            _lock: Some(lock),
+        })
+    }
+
+    /// Opens the database. redb may panic on a file that something else has altered, which must
+    /// not take the process down before it can say which file it was.
+    pub(crate) fn open(&self, cache: usize) -> Result<Database, OpenError> {
+        let mut builder = Builder::new();
+        builder.set_cache_size(cache);
+        let opened = catch_unwind(AssertUnwindSafe(|| (self.open)(&builder)));
+        let damaged = |detail: String| OpenError::Damaged {
+            path: self.path.clone(),
+            detail,
+        };
+        match opened {
+            Ok(Ok(database)) => Ok(database),
+            Ok(Err(error)) => Err(self.open_error(error)),
+            Err(_) => Err(damaged("its structure makes no sense".into())),
+        }
+    }
+
+    #[expect(clippy::wildcard_enum_match_arm, reason = "redb's kinds can grow")]
+    fn open_error(&self, error: DatabaseError) -> OpenError {
+        let path = self.path.clone();
+        match error {
+            DatabaseError::Storage(redb::StorageError::Io(error)) => {
+                if error.kind() == std::io::ErrorKind::InvalidData {
+                    return OpenError::Damaged {
+                        path,
+                        detail: error.to_string(),
+                    };
+                }
+                OpenError::Io { path, error }
+            }
+            DatabaseError::DatabaseAlreadyOpen => OpenError::InUse {
+                path,
+                pid: 0,
+                purpose: "unknown".into(),
+            },
+            other => OpenError::Damaged {
+                path,
+                detail: other.to_string(),
+            },
+        }
+    }
+}
+
+/// A new store appears under its name only once it is complete, so that an empty or partial file
+/// there is never taken for a new one.
+fn create_file(dir: &Path, path: &Path, options: &Options) -> Result<(), OpenError> {
+    let io = |error| OpenError::Io {
+        path: path.to_owned(),
+        error,
+    };
+    let draft = path.with_extension("new");
+    match fs::remove_file(&draft) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io(error)),
+        Ok(()) | Err(_) => {}
+    }
+    drop(private_file().open(&draft).map_err(io)?);
+    let (file, lock) = (draft.clone(), None);
+    let open = Box::new(move |builder: &Builder| builder.create(&file));
+    let medium = Medium {
+        path: draft.clone(),
+        open,
+        may_create: true,
+        _lock: lock,
+    };
+    drop(prepare(&medium, options)?);
+    File::open(&draft).and_then(|f| f.sync_all()).map_err(io)?;
+    fs::rename(&draft, path).map_err(io)?;
+    File::open(dir).and_then(|f| f.sync_all()).map_err(io)
+}
+
+fn check_magic(path: &Path) -> Result<(), OpenError> {
+    let mut magic = Vec::new();
+    let read = File::open(path).and_then(|f| f.take(9).read_to_end(&mut magic));
+    read.map_err(|error| OpenError::Io {
+        path: path.to_owned(),
+        error,
+    })?;
+    if magic == REDB_MAGIC {
+        Ok(())
+    } else {
+        Err(OpenError::Foreign {
+            path: path.to_owned(),
+        })
+    }
+}
+
+/// Opens the database and checks, or writes, whose it is and in which format.
+fn prepare(medium: &Medium, options: &Options) -> Result<(Database, String), OpenError> {
+    let database = medium.open(options.cache)?;
+    let path = || medium.path.clone();
+    let fault = |error: StoreError| match error {
+        StoreError::Full => OpenError::Io {
+            path: path(),
+            error: std::io::Error::from(std::io::ErrorKind::StorageFull),
+        },
+        other @ (StoreError::Reopening | StoreError::Broken(_) | StoreError::Damaged(_)) => {
+            OpenError::Damaged {
+                path: path(),
+                detail: other.to_string(),
+            }
+        }
+    };
+    let meta = catch_unwind(AssertUnwindSafe(|| read_meta(&database)));
+    let meta = meta.unwrap_or_else(|_| Err(StoreError::Damaged("the meta table".into())));
+    let id = match meta.map_err(fault)? {
+        Some(meta) => meta.check(options.role, &medium.path)?,
+        None if medium.may_create => {
+            let id = format!("{:032x}", options.name_seed);
+            init(&database, options.role, &id).map_err(fault)?;
+            id
+        }
+        None => return Err(OpenError::Foreign { path: path() }),
+    };
+    Ok((database, id))
+}
+
+struct Meta {
+    format: u32,
+    role: String,
+    id: String,
+}
+
+impl Meta {
+    fn check(self, role: Role, path: &Path) -> Result<String, OpenError> {
+        let path = path.to_owned();
+        if self.format > FORMAT {
+            return Err(OpenError::Newer {
+                path,
+                found: self.format,
+                supported: FORMAT,
+            });
+        }
+        if self.role != role.as_str() {
+            return Err(OpenError::Role {
+                path,
+                found: self.role,
+                wanted: role.as_str(),
+            });
+        }
+        Ok(self.id)
+    }
+}
+
+fn read_meta(database: &Database) -> Result<Option<Meta>, StoreError> {
+    let tx = database.begin_read()?;
+    let table = match tx.open_table(META) {
+        Ok(table) => table,
+        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let text = |name: &str| -> Result<String, StoreError> {
+        let value = table.get(name)?;
+        let bytes = value.map(|v| v.value().to_vec()).unwrap_or_default();
+        String::from_utf8(bytes).map_err(|_| StoreError::Damaged(format!("meta `{name}`")))
+    };
+    let format = text("format")?.parse();
+    let format = format.map_err(|_| StoreError::Damaged("the format version".into()))?;
+    Ok(Some(Meta {
+        format,
+        role: text("role")?,
+        id: text("id")?,
+    }))
+}
+
+fn init(database: &Database, role: Role, id: &str) -> Result<(), StoreError> {
+    let tx = writer::begin(database)?;
+    create_all(&tx)?;
+    {
+        let mut meta = tx.open_table(META)?;
+        meta.insert("format", FORMAT.to_string().as_bytes())?;
+        meta.insert("role", role.as_str().as_bytes())?;
+        meta.insert("id", id.as_bytes())?;
+    }
+    Ok(tx.commit()?)
+}
+
+/// What the writer and all readers share.
+pub(crate) struct Shared {
+    database: RwLock<Option<Arc<Database>>>,
+    /// Counts commits.
+    pub(crate) commits: watch::Sender<u64>,
+    /// Why the store has stopped for good.
+    pub(crate) broken: watch::Sender<Option<StoreError>>,
+}
+
+impl Shared {
+    fn current(&self) -> RwLockReadGuard<'_, Option<Arc<Database>>> {
+        self.database
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// The open database, unless it is being reopened.
+    pub(crate) fn database(&self) -> Option<Arc<Database>> {
+        self.current().clone()
+    }
+
+    pub(crate) fn replace(&self, database: Option<Database>) {
+        let mut current = self
+            .database
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        *current = database.map(Arc::new);
+    }
+}
+
+/// An open store. Clones are handles to the same one.
+#[derive(Clone)]
+pub struct Store {
+    pub(crate) shared: Arc<Shared>,
+    writes: mpsc::Sender<Message>,
+    id: Arc<str>,
+}
+
+impl Store {
+    /// Opens the store of a directory, and creates both where they are missing.
+    ///
+    /// # Errors
+    /// In use, not writable, another file, damaged, of a newer format: nothing is changed then.
+    pub fn open(dir: &Path, options: &Options) -> Result<Self, OpenError> {
+        Self::open_on(Medium::dir(dir, options)?, options)
+    }
+
+    /// Opens the store on a medium.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_on(medium: Medium, options: &Options) -> Result<Self, OpenError> {
+        let (database, id) = prepare(&medium, options)?;
+        let shared = Arc::new(Shared {
+            database: RwLock::new(Some(Arc::new(database))),
+            commits: watch::Sender::new(0),
+            broken: watch::Sender::new(None),
+        });
+        let (writes, waiting) = mpsc::channel(limits::MAX_WAITING_WRITES);
+        Writer::start(medium, options.cache, Arc::clone(&shared), waiting);
+        Ok(Self {
+            shared,
+            writes,
+            id: id.into(),
+        })
+    }
+
+    /// The store's own name: another store never has it.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Counts commits: a change is a hint to look again, and carries no data.
+    pub fn commits(&self) -> watch::Receiver<u64> {
+        self.shared.commits.subscribe()
+    }
+
+    /// Waits until the store has stopped for good, and says why: then the process must stop too.
+    pub async fn broken(&self) -> StoreError {
+        let mut broken = self.shared.broken.subscribe();
+        match broken.wait_for(Option::is_some).await {
+            Ok(error) => error.clone().unwrap_or(StoreError::Reopening),
+            Err(_) => StoreError::Broken("the writer has stopped".into()),
+        }
+    }
+
+    /// Finishes what was asked for before and lets go of the medium.
+    pub async fn close(self) {
+        let (done, closed) = tokio::sync::oneshot::channel();
+        if self.writes.send(Message::Close(done)).await.is_ok() {
+            // A writer that is gone already has let go too.
+            let _ = closed.await;
+        }
+    }
+
+    /// Applies `run` in the next group commit and answers once that is on disk. `weight` is about
+    /// how many bytes it writes.
+    pub(crate) async fn write<T, F>(&self, weight: usize, run: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Tx<'_>) -> Result<T, StoreError> + Send + 'static,
+    {
+        let (operation, answer) = writer::operation(weight, run);
+        let gone = || StoreError::Broken("the writer has stopped".into());
+        self.writes
+            .send(Message::Run(operation))
+            .await
+            .map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+
+    /// Reads one consistent state.
+    pub(crate) fn read<T>(
+        &self,
+        run: impl FnOnce(&ReadTransaction) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let database = self.shared.database().ok_or(StoreError::Reopening)?;
+        let tx = database.begin_read()?;
+        run(&tx)
+    }
+
+    /// A note of the process that uses the store, by name.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn note(&self, name: &str) -> Result<Option<String>, StoreError> {
+        self.read(|tx| {
+            let value = tx.open_table(META)?.get(format!("note.{name}").as_str())?;
+            Ok(value.map(|v| String::from_utf8_lossy(v.value()).into_owned()))
+        })
+    }
+
+    /// Keeps a note.
+    ///
+    /// # Errors
+    /// When it is not on disk.
+    pub async fn set_note(&self, name: &str, value: &str) -> Result<(), StoreError> {
+        let (name, value) = (format!("note.{name}"), value.to_owned());
+        let put = move |tx: &mut Tx<'_>| {
+            tx.meta.open()?.insert(name.as_str(), value.as_bytes())?;
+            Ok(())
+        };
+        self.write(256, put).await
+    }
+
+    /// Bytes the store's file has, and bytes the live records fill.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn disk_used(&self, dir: &Path) -> Result<u64, StoreError> {
+        let length = fs::metadata(dir.join(FILE)).map(|m| m.len());
+        length.map_err(|e| StoreError::Broken(e.to_string()))
+    }
+}

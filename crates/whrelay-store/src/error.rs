@@ -1,0 +1,144 @@
+//! What can go wrong with a store, and whether waiting helps. It must not know who shows it.
+
+use std::path::PathBuf;
+
+/// Why a store could not be opened. Nothing on disk was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it.
+    #[error("{path} is already in use by pid {pid} ({purpose})", path = .path.display())]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+        /// The process that has it.
+        pid: u32,
+        /// What that process does with it.
+        purpose: String,
+    },
+    /// The directory or file cannot be created, read or written.
+    #[error("{path}: {error}", path = .path.display())]
+    Io {
+        /// The directory or file.
+        path: PathBuf,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// The file is not a store of whrelay's.
+    #[error("{path} is not a whrelay store; it was left as it is", path = .path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file is a store that cannot be read.
+    #[error("{path} is damaged ({detail}); it was left as it is", path = .path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        detail: String,
+    },
+    /// The file was written by a later version.
+    #[error("{path} has format {found}; this whrelay reads up to format {supported}", path = .path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+        /// The newest format this version reads.
+        supported: u32,
+    },
+    /// An agent's store where a forwarder's was expected, or the other way round.
+    #[error("{path} is the store of the {found}, not of the {wanted}", path = .path.display())]
+    Role {
+        /// The file.
+        path: PathBuf,
+        /// Whose it is.
+        found: String,
+        /// Whose it had to be.
+        wanted: &'static str,
+    },
+}
+
+impl OpenError {
+    /// Whether trying again later may succeed without anyone doing anything.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::InUse { .. } => true,
+            Self::Io { .. }
+            | Self::Foreign { .. }
+            | Self::Damaged { .. }
+            | Self::Newer { .. }
+            | Self::Role { .. } => false,
+        }
+    }
+}
+
+/// Why an operation did not succeed. A failed write is unknown, not undone: it may be on disk.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The disk is full. The store reopens itself when there is space again.
+    #[error("the disk is full")]
+    Full,
+    /// The store is being reopened.
+    #[error("the store is being reopened")]
+    Reopening,
+    /// An fsync or another system call failed: what is on disk is unknown, so the process must
+    /// stop and start anew.
+    #[error("the disk failed: {0}")]
+    Broken(String),
+    /// One record does not have the bytes that were written.
+    #[error("{0} is damaged on disk")]
+    Damaged(String),
+}
+
+impl StoreError {
+    /// Whether the same operation may succeed later.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Full | Self::Reopening => true,
+            Self::Broken(_) | Self::Damaged(_) => false,
+        }
+    }
+
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the system's and redb's kinds can grow"
+    )]
+    fn new(error: redb::Error) -> Self {
+        use std::io::ErrorKind;
+        match error {
+            redb::Error::Io(io) => match io.kind() {
+                ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+                    Self::Full
+                }
+                _ => Self::Broken(io.to_string()),
+            },
+            redb::Error::PreviousIo | redb::Error::DatabaseClosed => Self::Reopening,
+            other => Self::Broken(other.to_string()),
+        }
+    }
+}
+
+impl From<redb::StorageError> for StoreError {
+    fn from(error: redb::StorageError) -> Self {
+        Self::new(error.into())
+    }
+}
+
+impl From<redb::TableError> for StoreError {
+    fn from(error: redb::TableError) -> Self {
+        Self::new(error.into())
+    }
+}
+
+impl From<redb::TransactionError> for StoreError {
+    fn from(error: redb::TransactionError) -> Self {
+        Self::new(error.into())
+    }
+}
+
+impl From<redb::CommitError> for StoreError {
+    fn from(error: redb::CommitError) -> Self {
+        Self::new(error.into())
+    }
+}

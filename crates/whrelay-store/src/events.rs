@@ -1,0 +1,276 @@
+//! Events: appended once, read in order or by id. It must not know where they came from.
+
+use redb::ReadableTable;
+use whrelay_core::bucket::{Bucket, BucketId, BucketName, Seq};
+use whrelay_core::event::Event;
+use whrelay_core::id::EventId;
+use whrelay_core::time::Timestamp;
+
+use crate::deliveries::{self, NewDelivery};
+use crate::disk::Store;
+use crate::error::StoreError;
+use crate::record::{self, Unsealed};
+use crate::rows::EventRow;
+use crate::subscriptions::{SourceMark, put_source};
+use crate::tables::{EVENT_IDS, EVENTS, QUARANTINE, event_key};
+use crate::tx::Tx;
+
+/// An event to store, with the deliveries it begins.
+#[derive(Clone, Debug)]
+pub struct NewEvent {
+    /// The event.
+    pub event: Event,
+    /// Where it goes; none at a forwarder, whose agents read it.
+    pub deliveries: Vec<NewDelivery>,
+}
+
+/// An event is on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    /// The event.
+    pub event: EventId,
+    /// Its place in the bucket.
+    pub seq: Seq,
+    /// Whether it was there before, so that nothing was stored.
+    pub duplicate: bool,
+}
+
+/// An event as it was stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredEvent {
+    /// Its place in the bucket.
+    pub seq: Seq,
+    /// The event.
+    pub event: Event,
+}
+
+/// Events in order.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// The events.
+    pub events: Vec<StoredEvent>,
+    /// The place they reach, damaged events passed over included.
+    pub upto: Seq,
+    /// Places of events found damaged.
+    pub damaged: Vec<Seq>,
+}
+
+struct Prepared {
+    id: EventId,
+    record: Unsealed,
+    deliveries: Vec<NewDelivery>,
+}
+
+impl Store {
+    /// Puts events on disk, in order, together with their deliveries and, at an agent, the place
+    /// they reach at its forwarder: all of it or nothing. An event whose id is there already is
+    /// left as it is.
+    ///
+    /// # Errors
+    /// When it is unknown whether they are on disk.
+    pub async fn append(
+        &self,
+        bucket: BucketId,
+        events: Vec<NewEvent>,
+        mark: Option<SourceMark>,
+    ) -> Result<Vec<Receipt>, StoreError> {
+        let prepare = |NewEvent { event, deliveries }: NewEvent| {
+            let id = event.id;
+            let (row, body) = EventRow::new(event);
+            Ok(Prepared {
+                id,
+                record: Unsealed::new(&row, &body)?,
+                deliveries,
+            })
+        };
+        let prepared: Vec<_> = events
+            .into_iter()
+            .map(prepare)
+            .collect::<Result<_, StoreError>>()?;
+        let weight = prepared.iter().map(|p| p.record.len()).sum();
+        self.write(weight, move |tx: &mut Tx<'_>| {
+            let put = prepared
+                .into_iter()
+                .map(|event| put_event(tx, bucket, event));
+            let receipts = put.collect::<Result<Vec<_>, _>>()?;
+            if let Some(mark) = &mark {
+                put_source(tx, bucket, mark)?;
+            }
+            Ok(receipts)
+        })
+        .await
+    }
+
+    /// Reads events after a place, in order, at least one if there is one: up to `max_events`, and
+    /// no further one once `max_bytes` of bodies are reached. Damaged events are passed over and
+    /// named.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn read_after(
+        &self,
+        bucket: &Bucket,
+        after: Seq,
+        max_events: usize,
+        max_bytes: usize,
+    ) -> Result<Batch, StoreError> {
+        let mut batch = Batch {
+            events: Vec::new(),
+            upto: after,
+            damaged: Vec::new(),
+        };
+        let mut bytes = 0;
+        self.read(|tx| {
+            let table = tx.open_table(EVENTS)?;
+            for entry in table.range((bucket.id.0, after.0 + 1)..=(bucket.id.0, u64::MAX))? {
+                let (key, record) = entry?;
+                if batch.events.len() >= max_events || (bytes >= max_bytes && bytes > 0) {
+                    break;
+                }
+                let seq = Seq(key.value().1);
+                batch.upto = seq;
+                match open_event(bucket.id, seq, bucket.name.clone(), record.value()) {
+                    Ok(event) => {
+                        bytes += event.request.body.len().max(1);
+                        batch.events.push(StoredEvent { seq, event });
+                    }
+                    Err(_) => batch.damaged.push(seq),
+                }
+            }
+            Ok(batch)
+        })
+    }
+
+    /// Reads events before a place, newest first, up to `max`. Damaged events are passed over.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn events_before(
+        &self,
+        bucket: &Bucket,
+        before: Seq,
+        max: usize,
+    ) -> Result<Vec<StoredEvent>, StoreError> {
+        self.read(|tx| {
+            let table = tx.open_table(EVENTS)?;
+            let range = table.range((bucket.id.0, 0)..(bucket.id.0, before.0))?;
+            let read = |entry: Result<_, redb::StorageError>| {
+                let (key, record): (
+                    redb::AccessGuard<'_, (u32, u64)>,
+                    redb::AccessGuard<'_, &[u8]>,
+                ) = entry?;
+                let seq = Seq(key.value().1);
+                let event = open_event(bucket.id, seq, bucket.name.clone(), record.value());
+                Ok(event.ok().map(|event| StoredEvent { seq, event }))
+            };
+            range
+                .rev()
+                .map(read)
+                .filter_map(Result::transpose)
+                .take(max)
+                .collect()
+        })
+    }
+
+    /// Where an event is.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn find_event(&self, id: EventId) -> Result<Option<(BucketId, Seq)>, StoreError> {
+        self.read(|tx| {
+            let place = tx
+                .open_table(EVENT_IDS)?
+                .get(&id.to_bytes())?
+                .map(|v| v.value());
+            Ok(place.map(|(bucket, seq)| (BucketId(bucket), Seq(seq))))
+        })
+    }
+
+    /// The event at a place.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] when its bytes are not those that were written.
+    pub fn event_at(&self, bucket: &Bucket, seq: Seq) -> Result<Option<Event>, StoreError> {
+        self.read(|tx| {
+            let Some(record) = tx.open_table(EVENTS)?.get((bucket.id.0, seq.0))? else {
+                return Ok(None);
+            };
+            open_event(bucket.id, seq, bucket.name.clone(), record.value()).map(Some)
+        })
+    }
+
+    /// Sets a damaged event aside: its deliveries wait no more, and it is listed as quarantined.
+    /// What is left of it stays on disk.
+    ///
+    /// # Errors
+    /// When that is not on disk.
+    pub async fn quarantine(
+        &self,
+        bucket: BucketId,
+        seq: Seq,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        self.write(64, move |tx: &mut Tx<'_>| {
+            tx.quarantine
+                .open()?
+                .insert((bucket.0, seq.0), now.as_micros())?;
+            deliveries::stop_waiting(tx, bucket, seq)
+        })
+        .await
+    }
+
+    /// Places of the events set aside.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn quarantined(&self) -> Result<Vec<(BucketId, Seq)>, StoreError> {
+        self.read(|tx| {
+            let table = tx.open_table(QUARANTINE)?;
+            let place = |entry: Result<_, redb::StorageError>| {
+                let (key, _): (
+                    redb::AccessGuard<'_, (u32, u64)>,
+                    redb::AccessGuard<'_, i64>,
+                ) = entry?;
+                let (bucket, seq) = key.value();
+                Ok((BucketId(bucket), Seq(seq)))
+            };
+            table.iter()?.map(place).collect()
+        })
+    }
+}
+
+fn put_event(tx: &mut Tx<'_>, bucket: BucketId, new: Prepared) -> Result<Receipt, StoreError> {
+    let id = new.id.to_bytes();
+    if let Some(place) = tx.event_ids.open()?.get(&id)? {
+        return Ok(Receipt {
+            event: new.id,
+            seq: Seq(place.value().1),
+            duplicate: true,
+        });
+    }
+    let seq = Seq(tx.next(bucket.0)?);
+    let record = new.record.seal(&event_key(bucket, seq));
+    tx.events
+        .open()?
+        .insert((bucket.0, seq.0), record.as_slice())?;
+    tx.event_ids.open()?.insert(&id, (bucket.0, seq.0))?;
+    for (ordinal, delivery) in (0..).zip(new.deliveries) {
+        deliveries::begin(tx, bucket, seq, ordinal, new.id, &delivery)?;
+    }
+    Ok(Receipt {
+        event: new.id,
+        seq,
+        duplicate: false,
+    })
+}
+
+fn open_event(
+    bucket: BucketId,
+    seq: Seq,
+    name: BucketName,
+    record: &[u8],
+) -> Result<Event, StoreError> {
+    let key = event_key(bucket, seq);
+    let (row, body): (EventRow, &[u8]) = record::open("event", &key, record)?;
+    Ok(row.into_event(name, body))
+}

@@ -1,0 +1,78 @@
+//! The lock on a data directory: one process at a time, and the others learn which. It must not
+//! know what is in the directory.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{Read, Seek, Write};
+use std::path::{Path, PathBuf};
+
+use crate::error::OpenError;
+
+/// A directory that this process alone may use, until this is dropped.
+#[derive(Debug)]
+pub struct DirLock {
+    _file: File,
+    path: PathBuf,
+}
+
+impl DirLock {
+    /// Creates the directory (0700) where it is missing, and locks it. `purpose` is told to the
+    /// processes that come second.
+    pub fn take(dir: &Path, purpose: &str) -> Result<Self, OpenError> {
+        let io = |error| OpenError::Io {
+            path: dir.to_owned(),
+            error,
+        };
+        create_private_dir(dir).map_err(io)?;
+        let path = dir.join("lock");
+        let mut file = private_file().open(&path).map_err(io)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(in_use(dir, &mut file)),
+            Err(TryLockError::Error(error)) => return Err(io(error)),
+        }
+        let holder = format!("{} {purpose}\n", std::process::id());
+        let written = file.set_len(0).and_then(|()| file.rewind());
+        written
+            .and_then(|()| file.write_all(holder.as_bytes()))
+            .map_err(io)?;
+        Ok(Self {
+            _file: file,
+            path: dir.to_owned(),
+        })
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.path
+    }
+}
+
+fn in_use(dir: &Path, file: &mut File) -> OpenError {
+    let mut text = String::new();
+    // An unreadable holder is still a holder.
+    let _ = file.read_to_string(&mut text);
+    let (pid, purpose) = text.trim().split_once(' ').unwrap_or(("0", "unknown"));
+    let (pid, purpose) = (pid.parse().unwrap_or(0), purpose.to_owned());
+    OpenError::InUse {
+        path: dir.to_owned(),
+        pid,
+        purpose,
+    }
+}
+
+/// Options for a file that only its owner may read.
+pub(crate) fn private_file() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options
+}
+
+fn create_private_dir(dir: &Path) -> std::io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(dir)
+}

@@ -1,0 +1,106 @@
+//! One record's bytes: `version:u8 | checksum:u64 | length of head:u32 | head | body`, little-endian.
+//!
+//! redb does not verify checksums on ordinary reads, so each record carries its own: XXH3 over
+//! everything behind it, seeded with the record's key and version, so that a record that turns up
+//! under another key is damaged too. It must not know what a record means.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use twox_hash::XxHash3_64;
+
+use crate::error::StoreError;
+
+const VERSION: u8 = 1;
+const CHECKSUM: std::ops::Range<usize> = 1..9;
+const HEAD_LEN: std::ops::Range<usize> = 9..13;
+
+/// A record that lacks only the key it will rest under.
+pub(crate) struct Unsealed(Vec<u8>);
+
+impl Unsealed {
+    /// Encodes a head and its body.
+    pub(crate) fn new<T: Serialize>(head: &T, body: &[u8]) -> Result<Self, StoreError> {
+        let mut bytes = Vec::with_capacity(HEAD_LEN.end + 256 + body.len());
+        bytes.push(VERSION);
+        bytes.resize(HEAD_LEN.end, 0);
+        let unencodable = |e: postcard::Error| StoreError::Broken(e.to_string());
+        let mut bytes = postcard::to_extend(head, bytes).map_err(unencodable)?;
+        let head_len = u32::try_from(bytes.len() - HEAD_LEN.end).unwrap_or(u32::MAX);
+        bytes[HEAD_LEN].copy_from_slice(&head_len.to_le_bytes());
+        bytes.extend_from_slice(body);
+        Ok(Self(bytes))
+    }
+
+    /// How many bytes the record has.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The record, for this key only.
+    pub(crate) fn seal(mut self, key: &[u8]) -> Vec<u8> {
+        let checksum = checksum(key, &self.0);
+        self.0[CHECKSUM].copy_from_slice(&checksum.to_le_bytes());
+        self.0
+    }
+}
+
+/// Encodes a record without a body.
+pub(crate) fn seal<T: Serialize>(key: &[u8], head: &T) -> Result<Vec<u8>, StoreError> {
+    Ok(Unsealed::new(head, &[])?.seal(key))
+}
+
+/// Verifies a record and answers its head and body.
+pub(crate) fn open<'a, T: DeserializeOwned>(
+    what: &str,
+    key: &[u8],
+    record: &'a [u8],
+) -> Result<(T, &'a [u8]), StoreError> {
+    let parts = || {
+        let stored = u64::from_le_bytes(record.get(CHECKSUM)?.try_into().ok()?);
+        let head_len = u32::from_le_bytes(record.get(HEAD_LEN)?.try_into().ok()?) as usize;
+        if record[0] != VERSION || stored != checksum(key, record) {
+            return None;
+        }
+        let (head, body) = record[HEAD_LEN.end..].split_at_checked(head_len)?;
+        Some((postcard::from_bytes(head).ok()?, body))
+    };
+    parts().ok_or_else(|| StoreError::Damaged(format!("{what} {}", hex(key))))
+}
+
+fn checksum(key: &[u8], record: &[u8]) -> u64 {
+    let seed = XxHash3_64::oneshot_with_seed(u64::from(record[0]), key);
+    XxHash3_64::oneshot_with_seed(seed, &record[CHECKSUM.end..])
+}
+
+fn hex(key: &[u8]) -> String {
+    key.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_single_bit_flip_is_noticed_and_so_is_another_key() {
+        let body = vec![7u8; 40];
+        let head = ("head".to_owned(), 5u32);
+        let good = Unsealed::new(&head, &body).expect("encodable").seal(b"key");
+        let read: (String, u32) = open("record", b"key", &good).expect("undamaged").0;
+        assert_eq!(read, head);
+        assert!(open::<(String, u32)>("record", b"kez", &good).is_err());
+        for bit in 0..good.len() * 8 {
+            let mut bad = good.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(
+                open::<(String, u32)>("record", b"key", &bad).is_err(),
+                "bit {bit}"
+            );
+        }
+        for cut in 0..good.len() {
+            assert!(
+                open::<(String, u32)>("record", b"key", &good[..cut]).is_err(),
+                "cut at {cut}"
+            );
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! What records mean: one type per table, apart from the domain types. Conversions name every
+//! field, so that a new one stops the build until the disk has decided. It must not know redb.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use whrelay_core::bucket::{Bucket, BucketId, BucketKey, BucketName, Seq};
+use whrelay_core::delivery::{Attempt, DeadReason, Delivery, DeliveryKey, DestinationId, State};
+use whrelay_core::event::{Event, Header, Request};
+use whrelay_core::id::{DeliveryId, EventId};
+use whrelay_core::retry::{Phase, Verdict};
+use whrelay_core::time::Timestamp;
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct BucketRow {
+    pub(crate) name: String,
+    pub(crate) key: String,
+}
+
+impl BucketRow {
+    pub(crate) fn into_bucket(self, id: BucketId) -> Option<Bucket> {
+        let Self { name, key } = self;
+        Some(Bucket {
+            id,
+            name: name.parse().ok()?,
+            key: BucketKey::from_text(key),
+        })
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct EventRow {
+    id: [u8; 16],
+    received_at: i64,
+    method: String,
+    tail: String,
+    query: Option<String>,
+    headers: Vec<(String, Vec<u8>)>,
+}
+
+impl EventRow {
+    /// The row, and the body that rests behind it.
+    pub(crate) fn new(event: Event) -> (Self, Bytes) {
+        let Event {
+            id,
+            bucket: _,
+            received_at,
+            request,
+        } = event;
+        let Request {
+            method,
+            tail,
+            query,
+            headers,
+            body,
+        } = request;
+        let header = |Header { name, value }: Header| (name, value.to_vec());
+        let row = Self {
+            id: id.to_bytes(),
+            received_at: received_at.as_micros(),
+            method,
+            tail,
+            query,
+            headers: headers.into_iter().map(header).collect(),
+        };
+        (row, body)
+    }
+
+    pub(crate) fn into_event(self, bucket: BucketName, body: &[u8]) -> Event {
+        let Self {
+            id,
+            received_at,
+            method,
+            tail,
+            query,
+            headers,
+        } = self;
+        let header = |(name, value): (String, Vec<u8>)| Header {
+            name,
+            value: value.into(),
+        };
+        let headers = headers.into_iter().map(header).collect();
+        let body = Bytes::copy_from_slice(body);
+        Event {
+            id: EventId::from_bytes(id),
+            bucket,
+            received_at: Timestamp::from_micros(received_at),
+            request: Request {
+                method,
+                tail,
+                query,
+                headers,
+                body,
+            },
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct SubscriptionRow {
+    pub(crate) acked: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct SourceRow {
+    pub(crate) forwarder: String,
+    pub(crate) seq: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct DestinationRow {
+    pub(crate) bucket: u32,
+    pub(crate) target: String,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct TokenRow {
+    pub(crate) digest: [u8; 32],
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+enum StateRow {
+    Queued,
+    Stalled,
+    Sent,
+    Rejected,
+    Deadline,
+    Attempts,
+    Discarded,
+}
+
+impl StateRow {
+    fn new(state: State, reason: Option<DeadReason>) -> Self {
+        match (state, reason) {
+            (State::Queued, _) => Self::Queued,
+            (State::Stalled, _) => Self::Stalled,
+            (State::Sent, _) => Self::Sent,
+            (State::Dead, Some(DeadReason::Deadline)) => Self::Deadline,
+            (State::Dead, Some(DeadReason::Attempts)) => Self::Attempts,
+            (State::Dead, Some(DeadReason::Discarded)) => Self::Discarded,
+            (State::Dead, Some(DeadReason::Rejected) | None) => Self::Rejected,
+        }
+    }
+
+    fn split(self) -> (State, Option<DeadReason>) {
+        match self {
+            Self::Queued => (State::Queued, None),
+            Self::Stalled => (State::Stalled, None),
+            Self::Sent => (State::Sent, None),
+            Self::Rejected => (State::Dead, Some(DeadReason::Rejected)),
+            Self::Deadline => (State::Dead, Some(DeadReason::Deadline)),
+            Self::Attempts => (State::Dead, Some(DeadReason::Attempts)),
+            Self::Discarded => (State::Dead, Some(DeadReason::Discarded)),
+        }
+    }
+}
+
+fn durable_since(phase: Phase) -> Option<u32> {
+    match phase {
+        Phase::Fast => None,
+        Phase::Durable { since } => Some(since),
+    }
+}
+
+fn phase(durable_since: Option<u32>) -> Phase {
+    durable_since.map_or(Phase::Fast, |since| Phase::Durable { since })
+}
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct DeliveryRow {
+    id: [u8; 16],
+    event: [u8; 16],
+    destination: u32,
+    created_at: i64,
+    deadline_at: i64,
+    attempts: u32,
+    first_failed_at: Option<i64>,
+    durable_since: Option<u32>,
+    state: StateRow,
+    next_attempt_at: Option<i64>,
+    replay: bool,
+}
+
+impl DeliveryRow {
+    pub(crate) fn new(delivery: &Delivery) -> Self {
+        let Delivery {
+            key: _,
+            id,
+            event,
+            destination,
+            created_at,
+            deadline_at,
+            attempts,
+            first_failed_at,
+            phase,
+            state,
+            reason,
+            next_attempt_at,
+            replay,
+        } = *delivery;
+        Self {
+            id: id.to_bytes(),
+            event: event.to_bytes(),
+            destination: destination.0,
+            created_at: created_at.as_micros(),
+            deadline_at: deadline_at.as_micros(),
+            attempts,
+            first_failed_at: first_failed_at.map(Timestamp::as_micros),
+            durable_since: durable_since(phase),
+            state: StateRow::new(state, reason),
+            next_attempt_at: next_attempt_at.map(Timestamp::as_micros),
+            replay,
+        }
+    }
+
+    pub(crate) fn into_delivery(self, key: DeliveryKey) -> Delivery {
+        let (state, reason) = self.state.split();
+        Delivery {
+            key,
+            id: DeliveryId::from_bytes(self.id),
+            event: EventId::from_bytes(self.event),
+            destination: DestinationId(self.destination),
+            created_at: Timestamp::from_micros(self.created_at),
+            deadline_at: Timestamp::from_micros(self.deadline_at),
+            attempts: self.attempts,
+            first_failed_at: self.first_failed_at.map(Timestamp::from_micros),
+            phase: phase(self.durable_since),
+            state,
+            reason,
+            next_attempt_at: self.next_attempt_at.map(Timestamp::from_micros),
+            replay: self.replay,
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct AttemptRow {
+    key: (u32, u64, u32),
+    delivery: [u8; 16],
+    event: [u8; 16],
+    url: String,
+    method: String,
+    number: u32,
+    at: i64,
+    duration_us: u64,
+    status: Option<u16>,
+    error: Option<String>,
+    answer: Vec<u8>,
+    replay: bool,
+    durable_since: Option<u32>,
+    state: StateRow,
+    next: Option<(i64, Option<u32>, bool)>,
+}
+
+impl AttemptRow {
+    pub(crate) fn new(attempt: Attempt) -> Self {
+        let (state, reason) = (attempt.state(), attempt.reason());
+        let Attempt {
+            key,
+            delivery,
+            event,
+            url,
+            method,
+            number,
+            at,
+            duration,
+            status,
+            error,
+            answer,
+            replay,
+            phase,
+            verdict,
+        } = attempt;
+        let next = match verdict {
+            Verdict::RetryAt { at, phase, held } => {
+                Some((at.as_micros(), durable_since(phase), held))
+            }
+            Verdict::Sent | Verdict::Dead(_) => None,
+        };
+        Self {
+            key: (key.bucket.0, key.seq.0, key.ordinal),
+            delivery: delivery.to_bytes(),
+            event: event.to_bytes(),
+            url,
+            method,
+            number,
+            at: at.as_micros(),
+            duration_us: u64::try_from(duration.as_micros()).unwrap_or(u64::MAX),
+            status,
+            error,
+            answer,
+            replay,
+            durable_since: durable_since(phase),
+            state: StateRow::new(state, reason),
+            next,
+        }
+    }
+
+    pub(crate) fn into_attempt(self) -> Attempt {
+        let (bucket, seq, ordinal) = self.key;
+        let verdict = match (self.next, self.state.split()) {
+            (Some((at, since, held)), _) => Verdict::RetryAt {
+                at: Timestamp::from_micros(at),
+                phase: phase(since),
+                held,
+            },
+            (None, (_, Some(reason))) => Verdict::Dead(reason),
+            (None, (_, None)) => Verdict::Sent,
+        };
+        Attempt {
+            key: DeliveryKey {
+                bucket: BucketId(bucket),
+                seq: Seq(seq),
+                ordinal,
+            },
+            delivery: DeliveryId::from_bytes(self.delivery),
+            event: EventId::from_bytes(self.event),
+            url: self.url,
+            method: self.method,
+            number: self.number,
+            at: Timestamp::from_micros(self.at),
+            duration: Duration::from_micros(self.duration_us),
+            status: self.status,
+            error: self.error,
+            answer: self.answer,
+            replay: self.replay,
+            phase: phase(self.durable_since),
+            verdict,
+        }
+    }
+}

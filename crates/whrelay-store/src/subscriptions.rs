@@ -1,0 +1,116 @@
+//! How far subscriptions have come, seen from both ends. It must not know tunnels.
+
+use redb::ReadableTable;
+use whrelay_core::bucket::{BucketId, Seq};
+
+use crate::disk::Store;
+use crate::error::StoreError;
+use crate::record;
+use crate::rows::{SourceRow, SubscriptionRow};
+use crate::tables::{SEQUENCES, SOURCES};
+use crate::tx::Tx;
+
+/// How far an agent's store has come with a forwarder's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceMark {
+    /// The name of the forwarder's store.
+    pub forwarder: String,
+    /// The last place on the agent's disk.
+    pub seq: Seq,
+}
+
+impl Store {
+    /// The place up to which a subscription has receipted; a new one begins before everything.
+    ///
+    /// # Errors
+    /// When it is not on disk, or its record is damaged.
+    pub async fn subscribe(&self, bucket: BucketId, name: &str) -> Result<Seq, StoreError> {
+        let name = name.to_owned();
+        self.write(64, move |tx: &mut Tx<'_>| match acked(tx, bucket, &name)? {
+            Some(seq) => Ok(seq),
+            None => put(tx, bucket, &name, Seq(0)).map(|()| Seq(0)),
+        })
+        .await
+    }
+
+    /// Moves a subscription's place forward: everything up to `upto` is on the agent's disk. Never
+    /// moves it back, nor past the bucket's last event.
+    ///
+    /// # Errors
+    /// When it is not on disk; a later ack makes up for it.
+    pub async fn ack(&self, bucket: BucketId, name: &str, upto: Seq) -> Result<(), StoreError> {
+        let name = name.to_owned();
+        self.write(64, move |tx: &mut Tx<'_>| match acked(tx, bucket, &name)? {
+            Some(seq) if seq >= upto => Ok(()),
+            Some(_) | None => put(tx, bucket, &name, upto),
+        })
+        .await
+    }
+
+    /// The place of the bucket's newest event; 0 where there was none.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn last_seq(&self, bucket: BucketId) -> Result<Seq, StoreError> {
+        self.read(|tx| {
+            Ok(Seq(tx
+                .open_table(SEQUENCES)?
+                .get(bucket.0)?
+                .map_or(0, |v| v.value())))
+        })
+    }
+
+    /// How far this agent's store has come, if it ever stored anything of the bucket's.
+    ///
+    /// # Errors
+    /// When the store cannot be read, or the record is damaged.
+    pub fn source(&self, bucket: BucketId) -> Result<Option<SourceMark>, StoreError> {
+        self.read(|tx| {
+            let Some(record) = tx.open_table(SOURCES)?.get(bucket.0)? else {
+                return Ok(None);
+            };
+            let key = bucket.0.to_be_bytes();
+            let (row, _) = record::open::<SourceRow>("source", &key, record.value())?;
+            Ok(Some(SourceMark {
+                forwarder: row.forwarder,
+                seq: Seq(row.seq),
+            }))
+        })
+    }
+}
+
+fn key(bucket: BucketId, name: &str) -> Vec<u8> {
+    [&bucket.0.to_be_bytes(), name.as_bytes()].concat()
+}
+
+fn acked(tx: &mut Tx<'_>, bucket: BucketId, name: &str) -> Result<Option<Seq>, StoreError> {
+    let Some(record) = tx.subscriptions.open()?.get((bucket.0, name))? else {
+        return Ok(None);
+    };
+    let key = key(bucket, name);
+    let (row, _) = record::open::<SubscriptionRow>("subscription", &key, record.value())?;
+    Ok(Some(Seq(row.acked)))
+}
+
+fn put(tx: &mut Tx<'_>, bucket: BucketId, name: &str, seq: Seq) -> Result<(), StoreError> {
+    let record = record::seal(&key(bucket, name), &SubscriptionRow { acked: seq.0 })?;
+    tx.subscriptions
+        .open()?
+        .insert((bucket.0, name), record.as_slice())?;
+    Ok(())
+}
+
+/// Records, with the events themselves, how far the agent has come.
+pub(crate) fn put_source(
+    tx: &mut Tx<'_>,
+    bucket: BucketId,
+    mark: &SourceMark,
+) -> Result<(), StoreError> {
+    let row = SourceRow {
+        forwarder: mark.forwarder.clone(),
+        seq: mark.seq.0,
+    };
+    let record = record::seal(&bucket.0.to_be_bytes(), &row)?;
+    tx.sources.open()?.insert(bucket.0, record.as_slice())?;
+    Ok(())
+}

@@ -1,0 +1,94 @@
+//! Every table, defined once. A table's name carries its version. It must not know how rows are
+//! encoded. `docs/storage.md` describes the same and changes with this file.
+
+use redb::{TableDefinition, TableError, WriteTransaction};
+use whrelay_core::bucket::{BucketId, Seq};
+use whrelay_core::delivery::DeliveryKey;
+
+/// The newest format this version reads and writes.
+pub(crate) const FORMAT: u32 = 1;
+
+/// Key: a name. Value: plain bytes (`format`, `role`, `id`, and notes).
+pub(crate) const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta_v1");
+/// Key: what is counted (a bucket's number, or [`ATTEMPT_LOG`]). Value: the last number given.
+pub(crate) const SEQUENCES: TableDefinition<'_, u32, u64> = TableDefinition::new("sequences_v1");
+/// Key: bucket. Value: record of `BucketRow`.
+pub(crate) const BUCKETS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("buckets_v1");
+/// Key: bucket, place. Value: record of `EventRow`, then the body as it came.
+pub(crate) const EVENTS: TableDefinition<'_, (u32, u64), &[u8]> = TableDefinition::new("events_v1");
+/// Key: event id. Value: bucket, place.
+pub(crate) const EVENT_IDS: TableDefinition<'_, &[u8; 16], (u32, u64)> =
+    TableDefinition::new("event_ids_v1");
+/// Key: bucket, subscription. Value: record of `SubscriptionRow`.
+pub(crate) const SUBSCRIPTIONS: TableDefinition<'_, (u32, &str), &[u8]> =
+    TableDefinition::new("subscriptions_v1");
+/// Key: bucket. Value: record of `SourceRow`: how far the agent has come at its forwarder.
+pub(crate) const SOURCES: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("sources_v1");
+/// Key: destination. Value: record of `DestinationRow`.
+pub(crate) const DESTINATIONS: TableDefinition<'_, u32, &[u8]> =
+    TableDefinition::new("destinations_v1");
+/// Key: bucket, place, number of the delivery. Value: record of `DeliveryRow`.
+pub(crate) const DELIVERIES: TableDefinition<'_, (u32, u64, u32), &[u8]> =
+    TableDefinition::new("deliveries_v1");
+/// Key: destination, due in microseconds since 1970, then the delivery's key. Value: 1 where the
+/// target asked for the wait, else 0. A delivery that waits has exactly one row here.
+pub(crate) const DUE: TableDefinition<'_, (u32, i64, u32, u64, u32), u8> =
+    TableDefinition::new("due_v1");
+/// Key: place in the log of attempts. Value: record of `AttemptRow`.
+pub(crate) const ATTEMPTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("attempts_v1");
+/// Key: destination, state. Value: deliveries in that state.
+pub(crate) const COUNTS: TableDefinition<'_, (u32, u8), u64> = TableDefinition::new("counts_v1");
+/// Key: a token's public id. Value: record of `TokenRow`.
+pub(crate) const TOKENS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("tokens_v1");
+/// Key: bucket, place of an event that is damaged on disk. Value: when that was found, in
+/// microseconds since 1970. The damaged record itself stays where it is.
+pub(crate) const QUARANTINE: TableDefinition<'_, (u32, u64), i64> =
+    TableDefinition::new("quarantine_v1");
+
+/// The key in [`SEQUENCES`] for the log of attempts; buckets count from 1.
+pub(crate) const ATTEMPT_LOG: u32 = 0;
+
+/// Creates every table, so that readers find them all.
+pub(crate) fn create_all(tx: &WriteTransaction) -> Result<(), TableError> {
+    tx.open_table(META)?;
+    tx.open_table(SEQUENCES)?;
+    tx.open_table(BUCKETS)?;
+    tx.open_table(EVENTS)?;
+    tx.open_table(EVENT_IDS)?;
+    tx.open_table(SUBSCRIPTIONS)?;
+    tx.open_table(SOURCES)?;
+    tx.open_table(DESTINATIONS)?;
+    tx.open_table(DELIVERIES)?;
+    tx.open_table(DUE)?;
+    tx.open_table(ATTEMPTS)?;
+    tx.open_table(COUNTS)?;
+    tx.open_table(TOKENS)?;
+    tx.open_table(QUARANTINE)?;
+    Ok(())
+}
+
+/// The format and this file's table definitions, for the test that keeps `docs/storage.md` true.
+pub fn describe() -> &'static str {
+    include_str!("tables.rs")
+}
+
+/// The bytes of an event's key, as its checksum is seeded.
+pub(crate) fn event_key(bucket: BucketId, seq: Seq) -> [u8; 12] {
+    let mut key = [0; 12];
+    key[..4].copy_from_slice(&bucket.0.to_be_bytes());
+    key[4..].copy_from_slice(&seq.0.to_be_bytes());
+    key
+}
+
+/// The bytes of a delivery's key, as its checksum is seeded.
+pub(crate) fn delivery_key(key: DeliveryKey) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[..12].copy_from_slice(&event_key(key.bucket, key.seq));
+    bytes[12..].copy_from_slice(&key.ordinal.to_be_bytes());
+    bytes
+}
+
+/// A delivery's key as redb has it.
+pub(crate) fn delivery_tuple(key: DeliveryKey) -> (u32, u64, u32) {
+    (key.bucket.0, key.seq.0, key.ordinal)
+}

@@ -1,0 +1,131 @@
+//! One write transaction: tables opened when first used, and counters written once at its end. It
+//! must not know which operation uses it.
+
+use std::collections::HashMap;
+
+use redb::{Key, ReadableTable, Table, TableDefinition, Value, WriteTransaction};
+use whrelay_core::delivery::{DestinationId, State};
+
+use crate::error::StoreError;
+use crate::tables::*;
+
+/// A table that is opened when first used.
+pub(crate) struct Lazy<'txn, K: Key + 'static, V: Value + 'static> {
+    tx: &'txn WriteTransaction,
+    definition: TableDefinition<'static, K, V>,
+    table: Option<Table<'txn, K, V>>,
+}
+
+impl<'txn, K: Key + 'static, V: Value + 'static> Lazy<'txn, K, V> {
+    fn new(tx: &'txn WriteTransaction, definition: TableDefinition<'static, K, V>) -> Self {
+        Self {
+            tx,
+            definition,
+            table: None,
+        }
+    }
+
+    /// The table.
+    pub(crate) fn open(&mut self) -> Result<&mut Table<'txn, K, V>, StoreError> {
+        if self.table.is_none() {
+            self.table = Some(self.tx.open_table(self.definition)?);
+        }
+        self.table.as_mut().ok_or(StoreError::Reopening)
+    }
+}
+
+/// Where a delivery is counted.
+type Place = (DestinationId, State);
+
+/// A write transaction under way.
+pub(crate) struct Tx<'txn> {
+    pub(crate) meta: Lazy<'txn, &'static str, &'static [u8]>,
+    pub(crate) buckets: Lazy<'txn, u32, &'static [u8]>,
+    pub(crate) events: Lazy<'txn, (u32, u64), &'static [u8]>,
+    pub(crate) event_ids: Lazy<'txn, &'static [u8; 16], (u32, u64)>,
+    pub(crate) subscriptions: Lazy<'txn, (u32, &'static str), &'static [u8]>,
+    pub(crate) sources: Lazy<'txn, u32, &'static [u8]>,
+    pub(crate) destinations: Lazy<'txn, u32, &'static [u8]>,
+    pub(crate) deliveries: Lazy<'txn, (u32, u64, u32), &'static [u8]>,
+    pub(crate) due: Lazy<'txn, (u32, i64, u32, u64, u32), u8>,
+    pub(crate) attempts: Lazy<'txn, u64, &'static [u8]>,
+    pub(crate) tokens: Lazy<'txn, &'static str, &'static [u8]>,
+    pub(crate) quarantine: Lazy<'txn, (u32, u64), i64>,
+    sequences: Lazy<'txn, u32, u64>,
+    counts: Lazy<'txn, (u32, u8), u64>,
+    /// Numbers given in this transaction, not yet written.
+    given: HashMap<u32, u64>,
+    /// Changes to the counts, not yet written.
+    moved: HashMap<(u32, u8), i64>,
+}
+
+impl<'txn> Tx<'txn> {
+    pub(crate) fn new(tx: &'txn WriteTransaction) -> Self {
+        Self {
+            meta: Lazy::new(tx, META),
+            buckets: Lazy::new(tx, BUCKETS),
+            events: Lazy::new(tx, EVENTS),
+            event_ids: Lazy::new(tx, EVENT_IDS),
+            subscriptions: Lazy::new(tx, SUBSCRIPTIONS),
+            sources: Lazy::new(tx, SOURCES),
+            destinations: Lazy::new(tx, DESTINATIONS),
+            deliveries: Lazy::new(tx, DELIVERIES),
+            due: Lazy::new(tx, DUE),
+            attempts: Lazy::new(tx, ATTEMPTS),
+            tokens: Lazy::new(tx, TOKENS),
+            quarantine: Lazy::new(tx, QUARANTINE),
+            sequences: Lazy::new(tx, SEQUENCES),
+            counts: Lazy::new(tx, COUNTS),
+            given: HashMap::new(),
+            moved: HashMap::new(),
+        }
+    }
+
+    /// The next number of a sequence. A number is never given twice, whatever is removed later.
+    pub(crate) fn next(&mut self, sequence: u32) -> Result<u64, StoreError> {
+        let last = match self.given.get(&sequence) {
+            Some(last) => *last,
+            None => self
+                .sequences
+                .open()?
+                .get(sequence)?
+                .map_or(0, |v| v.value()),
+        };
+        self.given.insert(sequence, last + 1);
+        Ok(last + 1)
+    }
+
+    /// A delivery went from one destination and state to another.
+    pub(crate) fn count(&mut self, from: Option<Place>, to: Place) {
+        if let Some((destination, state)) = from {
+            *self
+                .moved
+                .entry((destination.0, state_key(state)))
+                .or_default() -= 1;
+        }
+        *self.moved.entry((to.0.0, state_key(to.1))).or_default() += 1;
+    }
+
+    /// Writes what was counted.
+    pub(crate) fn finish(mut self) -> Result<(), StoreError> {
+        for (sequence, last) in self.given.drain() {
+            self.sequences.open()?.insert(sequence, last)?;
+        }
+        for (key, change) in self.moved.drain().filter(|(_, change)| *change != 0) {
+            let table = self.counts.open()?;
+            let before = table.get(key)?.map_or(0, |v| v.value());
+            table.insert(key, before.saturating_add_signed(change))?;
+        }
+        Ok(())
+    }
+}
+
+/// A state as a key of the counts.
+pub(crate) fn state_key(state: State) -> u8 {
+    match state {
+        State::Queued => 0,
+        State::Stalled => 1,
+        State::Sent => 2,
+        State::Dead => 3,
+    }
+}

@@ -1,0 +1,245 @@
+//! The one write thread. It groups what waits into one commit, and answers after the commit, never
+//! inside the transaction. A failed commit means "unknown": on a full disk it reopens in place, on
+//! anything else it stops for good, because after a failed fsync nobody knows what is on disk.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Instant;
+
+use redb::{Database, Durability, WriteTransaction};
+use tokio::sync::{mpsc, oneshot};
+use whrelay_core::limits;
+
+use crate::disk::{Medium, Shared};
+use crate::error::StoreError;
+use crate::tx::Tx;
+
+/// What the writer is asked.
+pub(crate) enum Message {
+    /// Apply this in the next commit.
+    Run(Box<dyn Operation>),
+    /// Commit what came before, let go of the medium, and say so.
+    Close(oneshot::Sender<()>),
+}
+
+/// One write: applied in a transaction, answered after its commit.
+pub(crate) trait Operation: Send {
+    /// About how many bytes it writes.
+    fn weight(&self) -> usize;
+    /// Changes the tables; an error here fails the whole group.
+    fn apply(&mut self, tx: &mut Tx<'_>) -> Result<(), StoreError>;
+    /// Answers whoever waits.
+    fn answer(self: Box<Self>, committed: Result<(), StoreError>);
+}
+
+struct Pending<T, F> {
+    weight: usize,
+    run: Option<F>,
+    value: Option<Result<T, StoreError>>,
+    reply: oneshot::Sender<Result<T, StoreError>>,
+}
+
+impl<T, F> Operation for Pending<T, F>
+where
+    T: Send,
+    F: FnOnce(&mut Tx<'_>) -> Result<T, StoreError> + Send,
+{
+    fn weight(&self) -> usize {
+        self.weight
+    }
+
+    fn apply(&mut self, tx: &mut Tx<'_>) -> Result<(), StoreError> {
+        let Some(run) = self.run.take() else {
+            return Ok(());
+        };
+        self.value = Some(match run(tx) {
+            // One bad record is that operation's trouble, not its group's: operations read before
+            // they write.
+            Err(error @ StoreError::Damaged(_)) => Err(error),
+            other => Ok(other?),
+        });
+        Ok(())
+    }
+
+    fn answer(self: Box<Self>, committed: Result<(), StoreError>) {
+        let Self { value, reply, .. } = *self;
+        let answer = committed.and_then(|()| value.unwrap_or(Err(StoreError::Reopening)));
+        // Whoever asked may have given up; the write stands all the same.
+        let _ = reply.send(answer);
+    }
+}
+
+/// Wraps a change to the tables, and says where its answer will come.
+pub(crate) fn operation<T, F>(
+    weight: usize,
+    run: F,
+) -> (Box<dyn Operation>, oneshot::Receiver<Result<T, StoreError>>)
+where
+    T: Send + 'static,
+    F: FnOnce(&mut Tx<'_>) -> Result<T, StoreError> + Send + 'static,
+{
+    let (reply, answer) = oneshot::channel();
+    (
+        Box::new(Pending {
+            weight,
+            run: Some(run),
+            value: None,
+            reply,
+        }),
+        answer,
+    )
+}
+
+/// Begins a transaction whose commit is an fsync, and after which a crash costs no repair.
+pub(crate) fn begin(database: &Database) -> Result<WriteTransaction, StoreError> {
+    let mut tx = database.begin_write()?;
+    tx.set_quick_repair(true);
+    tx.set_durability(Durability::Immediate)
+        .map_err(|error| StoreError::Broken(error.to_string()))?;
+    Ok(tx)
+}
+
+/// The writer's own state.
+pub(crate) struct Writer {
+    medium: Medium,
+    cache: usize,
+    shared: Arc<Shared>,
+    /// Until then a full disk is not asked again.
+    full_until: Option<Instant>,
+}
+
+impl Writer {
+    /// Starts the thread; it ends when the store is closed, dropped or broken.
+    pub(crate) fn start(
+        medium: Medium,
+        cache: usize,
+        shared: Arc<Shared>,
+        waiting: mpsc::Receiver<Message>,
+    ) {
+        let writer = Self {
+            medium,
+            cache,
+            shared,
+            full_until: None,
+        };
+        // A thread that cannot be started drops the queue, and every write then says so.
+        let started = thread::Builder::new()
+            .name("store-writer".into())
+            .spawn(move || writer.run(waiting));
+        if let Err(error) = started {
+            tracing::error!(%error, "the store's writer could not be started");
+        }
+    }
+
+    fn run(mut self, mut waiting: mpsc::Receiver<Message>) {
+        let closed = loop {
+            let next = match self.shared.database() {
+                Some(_) => waiting.blocking_recv(),
+                None => self.wait_for_medium(&mut waiting),
+            };
+            let Some(first) = next else { break None };
+            let (group, close) = collect(first, &mut waiting);
+            if !group.is_empty()
+                && let Err(error) = self.commit_group(group)
+            {
+                tracing::error!(%error, "the store has stopped: what is on disk must be read anew");
+                self.shared.broken.send_replace(Some(error));
+                break close;
+            }
+            if close.is_some() {
+                break close;
+            }
+        };
+        self.shared.replace(None);
+        drop(self.medium);
+        drop(waiting);
+        if let Some(done) = closed {
+            let _ = done.send(());
+        }
+    }
+
+    /// Tries to reopen until that succeeds or someone asks for something.
+    fn wait_for_medium(&mut self, waiting: &mut mpsc::Receiver<Message>) -> Option<Message> {
+        loop {
+            match waiting.try_recv() {
+                Ok(message) => return Some(message),
+                Err(mpsc::error::TryRecvError::Disconnected) => return None,
+                Err(mpsc::error::TryRecvError::Empty) => {}
+            }
+            thread::sleep(limits::REOPEN_EVERY);
+            self.full_until = None;
+            self.reopen();
+            if self.shared.database().is_some() {
+                return waiting.blocking_recv();
+            }
+        }
+    }
+
+    /// Commits a group and answers it. An error means that the store has stopped for good.
+    fn commit_group(&mut self, mut group: Vec<Box<dyn Operation>>) -> Result<(), StoreError> {
+        let committed = self.try_commit(&mut group);
+        for operation in group {
+            operation.answer(committed.clone());
+        }
+        match committed {
+            Ok(()) => {
+                self.full_until = None;
+                self.shared.commits.send_modify(|commits| *commits += 1);
+                Ok(())
+            }
+            Err(StoreError::Full | StoreError::Reopening) => {
+                self.reopen();
+                Ok(())
+            }
+            Err(error @ (StoreError::Broken(_) | StoreError::Damaged(_))) => Err(error),
+        }
+    }
+
+    fn try_commit(&mut self, group: &mut [Box<dyn Operation>]) -> Result<(), StoreError> {
+        if self.full_until.is_some_and(|until| Instant::now() < until) {
+            return Err(StoreError::Full);
+        }
+        let database = self.shared.database().ok_or(StoreError::Reopening)?;
+        let transaction = begin(&database)?;
+        let mut tx = Tx::new(&transaction);
+        for operation in group {
+            operation.apply(&mut tx)?;
+        }
+        tx.finish()?;
+        Ok(transaction.commit()?)
+    }
+
+    /// After an I/O error redb refuses everything on this handle: only a new one heals.
+    fn reopen(&mut self) {
+        if self.full_until.is_some_and(|until| Instant::now() < until) {
+            return;
+        }
+        self.shared.replace(None);
+        match self.medium.open(self.cache) {
+            Ok(database) => self.shared.replace(Some(database)),
+            Err(error) => tracing::warn!(%error, "the store cannot be reopened yet"),
+        }
+        self.full_until = Some(Instant::now() + limits::REOPEN_EVERY);
+    }
+}
+
+/// Takes what waits, up to the size of a group. Natural batching: nothing is waited for.
+fn collect(
+    first: Message,
+    waiting: &mut mpsc::Receiver<Message>,
+) -> (Vec<Box<dyn Operation>>, Option<oneshot::Sender<()>>) {
+    let (mut group, mut weight) = (Vec::new(), 0);
+    let mut next = Some(first);
+    while let Some(message) = next {
+        match message {
+            Message::Close(done) => return (group, Some(done)),
+            Message::Run(operation) => {
+                weight += operation.weight();
+                group.push(operation);
+            }
+        }
+        let room = group.len() < limits::MAX_GROUP && weight < limits::MAX_GROUP_BYTES;
+        next = if room { waiting.try_recv().ok() } else { None };
+    }
+    (group, None)
+}

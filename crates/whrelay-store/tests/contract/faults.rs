@@ -1,0 +1,216 @@
+//! A disk that fills up and heals, one whose fsync fails, and one whose bits rot.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::time::Duration;
+
+use redb::StorageBackend;
+use redb::backends::{FileBackend, InMemoryBackend};
+use whrelay_core::bucket::Seq;
+use whrelay_store::{Medium, Options, Role, Store, StoreError};
+
+use crate::setup::*;
+
+const FINE: u8 = 0;
+const FULL: u8 = 1;
+const FSYNC_FAILS: u8 = 2;
+
+#[derive(Debug, Clone)]
+struct Failing {
+    file: Arc<FileBackend>,
+    mode: Arc<AtomicU8>,
+    /// Bytes that have been written once: on a full disk those can still be overwritten.
+    allocated: Arc<AtomicU64>,
+}
+
+impl Failing {
+    fn check(&self, mode: u8, kind: io::ErrorKind) -> io::Result<()> {
+        if self.mode.load(Ordering::SeqCst) == mode {
+            Err(kind.into())
+        } else {
+            Ok(())
+        }
+    }
+}
+
+impl StorageBackend for Failing {
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.file.read(offset, out)
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        self.check(FSYNC_FAILS, io::ErrorKind::Other)?;
+        self.file.sync_data()
+    }
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let end = offset + data.len() as u64;
+        if end > self.allocated.load(Ordering::SeqCst) {
+            self.check(FULL, io::ErrorKind::StorageFull)?;
+            self.allocated.store(end, Ordering::SeqCst);
+        }
+        self.file.write(offset, data)
+    }
+    fn close(&self) -> io::Result<()> {
+        self.file.close()
+    }
+}
+
+fn failing(dir: &std::path::Path) -> (Store, Arc<AtomicU8>) {
+    let mode = Arc::new(AtomicU8::new(FINE));
+    let (path, switch) = (dir.join("disk"), Arc::clone(&mode));
+    let allocated = Arc::new(AtomicU64::new(0));
+    let open = move |builder: &redb::Builder| {
+        let file = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)?;
+        let backend = Failing {
+            file: Arc::new(FileBackend::new(file)?),
+            mode: Arc::clone(&switch),
+            allocated: Arc::clone(&allocated),
+        };
+        builder.create_with_backend(backend)
+    };
+    (
+        Store::open_on(Medium::custom(open), &options(Role::Forwarder)).expect("opens"),
+        mode,
+    )
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_writes_serves_reads_and_heals_in_place() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (store, mode) = failing(dir.path());
+    let bucket = bucket(&store).await;
+    store
+        .append(bucket.id, vec![plain(1)], None)
+        .await
+        .expect("stored");
+    mode.store(FULL, Ordering::SeqCst);
+    let mut n = 2;
+    let full = loop {
+        if let Err(error) = store.append(bucket.id, vec![plain(n)], None).await {
+            break error;
+        }
+        n += 1;
+    };
+    assert!(full.is_retryable(), "{full}");
+    let read = || store.read_after(&bucket, Seq(0), 99, usize::MAX);
+    let batch = eventually(read).await;
+    assert!(
+        batch.events.iter().any(|s| s.event == event(1)),
+        "what was stored is still served"
+    );
+    mode.store(FINE, Ordering::SeqCst);
+    let healed = async {
+        while store.append(bucket.id, vec![plain(n)], None).await.is_err() {
+            n += 1;
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), healed)
+        .await
+        .expect("heals without a restart");
+}
+
+async fn eventually<T>(mut probe: impl FnMut() -> Result<T, StoreError>) -> T {
+    let found = async {
+        loop {
+            match probe() {
+                Ok(value) => return value,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), found)
+        .await
+        .expect("it came about")
+}
+
+#[tokio::test]
+async fn a_failed_fsync_stops_the_store_for_good() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (store, mode) = failing(dir.path());
+    let bucket = bucket(&store).await;
+    mode.store(FSYNC_FAILS, Ordering::SeqCst);
+    let unknown = store
+        .append(bucket.id, vec![plain(1)], None)
+        .await
+        .expect_err("no receipt");
+    assert!(matches!(unknown, StoreError::Broken(_)), "{unknown}");
+    mode.store(FINE, Ordering::SeqCst);
+    assert!(matches!(store.broken().await, StoreError::Broken(_)));
+    let after = store
+        .append(bucket.id, vec![plain(2)], None)
+        .await
+        .expect_err("stopped");
+    assert!(!after.is_retryable(), "{after}");
+}
+
+#[tokio::test]
+async fn a_rotten_event_is_passed_over_and_named() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let settings = Options {
+        cache: 1 << 20,
+        ..options(Role::Forwarder)
+    };
+    let store = Store::open(dir.path(), &settings).expect("opens");
+    let bucket = bucket(&store).await;
+    store
+        .append(bucket.id, (1..=5).map(plain).collect(), None)
+        .await
+        .expect("stored");
+    store.close().await;
+    let path = dir.path().join("store.redb");
+    let mut file = std::fs::read(&path).expect("the file");
+    let tail: &[u8] = b"/3";
+    let at = file
+        .windows(2)
+        .position(|w| w == tail)
+        .expect("the third event's tail");
+    file[at + 1] ^= 1;
+    std::fs::write(&path, file).expect("written");
+    let store = Store::open(dir.path(), &settings).expect("redb does not notice");
+    let batch = store
+        .read_after(&bucket, Seq(0), 99, usize::MAX)
+        .expect("read");
+    assert_eq!(batch.damaged, [Seq(3)]);
+    assert_eq!(batch.upto, Seq(5));
+    let events: Vec<_> = batch.events.into_iter().map(|s| s.event).collect();
+    assert_eq!(events, [1, 2, 4, 5].map(event));
+    let damaged = store.event_at(&bucket, Seq(3)).expect_err("damaged");
+    assert!(matches!(damaged, StoreError::Damaged(_)), "{damaged}");
+}
+
+#[tokio::test]
+async fn a_quarantined_event_waits_no_more() {
+    let open = |b: &redb::Builder| b.create_with_backend(InMemoryBackend::new());
+    let store = Store::open_on(Medium::custom(open), &options(Role::Agent)).expect("opens");
+    let bucket = bucket(&store).await;
+    let there = store
+        .ensure_destination(bucket.id, "http://localhost:1")
+        .await
+        .expect("stored");
+    store
+        .append(bucket.id, vec![to(1, there), to(2, there)], None)
+        .await
+        .expect("stored");
+    store
+        .quarantine(bucket.id, Seq(1), NOW)
+        .await
+        .expect("stored");
+    let ready = store
+        .due(there, NOW, &Default::default(), 9)
+        .expect("read")
+        .ready;
+    assert_eq!(ready.iter().map(|k| k.seq).collect::<Vec<_>>(), [Seq(2)]);
+    assert_eq!(store.quarantined().expect("read"), [(bucket.id, Seq(1))]);
+}

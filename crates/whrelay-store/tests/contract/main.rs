@@ -1,0 +1,8 @@
+//! The store's promises, kept on every medium: memory, a real file, and a disk that is cut off at
+//! every sync.
+
+mod crash;
+mod disk;
+mod faults;
+mod promises;
+mod setup;

@@ -1,0 +1,330 @@
+//! What the store promises, on memory.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use whrelay_core::bucket::Seq;
+use whrelay_core::delivery::{DeadReason, State};
+use whrelay_core::retry::{Phase, Verdict};
+use whrelay_core::token::Token;
+use whrelay_store::{Role, SourceMark, StateCounts};
+
+use crate::setup::*;
+
+#[tokio::test]
+async fn events_come_back_in_order_and_to_the_byte() {
+    let store = memory(Role::Forwarder);
+    let bucket = bucket(&store).await;
+    let receipts = store
+        .append(bucket.id, (1..=9).map(plain).collect(), None)
+        .await
+        .expect("stored");
+    assert_eq!(
+        receipts.iter().map(|r| r.seq.0).collect::<Vec<_>>(),
+        (1..=9).collect::<Vec<_>>()
+    );
+    let batch = store
+        .read_after(&bucket, Seq(3), 4, usize::MAX)
+        .expect("read");
+    assert_eq!(batch.upto, Seq(7));
+    let events: Vec<_> = batch.events.iter().map(|s| s.event.clone()).collect();
+    assert_eq!(events, (4..=7).map(event).collect::<Vec<_>>());
+    let by_bytes = store.read_after(&bucket, Seq(0), 100, 500).expect("read");
+    assert_eq!(
+        by_bytes.events.len(),
+        2,
+        "no further event once the bytes are reached"
+    );
+    let newest = store
+        .events_before(&bucket, Seq(u64::MAX), 2)
+        .expect("read");
+    assert_eq!(newest.iter().map(|s| s.seq.0).collect::<Vec<_>>(), [9, 8]);
+}
+
+#[tokio::test]
+async fn an_event_is_stored_once_however_often_it_comes() {
+    let store = memory(Role::Agent);
+    let bucket = bucket(&store).await;
+    let there = store
+        .ensure_destination(bucket.id, "http://localhost:1")
+        .await
+        .expect("stored");
+    let mark = |seq| {
+        Some(SourceMark {
+            forwarder: "f".into(),
+            seq: Seq(seq),
+        })
+    };
+    for round in 0..3 {
+        let events = (1..=5).map(|n| to(n, there)).collect();
+        let receipts = store
+            .append(bucket.id, events, mark(5 + round))
+            .await
+            .expect("stored");
+        assert!(receipts.iter().all(|r| r.duplicate == (round > 0)));
+    }
+    assert_eq!(store.counts(there).expect("read").queued, 5);
+    assert_eq!(store.source(bucket.id).expect("read"), mark(7));
+    assert_eq!(store.last_seq(bucket.id).expect("read"), Seq(5));
+}
+
+#[tokio::test]
+async fn a_subscription_only_moves_forward() {
+    let store = memory(Role::Forwarder);
+    let bucket = bucket(&store).await;
+    assert_eq!(
+        store.subscribe(bucket.id, "a").await.expect("stored"),
+        Seq(0)
+    );
+    for upto in [5, 3, 5] {
+        store.ack(bucket.id, "a", Seq(upto)).await.expect("stored");
+    }
+    assert_eq!(
+        store.subscribe(bucket.id, "a").await.expect("stored"),
+        Seq(5)
+    );
+    assert_eq!(
+        store.subscribe(bucket.id, "b").await.expect("stored"),
+        Seq(0)
+    );
+}
+
+#[tokio::test]
+async fn a_delivery_is_due_until_it_is_finished() {
+    let store = memory(Role::Agent);
+    let bucket = bucket(&store).await;
+    let there = store
+        .ensure_destination(bucket.id, "http://localhost:1")
+        .await
+        .expect("stored");
+    store
+        .append(bucket.id, vec![to(1, there), to(2, there)], None)
+        .await
+        .expect("stored");
+    let none = HashSet::new();
+    let due = |now, max| store.due(there, now, &none, max).expect("read");
+    let keys = due(NOW, 9).ready;
+    assert_eq!(
+        keys.iter().map(|k| k.seq.0).collect::<Vec<_>>(),
+        [1, 2],
+        "in order of arrival"
+    );
+    let busy = store
+        .due(there, NOW, &HashSet::from([keys[0]]), 9)
+        .expect("read");
+    assert_eq!(busy.ready, [keys[1]], "what is in flight is left out");
+
+    let first = store.delivery(keys[0]).expect("read").expect("there");
+    let later = NOW.after(Duration::from_secs(60));
+    let retry = Verdict::RetryAt {
+        at: later,
+        phase: Phase::Durable { since: 1 },
+        held: false,
+    };
+    store.record(attempt(&first, retry)).await.expect("stored");
+    assert_eq!(due(NOW, 9).ready, [keys[1]]);
+    let stalled = store.delivery(keys[0]).expect("read").expect("there");
+    assert_eq!((stalled.state, stalled.attempts), (State::Stalled, 1));
+    assert_eq!(stalled.phase, Phase::Durable { since: 1 });
+    assert_eq!(
+        stalled.first_failed_at,
+        Some(NOW.after(Duration::from_millis(3)))
+    );
+
+    store
+        .record(attempt(&stalled, Verdict::Sent))
+        .await
+        .expect("stored");
+    store
+        .give_up(keys[1], DeadReason::Deadline)
+        .await
+        .expect("stored");
+    assert_eq!(due(later, 9), whrelay_store::DueScan::default());
+    let sent = store.delivery(keys[0]).expect("read").expect("there");
+    assert_eq!(
+        (sent.state, sent.attempts, sent.next_attempt_at),
+        (State::Sent, 2, None)
+    );
+    let counts = StateCounts {
+        sent: 1,
+        dead: 1,
+        ..StateCounts::default()
+    };
+    assert_eq!(store.counts(there).expect("read"), counts);
+
+    store
+        .record(attempt(&sent, Verdict::Dead(DeadReason::Rejected)))
+        .await
+        .expect("stored");
+    assert_eq!(
+        store.delivery(keys[0]).expect("read").expect("there").state,
+        State::Sent
+    );
+    let log = store.attempts_after(0, 9).expect("read");
+    assert_eq!(log.iter().map(|l| l.place).collect::<Vec<_>>(), [1, 2, 3]);
+    assert_eq!(
+        store.attempts_before(u64::MAX, 1).expect("read")[0].place,
+        3
+    );
+    assert_eq!(log[0].attempt, attempt(&first, retry));
+}
+
+#[tokio::test]
+async fn a_replay_is_a_new_delivery_and_the_old_one_stays() {
+    let store = memory(Role::Agent);
+    let bucket = bucket(&store).await;
+    let there = store
+        .ensure_destination(bucket.id, "http://localhost:1")
+        .await
+        .expect("stored");
+    store
+        .append(bucket.id, vec![to(1, there)], None)
+        .await
+        .expect("stored");
+    let first = store
+        .deliveries_of(bucket.id, Seq(1))
+        .expect("read")
+        .remove(0);
+    store
+        .record(attempt(&first, Verdict::Sent))
+        .await
+        .expect("stored");
+    let mut new = new_delivery(9, there);
+    new.replay = true;
+    let again = store
+        .deliver_again(bucket.id, Seq(1), first.event, new)
+        .await
+        .expect("stored");
+    assert_eq!(
+        (again.key.ordinal, again.attempts, again.replay),
+        (1, 0, true)
+    );
+    let states: Vec<_> = store
+        .deliveries_of(bucket.id, Seq(1))
+        .expect("read")
+        .iter()
+        .map(|d| d.state)
+        .collect();
+    assert_eq!(states, [State::Sent, State::Queued]);
+}
+
+#[tokio::test]
+async fn release_drains_what_backs_off_but_not_what_was_asked_to_wait() {
+    let store = memory(Role::Agent);
+    let bucket = bucket(&store).await;
+    let there = store
+        .ensure_destination(bucket.id, "http://localhost:1")
+        .await
+        .expect("stored");
+    let many = 2500;
+    store
+        .append(bucket.id, (1..=many).map(|n| to(n, there)).collect(), None)
+        .await
+        .expect("stored");
+    let none = HashSet::new();
+    for key in store
+        .due(there, NOW, &none, usize::MAX)
+        .expect("read")
+        .ready
+    {
+        let delivery = store.delivery(key).expect("read").expect("there");
+        let at = NOW.after(Duration::from_secs(100_000 - key.seq.0 * 7));
+        let held = key.seq.0 % 100 == 0;
+        let at = if held {
+            NOW.after(Duration::from_secs(3600))
+        } else {
+            at
+        };
+        let verdict = Verdict::RetryAt {
+            at,
+            phase: Phase::Fast,
+            held,
+        };
+        store
+            .record(attempt(&delivery, verdict))
+            .await
+            .expect("stored");
+    }
+    let later = NOW.after(Duration::from_secs(1));
+    assert!(
+        store
+            .due(there, later, &none, 1)
+            .expect("read")
+            .ready
+            .is_empty()
+    );
+    assert_eq!(
+        store.release(there, later).await.expect("stored"),
+        many - many / 100
+    );
+    let ready = store
+        .due(there, later, &none, usize::MAX)
+        .expect("read")
+        .ready;
+    let expected: Vec<_> = (1..=many).filter(|n| n % 100 != 0).collect();
+    assert_eq!(
+        ready.iter().map(|k| k.seq.0).collect::<Vec<_>>(),
+        expected,
+        "oldest first"
+    );
+    assert_eq!(store.release(there, later).await.expect("stored"), 0);
+}
+
+#[tokio::test]
+async fn what_waits_elsewhere_is_adopted_once() {
+    let store = memory(Role::Agent);
+    let bucket = bucket(&store).await;
+    let old = store
+        .ensure_destination(bucket.id, "http://localhost:1")
+        .await
+        .expect("stored");
+    let new = store
+        .ensure_destination(bucket.id, "http://localhost:2")
+        .await
+        .expect("stored");
+    assert_eq!(
+        store
+            .ensure_destination(bucket.id, "http://localhost:1")
+            .await
+            .expect("stored"),
+        old
+    );
+    let mut both = to(1, old);
+    both.deliveries.push(new_delivery(8, new));
+    store
+        .append(bucket.id, vec![both, to(2, old)], None)
+        .await
+        .expect("stored");
+    assert_eq!(store.adopt(bucket.id, new).await.expect("stored"), 2);
+    let counts = |dest| store.counts(dest).expect("read");
+    assert_eq!(
+        counts(new),
+        StateCounts {
+            queued: 2,
+            ..StateCounts::default()
+        }
+    );
+    assert_eq!(
+        counts(old),
+        StateCounts {
+            dead: 1,
+            ..StateCounts::default()
+        }
+    );
+    assert_eq!(store.waiting(new).expect("read").oldest_at, Some(NOW));
+}
+
+#[tokio::test]
+async fn buckets_tokens_and_notes_are_kept() {
+    let store = memory(Role::Forwarder);
+    let (first, again) = (bucket(&store).await, bucket(&store).await);
+    assert_eq!(first, again, "a bucket keeps its key");
+    assert!(store.has_no_token().expect("read"));
+    let token = Token::mint(&[9; 53]);
+    store.add_token(&token).await.expect("stored");
+    let digest = store.token(token.id()).expect("read").expect("there");
+    assert!(token.matches(&digest));
+    assert!(store.token("nobody").expect("read").is_none());
+    store.set_note("port", "4141").await.expect("stored");
+    assert_eq!(store.note("port").expect("read").as_deref(), Some("4141"));
+}

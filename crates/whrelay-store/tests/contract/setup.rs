@@ -1,0 +1,106 @@
+//! Media, events and deliveries for the tests of the store.
+
+use bytes::Bytes;
+use whrelay_core::bucket::{Bucket, BucketKey};
+use whrelay_core::delivery::{Attempt, Delivery, DestinationId};
+use whrelay_core::event::{Event, Header, Request};
+use whrelay_core::id::{DeliveryId, EventId};
+use whrelay_core::retry::Verdict;
+use whrelay_core::time::Timestamp;
+use whrelay_store::{Medium, NewDelivery, NewEvent, Options, Role, Store};
+
+pub(crate) const NOW: Timestamp = Timestamp::from_micros(1_700_000_000_000_000);
+
+pub(crate) fn options(role: Role) -> Options {
+    Options {
+        role,
+        cache: 4 << 20,
+        name_seed: 7,
+        purpose: "test",
+    }
+}
+
+pub(crate) fn memory(role: Role) -> Store {
+    let open = |builder: &redb::Builder| {
+        builder.create_with_backend(redb::backends::InMemoryBackend::new())
+    };
+    Store::open_on(Medium::custom(open), &options(role)).expect("a store in memory")
+}
+
+pub(crate) async fn bucket(store: &Store) -> Bucket {
+    let name = "shop".parse().expect("a name");
+    let key = BucketKey::mint(&name, [3; 26]);
+    store.ensure_bucket(&name, key).await.expect("a bucket").0
+}
+
+pub(crate) fn event(n: u64) -> Event {
+    let headers = vec![
+        Header {
+            name: "x-repeat".into(),
+            value: Bytes::from_static(b"one"),
+        },
+        Header {
+            name: "x-repeat".into(),
+            value: Bytes::from_static(b"\xff\x00two"),
+        },
+    ];
+    Event {
+        id: EventId::from_parts(NOW, u128::from(n)),
+        bucket: "shop".parse().expect("a name"),
+        received_at: NOW,
+        request: Request {
+            method: "POST".into(),
+            tail: format!("/{n}"),
+            query: Some("x=1&x=%2F".into()),
+            headers,
+            body: (0..=255u8)
+                .cycle()
+                .take(300 + n as usize)
+                .collect::<Vec<_>>()
+                .into(),
+        },
+    }
+}
+
+pub(crate) fn plain(n: u64) -> NewEvent {
+    NewEvent {
+        event: event(n),
+        deliveries: Vec::new(),
+    }
+}
+
+pub(crate) fn to(n: u64, destination: DestinationId) -> NewEvent {
+    NewEvent {
+        event: event(n),
+        deliveries: vec![new_delivery(n, destination)],
+    }
+}
+
+pub(crate) fn new_delivery(n: u64, destination: DestinationId) -> NewDelivery {
+    NewDelivery {
+        id: DeliveryId::from_parts(NOW, u128::from(n)),
+        destination,
+        created_at: NOW,
+        deadline_at: Timestamp::from_micros(i64::MAX),
+        replay: false,
+    }
+}
+
+pub(crate) fn attempt(delivery: &Delivery, verdict: Verdict) -> Attempt {
+    Attempt {
+        key: delivery.key,
+        delivery: delivery.id,
+        event: delivery.event,
+        url: "http://localhost:1/".into(),
+        method: "POST".into(),
+        number: delivery.attempts + 1,
+        at: NOW,
+        duration: std::time::Duration::from_millis(3),
+        status: Some(503),
+        error: None,
+        answer: b"no".to_vec(),
+        replay: delivery.replay,
+        phase: delivery.phase,
+        verdict,
+    }
+}
