@@ -1,1 +1,17 @@
-//! x
+//! The engine both sides share: what is due is tried, and the verdict recorded.
+//!
+//! It must not know where events come from, nor who watches: it reads the store, speaks HTTP, and
+//! tells a callback what happened.
+
+mod clock;
+mod dial;
+mod engine;
+mod headers;
+mod http;
+mod tls;
+
+pub use clock::Clock;
+pub use dial::{DialError, Dialer};
+pub use engine::{Destination, Engine, Notice, Notify};
+pub use http::{Client, Reply};
+pub use tls::client_config;

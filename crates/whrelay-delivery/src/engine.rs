@@ -1,0 +1,392 @@
+//! The loop of one destination: due -> attempt -> verdict -> record. It must not decide anything
+//! itself: `core` does, and the store remembers.
+
+use std::collections::HashSet;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::task::{JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+use whrelay_core::breaker::{Breaker, Change};
+use whrelay_core::bucket::Bucket;
+use whrelay_core::delivery::{Attempt, DeadReason, Delivery, DeliveryKey, DestinationId};
+use whrelay_core::event::Event;
+use whrelay_core::limits;
+use whrelay_core::outcome::Outcome;
+use whrelay_core::retry::{DeliveryHistory, Jitter, RetryPolicy, Verdict, decide};
+use whrelay_core::time::Timestamp;
+use whrelay_store::{Store, StoreError};
+
+use crate::clock::Clock;
+use crate::http::{Client, Reply};
+
+/// How one destination is delivered to.
+#[derive(Clone, Debug)]
+pub struct Destination {
+    /// Its number in the store.
+    pub id: DestinationId,
+    /// The bucket whose events go there.
+    pub bucket: Bucket,
+    /// How failures are retried.
+    pub policy: RetryPolicy,
+    /// Time for one attempt, over the whole exchange; zero for no bound.
+    pub timeout: Duration,
+    /// Attempts at once.
+    pub max_in_flight: usize,
+}
+
+/// What happened, for whoever watches.
+#[derive(Clone, Debug)]
+pub enum Notice {
+    /// An attempt was made and recorded.
+    Attempt(Box<Attempt>),
+    /// The endpoint was lost or came back.
+    Endpoint {
+        /// The destination.
+        destination: DestinationId,
+        /// Which of the two.
+        change: Change,
+        /// Deliveries that wait for it.
+        waiting: u64,
+    },
+    /// An event is damaged on disk and was set aside.
+    Quarantined(DeliveryKey),
+}
+
+/// Called with each notice; it must not block.
+pub type Notify = Arc<dyn Fn(Notice) + Send + Sync>;
+
+/// Delivers what is due at one destination.
+pub struct Engine {
+    destination: Destination,
+    store: Store,
+    client: Client,
+    clock: Arc<Clock>,
+    notify: Notify,
+}
+
+struct Finished {
+    key: DeliveryKey,
+    /// What the endpoint did, if it was asked.
+    outcome: Option<Outcome>,
+}
+
+type Probe = Pin<Box<dyn Future<Output = bool> + Send>>;
+
+struct Lane {
+    breaker: Breaker,
+    in_flight: HashSet<DeliveryKey>,
+    attempts: JoinSet<Result<Finished, StoreError>>,
+    probe: Option<Probe>,
+}
+
+impl Engine {
+    /// An engine for a destination.
+    pub fn new(
+        destination: Destination,
+        store: Store,
+        client: Client,
+        clock: Arc<Clock>,
+        notify: Notify,
+    ) -> Self {
+        Self {
+            destination,
+            store,
+            client,
+            clock,
+            notify,
+        }
+    }
+
+    /// Delivers until `stop`, then lets attempts in flight finish for at most [`limits::DRAIN`].
+    ///
+    /// # Errors
+    /// When the store has stopped for good: nothing can be recorded any more.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), StoreError> {
+        let engine = Arc::new(self);
+        // Nobody knows what the endpoint did while nobody looked: all that backs off is tried now.
+        engine.release().await?;
+        let mut lane = Lane {
+            breaker: Breaker::new(engine.destination.max_in_flight),
+            in_flight: HashSet::new(),
+            attempts: JoinSet::new(),
+            probe: None,
+        };
+        let mut commits = engine.store.commits();
+        while !stop.is_cancelled() {
+            commits.mark_unchanged();
+            let wait = engine.start_due(&mut lane);
+            tokio::select! {
+                () = stop.cancelled() => {}
+                Some(done) = lane.attempts.join_next() => engine.finish(&mut lane, done)?,
+                Ok(()) = commits.changed() => {}
+                accepted = probe(&mut lane.probe) => engine.probed(&mut lane, accepted).await?,
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+        let drained = async {
+            while let Some(done) = lane.attempts.join_next().await {
+                joined(done)?;
+            }
+            Ok(())
+        };
+        tokio::time::timeout(limits::DRAIN, drained)
+            .await
+            .unwrap_or(Ok(()))
+    }
+
+    /// Starts what is due, as far as the window goes. Answers how long nothing else will be.
+    fn start_due(self: &Arc<Self>, lane: &mut Lane) -> Duration {
+        let free = lane.breaker.window().saturating_sub(lane.in_flight.len());
+        if free == 0 {
+            return limits::REARM;
+        }
+        let now = self.clock.now();
+        let scan = match self
+            .store
+            .due(self.destination.id, now, &lane.in_flight, free)
+        {
+            Ok(scan) => scan,
+            // The store reopens by itself; a commit or the timer comes back here.
+            Err(_) => return limits::REOPEN_EVERY,
+        };
+        for key in scan.ready {
+            lane.in_flight.insert(key);
+            let engine = Arc::clone(self);
+            lane.attempts
+                .spawn(async move { engine.attempt(key).await });
+        }
+        scan.next_at
+            .map_or(limits::REARM, |at| at.since(now).min(limits::REARM))
+    }
+
+    fn finish(
+        &self,
+        lane: &mut Lane,
+        done: Result<Result<Finished, StoreError>, JoinError>,
+    ) -> Result<(), StoreError> {
+        let Finished { key, outcome } = joined(done)?;
+        lane.in_flight.remove(&key);
+        let now = Instant::now();
+        if let Some(outcome) = outcome
+            && let Some(change) = lane.breaker.on_outcome(&outcome, now)
+        {
+            self.tell_change(change);
+        }
+        self.plan_probe(lane);
+        Ok(())
+    }
+
+    async fn probed(self: &Arc<Self>, lane: &mut Lane, accepted: bool) -> Result<(), StoreError> {
+        if let Some(change) = lane.breaker.on_probe(accepted, Instant::now()) {
+            self.tell_change(change);
+            let engine = Arc::clone(self);
+            let release = tokio::spawn(async move { engine.release().await });
+            // Long enough to put the oldest first where little waits; where much does, the first
+            // deliveries start while the rest is still being released.
+            if let Ok(Ok(released)) = tokio::time::timeout(limits::PROBE_MIN, release).await {
+                released?;
+            }
+        }
+        self.plan_probe(lane);
+        Ok(())
+    }
+
+    fn plan_probe(&self, lane: &mut Lane) {
+        lane.probe = match (lane.breaker.probe_at(), lane.probe.take()) {
+            (None, _) => None,
+            (Some(_), Some(planned)) => Some(planned),
+            (Some(at), None) => {
+                let client = self.client.clone();
+                Some(Box::pin(async move {
+                    tokio::time::sleep_until(at.into()).await;
+                    client.probe().await
+                }))
+            }
+        };
+    }
+
+    fn tell_change(&self, change: Change) {
+        let destination = self.destination.id;
+        let counts = self.store.counts(destination).unwrap_or_default();
+        let waiting = counts.queued + counts.stalled;
+        (self.notify)(Notice::Endpoint {
+            destination,
+            change,
+            waiting,
+        });
+    }
+
+    async fn release(&self) -> Result<u64, StoreError> {
+        let now = self.clock.now();
+        self.persist(|| self.store.release(self.destination.id, now))
+            .await
+    }
+
+    /// Repeats a write until it is on disk: a full disk delays, and loses nothing.
+    async fn persist<T, F>(&self, mut write: impl FnMut() -> F) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        loop {
+            match write().await {
+                Err(error) if error.is_retryable() => {
+                    tracing::warn!(%error, "a write is repeated");
+                    tokio::time::sleep(limits::REOPEN_EVERY).await;
+                }
+                settled => return settled,
+            }
+        }
+    }
+
+    async fn attempt(&self, key: DeliveryKey) -> Result<Finished, StoreError> {
+        let loaded = match self.load(key) {
+            Ok(loaded) => loaded,
+            Err(error @ StoreError::Broken(_)) => return Err(error),
+            Err(StoreError::Damaged(what)) => return self.quarantine(key, &what).await,
+            Err(StoreError::Full | StoreError::Reopening) => {
+                tokio::time::sleep(limits::REOPEN_EVERY).await;
+                return Ok(Finished { key, outcome: None });
+            }
+        };
+        let Some((delivery, event)) = loaded else {
+            return Ok(Finished { key, outcome: None });
+        };
+        let outcome = if self.clock.moment().certain > delivery.deadline_at {
+            self.expire(&delivery, &event).await?;
+            None
+        } else {
+            Some(self.try_once(&delivery, &event).await?)
+        };
+        Ok(Finished { key, outcome })
+    }
+
+    fn load(&self, key: DeliveryKey) -> Result<Option<(Delivery, Event)>, StoreError> {
+        let delivery = self.store.delivery(key)?.filter(|d| !d.state.is_finished());
+        let event = self.store.event_at(&self.destination.bucket, key.seq)?;
+        Ok(delivery.zip(event))
+    }
+
+    async fn try_once(&self, delivery: &Delivery, event: &Event) -> Result<Outcome, StoreError> {
+        let number = delivery.attempts + 1;
+        let (at, started) = (self.clock.now(), Instant::now());
+        let reply = self
+            .client
+            .send(event, delivery, number, self.destination.timeout)
+            .await;
+        let duration = started.elapsed();
+        let now = self.clock.moment();
+        let history = DeliveryHistory {
+            attempts: number,
+            first_failed_at: delivery.first_failed_at,
+            phase: delivery.phase,
+            deadline_at: delivery.deadline_at,
+        };
+        let policy = &self.destination.policy;
+        let verdict = decide(policy, history, &reply.outcome, now, Jitter(rand::random()));
+        let outcome = reply.outcome;
+        self.record(
+            delivery,
+            event,
+            Tried {
+                number,
+                at,
+                duration,
+                reply,
+                verdict,
+            },
+        )
+        .await?;
+        Ok(outcome)
+    }
+
+    async fn expire(&self, delivery: &Delivery, event: &Event) -> Result<(), StoreError> {
+        let reply = Reply {
+            outcome: Outcome::Unsendable,
+            status: None,
+            error: Some("the deadline has passed: not tried again".into()),
+            answer: Vec::new(),
+        };
+        let tried = Tried {
+            number: delivery.attempts,
+            at: self.clock.now(),
+            duration: Duration::ZERO,
+            reply,
+            verdict: Verdict::Dead(DeadReason::Deadline),
+        };
+        self.record(delivery, event, tried).await
+    }
+
+    async fn record(
+        &self,
+        delivery: &Delivery,
+        event: &Event,
+        tried: Tried,
+    ) -> Result<(), StoreError> {
+        let Tried {
+            number,
+            at,
+            duration,
+            reply,
+            verdict,
+        } = tried;
+        let Reply {
+            outcome: _,
+            status,
+            error,
+            answer,
+        } = reply;
+        let attempt = Attempt {
+            key: delivery.key,
+            delivery: delivery.id,
+            event: delivery.event,
+            url: self.client.url(event),
+            method: event.request.method.clone(),
+            number,
+            at,
+            duration,
+            status,
+            error,
+            answer,
+            replay: delivery.replay,
+            phase: delivery.phase,
+            verdict,
+        };
+        self.persist(|| self.store.record(attempt.clone())).await?;
+        (self.notify)(Notice::Attempt(Box::new(attempt)));
+        Ok(())
+    }
+
+    async fn quarantine(&self, key: DeliveryKey, what: &str) -> Result<Finished, StoreError> {
+        tracing::error!(%what, "set aside");
+        let now = self.clock.now();
+        self.persist(|| self.store.quarantine(key.bucket, key.seq, now))
+            .await?;
+        (self.notify)(Notice::Quarantined(key));
+        Ok(Finished { key, outcome: None })
+    }
+}
+
+struct Tried {
+    number: u32,
+    at: Timestamp,
+    duration: Duration,
+    reply: Reply,
+    verdict: Verdict,
+}
+
+/// A task that panicked has told why on stderr; its delivery must not be forgotten, so the engine
+/// stops, and the process with it.
+fn joined<T>(done: Result<Result<T, StoreError>, JoinError>) -> Result<T, StoreError> {
+    done.unwrap_or_else(|error| Err(StoreError::Broken(format!("an attempt failed: {error}"))))
+}
+
+async fn probe(planned: &mut Option<Probe>) -> bool {
+    let Some(future) = planned else {
+        return std::future::pending().await;
+    };
+    let accepted = future.await;
+    *planned = None;
+    accepted
+}

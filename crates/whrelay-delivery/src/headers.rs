@@ -1,0 +1,168 @@
+//! Which header fields reach a target. It must not know the body.
+
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+use whrelay_core::delivery::Delivery;
+use whrelay_core::event::{Event, Header};
+
+/// Fields of one connection or one hop (RFC 9110 section 7.6.1), of the message's framing, and of
+/// its addressing: they are made anew for the target.
+const REBUILT: [&str; 13] = [
+    "connection",
+    "content-length",
+    "expect",
+    "host",
+    "http2-settings",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// The sender's fields, in order, then ours. A name or value that HTTP cannot carry is left out.
+pub(crate) fn outgoing(event: &Event, delivery: &Delivery, number: u32) -> HeaderMap {
+    let named = named_by_connection(&event.request.headers);
+    let mut headers = HeaderMap::with_capacity(event.request.headers.len() + 6);
+    for Header { name, value } in &event.request.headers {
+        let ours = name.starts_with("x-whrelay-");
+        if ours || REBUILT.contains(&name.as_str()) || named.contains(name) {
+            continue;
+        }
+        let parsed = (HeaderName::try_from(name), HeaderValue::from_bytes(value));
+        if let (Ok(name), Ok(value)) = parsed {
+            headers.append(name, value);
+        }
+    }
+    let own = [
+        ("x-whrelay-event-id", event.id.to_string()),
+        ("x-whrelay-delivery-id", delivery.id.to_string()),
+        ("x-whrelay-attempt", number.to_string()),
+        ("x-whrelay-bucket", event.bucket.to_string()),
+        ("x-whrelay-received-at", event.received_at.to_string()),
+    ];
+    let replay = delivery
+        .replay
+        .then(|| ("x-whrelay-replay", "1".to_owned()));
+    for (name, value) in own.into_iter().chain(replay) {
+        if let Ok(value) = HeaderValue::try_from(value) {
+            headers.insert(HeaderName::from_static(name), value);
+        }
+    }
+    headers
+}
+
+/// Fields that the sender's `Connection` declares to be of its own connection.
+fn named_by_connection(headers: &[Header]) -> Vec<String> {
+    let connection = headers.iter().filter(|header| header.name == "connection");
+    let tokens = connection.flat_map(|header| header.value.split(|b| *b == b','));
+    tokens
+        .map(|token| String::from_utf8_lossy(token).trim().to_ascii_lowercase())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use proptest::prelude::*;
+    use whrelay_core::bucket::{BucketId, Seq};
+    use whrelay_core::delivery::{DeliveryKey, DestinationId, State};
+    use whrelay_core::event::Request;
+    use whrelay_core::id::{DeliveryId, EventId};
+    use whrelay_core::retry::Phase;
+    use whrelay_core::time::Timestamp;
+
+    fn sent(fields: &[(&str, &[u8])], replay: bool) -> HeaderMap {
+        let header = |(name, value): &(&str, &[u8])| Header {
+            name: (*name).to_owned(),
+            value: Bytes::copy_from_slice(value),
+        };
+        let event = Event {
+            id: EventId::from_parts(Timestamp::EPOCH, 1),
+            bucket: "shop".parse().expect("a name"),
+            received_at: Timestamp::EPOCH,
+            request: Request {
+                method: "POST".into(),
+                tail: String::new(),
+                query: None,
+                headers: fields.iter().map(header).collect(),
+                body: Bytes::new(),
+            },
+        };
+        let delivery = Delivery {
+            key: DeliveryKey {
+                bucket: BucketId(1),
+                seq: Seq(1),
+                ordinal: 0,
+            },
+            id: DeliveryId::from_parts(Timestamp::EPOCH, 1),
+            event: event.id,
+            destination: DestinationId(1),
+            created_at: Timestamp::EPOCH,
+            deadline_at: Timestamp::EPOCH,
+            attempts: 0,
+            first_failed_at: None,
+            phase: Phase::Fast,
+            state: State::Queued,
+            reason: None,
+            next_attempt_at: None,
+            replay,
+        };
+        outgoing(&event, &delivery, 3)
+    }
+
+    #[test]
+    fn repeated_fields_stay_repeated_and_bytes_stay_bytes() {
+        let headers = sent(
+            &[("x-a", b"one"), ("x-b", b"\xff\xfe"), ("x-a", b"two")],
+            false,
+        );
+        let values: Vec<_> = headers.get_all("x-a").iter().collect();
+        assert_eq!(values, ["one", "two"]);
+        assert_eq!(headers["x-b"].as_bytes(), b"\xff\xfe");
+    }
+
+    #[test]
+    fn fields_of_the_hop_and_forged_ones_do_not_travel() {
+        let headers = sent(
+            &[
+                ("connection", b"close, X-Hop"),
+                ("connection", b"x-other"),
+                ("x-hop", b"1"),
+                ("x-other", b"1"),
+                ("transfer-encoding", b"chunked"),
+                ("content-length", b"5"),
+                ("host", b"evil.test"),
+                ("x-whrelay-attempt", b"99"),
+                ("x-whrelay-replay", b"1"),
+            ],
+            false,
+        );
+        let names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        let own = [
+            "event-id",
+            "delivery-id",
+            "attempt",
+            "bucket",
+            "received-at",
+        ];
+        assert_eq!(names, own.map(|name| format!("x-whrelay-{name}")));
+        assert_eq!(headers["x-whrelay-attempt"], "3");
+    }
+
+    #[test]
+    fn only_a_replay_says_so() {
+        assert_eq!(sent(&[], true)["x-whrelay-replay"], "1");
+        assert!(!sent(&[], false).contains_key("x-whrelay-replay"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_field_however_absurd_panics(name in ".*", value: Vec<u8>) {
+            sent(&[(&name, &value)], false);
+        }
+    }
+}

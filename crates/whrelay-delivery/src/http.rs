@@ -1,0 +1,220 @@
+//! One exchange with a target. The only file that speaks HTTP to one: no redirect is followed,
+//! nothing is decompressed, and no header is added but our own. It must not know schedules.
+
+use std::error::Error as _;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, Uri};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
+use tower_service::Service;
+use whrelay_core::delivery::Delivery;
+use whrelay_core::event::Event;
+use whrelay_core::limits;
+use whrelay_core::outcome::{Outcome, RetryAfter};
+use whrelay_core::target::Target;
+
+use crate::dial::{DialError, Dialer};
+use crate::headers::outgoing;
+
+/// What came of an exchange.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    /// For the verdict.
+    pub outcome: Outcome,
+    /// The answer's status code.
+    pub status: Option<u16>,
+    /// For a person, where there was no answer.
+    pub error: Option<String>,
+    /// The first bytes of the answer's body.
+    pub answer: Vec<u8>,
+}
+
+impl Reply {
+    fn failed(outcome: Outcome, error: impl ToString) -> Self {
+        Self {
+            outcome,
+            status: None,
+            error: Some(error.to_string()),
+            answer: Vec::new(),
+        }
+    }
+}
+
+type Inner = legacy::Client<HttpsConnector<Connector>, Full<Bytes>>;
+
+/// Sends events to one target over kept connections.
+#[derive(Clone)]
+pub struct Client {
+    target: Target,
+    dialer: Arc<Dialer>,
+    inner: Inner,
+}
+
+impl Client {
+    /// For a target, with at most this many connections kept idle.
+    ///
+    /// # Errors
+    /// When TLS cannot be set up.
+    pub fn new(target: Target, max_idle: usize) -> Result<Self, rustls::Error> {
+        let dialer = Arc::new(Dialer::new(&target.host().to_string(), target.port()));
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(crate::tls::client_config()?)
+            .https_or_http()
+            .enable_all_versions()
+            .wrap_connector(Connector {
+                dialer: Arc::clone(&dialer),
+            });
+        let inner = legacy::Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(Duration::from_secs(30))
+            .pool_max_idle_per_host(max_idle)
+            .http1_title_case_headers(true)
+            .http1_max_buf_size(limits::MAX_ANSWER_HEAD)
+            .build(connector);
+        Ok(Self {
+            target,
+            dialer,
+            inner,
+        })
+    }
+
+    /// The target.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// Whether the target accepts connections.
+    pub async fn probe(&self) -> bool {
+        let dial = tokio::time::timeout(limits::PROBE_TIMEOUT, self.dialer.dial());
+        dial.await.is_ok_and(|dialled| dialled.is_ok())
+    }
+
+    /// Sends an event once, and waits for the answer at most `timeout` (zero: for ever).
+    pub async fn send(
+        &self,
+        event: &Event,
+        delivery: &Delivery,
+        number: u32,
+        timeout: Duration,
+    ) -> Reply {
+        let request = match self.request(event, delivery, number) {
+            Ok(request) => request,
+            Err(why) => return Reply::failed(Outcome::Unsendable, why),
+        };
+        let forever = Duration::from_secs(365 * 86_400);
+        let deadline = Instant::now() + if timeout.is_zero() { forever } else { timeout };
+        match timeout_at(deadline, self.inner.request(request)).await {
+            Ok(Ok(response)) => read_answer(response, deadline).await,
+            Ok(Err(error)) => failure(&error),
+            Err(_) => {
+                let said = format!("no answer within {} s", timeout.as_secs_f64());
+                Reply::failed(Outcome::TimedOut, said)
+            }
+        }
+    }
+
+    /// The URL an event gets at this target, as text for people even where it cannot be used.
+    pub fn url(&self, event: &Event) -> String {
+        let request = &event.request;
+        let url = self.target.url_for(&request.tail, request.query.as_deref());
+        url.unwrap_or_else(|_| self.target.to_string())
+    }
+
+    fn request(
+        &self,
+        event: &Event,
+        delivery: &Delivery,
+        number: u32,
+    ) -> Result<Request<Full<Bytes>>, String> {
+        let told = |e: &dyn std::fmt::Display| e.to_string();
+        let sent = &event.request;
+        let url = self
+            .target
+            .url_for(&sent.tail, sent.query.as_deref())
+            .map_err(|e| told(&e))?;
+        let uri = Uri::try_from(url).map_err(|e| told(&e))?;
+        let method = Method::from_bytes(sent.method.as_bytes()).map_err(|e| told(&e))?;
+        if method == Method::CONNECT {
+            return Err("CONNECT cannot be delivered".into());
+        }
+        let mut request = Request::new(Full::new(sent.body.clone()));
+        (*request.method_mut(), *request.uri_mut()) = (method, uri);
+        *request.headers_mut() = outgoing(event, delivery, number);
+        Ok(request)
+    }
+}
+
+/// Status and headers decide; the body is only kept to be shown, so its failure changes nothing.
+async fn read_answer(response: Response<Incoming>, deadline: Instant) -> Reply {
+    let status = response.status().as_u16();
+    let retry_after = response.headers().get(http::header::RETRY_AFTER);
+    let retry_after = retry_after.and_then(|value| RetryAfter::parse(value.as_bytes()));
+    let (mut body, mut answer, mut read) = (response.into_body(), Vec::new(), 0);
+    while read < limits::READ_ANSWER {
+        let Ok(Some(Ok(frame))) = timeout_at(deadline, body.frame()).await else {
+            break;
+        };
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        read += data.len();
+        let room = limits::KEPT_ANSWER.saturating_sub(answer.len());
+        answer.extend_from_slice(&data[..data.len().min(room)]);
+    }
+    let outcome = Outcome::Answered {
+        status,
+        retry_after,
+    };
+    Reply {
+        outcome,
+        status: Some(status),
+        error: None,
+        answer,
+    }
+}
+
+fn failure(error: &legacy::Error) -> Reply {
+    let (mut text, mut cause) = (error.to_string(), error.source());
+    while let Some(inner) = cause {
+        if let Some(dial) = inner.downcast_ref::<DialError>() {
+            return Reply::failed(Outcome::Unreachable, dial);
+        }
+        let said = inner.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        cause = inner.source();
+    }
+    Reply::failed(Outcome::Broken, text)
+}
+
+/// hyper's way to our [`Dialer`]: the target was fixed when it was made.
+#[derive(Clone)]
+struct Connector {
+    dialer: Arc<Dialer>,
+}
+
+impl Service<Uri> for Connector {
+    type Response = TokioIo<TcpStream>;
+    type Error = DialError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, DialError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), DialError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let dialer = Arc::clone(&self.dialer);
+        Box::pin(async move { dialer.dial().await.map(TokioIo::new) })
+    }
+}

@@ -1,0 +1,91 @@
+//! Who may do what: access tokens. It must not know what is asked for.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use axum::http::{HeaderMap, StatusCode, header};
+use whrelay_core::token::Token;
+use whrelay_store::{Store, StoreError};
+
+use crate::problem::Problem;
+
+/// Lets a request with a valid `Authorization: Bearer` token pass.
+pub(crate) fn check(store: &Store, headers: &HeaderMap) -> Result<(), Problem> {
+    let refused = |why: &str| Problem::new(StatusCode::UNAUTHORIZED, why);
+    let value = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok());
+    let (scheme, text) = value.and_then(|v| v.split_once(' ')).unwrap_or_default();
+    if !scheme.eq_ignore_ascii_case("bearer") {
+        return Err(refused(
+            "an access token is needed: Authorization: Bearer whr_…",
+        ));
+    }
+    let token = Token::parse(text).map_err(|e| refused(&e.to_string()))?;
+    match store.token(token.id()) {
+        Ok(Some(digest)) if token.matches(&digest) => Ok(()),
+        Ok(_) => Err(refused("this token is not valid here")),
+        Err(error) => Err(Problem::unavailable(
+            error.to_string(),
+            std::time::Duration::from_secs(1),
+        )),
+    }
+}
+
+/// Why the admin token could not be made or read.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenFileError {
+    /// The file cannot be read or written.
+    #[error("{path}: {error}", path = .path.display())]
+    Io {
+        /// The token file.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The store cannot keep the token.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// The admin token of a forwarder: the one in its token file, or on the first start (or when the
+/// file is gone) a new one, in a new file that only the owner may read. Says whether it is new.
+///
+/// # Errors
+/// When the file or the store fails.
+pub async fn admin_token(store: &Store, path: &Path) -> Result<(Token, bool), TokenFileError> {
+    let io = |error| TokenFileError::Io {
+        path: path.to_owned(),
+        error,
+    };
+    match std::fs::read_to_string(path) {
+        Ok(text) => {
+            let token = Token::parse(&text)
+                .map_err(|e| io(io::Error::new(io::ErrorKind::InvalidData, e)))?;
+            if !store
+                .token(token.id())?
+                .is_some_and(|digest| token.matches(&digest))
+            {
+                store.add_token(&token).await?;
+            }
+            Ok((token, false))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let token = Token::mint(&std::array::from_fn(|_| rand::random()));
+            store.add_token(&token).await?;
+            write_private(path, &format!("{}\n", token.expose())).map_err(io)?;
+            Ok((token, true))
+        }
+        Err(error) => Err(io(error)),
+    }
+}
+
+fn write_private(path: &Path, text: &str) -> io::Result<()> {
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut file = options.open(path)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
+}

@@ -1,0 +1,240 @@
+//! The input: one webhook in, on disk, and only then a 2xx. It must not know who will read it.
+//!
+//! Our own trouble answers 503 with Retry-After, never 4xx: some senders drop an event at the first
+//! 4xx.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::{Body, HttpBody};
+use axum::extract::State;
+use axum::http::{HeaderMap, Request, StatusCode, Uri, header};
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use serde::Serialize;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, timeout, timeout_at};
+use whrelay_core::bucket::Bucket;
+use whrelay_core::event::{self, Event, Header};
+use whrelay_core::id::EventId;
+use whrelay_core::{limits, tail};
+use whrelay_store::NewEvent;
+
+use crate::Shared;
+use crate::problem::Problem;
+
+const RETRY_SOON: Duration = Duration::from_secs(5);
+/// How much of a body that is too large is read and thrown away, and for how long, so that the
+/// sender gets to read why.
+const DISCARD_BYTES: usize = 2 * limits::MAX_BODY;
+const DISCARD_TIME: Duration = Duration::from_secs(5);
+
+/// The answer to an accepted webhook.
+#[derive(Debug, Serialize)]
+pub(crate) struct Accepted {
+    id: String,
+}
+
+/// `ANY /in/{bucket key}[/tail]`
+pub(crate) async fn receive(
+    State(shared): State<Arc<Shared>>,
+    request: Request<Body>,
+) -> Result<Json<Accepted>, Problem> {
+    let (parts, body) = request.into_parts();
+    let (key, tail) = split_path(&parts.uri);
+    let unknown = || Problem::new(StatusCode::NOT_FOUND, "no such input URL");
+    let bucket = shared.registry.by_key(key).ok_or_else(unknown)?;
+    if tail::climbs(tail) {
+        let why = "the path has dot segments (`.` or `..`, plain or encoded)";
+        return Err(Problem::new(StatusCode::BAD_REQUEST, why));
+    }
+    let (body, _permit) = read_body(&shared, body).await?;
+    let request = event::Request {
+        method: parts.method.as_str().to_owned(),
+        tail: tail.to_owned(),
+        query: parts.uri.query().map(str::to_owned),
+        headers: copy_headers(&parts.headers),
+        body,
+    };
+    let id = store(&shared, &bucket, request).await?;
+    Ok(Json(Accepted { id: id.to_string() }))
+}
+
+/// Key and tail of `/in/{key}[/tail]`, raw.
+fn split_path(uri: &Uri) -> (&str, &str) {
+    let rest = uri.path().strip_prefix("/in/").unwrap_or_default();
+    rest.split_at(rest.find('/').unwrap_or(rest.len()))
+}
+
+fn copy_headers(headers: &HeaderMap) -> Vec<Header> {
+    let copy = |(name, value): (&header::HeaderName, &header::HeaderValue)| Header {
+        name: name.as_str().to_owned(),
+        value: Bytes::copy_from_slice(value.as_bytes()),
+    };
+    headers.iter().map(copy).collect()
+}
+
+async fn store(
+    shared: &Shared,
+    bucket: &Bucket,
+    request: event::Request,
+) -> Result<EventId, Problem> {
+    let received_at = shared.clock.now();
+    let id = EventId::from_parts(received_at, rand::random());
+    let event = Event {
+        id,
+        bucket: bucket.name.clone(),
+        received_at,
+        request,
+    };
+    let new = vec![NewEvent {
+        event,
+        deliveries: Vec::new(),
+    }];
+    let append = shared.store.append(bucket.id, new, None);
+    match timeout(limits::INGEST_DEADLINE, append).await {
+        Ok(Ok(_)) => {
+            shared.hub.wake(bucket.id);
+            Ok(id)
+        }
+        Ok(Err(error)) => {
+            tracing::error!(%error, bucket = %bucket.name, "an event was refused with 503");
+            Err(Problem::unavailable(error.to_string(), RETRY_SOON))
+        }
+        Err(_) => {
+            tracing::error!(bucket = %bucket.name, "the disk is too slow: an event was refused");
+            Err(Problem::unavailable("the disk is too slow", RETRY_SOON))
+        }
+    }
+}
+
+/// Reads the body whole, within its size, its time and its share of memory.
+async fn read_body(
+    shared: &Shared,
+    mut body: Body,
+) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Problem> {
+    let declared = body.size_hint().lower();
+    if declared > limits::MAX_BODY as u64 {
+        return Err(too_large(body, declared).await);
+    }
+    let began = Instant::now();
+    let (mut first, mut rest, mut permit) = (Bytes::new(), BytesMut::new(), None);
+    loop {
+        let received = first.len() + rest.len();
+        let frame = match timeout_at(began + time_for(received), body.frame()).await {
+            Ok(Some(Ok(frame))) => frame,
+            Ok(None) => break,
+            Ok(Some(Err(error))) => {
+                let why = format!("the body ended early: {error}");
+                return Err(Problem::new(StatusCode::BAD_REQUEST, why));
+            }
+            Err(_) => {
+                let why = "the body came too slowly";
+                return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, why));
+            }
+        };
+        // Trailers are not merged into the header fields.
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        if received + data.len() > limits::MAX_BODY {
+            return Err(too_large(body, (received + data.len()) as u64).await);
+        }
+        reserve(shared, &mut permit, data.len())?;
+        match (first.is_empty(), rest.is_empty()) {
+            (true, _) => first = data,
+            (false, true) => {
+                rest.reserve(
+                    usize::try_from(declared)
+                        .unwrap_or_default()
+                        .max(2 * received),
+                );
+                rest.extend_from_slice(&std::mem::take(&mut first));
+                rest.extend_from_slice(&data);
+                first = Bytes::new();
+            }
+            (false, false) => rest.extend_from_slice(&data),
+        }
+    }
+    Ok((
+        if rest.is_empty() {
+            first
+        } else {
+            rest.freeze()
+        },
+        permit,
+    ))
+}
+
+/// The time by which a body of which so much has come must have come further.
+fn time_for(received: usize) -> Duration {
+    let earned = Duration::from_secs(received as u64 / limits::MIN_BODY_RATE);
+    (limits::BODY_GRACE + earned).min(limits::BODY_TIMEOUT)
+}
+
+fn reserve(
+    shared: &Shared,
+    permit: &mut Option<OwnedSemaphorePermit>,
+    bytes: usize,
+) -> Result<(), Problem> {
+    let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+    let more = Arc::clone(&shared.ingest_bytes).try_acquire_many_owned(bytes);
+    let more = more.map_err(|_| Problem::unavailable("too many bodies at once", RETRY_SOON))?;
+    match permit {
+        Some(permit) => permit.merge(more),
+        None => *permit = Some(more),
+    }
+    Ok(())
+}
+
+async fn too_large(mut body: Body, seen: u64) -> Problem {
+    tracing::warn!(
+        bytes = seen,
+        limit = limits::MAX_BODY,
+        "a body was too large"
+    );
+    let mut left = DISCARD_BYTES;
+    let discard = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            let length = frame.data_ref().map_or(0, Bytes::len);
+            if length > left {
+                break;
+            }
+            left -= length;
+        }
+    };
+    if seen <= DISCARD_BYTES as u64 {
+        // Whether all of it came in time changes nothing.
+        let _ = timeout(DISCARD_TIME, discard).await;
+    }
+    let why = format!("the body is larger than {} bytes", limits::MAX_BODY);
+    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn key_and_tail_are_split_raw() {
+        let split = |text: &'static str| {
+            let uri = Uri::from_static(text);
+            let (key, tail) = split_path(&uri);
+            (key.to_owned(), tail.to_owned())
+        };
+        assert_eq!(split("/in/k"), ("k".into(), String::new()));
+        assert_eq!(split("/in/k/"), ("k".into(), "/".into()));
+        assert_eq!(split("/in/k//a%2Fb?x=1"), ("k".into(), "//a%2Fb".into()));
+    }
+
+    #[test]
+    fn a_body_earns_time_as_it_comes_but_not_for_ever() {
+        assert_eq!(time_for(0), limits::BODY_GRACE);
+        assert_eq!(
+            time_for(10 * 1024),
+            limits::BODY_GRACE + Duration::from_secs(10)
+        );
+        assert_eq!(time_for(limits::MAX_BODY), limits::BODY_TIMEOUT);
+    }
+}

@@ -1,0 +1,252 @@
+//! One agent's tunnel: the shell around `ForwarderSession`. It must not decide what is sent or
+//! acknowledged: the session does; nor keep events: the store does.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::extract::State;
+use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use tokio::time::timeout;
+use whrelay_core::bucket::{Bucket, Seq};
+use whrelay_core::limits;
+use whrelay_proto::frame::{Frame, Hello, Refused, RefusedCode, Welcome, WireEvent};
+use whrelay_proto::liveness::{Liveness, Pulse};
+use whrelay_proto::{ForwarderAction, ForwarderSession, NEWEST_VERSION, SUBPROTOCOL, codec};
+use whrelay_store::{StoreError, StoredEvent};
+
+use crate::Shared;
+use crate::access;
+use crate::problem::Problem;
+
+/// `GET /v1/tunnel`
+pub(crate) async fn open(
+    State(shared): State<Arc<Shared>>,
+    headers: HeaderMap,
+    upgrade: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
+) -> Result<Response, Problem> {
+    // Only browsers send Origin, and no page has any business here.
+    if headers.contains_key(header::ORIGIN) {
+        return Err(Problem::new(
+            StatusCode::FORBIDDEN,
+            "tunnels are not for browsers",
+        ));
+    }
+    access::check(&shared.store, &headers)?;
+    let upgrade =
+        upgrade.map_err(|e| Problem::new(e.into_response().status(), "a websocket is needed"))?;
+    let upgrade = upgrade.protocols([SUBPROTOCOL]);
+    if upgrade.selected_protocol().is_none() {
+        let why = format!("the websocket subprotocol {SUBPROTOCOL} is needed");
+        return Err(Problem::new(StatusCode::BAD_REQUEST, why));
+    }
+    let upgrade = upgrade
+        .read_buffer_size(limits::TUNNEL_BUFFER)
+        .write_buffer_size(limits::TUNNEL_BUFFER)
+        .max_message_size(limits::MAX_AGENT_FRAME)
+        .max_frame_size(limits::MAX_AGENT_FRAME);
+    Ok(upgrade.on_upgrade(move |socket| async move {
+        let mut tunnel = Tunnel {
+            socket,
+            session: ForwarderSession::default(),
+        };
+        if let Err(end) = tunnel.run(&shared).await {
+            tunnel.finish(end).await;
+        }
+    }))
+}
+
+/// Why a tunnel ends.
+enum End {
+    /// The agent is told, with this code and text.
+    Refuse(RefusedCode, String),
+    /// The agent is gone.
+    Gone(&'static str),
+}
+
+impl From<StoreError> for End {
+    fn from(error: StoreError) -> Self {
+        Self::Refuse(RefusedCode::Unavailable, error.to_string())
+    }
+}
+
+struct Tunnel {
+    socket: WebSocket,
+    session: ForwarderSession,
+}
+
+struct Subscription {
+    bucket: Arc<Bucket>,
+    name: String,
+}
+
+impl Tunnel {
+    async fn run(&mut self, shared: &Arc<Shared>) -> Result<(), End> {
+        let hello = timeout(limits::HELLO_TIMEOUT, self.hello()).await;
+        let hello = hello.unwrap_or(Err(End::Gone("no hello in time")))?;
+        let subscription = self.subscribe(shared, hello).await?;
+        let lease = shared.hub.lease(subscription.bucket.id, &subscription.name);
+        let mut wakes = shared.hub.wakes(subscription.bucket.id);
+        let mut liveness = Liveness::new(Instant::now());
+        loop {
+            wakes.mark_unchanged();
+            let more = self.push(shared, &subscription.bucket).await?;
+            let wait = match liveness.pulse(Instant::now()) {
+                Pulse::Dead => return Err(End::Gone("silent for too long")),
+                Pulse::Ping => {
+                    self.send(Message::Ping(Bytes::new())).await?;
+                    Duration::ZERO
+                }
+                Pulse::Wait(until) => until.saturating_duration_since(Instant::now()),
+            };
+            tokio::select! {
+                biased;
+                () = shared.stop.cancelled() => {
+                    return Err(End::Refuse(RefusedCode::Stopping, "the forwarder stops".into()));
+                }
+                () = lease.replaced.cancelled() => {
+                    let why = "another agent has taken this subscription";
+                    return Err(End::Refuse(RefusedCode::Replaced, why.into()));
+                }
+                message = self.socket.recv() => {
+                    liveness.heard(Instant::now());
+                    if let Some(action) = self.on_message(message)? {
+                        self.act(shared, &subscription, action);
+                    }
+                }
+                Ok(()) = wakes.changed(), if !more => {}
+                () = tokio::time::sleep(wait), if !more => {}
+                () = std::future::ready(()), if more => {}
+            }
+        }
+    }
+
+    async fn hello(&mut self) -> Result<Hello, End> {
+        loop {
+            let message = self.socket.recv().await;
+            match self.on_message(message)? {
+                Some(ForwarderAction::Subscribe(hello)) => return Ok(hello),
+                Some(ForwarderAction::Acked(_)) | None => {}
+            }
+        }
+    }
+
+    /// Finds where the agent goes on, and welcomes it.
+    async fn subscribe(&mut self, shared: &Shared, hello: Hello) -> Result<Subscription, End> {
+        let unknown = || {
+            let text = format!("there is no bucket `{}` here", hello.bucket.escape_debug());
+            End::Refuse(RefusedCode::UnknownBucket, text)
+        };
+        let name = hello.bucket.parse().map_err(|_| unknown())?;
+        let bucket = shared.registry.by_name(&name).ok_or_else(unknown)?;
+        let subscription = hello.subscription;
+        let acked = shared.store.subscribe(bucket.id, &subscription).await?;
+        let last = shared.store.last_seq(bucket.id)?;
+        let resume = hello
+            .resume
+            .filter(|resume| resume.forwarder == shared.store.id());
+        // What the agent says it has on disk is its receipt, but only for what was ever stored.
+        let start = resume.map_or(acked, |resume| Seq(resume.seq)).min(last);
+        shared.store.ack(bucket.id, &subscription, start).await?;
+        let welcome = Welcome {
+            version: NEWEST_VERSION,
+            forwarder: shared.store.id().to_owned(),
+            start: start.0,
+            waiting: last.0.saturating_sub(start.0),
+            clock: shared.clock.now().as_micros(),
+        };
+        tracing::info!(bucket = %bucket.name, %subscription, waiting = welcome.waiting, "agent connected");
+        let frame = self.session.start(welcome);
+        self.send(Message::Binary(codec::encode(frame))).await?;
+        Ok(Subscription {
+            bucket,
+            name: subscription,
+        })
+    }
+
+    /// Sends one batch, if there is credit and something to send. Says whether there may be more.
+    async fn push(&mut self, shared: &Shared, bucket: &Bucket) -> Result<bool, End> {
+        let Some(room) = self.session.room() else {
+            return Ok(false);
+        };
+        let batch = shared
+            .store
+            .read_after(bucket, Seq(room.after), room.events, room.bytes)?;
+        for seq in &batch.damaged {
+            tracing::error!(bucket = %bucket.name, seq = seq.0, "an event is damaged on disk and passed over");
+        }
+        if batch.upto.0 == room.after {
+            return Ok(false);
+        }
+        let wire = |StoredEvent { seq, event }: StoredEvent| WireEvent::new(seq.0, event);
+        let events = batch.events.into_iter().map(wire).collect();
+        if let Some(frame) = self.session.send(batch.upto.0, events) {
+            self.send(Message::Binary(codec::encode(frame))).await?;
+        }
+        Ok(true)
+    }
+
+    fn on_message(
+        &mut self,
+        message: Option<Result<Message, axum::Error>>,
+    ) -> Result<Option<ForwarderAction>, End> {
+        let breach = |text: String| End::Refuse(RefusedCode::Protocol, text);
+        match message {
+            Some(Ok(Message::Binary(bytes))) => {
+                let frame = codec::decode(bytes).map_err(|e| breach(e.to_string()))?;
+                let action = self.session.on_frame(frame).map_err(|error| {
+                    let code = if error.is_retryable() {
+                        RefusedCode::Protocol
+                    } else {
+                        RefusedCode::Version
+                    };
+                    End::Refuse(code, error.to_string())
+                })?;
+                Ok(Some(action))
+            }
+            Some(Ok(Message::Ping(_) | Message::Pong(_))) => Ok(None),
+            Some(Ok(Message::Text(_))) => Err(breach("text is not spoken here".into())),
+            Some(Ok(Message::Close(_))) | None => Err(End::Gone("closed by the agent")),
+            Some(Err(_)) => Err(End::Gone("the connection broke")),
+        }
+    }
+
+    fn act(&self, shared: &Arc<Shared>, subscription: &Subscription, action: ForwarderAction) {
+        let ForwarderAction::Acked(upto) = action else {
+            return;
+        };
+        let (shared, bucket) = (Arc::clone(shared), subscription.bucket.id);
+        let name = subscription.name.clone();
+        // Reading goes on meanwhile. An ack that is not recorded is made up for by the next one,
+        // or by the agent's next hello.
+        tokio::spawn(async move {
+            if let Err(error) = shared.store.ack(bucket, &name, Seq(upto)).await {
+                tracing::warn!(%error, "an ack was not recorded");
+            }
+        });
+    }
+
+    async fn send(&mut self, message: Message) -> Result<(), End> {
+        let sent = timeout(limits::TUNNEL_WRITE_TIMEOUT, self.socket.send(message)).await;
+        match sent {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(End::Gone("the connection broke")),
+            Err(_) => Err(End::Gone("the agent stopped reading")),
+        }
+    }
+
+    async fn finish(mut self, end: End) {
+        match end {
+            End::Gone(why) => tracing::info!(why, "agent disconnected"),
+            End::Refuse(code, text) => {
+                tracing::info!(?code, %text, "agent disconnected");
+                let frame = Frame::Refused(Refused { code, text });
+                // The agent may be gone already.
+                let _ = self.send(Message::Binary(codec::encode(frame))).await;
+                let _ = self.send(Message::Close(None)).await;
+            }
+        }
+    }
+}
