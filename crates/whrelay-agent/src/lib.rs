@@ -1,1 +1,116 @@
-//! x
+//! The local side: events out of the tunnel, on disk, and delivered to targets of its own
+//! configuration, never to others.
+//!
+//! The caller owns the store, the data directory and the stop signal; what happens is told to a
+//! callback as [`lines::Line`]s. Nothing here prints.
+
+pub mod control;
+pub mod lines;
+
+mod answers;
+mod error;
+mod lanes;
+mod link;
+mod provision;
+mod socket;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use url::Url;
+use whrelay_core::bucket::{BucketKey, BucketName};
+use whrelay_core::retry::RetryPolicy;
+use whrelay_core::target::Target;
+use whrelay_core::token::Token;
+use whrelay_store::Store;
+
+pub use answers::{Local, Offline};
+pub use error::AgentError;
+pub use provision::ensure_bucket;
+
+use crate::lanes::Lanes;
+use crate::lines::Line;
+
+/// How deliveries are made: the same for every target of an agent.
+#[derive(Clone, Debug)]
+pub struct Manner {
+    /// How failures are retried.
+    pub policy: RetryPolicy,
+    /// Time for one attempt, over the whole exchange; zero for no bound.
+    pub timeout: Duration,
+    /// Attempts at once, for each target.
+    pub max_in_flight: usize,
+}
+
+/// How an agent runs.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where the forwarder is.
+    pub forwarder: Url,
+    /// What it is asked with.
+    pub token: Token,
+    /// Whose events are wanted.
+    pub bucket: BucketName,
+    /// The agent's own place in the bucket.
+    pub subscription: BucketName,
+    /// Where events go.
+    pub targets: Vec<Target>,
+    /// How they get there.
+    pub manner: Manner,
+    /// Where the control endpoint is announced.
+    pub dir: PathBuf,
+}
+
+/// Called with everything that happens; it must not block.
+pub type Tell = Arc<dyn Fn(Line) + Send + Sync>;
+
+/// Runs until `stop`, then lets attempts in flight finish. The first connection fails fast; after
+/// it, the tunnel is dialled again for ever.
+///
+/// # Errors
+/// What the first connection ran into, the loss of the subscription to another agent, or a store
+/// that has stopped for good.
+pub async fn run(
+    config: Config,
+    store: Store,
+    tell: Tell,
+    stop: CancellationToken,
+) -> Result<(), AgentError> {
+    let input_url = ensure_bucket(&config.forwarder, &config.token, &config.bucket).await?;
+    let key = BucketKey::from_text(config.bucket.as_str());
+    let (bucket, _) = store.ensure_bucket(&config.bucket, key).await?;
+    store
+        .set_note("forwarder", config.forwarder.as_str())
+        .await?;
+    store
+        .set_note("subscription", config.subscription.as_str())
+        .await?;
+
+    let ended = stop.child_token();
+    let lanes = Lanes::new(
+        bucket,
+        store.clone(),
+        config.manner.clone(),
+        tell,
+        ended.clone(),
+    );
+    let lanes = Arc::new(lanes);
+    let link = link::Link::new(&config, input_url, Arc::clone(&lanes));
+    let first = link.connect().await?;
+    lanes.configure(&config.targets).await?;
+    let control =
+        control::Server::start(&config.dir, Local::running(Arc::clone(&lanes), &config.dir))
+            .await?;
+
+    let outcome = tokio::select! {
+        ended = link.run(first, &stop) => ended,
+        error = store.broken() => Err(error.into()),
+        error = lanes.broken() => Err(error.into()),
+    };
+    ended.cancel();
+    drop(control);
+    lanes.finish().await;
+    outcome
+}

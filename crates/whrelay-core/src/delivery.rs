@@ -141,6 +141,8 @@ pub struct Attempt {
     pub delivery: DeliveryId,
     /// The event.
     pub event: EventId,
+    /// The destination.
+    pub destination: DestinationId,
     /// The URL it went to.
     pub url: String,
     /// The request's method.

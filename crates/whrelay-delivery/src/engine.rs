@@ -341,6 +341,7 @@ impl Engine {
             key: delivery.key,
             delivery: delivery.id,
             event: delivery.event,
+            destination: delivery.destination,
             url: self.client.url(event),
             method: event.request.method.clone(),
             number,

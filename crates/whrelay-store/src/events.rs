@@ -131,7 +131,7 @@ impl Store {
                 batch.upto = seq;
                 match open_event(bucket.id, seq, bucket.name.clone(), record.value()) {
                     Ok(event) => {
-                        bytes += event.request.body.len().max(1);
+                        bytes += event.request.body.len();
                         batch.events.push(StoredEvent { seq, event });
                     }
                     Err(_) => batch.damaged.push(seq),
@@ -141,7 +141,8 @@ impl Store {
         })
     }
 
-    /// Reads events before a place, newest first, up to `max`. Damaged events are passed over.
+    /// Reads events before a place, newest first, at least one if there is one, within the same
+    /// bounds as [`Store::read_after`]. Damaged events are passed over.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -149,26 +150,27 @@ impl Store {
         &self,
         bucket: &Bucket,
         before: Seq,
-        max: usize,
+        max_events: usize,
+        max_bytes: usize,
     ) -> Result<Vec<StoredEvent>, StoreError> {
+        let (mut found, mut bytes) = (Vec::new(), 0);
         self.read(|tx| {
             let table = tx.open_table(EVENTS)?;
-            let range = table.range((bucket.id.0, 0)..(bucket.id.0, before.0))?;
-            let read = |entry: Result<_, redb::StorageError>| {
-                let (key, record): (
-                    redb::AccessGuard<'_, (u32, u64)>,
-                    redb::AccessGuard<'_, &[u8]>,
-                ) = entry?;
-                let seq = Seq(key.value().1);
-                let event = open_event(bucket.id, seq, bucket.name.clone(), record.value());
-                Ok(event.ok().map(|event| StoredEvent { seq, event }))
-            };
-            range
+            for entry in table
+                .range((bucket.id.0, 0)..(bucket.id.0, before.0))?
                 .rev()
-                .map(read)
-                .filter_map(Result::transpose)
-                .take(max)
-                .collect()
+            {
+                let (key, record) = entry?;
+                if found.len() >= max_events || (bytes >= max_bytes && bytes > 0) {
+                    break;
+                }
+                let seq = Seq(key.value().1);
+                if let Ok(event) = open_event(bucket.id, seq, bucket.name.clone(), record.value()) {
+                    bytes += event.request.body.len();
+                    found.push(StoredEvent { seq, event });
+                }
+            }
+            Ok(found)
         })
     }
 

@@ -91,6 +91,7 @@ pub(crate) fn attempt(delivery: &Delivery, verdict: Verdict) -> Attempt {
         key: delivery.key,
         delivery: delivery.id,
         event: delivery.event,
+        destination: delivery.destination,
         url: "http://localhost:1/".into(),
         method: "POST".into(),
         number: delivery.attempts + 1,

@@ -1,0 +1,356 @@
+//! The door for other terminals: questions to a running agent, over loopback HTTP with a token that
+//! only the same user can read. It must not answer them itself.
+
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Json, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use bytes::{Buf, Bytes, BytesMut};
+use futures_util::StreamExt;
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use whrelay_core::delivery::Attempt;
+use whrelay_core::event::Event;
+use whrelay_core::time::Timestamp;
+use whrelay_core::token::{Token, TokenDigest};
+
+use crate::answers::Local;
+use crate::error::AgentError;
+use crate::lines::Line;
+use crate::provision::chain;
+
+const FILE: &str = "control.json";
+/// Pieces of an answer that may wait for their reader.
+const WAITING_PIECES: usize = 64;
+
+/// What can be asked of an agent.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "ask", rename_all = "snake_case")]
+pub enum Ask {
+    /// Attempts, newest last.
+    Attempts {
+        /// Which.
+        filter: Filter,
+        /// How many of those that are.
+        last: usize,
+        /// Whether those that come are wanted too.
+        follow: bool,
+    },
+    /// Events, newest last.
+    Events {
+        /// Which.
+        filter: Filter,
+        /// How many.
+        last: usize,
+    },
+    /// One event with its attempts, headers and body.
+    Show {
+        /// Its id.
+        event: String,
+    },
+    /// Deliver events again.
+    Replay {
+        /// Their ids.
+        events: Vec<String>,
+        /// Another target than the agent's.
+        to: Option<String>,
+        /// Whether to answer only when all are finished.
+        wait: bool,
+    },
+    /// How the agent stands.
+    Status,
+}
+
+/// Which attempts or events are wanted.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Filter {
+    /// From then on, in microseconds since 1970.
+    pub since: Option<i64>,
+    /// Until then, in microseconds since 1970.
+    pub until: Option<i64>,
+    /// In this state.
+    pub status: Option<String>,
+    /// Of this event.
+    pub event: Option<String>,
+    /// Of this bucket.
+    pub bucket: Option<String>,
+}
+
+impl Filter {
+    pub(crate) fn wants_bucket(&self, bucket: &str) -> bool {
+        self.bucket.as_deref().is_none_or(|wanted| wanted == bucket)
+    }
+
+    pub(crate) fn wants_attempt(&self, attempt: &Attempt) -> bool {
+        self.wants(
+            attempt.at,
+            attempt.state().as_str(),
+            &attempt.event.to_string(),
+        )
+    }
+
+    pub(crate) fn wants_event(&self, event: &Event, state: &str) -> bool {
+        self.wants(event.received_at, state, &event.id.to_string())
+    }
+
+    fn wants(&self, at: Timestamp, state: &str, event: &str) -> bool {
+        let at = at.as_micros();
+        self.since.is_none_or(|since| at >= since)
+            && self.until.is_none_or(|until| at <= until)
+            && self.status.as_deref().is_none_or(|wanted| wanted == state)
+            && self
+                .event
+                .as_deref()
+                .is_none_or(|wanted| wanted.eq_ignore_ascii_case(event))
+    }
+
+    /// Whether nothing older than this can be wanted.
+    pub(crate) fn is_past(&self, at: Timestamp) -> bool {
+        self.since.is_some_and(|since| at.as_micros() < since)
+    }
+}
+
+/// A part of an answer.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Piece {
+    /// A line.
+    Line(Box<Line>),
+    /// Raw bytes, as many as the line before said.
+    Bytes(Bytes),
+}
+
+/// How a running agent is found.
+#[derive(Serialize, Deserialize)]
+struct Notice {
+    address: SocketAddr,
+    token: String,
+    pid: u32,
+}
+
+/// The open door. Dropping it closes it.
+pub(crate) struct Server {
+    path: PathBuf,
+    serving: JoinHandle<()>,
+}
+
+struct Door {
+    local: Local,
+    digest: TokenDigest,
+    address: SocketAddr,
+}
+
+impl Server {
+    pub(crate) async fn start(dir: &Path, local: Local) -> Result<Self, AgentError> {
+        let listener = TcpListener::bind(("127.0.0.1", 0))
+            .await
+            .map_err(AgentError::Control)?;
+        let address = listener.local_addr().map_err(AgentError::Control)?;
+        let token = Token::mint(&std::array::from_fn(|_| rand::random()));
+        let door = Arc::new(Door {
+            local,
+            digest: token.digest(),
+            address,
+        });
+        let router = Router::new().route("/v1/ask", post(ask)).with_state(door);
+        let path = dir.join(FILE);
+        let notice = Notice {
+            address,
+            token: token.expose(),
+            pid: std::process::id(),
+        };
+        announce(&path, &notice).map_err(AgentError::Control)?;
+        let serving = tokio::spawn(async move {
+            if let Err(error) = axum::serve(listener, router).await {
+                tracing::error!(%error, "the control endpoint has stopped");
+            }
+        });
+        Ok(Self { path, serving })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.serving.abort();
+        // A stale notice is recognised: nobody answers at its address.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Writes the notice in one step, readable by its owner only.
+fn announce(path: &Path, notice: &Notice) -> io::Result<()> {
+    let draft = path.with_extension("new");
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options
+        .open(&draft)?
+        .write_all(&serde_json::to_vec(notice)?)?;
+    std::fs::rename(draft, path)
+}
+
+async fn ask(
+    State(door): State<Arc<Door>>,
+    headers: HeaderMap,
+    Json(ask): Json<Ask>,
+) -> Result<Response, StatusCode> {
+    door.check(&headers)?;
+    let (pieces, mut coming) = mpsc::channel(WAITING_PIECES);
+    let local = door.local.clone();
+    tokio::spawn(async move { local.answer(ask, pieces).await });
+    let stream = futures_util::stream::poll_fn(move |cx| coming.poll_recv(cx));
+    let encoded = stream.map(|piece| match piece {
+        Piece::Bytes(bytes) => Ok(bytes),
+        Piece::Line(line) => serde_json::to_vec(&line).map(|mut text| {
+            text.push(b'\n');
+            Bytes::from(text)
+        }),
+    });
+    let kind = [(header::CONTENT_TYPE, "application/x-ndjson")];
+    Ok((kind, Body::from_stream(encoded)).into_response())
+}
+
+impl Door {
+    /// A page in a browser can reach loopback too: it has no token, sends an Origin, and after a
+    /// DNS trick another Host.
+    fn check(&self, headers: &HeaderMap) -> Result<(), StatusCode> {
+        let text = |name| {
+            headers
+                .get(name)
+                .and_then(|v: &header::HeaderValue| v.to_str().ok())
+        };
+        if headers.contains_key(header::ORIGIN)
+            || text(header::HOST) != Some(self.address.to_string().as_str())
+        {
+            return Err(StatusCode::FORBIDDEN);
+        }
+        let bearer = text(header::AUTHORIZATION).and_then(|v| v.strip_prefix("Bearer "));
+        let token = bearer.and_then(|text| Token::parse(text).ok());
+        match token {
+            Some(token) if token.matches(&self.digest) => Ok(()),
+            Some(_) | None => Err(StatusCode::UNAUTHORIZED),
+        }
+    }
+}
+
+/// The way to a running agent.
+pub struct Client {
+    notice: Notice,
+    http: reqwest::Client,
+}
+
+impl Client {
+    /// The agent of a data directory, if its notice is there. Whether it still runs, asking shows.
+    pub fn find(dir: &Path) -> Option<Self> {
+        let notice = serde_json::from_slice(&std::fs::read(dir.join(FILE)).ok()?).ok()?;
+        let http = reqwest::Client::builder().no_proxy().build().ok()?;
+        Some(Self { notice, http })
+    }
+
+    /// The agent's process.
+    pub fn pid(&self) -> u32 {
+        self.notice.pid
+    }
+
+    /// Asks, and answers with the pieces as they come. `None` where nobody is there any more.
+    pub async fn ask(&self, ask: &Ask) -> Option<mpsc::Receiver<Piece>> {
+        let request = self
+            .http
+            .post(format!("http://{}/v1/ask", self.notice.address));
+        let request = request.bearer_auth(&self.notice.token).json(ask);
+        let response = request.send().await.ok()?.error_for_status().ok()?;
+        let (pieces, coming) = mpsc::channel(WAITING_PIECES);
+        tokio::spawn(async move {
+            if let Err(why) = read_pieces(response, &pieces).await {
+                let line = Line::Failure {
+                    not_found: false,
+                    message: why,
+                };
+                // Where nobody listens any more, nobody needs to know.
+                let _ = pieces.send(Piece::Line(Box::new(line))).await;
+            }
+        });
+        Some(coming)
+    }
+}
+
+async fn read_pieces(response: reqwest::Response, out: &mpsc::Sender<Piece>) -> Result<(), String> {
+    let (mut stream, mut buffer) = (response.bytes_stream(), BytesMut::new());
+    let mut raw: Option<usize> = None;
+    loop {
+        while let Some(piece) = next_piece(&mut buffer, &mut raw)? {
+            if out.send(piece).await.is_err() {
+                return Ok(());
+            }
+        }
+        match stream.next().await {
+            Some(Ok(bytes)) => buffer.extend_from_slice(&bytes),
+            Some(Err(error)) => return Err(format!("the agent has gone: {}", chain(&error))),
+            None if buffer.is_empty() && raw.is_none() => return Ok(()),
+            None => return Err("the agent's answer was cut short".into()),
+        }
+    }
+}
+
+fn next_piece(buffer: &mut BytesMut, raw: &mut Option<usize>) -> Result<Option<Piece>, String> {
+    if let Some(length) = *raw {
+        if buffer.len() < length {
+            return Ok(None);
+        }
+        *raw = None;
+        return Ok(Some(Piece::Bytes(buffer.split_to(length).freeze())));
+    }
+    let Some(end) = buffer.iter().position(|b| *b == b'\n') else {
+        return Ok(None);
+    };
+    let text = buffer.split_to(end);
+    buffer.advance(1);
+    let line: Line = serde_json::from_slice(&text).map_err(|e| e.to_string())?;
+    if let Line::Content(content) = &line {
+        *raw = Some(usize::try_from(content.body_bytes).map_err(|e| e.to_string())?);
+    }
+    Ok(Some(Piece::Line(Box::new(line))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lines::ContentLine;
+
+    #[test]
+    fn pieces_are_found_however_the_bytes_are_cut() {
+        let content = Line::Content(ContentLine {
+            headers: Vec::new(),
+            body_bytes: 3,
+        });
+        let warning = Line::warning("x\ny");
+        let mut whole = serde_json::to_vec(&warning).expect("json");
+        whole.push(b'\n');
+        whole.extend(serde_json::to_vec(&content).expect("json"));
+        whole.extend(b"\n\n\n\n");
+        for cut in 0..whole.len() {
+            let (mut buffer, mut raw, mut pieces) = (BytesMut::new(), None, Vec::new());
+            for part in [&whole[..cut], &whole[cut..]] {
+                buffer.extend_from_slice(part);
+                while let Some(piece) = next_piece(&mut buffer, &mut raw).expect("well formed") {
+                    pieces.push(piece);
+                }
+            }
+            let expected = [
+                Piece::Line(Box::new(warning.clone())),
+                Piece::Line(Box::new(content.clone())),
+                Piece::Bytes(Bytes::from_static(b"\n\n\n")),
+            ];
+            assert_eq!(pieces, expected, "cut at {cut}");
+        }
+    }
+}

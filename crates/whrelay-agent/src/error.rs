@@ -1,0 +1,45 @@
+//! Why an agent cannot run. It must not know exit codes.
+
+use whrelay_store::StoreError;
+
+/// Why an agent cannot run, or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// Nobody answers at the forwarder's address, or not as a forwarder does.
+    #[error("cannot reach the forwarder at {forwarder}: {why}")]
+    Unreachable {
+        /// Its address.
+        forwarder: String,
+        /// What happened.
+        why: String,
+    },
+    /// The forwarder does not accept the token.
+    #[error("the forwarder does not accept the token: {0}")]
+    Unauthorised(String),
+    /// The forwarder refuses, and asking again will not help.
+    #[error("the forwarder refuses: {0}")]
+    Refused(String),
+    /// Another agent has taken the subscription.
+    #[error("another agent has taken the subscription `{0}`")]
+    Replaced(String),
+    /// The local store failed.
+    #[error("the local store failed: {0}")]
+    Store(#[from] StoreError),
+    /// TLS cannot be set up on this machine.
+    #[error("TLS cannot be set up: {0}")]
+    Tls(#[from] rustls::Error),
+    /// The control endpoint cannot be opened.
+    #[error("the control endpoint cannot be opened: {0}")]
+    Control(std::io::Error),
+}
+
+impl AgentError {
+    /// Whether dialling again may help.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Unauthorised(_) => true,
+            Self::Store(error) => error.is_retryable(),
+            Self::Refused(_) | Self::Replaced(_) | Self::Tls(_) | Self::Control(_) => false,
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! The engines of an agent's targets, and what is known of them. It must not know the tunnel.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use whrelay_core::breaker::Change;
+use whrelay_core::bucket::Bucket;
+use whrelay_core::delivery::DestinationId;
+use whrelay_core::id::DeliveryId;
+use whrelay_core::target::Target;
+use whrelay_delivery::{Client, Clock, Destination, Engine, Notice};
+use whrelay_store::{NewDelivery, Store, StoreError};
+
+use crate::error::AgentError;
+use crate::lines::{AttemptLine, Line};
+use crate::{Manner, Tell};
+
+/// A target that is delivered to.
+#[derive(Clone, Debug)]
+pub(crate) struct Served {
+    pub(crate) id: DestinationId,
+    pub(crate) target: Target,
+    /// Whether new events go there.
+    pub(crate) configured: bool,
+}
+
+/// The running engines.
+pub(crate) struct Lanes {
+    pub(crate) bucket: Bucket,
+    pub(crate) store: Store,
+    pub(crate) clock: Arc<Clock>,
+    pub(crate) tell: Tell,
+    /// Whether the tunnel is up.
+    pub(crate) connected: AtomicBool,
+    manner: Manner,
+    served: Mutex<Vec<Served>>,
+    offline: Arc<Mutex<HashSet<DestinationId>>>,
+    engines: TaskTracker,
+    stop: CancellationToken,
+    broken: watch::Sender<Option<StoreError>>,
+}
+
+impl Lanes {
+    pub(crate) fn new(
+        bucket: Bucket,
+        store: Store,
+        manner: Manner,
+        tell: Tell,
+        stop: CancellationToken,
+    ) -> Self {
+        Self {
+            bucket,
+            store,
+            clock: Arc::default(),
+            tell,
+            connected: AtomicBool::new(false),
+            manner,
+            served: Mutex::default(),
+            offline: Arc::default(),
+            engines: TaskTracker::new(),
+            stop,
+            broken: watch::Sender::new(None),
+        }
+    }
+
+    /// Starts the configured targets. With only one, what waits for others goes there too.
+    pub(crate) async fn configure(&self, targets: &[Target]) -> Result<(), AgentError> {
+        for target in targets {
+            self.serve(target, true).await?;
+        }
+        let served = self.served();
+        match served.as_slice() {
+            [only] => {
+                let adopted = self.store.adopt(self.bucket.id, only.id).await?;
+                if adopted > 0 {
+                    let message = format!(
+                        "{adopted} deliveries to earlier targets go to {} now",
+                        only.target
+                    );
+                    (self.tell)(Line::warning(message));
+                }
+            }
+            _ => self.warn_of_orphans(&served)?,
+        }
+        Ok(())
+    }
+
+    fn warn_of_orphans(&self, served: &[Served]) -> Result<(), StoreError> {
+        for (id, target) in self.store.destinations()? {
+            let counts = self.store.counts(id)?;
+            let waiting = counts.queued + counts.stalled;
+            if waiting > 0 && served.iter().all(|s| s.id != id) {
+                let message =
+                    format!("{waiting} deliveries wait for {target}, which is no target now");
+                (self.tell)(Line::warning(message));
+            }
+        }
+        Ok(())
+    }
+
+    /// Delivers to a target, from now on and once.
+    pub(crate) async fn serve(
+        &self,
+        target: &Target,
+        configured: bool,
+    ) -> Result<DestinationId, AgentError> {
+        let id = self
+            .store
+            .ensure_destination(self.bucket.id, &target.to_string())
+            .await?;
+        {
+            let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+            if served.iter().any(|served| served.id == id) {
+                return Ok(id);
+            }
+            served.push(Served {
+                id,
+                target: target.clone(),
+                configured,
+            });
+        }
+        let Manner {
+            policy,
+            timeout,
+            max_in_flight,
+        } = self.manner.clone();
+        let client = Client::new(target.clone(), max_in_flight)?;
+        let bucket = self.bucket.clone();
+        let destination = Destination {
+            id,
+            bucket,
+            policy,
+            timeout,
+            max_in_flight,
+        };
+        let (store, clock) = (self.store.clone(), Arc::clone(&self.clock));
+        let engine = Engine::new(destination, store, client, clock, self.notify(target));
+        let (stop, broken) = (self.stop.clone(), self.broken.clone());
+        self.engines.spawn(async move {
+            // An engine that panics must stop the agent, or its deliveries would wait for nobody.
+            let run = tokio::spawn(engine.run(stop)).await;
+            let ended = run.unwrap_or_else(|e| Err(StoreError::Broken(e.to_string())));
+            if let Err(error) = ended {
+                broken.send_replace(Some(error));
+            }
+        });
+        Ok(id)
+    }
+
+    fn notify(&self, target: &Target) -> whrelay_delivery::Notify {
+        let (tell, offline) = (Arc::clone(&self.tell), Arc::clone(&self.offline));
+        let (bucket, target) = (self.bucket.name.to_string(), target.to_string());
+        Arc::new(move |notice| match notice {
+            Notice::Attempt(attempt) => {
+                tell(Line::Attempt(AttemptLine::new(&attempt, &bucket, &target)));
+            }
+            Notice::Endpoint {
+                destination,
+                change,
+                waiting,
+            } => {
+                let mut offline = offline.lock().unwrap_or_else(PoisonError::into_inner);
+                let state = match change {
+                    Change::Offline => {
+                        offline.insert(destination);
+                        "offline"
+                    }
+                    Change::Online => {
+                        offline.remove(&destination);
+                        "online"
+                    }
+                };
+                tell(Line::Endpoint {
+                    target: target.clone(),
+                    state: state.into(),
+                    waiting,
+                });
+            }
+            Notice::Quarantined(key) => {
+                let message = format!(
+                    "event {} of {bucket} is damaged on disk: set aside",
+                    key.seq.0
+                );
+                tell(Line::warning(message));
+            }
+        })
+    }
+
+    /// The targets delivered to.
+    pub(crate) fn served(&self) -> Vec<Served> {
+        self.served
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Whether a target does not take connections.
+    pub(crate) fn is_offline(&self, id: DestinationId) -> bool {
+        self.offline
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains(&id)
+    }
+
+    /// The delivery of an event to a destination, begun now.
+    pub(crate) fn new_delivery(&self, destination: DestinationId, replay: bool) -> NewDelivery {
+        let created_at = self.clock.now();
+        NewDelivery {
+            id: DeliveryId::from_parts(created_at, rand::random()),
+            destination,
+            created_at,
+            deadline_at: self.manner.policy.deadline_of(created_at),
+            replay,
+        }
+    }
+
+    /// Deliveries that wait, over all targets served.
+    pub(crate) fn waiting(&self) -> u64 {
+        let counts = self
+            .served()
+            .into_iter()
+            .filter_map(|s| self.store.counts(s.id).ok());
+        counts.map(|counts| counts.queued + counts.stalled).sum()
+    }
+
+    pub(crate) fn set_connected(&self, connected: bool) {
+        self.connected.store(connected, Ordering::Relaxed);
+    }
+
+    /// Waits until an engine has stopped for good.
+    pub(crate) async fn broken(&self) -> StoreError {
+        let mut broken = self.broken.subscribe();
+        match broken.wait_for(Option::is_some).await {
+            Ok(error) => error.clone().unwrap_or(StoreError::Reopening),
+            Err(_) => StoreError::Broken("the engines are gone".into()),
+        }
+    }
+
+    /// Waits for the engines, which have been told to stop.
+    pub(crate) async fn finish(&self) {
+        self.engines.close();
+        self.engines.wait().await;
+    }
+}

@@ -1,0 +1,358 @@
+//! What is said about an agent's work: one type per JSON line of the contract, shared by `listen`,
+//! the control endpoint and the commands. It must not know who reads it, nor how it is coloured.
+
+use serde::{Deserialize, Serialize};
+use whrelay_core::delivery::{Attempt, Delivery, State};
+use whrelay_core::event::Event;
+use whrelay_core::retry::Phase;
+use whrelay_core::time::Timestamp;
+
+/// One line.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Line {
+    /// The whole way works: the tunnel is up and its subscription confirmed.
+    Ready(ReadyLine),
+    /// An event is on the agent's disk.
+    Received(ReceivedLine),
+    /// An attempt was made and recorded.
+    Attempt(AttemptLine),
+    /// The tunnel came or went.
+    Link {
+        /// `connected` or `disconnected`.
+        state: String,
+        /// Why it went.
+        error: Option<String>,
+    },
+    /// A target stopped taking connections, or takes them again.
+    Endpoint {
+        /// The target.
+        target: String,
+        /// `offline` or `online`.
+        state: String,
+        /// Deliveries that wait for it.
+        waiting: u64,
+    },
+    /// Something a person should know.
+    Warning {
+        /// What.
+        message: String,
+    },
+    /// An event, as `events` lists it.
+    Event(EventLine),
+    /// An event's own bytes, for `events show`.
+    Content(ContentLine),
+    /// A delivery was begun again.
+    Replay(ReplayLine),
+    /// How an agent stands.
+    Status(StatusLine),
+    /// What was asked for cannot be done.
+    Failure {
+        /// Whether it is because something does not exist.
+        not_found: bool,
+        /// Why.
+        message: String,
+    },
+}
+
+impl Line {
+    /// A warning.
+    pub fn warning(message: impl Into<String>) -> Self {
+        Self::Warning {
+            message: message.into(),
+        }
+    }
+}
+
+/// See [`Line::Ready`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReadyLine {
+    /// The input URL.
+    pub url: String,
+    /// The bucket.
+    pub bucket: String,
+    /// The forwarder's address.
+    pub forwarder: String,
+    /// Where events go.
+    pub targets: Vec<String>,
+    /// Deliveries that wait from before.
+    pub queued: u64,
+    /// This process.
+    pub pid: u32,
+}
+
+/// See [`Line::Received`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReceivedLine {
+    /// The event.
+    pub event: String,
+    /// The bucket.
+    pub bucket: String,
+    /// The request's method.
+    pub method: String,
+    /// The tail and query after the bucket key.
+    pub path: String,
+    /// Bytes of the body.
+    pub bytes: u64,
+    /// What the sender calls this kind of event, where it says so in a header.
+    pub kind: Option<String>,
+    /// When the forwarder received it.
+    pub at: String,
+}
+
+impl ReceivedLine {
+    /// About an event.
+    pub fn new(event: &Event) -> Self {
+        let request = &event.request;
+        Self {
+            event: event.id.to_string(),
+            bucket: event.bucket.to_string(),
+            method: request.method.clone(),
+            path: request.path_and_query(),
+            bytes: request.body.len() as u64,
+            kind: kind(event),
+            at: event.received_at.to_string(),
+        }
+    }
+}
+
+/// Headers in which senders name the kind of an event.
+const KIND_HEADERS: [&str; 5] = [
+    "x-github-event",
+    "x-gitlab-event",
+    "x-gitea-event",
+    "x-shopify-topic",
+    "x-event-key",
+];
+
+fn kind(event: &Event) -> Option<String> {
+    let named = KIND_HEADERS
+        .iter()
+        .find_map(|name| event.request.header(name));
+    named.map(|value| String::from_utf8_lossy(value).into_owned())
+}
+
+/// See [`Line::Attempt`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AttemptLine {
+    /// The event.
+    pub event: String,
+    /// The delivery.
+    pub delivery: String,
+    /// The bucket.
+    pub bucket: String,
+    /// The target.
+    pub target: String,
+    /// The request's method.
+    pub method: String,
+    /// The URL it went to.
+    pub url: String,
+    /// 1, 2, 3 … within its delivery.
+    pub attempt: u32,
+    /// The answer's status.
+    pub status: Option<u16>,
+    /// What went wrong where there was no answer.
+    pub error: Option<String>,
+    /// How long it took, in milliseconds.
+    pub duration_ms: f64,
+    /// `sent`, `stalled` or `dead`.
+    pub state: String,
+    /// Why it is dead.
+    pub reason: Option<String>,
+    /// When it is tried next.
+    pub next_attempt_at: Option<String>,
+    /// `fast` or `durable`.
+    pub phase: String,
+    /// Whether a person asked for it again.
+    pub replay: bool,
+    /// When it started.
+    pub at: String,
+}
+
+impl AttemptLine {
+    /// About an attempt at a target of a bucket.
+    pub fn new(attempt: &Attempt, bucket: &str, target: &str) -> Self {
+        let phase = match attempt.next_phase() {
+            Phase::Fast => "fast",
+            Phase::Durable { .. } => "durable",
+        };
+        Self {
+            event: attempt.event.to_string(),
+            delivery: attempt.delivery.to_string(),
+            bucket: bucket.to_owned(),
+            target: target.to_owned(),
+            method: attempt.method.clone(),
+            url: attempt.url.clone(),
+            attempt: attempt.number,
+            status: attempt.status,
+            error: attempt.error.clone(),
+            duration_ms: (attempt.duration.as_secs_f64() * 1e5).round() / 100.0,
+            state: attempt.state().to_string(),
+            reason: attempt.reason().map(|reason| reason.as_str().to_owned()),
+            next_attempt_at: attempt.next_attempt_at().map(|at| at.to_string()),
+            phase: phase.to_owned(),
+            replay: attempt.replay,
+            at: attempt.at.to_string(),
+        }
+    }
+}
+
+/// See [`Line::Event`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EventLine {
+    /// The event.
+    pub event: String,
+    /// The bucket.
+    pub bucket: String,
+    /// The request's method.
+    pub method: String,
+    /// The tail and query after the bucket key.
+    pub path: String,
+    /// Bytes of the body.
+    pub bytes: u64,
+    /// When the forwarder received it.
+    pub received_at: String,
+    /// The least finished state of its deliveries; a replay stands for what it repeats.
+    pub state: String,
+    /// Why it is dead.
+    pub reason: Option<String>,
+    /// Attempts over all its deliveries.
+    pub attempts: u32,
+    /// When one is tried next.
+    pub next_attempt_at: Option<String>,
+    /// Its deliveries.
+    pub deliveries: Vec<DeliveryLine>,
+}
+
+/// One delivery of an [`EventLine`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DeliveryLine {
+    /// The delivery.
+    pub delivery: String,
+    /// The target.
+    pub target: String,
+    /// Where it stands.
+    pub state: String,
+    /// Attempts made.
+    pub attempts: u32,
+}
+
+impl EventLine {
+    /// About an event and its deliveries, each with its target, in the order they were begun.
+    pub fn new(event: &Event, deliveries: &[(Delivery, String)]) -> Self {
+        let last = current(deliveries);
+        let least = last.iter().min_by_key(|delivery| delivery.state);
+        let next = last
+            .iter()
+            .filter_map(|delivery| delivery.next_attempt_at)
+            .min();
+        let request = &event.request;
+        let line = |(delivery, target): &(Delivery, String)| DeliveryLine {
+            delivery: delivery.id.to_string(),
+            target: target.clone(),
+            state: delivery.state.to_string(),
+            attempts: delivery.attempts,
+        };
+        Self {
+            event: event.id.to_string(),
+            bucket: event.bucket.to_string(),
+            method: request.method.clone(),
+            path: request.path_and_query(),
+            bytes: request.body.len() as u64,
+            received_at: event.received_at.to_string(),
+            state: least
+                .map_or(State::Queued, |delivery| delivery.state)
+                .to_string(),
+            reason: least
+                .and_then(|d| d.reason)
+                .map(|reason| reason.as_str().to_owned()),
+            attempts: deliveries
+                .iter()
+                .map(|(delivery, _)| delivery.attempts)
+                .sum(),
+            next_attempt_at: next.map(|at: Timestamp| at.to_string()),
+            deliveries: deliveries.iter().map(line).collect(),
+        }
+    }
+}
+
+/// The newest delivery to each destination: a replay stands for what it repeats.
+fn current(deliveries: &[(Delivery, String)]) -> Vec<&Delivery> {
+    let newer = |delivery: &Delivery| {
+        let mut after = deliveries
+            .iter()
+            .filter(|(d, _)| d.key.ordinal > delivery.key.ordinal);
+        after.any(|(d, _)| d.destination == delivery.destination)
+    };
+    deliveries
+        .iter()
+        .map(|(delivery, _)| delivery)
+        .filter(|delivery| !newer(delivery))
+        .collect()
+}
+
+/// See [`Line::Content`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ContentLine {
+    /// The header fields, in order; bytes that are no UTF-8 are replaced.
+    pub headers: Vec<(String, String)>,
+    /// Bytes of the body that follow, raw, behind this line.
+    pub body_bytes: u64,
+}
+
+/// See [`Line::Replay`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReplayLine {
+    /// The event.
+    pub event: String,
+    /// The new delivery.
+    pub delivery: String,
+    /// Where it goes.
+    pub target: String,
+    /// Where it stands.
+    pub state: String,
+}
+
+/// See [`Line::Status`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StatusLine {
+    /// The bucket.
+    pub bucket: String,
+    /// The agent's place in it.
+    pub name: String,
+    /// The forwarder's address.
+    pub forwarder: String,
+    /// The agent's process; none where it does not run.
+    pub pid: Option<u32>,
+    /// `connected`, `disconnected`, or `stopped` where it does not run.
+    pub link: String,
+    /// Its targets.
+    pub targets: Vec<TargetStatus>,
+    /// Deliveries not tried yet.
+    pub queued: u64,
+    /// Deliveries that failed so far.
+    pub stalled: u64,
+    /// Deliveries that arrived.
+    pub sent: u64,
+    /// Deliveries given up.
+    pub dead: u64,
+    /// Events set aside because they are damaged on disk.
+    pub quarantined: u64,
+    /// When the oldest waiting delivery was begun.
+    pub oldest_waiting_at: Option<String>,
+    /// When something is tried next.
+    pub next_attempt_at: Option<String>,
+    /// Bytes of the store's file.
+    pub disk_bytes: u64,
+}
+
+/// One target of a [`StatusLine`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TargetStatus {
+    /// The target.
+    pub target: String,
+    /// `online`, `offline`, or `unknown` where the agent does not run.
+    pub endpoint: String,
+    /// Deliveries that wait.
+    pub waiting: u64,
+}

@@ -1,0 +1,332 @@
+//! The tunnel, kept up: the shell around `AgentSession`. It must not wait for a delivery, and must
+//! not decide what an ack says.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_util::sync::CancellationToken;
+use url::Url;
+use whrelay_core::bucket::Seq;
+use whrelay_core::limits;
+use whrelay_core::retry::{Jitter, reconnect_pause};
+use whrelay_core::target::Target;
+use whrelay_core::time::Timestamp;
+use whrelay_core::token::Token;
+use whrelay_proto::frame::{Refused, RefusedCode, Resume, Welcome, WireEvent};
+use whrelay_proto::liveness::{Liveness, Pulse};
+use whrelay_proto::{AgentAction, AgentSession, codec};
+use whrelay_store::{NewEvent, Receipt, SourceMark, StoreError};
+
+use crate::Config;
+use crate::error::AgentError;
+use crate::lanes::Lanes;
+use crate::lines::{Line, ReadyLine, ReceivedLine};
+use crate::socket::{self, Socket};
+
+/// Clocks that differ by more than this are worth a warning.
+const SKEW: Duration = Duration::from_secs(30);
+
+/// What keeps the tunnel up.
+pub(crate) struct Link {
+    forwarder: Url,
+    token: Token,
+    subscription: String,
+    targets: Vec<Target>,
+    input_url: String,
+    lanes: Arc<Lanes>,
+}
+
+/// A session that has been welcomed.
+pub(crate) struct Live {
+    socket: Socket,
+    session: AgentSession,
+    welcome: Welcome,
+}
+
+type Appending = Pin<Box<dyn Future<Output = Result<u64, StoreError>> + Send>>;
+
+impl Link {
+    pub(crate) fn new(config: &Config, input_url: String, lanes: Arc<Lanes>) -> Self {
+        Self {
+            forwarder: config.forwarder.clone(),
+            token: config.token.clone(),
+            subscription: config.subscription.to_string(),
+            targets: config.targets.clone(),
+            input_url,
+            lanes,
+        }
+    }
+
+    /// Opens a session: socket, hello, welcome.
+    pub(crate) async fn connect(&self) -> Result<Live, AgentError> {
+        let bucket = &self.lanes.bucket;
+        let resume = self.lanes.store.source(bucket.id)?;
+        let resume = resume.map(|mark| Resume {
+            forwarder: mark.forwarder,
+            seq: mark.seq.0,
+        });
+        let mut socket = socket::open(&self.forwarder, &self.token).await?;
+        let (mut session, hello) =
+            AgentSession::begin(bucket.name.as_str(), &self.subscription, resume);
+        self.send(&mut socket, Message::Binary(codec::encode(hello)))
+            .await?;
+        let welcomed = timeout(limits::HELLO_TIMEOUT, async {
+            loop {
+                let message = socket.stream.next().await;
+                match self.on_message(&mut session, message)? {
+                    Some(AgentAction::Welcomed(welcome)) => return Ok(welcome),
+                    Some(AgentAction::Refused(refused)) => return Err(self.refused(refused)),
+                    Some(AgentAction::Store { .. }) | None => {}
+                }
+            }
+        });
+        let welcome = welcomed
+            .await
+            .unwrap_or_else(|_| Err(self.lost("no welcome in time")))?;
+        Ok(Live {
+            socket,
+            session,
+            welcome,
+        })
+    }
+
+    /// Keeps the tunnel up until `stop`, or until dialling again cannot help.
+    pub(crate) async fn run(
+        &self,
+        first: Live,
+        stop: &CancellationToken,
+    ) -> Result<(), AgentError> {
+        (self.lanes.tell)(Line::Ready(ReadyLine {
+            url: self.input_url.clone(),
+            bucket: self.lanes.bucket.name.to_string(),
+            forwarder: self.forwarder.as_str().trim_end_matches('/').to_owned(),
+            targets: self.targets.iter().map(Target::to_string).collect(),
+            queued: self.lanes.waiting() + first.welcome.waiting,
+            pid: std::process::id(),
+        }));
+        let (mut live, mut failures) = (Some(first), 0);
+        loop {
+            let ended = match live.take() {
+                Some(session) => {
+                    failures = 0;
+                    self.serve(session, stop).await
+                }
+                None => match self.connect().await {
+                    Ok(session) => {
+                        live = Some(session);
+                        continue;
+                    }
+                    Err(error) => Err(error),
+                },
+            };
+            self.lanes.set_connected(false);
+            let Err(error) = ended else { return Ok(()) };
+            if !error.is_retryable() {
+                return Err(error);
+            }
+            if failures == 0 {
+                let error = Some(error.to_string());
+                (self.lanes.tell)(Line::Link {
+                    state: "disconnected".into(),
+                    error,
+                });
+            }
+            tracing::debug!(%error, failures, "the tunnel is down");
+            if !self
+                .pause(reconnect_pause(failures, Jitter(rand::random())), stop)
+                .await
+            {
+                return Ok(());
+            }
+            failures = failures.saturating_add(1);
+        }
+    }
+
+    /// Waits before the next dial, and cuts the wait short when the machine wakes from sleep. Says
+    /// whether to go on.
+    async fn pause(&self, pause: Duration, stop: &CancellationToken) -> bool {
+        let (until, jumps) = (Instant::now() + pause, self.lanes.clock.jumps());
+        while Instant::now() < until && self.lanes.clock.jumps() == jumps {
+            let step = until
+                .saturating_duration_since(Instant::now())
+                .min(limits::REARM);
+            tokio::select! {
+                () = stop.cancelled() => return false,
+                () = tokio::time::sleep(step) => {}
+            }
+        }
+        !stop.is_cancelled()
+    }
+
+    /// One session, until it ends: `Ok` only on `stop`.
+    async fn serve(&self, live: Live, stop: &CancellationToken) -> Result<(), AgentError> {
+        let Live {
+            mut socket,
+            mut session,
+            welcome,
+        } = live;
+        self.greet(&welcome);
+        let mut waiting: VecDeque<(Vec<WireEvent>, u64)> = VecDeque::new();
+        let mut appending: Option<Appending> = None;
+        let mut liveness = Liveness::new(Instant::now());
+        let jumps = self.lanes.clock.jumps();
+        loop {
+            if appending.is_none() && !waiting.is_empty() {
+                appending = Some(self.append(&welcome.forwarder, &mut waiting));
+            }
+            if self.lanes.clock.jumps() != jumps {
+                return Err(self.lost("the clock jumped: the machine may have slept"));
+            }
+            liveness.heard(socket.heard.at());
+            let wait = match liveness.pulse(Instant::now()) {
+                Pulse::Dead => return Err(self.lost("the forwarder was silent for too long")),
+                Pulse::Ping => {
+                    self.send(&mut socket, Message::Ping(Bytes::new())).await?;
+                    Duration::ZERO
+                }
+                Pulse::Wait(until) => until.saturating_duration_since(Instant::now()),
+            };
+            tokio::select! {
+                () = stop.cancelled() => {
+                    // A closing word is a courtesy: the forwarder would find out by itself.
+                    let _ = self.send(&mut socket, Message::Close(None)).await;
+                    return Ok(());
+                }
+                message = socket.stream.next() => {
+                    match self.on_message(&mut session, message)? {
+                        Some(AgentAction::Store { events, upto }) => waiting.push_back((events, upto)),
+                        Some(AgentAction::Refused(refused)) => return Err(self.refused(refused)),
+                        Some(AgentAction::Welcomed(_)) | None => {}
+                    }
+                }
+                appended = finished(&mut appending) => {
+                    // On a full disk the session ends without an ack: the forwarder keeps what is
+                    // not on this disk, and the next session asks for it again.
+                    if let Some(ack) = session.persisted(appended?) {
+                        self.send(&mut socket, Message::Binary(codec::encode(ack))).await?;
+                    }
+                }
+                () = tokio::time::sleep(wait.min(limits::REARM)) => {}
+            }
+        }
+    }
+
+    fn greet(&self, welcome: &Welcome) {
+        self.lanes.set_connected(true);
+        (self.lanes.tell)(Line::Link {
+            state: "connected".into(),
+            error: None,
+        });
+        let (here, there) = (
+            self.lanes.clock.now(),
+            Timestamp::from_micros(welcome.clock),
+        );
+        let skew = here.since(there).max(there.since(here));
+        if skew > SKEW {
+            let message = format!(
+                "this clock and the forwarder's differ by {} s",
+                skew.as_secs()
+            );
+            (self.lanes.tell)(Line::warning(message));
+        }
+    }
+
+    /// Puts what waits on disk, with its deliveries and the place it reaches, in one transaction.
+    fn append(&self, forwarder: &str, waiting: &mut VecDeque<(Vec<WireEvent>, u64)>) -> Appending {
+        let lanes = Arc::clone(&self.lanes);
+        let (mut new, mut lines, mut reached) = (Vec::new(), Vec::new(), 0);
+        let targets: Vec<_> = lanes
+            .served()
+            .into_iter()
+            .filter(|s| s.configured)
+            .collect();
+        for (events, upto) in waiting.drain(..) {
+            reached = upto;
+            for event in events {
+                let event = event.into_event(lanes.bucket.name.clone());
+                lines.push(ReceivedLine::new(&event));
+                let deliveries = targets
+                    .iter()
+                    .map(|target| lanes.new_delivery(target.id, false))
+                    .collect();
+                new.push(NewEvent { event, deliveries });
+            }
+        }
+        let mark = SourceMark {
+            forwarder: forwarder.to_owned(),
+            seq: Seq(reached),
+        };
+        Box::pin(async move {
+            let receipts = lanes.store.append(lanes.bucket.id, new, Some(mark)).await?;
+            let fresh =
+                |(line, receipt): (ReceivedLine, Receipt)| (!receipt.duplicate).then_some(line);
+            for line in lines.into_iter().zip(receipts).filter_map(fresh) {
+                (lanes.tell)(Line::Received(line));
+            }
+            Ok(reached)
+        })
+    }
+
+    fn on_message(
+        &self,
+        session: &mut AgentSession,
+        message: Option<Result<Message, tokio_tungstenite::tungstenite::Error>>,
+    ) -> Result<Option<AgentAction>, AgentError> {
+        match message {
+            Some(Ok(Message::Binary(bytes))) => {
+                let frame = codec::decode(bytes).map_err(|e| self.lost(&e.to_string()))?;
+                match session.on_frame(frame) {
+                    Ok(action) => Ok(Some(action)),
+                    Err(error) if error.is_retryable() => Err(self.lost(&error.to_string())),
+                    Err(error) => Err(AgentError::Refused(error.to_string())),
+                }
+            }
+            Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Ok(None),
+            Some(Ok(Message::Text(_))) => Err(self.lost("it sent text, which is not spoken here")),
+            Some(Ok(Message::Close(_))) | None => Err(self.lost("the forwarder closed the tunnel")),
+            Some(Err(error)) => Err(self.lost(&error.to_string())),
+        }
+    }
+
+    async fn send(&self, socket: &mut Socket, message: Message) -> Result<(), AgentError> {
+        match timeout(limits::TUNNEL_WRITE_TIMEOUT, socket.stream.send(message)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(self.lost(&error.to_string())),
+            Err(_) => Err(self.lost("it stopped reading")),
+        }
+    }
+
+    fn lost(&self, why: &str) -> AgentError {
+        AgentError::Unreachable {
+            forwarder: self.forwarder.to_string(),
+            why: why.to_owned(),
+        }
+    }
+
+    fn refused(&self, refused: Refused) -> AgentError {
+        let Refused { code, text } = refused;
+        match code {
+            RefusedCode::Replaced => AgentError::Replaced(self.subscription.clone()),
+            RefusedCode::UnknownBucket | RefusedCode::Version => AgentError::Refused(text),
+            RefusedCode::Stopping
+            | RefusedCode::Unavailable
+            | RefusedCode::Protocol
+            | RefusedCode::Unknown => self.lost(&text),
+        }
+    }
+}
+
+async fn finished(appending: &mut Option<Appending>) -> Result<u64, StoreError> {
+    let Some(future) = appending else {
+        return std::future::pending().await;
+    };
+    let appended = future.await;
+    *appending = None;
+    appended
+}

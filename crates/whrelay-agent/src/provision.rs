@@ -1,0 +1,83 @@
+//! Asking the forwarder for a bucket. It must not open a tunnel.
+
+use std::time::Duration;
+
+use reqwest::StatusCode;
+use serde::Deserialize;
+use url::Url;
+use whrelay_core::bucket::BucketName;
+use whrelay_core::token::Token;
+
+use crate::error::AgentError;
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+#[derive(Deserialize)]
+struct BucketAnswer {
+    url: String,
+}
+
+#[derive(Deserialize)]
+struct ProblemAnswer {
+    detail: String,
+}
+
+/// The input URL of a bucket, which is created where the token may and it is missing.
+///
+/// # Errors
+/// When the forwarder cannot be reached, is none, or refuses.
+pub async fn ensure_bucket(
+    forwarder: &Url,
+    token: &Token,
+    bucket: &BucketName,
+) -> Result<String, AgentError> {
+    let unreachable = |error: &dyn std::error::Error| AgentError::Unreachable {
+        forwarder: forwarder.to_string(),
+        why: chain(error),
+    };
+    let address = format!(
+        "{}/v1/buckets/{bucket}",
+        forwarder.as_str().trim_end_matches('/')
+    );
+    let client = reqwest::Client::builder()
+        .timeout(TIMEOUT)
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .build()
+        .map_err(|e| unreachable(&e))?;
+    let request = client.put(address).bearer_auth(token.expose());
+    let response = request
+        .send()
+        .await
+        .map_err(|e| unreachable(&e.without_url()))?;
+    let status = response.status();
+    if status.is_success() {
+        let answer: BucketAnswer = response
+            .json()
+            .await
+            .map_err(|e| unreachable(&e.without_url()))?;
+        return Ok(answer.url);
+    }
+    let problem = response.json::<ProblemAnswer>().await;
+    let detail = problem.map_or_else(|_| format!("it answered {status}"), |p| p.detail);
+    if status == StatusCode::UNAUTHORIZED || status == StatusCode::FORBIDDEN {
+        return Err(AgentError::Unauthorised(detail));
+    }
+    if status == StatusCode::BAD_REQUEST {
+        return Err(AgentError::Refused(detail));
+    }
+    Err(AgentError::Unreachable {
+        forwarder: forwarder.to_string(),
+        why: detail,
+    })
+}
+
+/// An error and its causes, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let (mut text, mut cause) = (error.to_string(), error.source());
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    text
+}

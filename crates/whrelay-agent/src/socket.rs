@@ -1,0 +1,182 @@
+//! The tunnel's socket: TCP, TLS where the address says so, and the websocket handshake. It must
+//! not know frames.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use http::{HeaderValue, StatusCode, header};
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_rustls::TlsConnector;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::{self, Error};
+use tokio_tungstenite::{WebSocketStream, client_async_with_config};
+use url::Url;
+use whrelay_core::limits;
+use whrelay_core::token::Token;
+use whrelay_delivery::Dialer;
+use whrelay_proto::{SUBPROTOCOL, TUNNEL_PATH};
+
+use crate::error::AgentError;
+use crate::provision::chain;
+
+trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
+
+/// When bytes last came. A large frame arrives over many seconds, in which the websocket says
+/// nothing, but the peer is anything but silent.
+#[derive(Clone, Debug)]
+pub(crate) struct Heard {
+    started: Instant,
+    millis: Arc<AtomicU64>,
+}
+
+impl Heard {
+    fn new() -> Self {
+        Self {
+            started: Instant::now(),
+            millis: Arc::default(),
+        }
+    }
+
+    /// When bytes last came.
+    pub(crate) fn at(&self) -> Instant {
+        self.started + Duration::from_millis(self.millis.load(Ordering::Relaxed))
+    }
+
+    fn now(&self) {
+        let millis = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.millis.store(millis, Ordering::Relaxed);
+    }
+}
+
+/// A connection that notes when it is heard.
+pub(crate) struct Listened {
+    wire: Box<dyn Wire>,
+    heard: Heard,
+}
+
+impl AsyncRead for Listened {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.wire).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            self.heard.now();
+        }
+        polled
+    }
+}
+
+impl AsyncWrite for Listened {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.wire).poll_write(cx, data)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.wire).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.wire).poll_shutdown(cx)
+    }
+}
+
+/// An open tunnel socket.
+pub(crate) struct Socket {
+    pub(crate) stream: WebSocketStream<Listened>,
+    pub(crate) heard: Heard,
+}
+
+/// Opens the tunnel's socket. The address is resolved anew each time: servers move.
+pub(crate) async fn open(forwarder: &Url, token: &Token) -> Result<Socket, AgentError> {
+    let unreachable = |why: String| AgentError::Unreachable {
+        forwarder: forwarder.to_string(),
+        why,
+    };
+    let opened = tokio::time::timeout(limits::CONNECT_TIMEOUT, async {
+        let heard = Heard::new();
+        let wire = Listened {
+            wire: wire(forwarder).await?,
+            heard: heard.clone(),
+        };
+        let request = request(forwarder, token).map_err(|e| unreachable(e.to_string()))?;
+        let config = WebSocketConfig::default()
+            .max_message_size(Some(limits::MAX_FRAME))
+            .max_frame_size(Some(limits::MAX_FRAME))
+            .write_buffer_size(limits::TUNNEL_BUFFER);
+        let shaken = client_async_with_config(request, wire, Some(config)).await;
+        let (stream, _) = shaken.map_err(|error| handshake_error(forwarder, error))?;
+        Ok(Socket { stream, heard })
+    });
+    opened
+        .await
+        .unwrap_or_else(|_| Err(unreachable("no answer in time".into())))
+}
+
+async fn wire(forwarder: &Url) -> Result<Box<dyn Wire>, AgentError> {
+    let unreachable = |why: String| AgentError::Unreachable {
+        forwarder: forwarder.to_string(),
+        why,
+    };
+    let host = forwarder.host_str().unwrap_or_default();
+    let port = forwarder.port_or_known_default().unwrap_or(443);
+    let dialled = Dialer::new(host, port).dial().await;
+    let tcp = dialled.map_err(|e| unreachable(e.to_string()))?;
+    if forwarder.scheme() != "https" {
+        return Ok(Box::new(tcp));
+    }
+    let config = Arc::new(whrelay_delivery::client_config()?);
+    let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned());
+    let name = name.map_err(|e| unreachable(e.to_string()))?;
+    let tls = TlsConnector::from(config).connect(name, tcp).await;
+    Ok(Box::new(tls.map_err(|e| unreachable(chain(&e)))?))
+}
+
+fn request(forwarder: &Url, token: &Token) -> tungstenite::Result<http::Request<()>> {
+    let scheme = if forwarder.scheme() == "https" {
+        "wss"
+    } else {
+        "ws"
+    };
+    let rest = forwarder.as_str().trim_end_matches('/');
+    let rest = rest.strip_prefix(forwarder.scheme()).unwrap_or(rest);
+    let mut request = format!("{scheme}{rest}{TUNNEL_PATH}").into_client_request()?;
+    let mut bearer = HeaderValue::try_from(format!("Bearer {}", token.expose()))?;
+    bearer.set_sensitive(true);
+    let headers = request.headers_mut();
+    headers.insert(header::AUTHORIZATION, bearer);
+    headers.insert(
+        header::SEC_WEBSOCKET_PROTOCOL,
+        HeaderValue::from_static(SUBPROTOCOL),
+    );
+    Ok(request)
+}
+
+fn handshake_error(forwarder: &Url, error: Error) -> AgentError {
+    let forwarder = forwarder.to_string();
+    if let Error::Http(response) = &error {
+        let status = response.status();
+        if status == StatusCode::UNAUTHORIZED || status == StatusCode::FORBIDDEN {
+            return AgentError::Unauthorised(format!("it answered {status}"));
+        }
+        let why = format!("it answered {status} instead of opening a tunnel");
+        return AgentError::Unreachable { forwarder, why };
+    }
+    AgentError::Unreachable {
+        forwarder,
+        why: chain(&error),
+    }
+}
