@@ -1,1 +1,5 @@
-fn main() {}
+//! The `whrelay` binary.
+
+fn main() -> std::process::ExitCode {
+    whrelay::main()
+}

@@ -1,0 +1,120 @@
+//! The agents of this user, running or not, and how to ask them. It must not show answers.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use whrelay_agent::control::{Ask, Client, Filter, Piece};
+use whrelay_agent::{Manner, Offline};
+use whrelay_store::{OpenError, Options, Role, Store};
+
+use crate::args::FilterArgs;
+use crate::failure::{Code, Failure};
+
+/// What `listen` tells others it does with the store: it will not be done soon.
+pub(crate) const LISTEN: &str = "listen";
+/// What other commands do with the store: they are done in a moment.
+const COMMAND: &str = "a command";
+/// How long to wait for a process that is done in a moment, or only just starting.
+const PATIENCE: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(25);
+/// Memory an agent's store may use as its cache, in bytes.
+const CACHE: usize = 8 * 1024 * 1024;
+const ANSWER_PIECES: usize = 64;
+
+fn options(purpose: &'static str) -> Options {
+    Options {
+        role: Role::Agent,
+        cache: CACHE,
+        name_seed: rand::random(),
+        purpose,
+    }
+}
+
+/// Opens an agent's store for `listen`: one that a command has for a moment is waited for.
+pub(crate) async fn open_to_listen(dir: &Path) -> Result<Store, Failure> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match Store::open(dir, &options(LISTEN)) {
+            Err(OpenError::InUse { purpose, .. })
+                if purpose != LISTEN && Instant::now() < until =>
+            {
+                tokio::time::sleep(PAUSE).await;
+            }
+            opened => return Ok(opened?),
+        }
+    }
+}
+
+/// An agent, and the door to it.
+pub(crate) enum Door {
+    /// It runs.
+    Running(Client),
+    /// It does not: this process has its store.
+    Idle(Box<Offline>),
+}
+
+impl Door {
+    /// The door of an agent's directory; none where nothing was ever stored.
+    pub(crate) async fn open(dir: &Path, manner: &Manner) -> Result<Option<Self>, Failure> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(client) = Client::find(dir)
+                && client.ask(&Ask::Status).await.is_some()
+            {
+                return Ok(Some(Self::Running(client)));
+            }
+            match Store::open(dir, &options(COMMAND)) {
+                Err(OpenError::InUse { .. }) if Instant::now() < until => {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Err(error) => return Err(error.into()),
+                Ok(store) => {
+                    let offline = Offline::new(store, dir, manner.clone(), Arc::new(|_| {}))?;
+                    return Ok(offline.map(|offline| Self::Idle(Box::new(offline))));
+                }
+            }
+        }
+    }
+
+    /// Asks, and answers with the pieces as they come.
+    pub(crate) async fn ask(&self, ask: Ask) -> mpsc::Receiver<Piece> {
+        let (pieces, coming) = mpsc::channel(ANSWER_PIECES);
+        match self {
+            Self::Idle(offline) => {
+                let local = offline.local().clone();
+                tokio::spawn(async move { local.answer(ask, pieces).await });
+                coming
+            }
+            // An agent that has just gone has nothing to say.
+            Self::Running(client) => client.ask(&ask).await.unwrap_or(coming),
+        }
+    }
+
+    /// Lets go of it.
+    pub(crate) async fn close(self) {
+        match self {
+            Self::Running(_) => {}
+            Self::Idle(offline) => offline.close().await,
+        }
+    }
+}
+
+/// No agent knows what was asked for.
+pub(crate) fn unknown_event(id: &str) -> Failure {
+    Failure::new(Code::NotFound, format!("there is no event {id}"))
+        .hint("`whrelay events` lists those that are known here")
+}
+
+/// The filter of a command's flags.
+pub(crate) fn filter(args: &FilterArgs, event: Option<&str>) -> Filter {
+    Filter {
+        since: args.since,
+        until: args.until,
+        status: args.status.map(|state| state.to_string()),
+        event: event.map(str::to_owned),
+        bucket: args.bucket.as_ref().map(ToString::to_string),
+    }
+}

@@ -1,0 +1,264 @@
+//! `whrelay demo`: the main job on real parts, on this machine, in a minute. It must not fake
+//! anything: the forwarder, the tunnel, both stores and the sockets are those of `listen`.
+
+mod curve;
+mod payloads;
+mod receiver;
+
+use std::collections::HashMap;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Deserialize;
+use tokio::sync::mpsc;
+use whrelay_agent::Config;
+use whrelay_agent::lines::{AttemptLine, Line};
+
+use self::payloads::{Webhook, webhook};
+use self::receiver::Receiver;
+use crate::agents;
+use crate::args::DemoArgs;
+use crate::commands::replay::default_manner;
+use crate::embedded::Embedded;
+use crate::failure::{Code, Failure};
+use crate::output::Output;
+use crate::paths::Paths;
+use crate::shutdown;
+
+/// Time the demo may take beyond what the receiver is away: retries are short here.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// A directory that is gone when the demo is.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Result<Self, Failure> {
+        let dir = std::env::temp_dir().join(format!("whrelay-demo-{:016x}", rand::random::<u64>()));
+        let made = std::fs::create_dir(&dir);
+        made.map_err(|e| Failure::new(Code::Failed, format!("{}: {e}", dir.display())))?;
+        Ok(Self(dir))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // Left-overs in a temporary directory harm nobody.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+pub(crate) async fn run(args: DemoArgs, output: &Output) -> Result<(), Failure> {
+    let scratch = Scratch::new()?;
+    let paths = Paths::under(&scratch.0);
+    let name = "demo"
+        .parse()
+        .map_err(|e| Failure::new(Code::Bug, format!("{e}")))?;
+    let receiver = Receiver::start().await.map_err(|e| network(&e))?;
+    let loopback = Some(std::net::SocketAddr::from(([127, 0, 0, 1], 0)));
+    let embedded = Embedded::start(&paths.embedded(&name), loopback).await?;
+    let dir = paths.agent(None, &name, &name);
+    let store = agents::open_to_listen(&dir).await?;
+    let target = format!("localhost:{}", receiver.port());
+    let config = Config {
+        forwarder: embedded.url.clone(),
+        token: embedded.token.clone(),
+        bucket: name.clone(),
+        subscription: name,
+        targets: vec![
+            target
+                .parse()
+                .map_err(|e| Failure::new(Code::Bug, format!("{e}")))?,
+        ],
+        manner: default_manner(),
+        dir,
+    };
+    output.tell("\n  sender -> forwarder's store -> tunnel -> agent's store -> receiver\n");
+    let interrupted = shutdown::on_signal();
+    let stop = interrupted.child_token();
+    let (lines, coming) = mpsc::unbounded_channel();
+    let tell = Arc::new(move |line| {
+        // The show is over before the agent is.
+        let _ = lines.send(line);
+    });
+    let agent = tokio::spawn(whrelay_agent::run(
+        config,
+        store.clone(),
+        tell,
+        stop.clone(),
+    ));
+    let show = Show {
+        args: &args,
+        output,
+        receiver: &receiver,
+        coming,
+    };
+    let shown = tokio::select! {
+        shown = tokio::time::timeout(PATIENCE + args.down, show.run()) => {
+            shown.unwrap_or_else(|_| Err(Failure::new(Code::Failed, "not all were delivered in time")))
+        }
+        () = interrupted.cancelled() => Err(Failure::new(Code::Failed, "interrupted")),
+    };
+    stop.cancel();
+    // Everything that counts has been counted.
+    let _ = agent.await;
+    embedded.stop().await;
+    store.close().await;
+    shown
+}
+
+fn network(error: &dyn std::fmt::Display) -> Failure {
+    Failure::new(
+        Code::Unreachable,
+        format!("loopback does not work: {error}"),
+    )
+}
+
+struct Show<'a> {
+    args: &'a DemoArgs,
+    output: &'a Output,
+    receiver: &'a Receiver,
+    coming: mpsc::UnboundedReceiver<Line>,
+}
+
+#[derive(Deserialize)]
+struct Accepted {
+    id: String,
+}
+
+#[derive(Default)]
+struct Counts {
+    attempts: u64,
+    failed: u64,
+    /// When each event was delivered, since the start.
+    sent: Vec<Duration>,
+}
+
+impl Show<'_> {
+    async fn run(mut self) -> Result<(), Failure> {
+        let url = self.ready().await?;
+        let total = self.args.events as usize;
+        let (bar, began) = (self.bar(), Instant::now());
+        let sending = send_all(url, total, self.receiver, self.args.down, &bar);
+        let mut counts = Counts::default();
+        let counting = async {
+            while counts.sent.len() < total {
+                let line = self.coming.recv().await;
+                let line =
+                    line.ok_or_else(|| Failure::new(Code::Failed, "the agent has stopped"))?;
+                if let Line::Attempt(attempt) = &line {
+                    counts.take(attempt, began.elapsed());
+                    bar.set_position(counts.sent.len() as u64);
+                }
+                if matches!(line, Line::Endpoint { .. }) {
+                    bar.suspend(|| self.output.tell_line(&line));
+                }
+            }
+            Ok::<(), Failure>(())
+        };
+        let (sent, counted) = tokio::join!(sending, counting);
+        bar.finish();
+        let sent: HashMap<String, Webhook> = sent?;
+        counted?;
+        self.report(&counts, &sent, began.elapsed())
+    }
+
+    async fn ready(&mut self) -> Result<String, Failure> {
+        while let Some(line) = self.coming.recv().await {
+            if let Line::Ready(ready) = line {
+                return Ok(ready.url);
+            }
+        }
+        Err(Failure::new(Code::Failed, "the agent did not start"))
+    }
+
+    fn bar(&self) -> ProgressBar {
+        if !std::io::stderr().is_terminal() {
+            return ProgressBar::hidden();
+        }
+        let bar = ProgressBar::new(u64::from(self.args.events));
+        let style = ProgressStyle::with_template("  {bar:40} {pos}/{len} delivered  {msg}");
+        style.map_or(bar.clone(), |style| bar.with_style(style))
+    }
+
+    fn report(
+        &self,
+        counts: &Counts,
+        sent: &HashMap<String, Webhook>,
+        took: Duration,
+    ) -> Result<(), Failure> {
+        self.output
+            .data(&curve::draw(&counts.sent, took, sent.len()))?;
+        let received = self.receiver.received();
+        let intact = |(id, webhook): &(&String, &Webhook)| {
+            received
+                .get(*id)
+                .is_some_and(|bodies| bodies.iter().all(|b| *b == webhook.body))
+        };
+        let whole = sent.iter().filter(intact).count();
+        let doubled = received.values().filter(|bodies| bodies.len() > 1).count();
+        let Counts {
+            attempts, failed, ..
+        } = counts;
+        let text = format!(
+            "{} sent, {whole} delivered to the byte, {doubled} more than once; \
+             {attempts} attempts, {failed} failed; {:.1} s",
+            sent.len(),
+            took.as_secs_f64()
+        );
+        self.output.data(&text)?;
+        if whole == self.args.events as usize {
+            return Ok(());
+        }
+        Err(Failure::new(Code::Failed, "not all were delivered"))
+    }
+}
+
+impl Counts {
+    fn take(&mut self, attempt: &AttemptLine, at: Duration) {
+        self.attempts += 1;
+        if attempt.state == "sent" {
+            self.sent.push(at);
+        } else {
+            self.failed += 1;
+        }
+    }
+}
+
+/// Sends all webhooks; half-way the receiver goes away for a while, and the sending goes on.
+async fn send_all(
+    url: String,
+    total: usize,
+    receiver: &Receiver,
+    down: Duration,
+    bar: &ProgressBar,
+) -> Result<HashMap<String, Webhook>, Failure> {
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .build()
+        .map_err(|e| network(&e))?;
+    let mut sent = HashMap::new();
+    for n in 0..total {
+        if n == total / 2 {
+            receiver.go_away(down);
+            bar.set_message("the receiver is away");
+        }
+        let webhook = webhook(n);
+        let mut request = client
+            .post(format!("{url}{}", webhook.path))
+            .body(webhook.body.clone());
+        for (name, value) in &webhook.headers {
+            request = request.header(*name, value);
+        }
+        let answer = request
+            .send()
+            .await
+            .and_then(reqwest::Response::error_for_status);
+        let answer = answer.map_err(|e| network(&e))?;
+        let Accepted { id } = answer.json().await.map_err(|e| network(&e))?;
+        sent.insert(id, webhook);
+    }
+    Ok(sent)
+}

@@ -1,0 +1,66 @@
+//! `whrelay forwarder`: the cloud side. It must not know agents' targets.
+
+use serde::Serialize;
+use tokio::net::TcpListener;
+use whrelay_forwarder::Config;
+use whrelay_store::Store;
+
+use crate::args::ForwarderArgs;
+use crate::embedded::{TOKEN_FILE, cannot_bind, store_options};
+use crate::failure::{Code, Failure};
+use crate::output::Output;
+use crate::paths::Paths;
+use crate::shutdown;
+
+#[derive(Serialize)]
+#[serde(tag = "type", rename = "ready")]
+struct Ready {
+    url: String,
+    /// The admin listener's address; there is none yet.
+    admin: Option<String>,
+    token_file: String,
+    pid: u32,
+}
+
+pub(crate) async fn run(args: ForwarderArgs, output: &Output) -> Result<(), Failure> {
+    let stop = shutdown::on_signal();
+    let dir = match args.data_dir {
+        Some(dir) => dir,
+        None => Paths::resolve()?.forwarder(),
+    };
+    let store = Store::open(&dir, &store_options("forwarder"))?;
+    let token_file = dir.join(TOKEN_FILE);
+    let (token, new) = whrelay_forwarder::admin_token(&store, &token_file)
+        .await
+        .map_err(|e| Failure::new(Code::Failed, e.to_string()))?;
+    let bound = TcpListener::bind(args.bind).await;
+    let listener = bound.map_err(|e| cannot_bind(Some(args.bind), &e))?;
+    let address = listener
+        .local_addr()
+        .map_err(|e| cannot_bind(Some(args.bind), &e))?;
+    let public = args
+        .public_url
+        .map(|url| url.as_str().trim_end_matches('/').to_owned());
+    let public_url = public.unwrap_or_else(|| format!("http://{address}"));
+    if new {
+        output.tell(&format!(
+            "The admin token, shown only now and kept in {}:",
+            token_file.display()
+        ));
+        output.tell(&token.expose());
+    }
+    let ready = Ready {
+        url: public_url.clone(),
+        admin: None,
+        token_file: token_file.display().to_string(),
+        pid: std::process::id(),
+    };
+    if args.json {
+        output.json(&ready)?;
+    } else {
+        output.data(&format!("forwarder ready at {public_url}"))?;
+    }
+    whrelay_forwarder::run(listener, store.clone(), Config { public_url }, stop).await?;
+    store.close().await;
+    Ok(())
+}

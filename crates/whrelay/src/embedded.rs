@@ -1,0 +1,150 @@
+//! The forwarder inside `listen`: the same one, on loopback, with a store of its own. It must not
+//! do anything that `whrelay forwarder` does not.
+
+use std::fs;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use url::Url;
+use whrelay_core::token::Token;
+use whrelay_forwarder::Config;
+use whrelay_store::{OpenError, Options, Role, Store, StoreError};
+
+use crate::failure::{Code, Failure};
+
+/// Ports tried, in order, where none is remembered: outside the range that systems hand out.
+const PORTS: std::ops::RangeInclusive<u16> = 4141..=4160;
+/// Memory a forwarder's store may use as its cache, in bytes.
+const CACHE: usize = 16 * 1024 * 1024;
+const PORT_NOTE: &str = "port";
+const URL_FILE: &str = "url";
+pub(crate) const TOKEN_FILE: &str = "admin-token";
+
+/// A forwarder that is there: this process's own, or that of another `listen` of the bucket.
+pub(crate) struct Embedded {
+    pub(crate) url: Url,
+    pub(crate) token: Token,
+    serving: Option<Serving>,
+}
+
+struct Serving {
+    stop: CancellationToken,
+    task: JoinHandle<Result<(), StoreError>>,
+}
+
+/// How a forwarder's store is opened.
+pub(crate) fn store_options(purpose: &'static str) -> Options {
+    Options {
+        role: Role::Forwarder,
+        cache: CACHE,
+        name_seed: rand::random(),
+        purpose,
+    }
+}
+
+impl Embedded {
+    /// Starts the embedded forwarder, or joins the one that another `listen` runs.
+    pub(crate) async fn start(dir: &Path, bind: Option<SocketAddr>) -> Result<Self, Failure> {
+        let store = match Store::open(dir, &store_options("listen")) {
+            Ok(store) => store,
+            Err(OpenError::InUse { .. }) if bind.is_none() => return join(dir),
+            Err(error) => return Err(error.into()),
+        };
+        let (token, _) = whrelay_forwarder::admin_token(&store, &dir.join(TOKEN_FILE))
+            .await
+            .map_err(|e| Failure::new(Code::Failed, e.to_string()))?;
+        let listener = bind_listener(&store, bind).await?;
+        let address = listener.local_addr().map_err(|e| cannot_bind(bind, &e))?;
+        store
+            .set_note(PORT_NOTE, &address.port().to_string())
+            .await?;
+        let text = format!("http://{address}");
+        let url = Url::parse(&text).map_err(|e| Failure::new(Code::Bug, e.to_string()))?;
+        fs::write(dir.join(URL_FILE), &text)
+            .map_err(|e| Failure::new(Code::Failed, format!("{}: {e}", dir.display())))?;
+        let stop = CancellationToken::new();
+        let config = Config { public_url: text };
+        let task = tokio::spawn(whrelay_forwarder::run(
+            listener,
+            store,
+            config,
+            stop.clone(),
+        ));
+        Ok(Self {
+            url,
+            token,
+            serving: Some(Serving { stop, task }),
+        })
+    }
+
+    /// Waits until it has stopped by itself, which it does only when its store has failed.
+    pub(crate) async fn failed(&mut self) -> Failure {
+        match &mut self.serving {
+            None => std::future::pending().await,
+            Some(serving) => match (&mut serving.task).await {
+                Ok(Err(error)) => error.into(),
+                Ok(Ok(())) => Failure::new(Code::Bug, "the embedded forwarder has stopped"),
+                Err(error) => Failure::new(Code::Bug, error.to_string()),
+            },
+        }
+    }
+
+    /// Stops it, if it is this process's.
+    pub(crate) async fn stop(self) {
+        if let Some(Serving { stop, task }) = self.serving {
+            stop.cancel();
+            // What it could not finish is on disk, or was never answered.
+            let _ = task.await;
+        }
+    }
+}
+
+fn join(dir: &Path) -> Result<Embedded, Failure> {
+    let read = |name: &str| {
+        let text = fs::read_to_string(dir.join(name));
+        text.map_err(|e| Failure::new(Code::InUse, format!("{}: {e}", dir.join(name).display())))
+    };
+    let other = |e: String| Failure::new(Code::InUse, e).hint("try again in a moment");
+    let url = Url::parse(&read(URL_FILE)?).map_err(|e| other(e.to_string()))?;
+    let token = Token::parse(&read(TOKEN_FILE)?).map_err(|e| other(e.to_string()))?;
+    Ok(Embedded {
+        url,
+        token,
+        serving: None,
+    })
+}
+
+async fn bind_listener(store: &Store, bind: Option<SocketAddr>) -> Result<TcpListener, Failure> {
+    if let Some(address) = bind {
+        return TcpListener::bind(address)
+            .await
+            .map_err(|e| cannot_bind(bind, &e));
+    }
+    let remembered = store
+        .note(PORT_NOTE)?
+        .and_then(|port| port.parse::<u16>().ok());
+    for port in remembered.into_iter().chain(PORTS) {
+        if let Ok(listener) = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await {
+            return Ok(listener);
+        }
+    }
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .await
+        .map_err(|e| cannot_bind(bind, &e))
+}
+
+/// A port that cannot be had.
+pub(crate) fn cannot_bind(bind: Option<SocketAddr>, error: &io::Error) -> Failure {
+    let at = bind.map_or_else(|| "loopback".to_owned(), |address| address.to_string());
+    let code = if error.kind() == io::ErrorKind::AddrInUse {
+        Code::InUse
+    } else {
+        Code::Failed
+    };
+    Failure::new(code, format!("cannot listen on {at}: {error}"))
+        .hint("choose another address with --bind")
+}

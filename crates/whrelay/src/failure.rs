@@ -1,0 +1,130 @@
+//! What went wrong, for people and scripts: a code, one line, and where possible a hint. It must
+//! not know how to avoid it.
+
+use std::process::ExitCode;
+
+use whrelay_agent::AgentError;
+use whrelay_store::{OpenError, StoreError};
+
+use crate::output::Output;
+
+/// The exit codes of the contract.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Code {
+    /// What was asked for failed.
+    Failed = 1,
+    /// Wrong use.
+    Usage = 2,
+    /// Something does not exist.
+    NotFound = 3,
+    /// The token is missing or not valid.
+    Unauthorised = 4,
+    /// The network or the forwarder cannot be reached.
+    Unreachable = 5,
+    /// Another process has it.
+    InUse = 6,
+    /// A bug of ours.
+    Bug = 70,
+}
+
+/// Why a command ends.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// To be told.
+    Told {
+        code: Code,
+        message: String,
+        hint: Option<String>,
+    },
+    /// Whoever read our output has closed it: that is success.
+    BrokenPipe,
+}
+
+impl Failure {
+    pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
+        Self::Told {
+            code,
+            message: message.into(),
+            hint: None,
+        }
+    }
+
+    pub(crate) fn hint(self, text: impl Into<String>) -> Self {
+        match self {
+            Self::Told { code, message, .. } => Self::Told {
+                code,
+                message,
+                hint: Some(text.into()),
+            },
+            Self::BrokenPipe => Self::BrokenPipe,
+        }
+    }
+
+    /// Says it on stderr and answers with its code.
+    pub(crate) fn report(self, output: &Output) -> ExitCode {
+        match self {
+            Self::BrokenPipe => ExitCode::SUCCESS,
+            Self::Told {
+                code,
+                message,
+                hint,
+            } => {
+                output.error(&message, hint.as_deref());
+                ExitCode::from(code as u8)
+            }
+        }
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        if error.kind() == std::io::ErrorKind::BrokenPipe {
+            return Self::BrokenPipe;
+        }
+        Self::new(Code::Failed, format!("cannot write the output: {error}"))
+    }
+}
+
+impl From<OpenError> for Failure {
+    fn from(error: OpenError) -> Self {
+        let message = error.to_string();
+        match error {
+            OpenError::InUse { .. } => Self::new(Code::InUse, message)
+                .hint("stop that process, or use another --bucket or --name"),
+            OpenError::Io { .. } => {
+                Self::new(Code::Failed, message).hint("choose another place with WHRELAY_DATA_DIR")
+            }
+            OpenError::Newer { .. } => {
+                Self::new(Code::Failed, message).hint("install the newer whrelay")
+            }
+            OpenError::Foreign { .. } | OpenError::Damaged { .. } | OpenError::Role { .. } => {
+                Self::new(Code::Failed, message)
+                    .hint("move the file away to begin with an empty store")
+            }
+        }
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::new(Code::Failed, format!("the store failed: {error}"))
+    }
+}
+
+impl From<AgentError> for Failure {
+    fn from(error: AgentError) -> Self {
+        let message = error.to_string();
+        match error {
+            AgentError::Unreachable { .. } => Self::new(Code::Unreachable, message)
+                .hint("is the address right, and does `whrelay forwarder` run there?"),
+            AgentError::Unauthorised(_) => Self::new(Code::Unauthorised, message)
+                .hint("give the forwarder's token with --token-file or WHRELAY_TOKEN"),
+            AgentError::Replaced(_) => Self::new(Code::InUse, message)
+                .hint("give one of the two its own place with --name"),
+            AgentError::Refused(_)
+            | AgentError::Store(_)
+            | AgentError::Tls(_)
+            | AgentError::Control(_) => Self::new(Code::Failed, message),
+        }
+    }
+}

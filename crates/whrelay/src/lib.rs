@@ -1,0 +1,72 @@
+//! What the user types and sees. It must not decide anything about events: it turns flags into
+//! configurations, and lines into text.
+
+mod agents;
+mod args;
+mod commands;
+mod embedded;
+mod failure;
+mod output;
+mod paths;
+mod shutdown;
+mod text;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use crate::args::{Cli, Command};
+use crate::failure::{Code, Failure};
+use crate::output::Output;
+
+/// Runs what the process was asked for, and answers with the exit code of the contract.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let output = Output::new(&cli.global);
+    log_to_stderr(&cli);
+    // A panic has told its story on stderr; the code tells scripts that it is our fault.
+    let ran = catch_unwind(AssertUnwindSafe(|| run(cli.command, &output)));
+    match ran {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(failure)) => failure.report(&output),
+        Err(_) => ExitCode::from(Code::Bug as u8),
+    }
+}
+
+fn run(command: Command, output: &Output) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::new(Code::Failed, format!("no runtime: {e}")))?;
+    let finished = runtime.block_on(async {
+        match command {
+            Command::Listen(args) => Box::pin(commands::listen::run(args, output)).await,
+            Command::Logs(args) => Box::pin(commands::logs::run(args, output)).await,
+            Command::Events(args) => Box::pin(commands::events::run(args, output)).await,
+            Command::Replay(args) => Box::pin(commands::replay::run(args, output)).await,
+            Command::Status(args) => Box::pin(commands::status::run(args, output)).await,
+            Command::Forwarder(args) => Box::pin(commands::forwarder::run(args, output)).await,
+            Command::Demo(args) => Box::pin(commands::demo::run(args, output)).await,
+        }
+    });
+    // What still runs in the background has nothing left to say.
+    runtime.shutdown_background();
+    finished
+}
+
+fn log_to_stderr(cli: &Cli) {
+    let default = match (cli.global.quiet, cli.global.verbose) {
+        (true, _) => "error",
+        (false, 0) => "warn",
+        (false, 1) => "warn,whrelay=info,whrelay_agent=info,whrelay_forwarder=info",
+        (false, _) => "info,whrelay=debug,whrelay_agent=debug,whrelay_forwarder=debug",
+    };
+    let filter = EnvFilter::try_from_env("WHRELAY_LOG").unwrap_or_else(|_| default.into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(output::wants_color(&cli.global, &std::io::stderr()))
+        .init();
+}

@@ -1,0 +1,97 @@
+//! Where output goes: data to stdout, talk to stderr. The only file that prints.
+
+use std::io::{self, IsTerminal, Write};
+
+use serde::Serialize;
+use whrelay_agent::lines::Line;
+
+use crate::args::{Global, When};
+use crate::failure::Failure;
+use crate::text::{Writer, shown, shown_json};
+
+/// How to print.
+#[derive(Clone, Debug)]
+pub(crate) struct Output {
+    data: Writer,
+    talk: Writer,
+    quiet: bool,
+}
+
+/// Whether a stream gets colour: `--color` decides, then `NO_COLOR`, then what the stream is.
+pub(crate) fn wants_color(global: &Global, stream: &impl IsTerminal) -> bool {
+    let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    match global.color {
+        When::Always => true,
+        When::Never => false,
+        When::Auto => {
+            let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+            !set("NO_COLOR") && !dumb && stream.is_terminal()
+        }
+    }
+}
+
+impl Output {
+    pub(crate) fn new(global: &Global) -> Self {
+        Self {
+            data: Writer::new(wants_color(global, &io::stdout())),
+            talk: Writer::new(wants_color(global, &io::stderr())),
+            quiet: global.quiet,
+        }
+    }
+
+    /// One JSON line on stdout.
+    pub(crate) fn json<T: Serialize>(&self, value: &T) -> Result<(), Failure> {
+        let json = serde_json::to_string(value).map_err(io::Error::from)?;
+        self.data(&shown_json(&json))
+    }
+
+    /// One line of data on stdout.
+    pub(crate) fn data(&self, text: &str) -> Result<(), Failure> {
+        let mut stdout = io::stdout().lock();
+        Ok(writeln!(stdout, "{text}").and_then(|()| stdout.flush())?)
+    }
+
+    /// Bytes on stdout, as they are.
+    pub(crate) fn bytes(&self, bytes: &[u8]) -> Result<(), Failure> {
+        let mut stdout = io::stdout().lock();
+        Ok(stdout.write_all(bytes).and_then(|()| stdout.flush())?)
+    }
+
+    /// A line on stdout: for scripts or for people.
+    pub(crate) fn line(&self, line: &Line, json: bool) -> Result<(), Failure> {
+        if json {
+            return self.json(line);
+        }
+        match (line, self.data.line(line)) {
+            (Line::Warning { .. } | Line::Link { .. } | Line::Endpoint { .. }, _) => {
+                self.tell_line(line);
+                Ok(())
+            }
+            (_, Some(text)) => self.data(&text),
+            (_, None) => Ok(()),
+        }
+    }
+
+    /// A line for people on stderr.
+    pub(crate) fn tell_line(&self, line: &Line) {
+        if let Some(text) = self.talk.line(line) {
+            self.tell(&text);
+        }
+    }
+
+    /// Talk on stderr, unless it is to be quiet. Whether anyone reads it changes nothing.
+    pub(crate) fn tell(&self, text: &str) {
+        if !self.quiet {
+            let _ = writeln!(io::stderr().lock(), "{text}");
+        }
+    }
+
+    /// An error on stderr, one line, with a hint where there is one.
+    pub(crate) fn error(&self, message: &str, hint: Option<&str>) {
+        let mut stderr = io::stderr().lock();
+        let _ = writeln!(stderr, "error: {}", shown(message));
+        if let Some(hint) = hint {
+            let _ = writeln!(stderr, "hint: {}", shown(hint));
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Where things are on this machine. It must not open them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use directories::ProjectDirs;
+use url::Url;
+use whrelay_core::bucket::BucketName;
+
+use crate::failure::{Code, Failure};
+
+const STORE_FILE: &str = "store.redb";
+
+/// The places of this user's whrelay.
+#[derive(Clone, Debug)]
+pub(crate) struct Paths {
+    data: PathBuf,
+}
+
+impl Paths {
+    /// From `WHRELAY_DATA_DIR`, or the platform's conventions.
+    pub(crate) fn resolve() -> Result<Self, Failure> {
+        if let Some(dir) = std::env::var_os("WHRELAY_DATA_DIR").filter(|dir| !dir.is_empty()) {
+            return Ok(Self { data: dir.into() });
+        }
+        let dirs = ProjectDirs::from("", "", "whrelay").ok_or_else(|| {
+            Failure::new(Code::Failed, "this user has no home directory")
+                .hint("say where data may go with WHRELAY_DATA_DIR")
+        })?;
+        Ok(Self {
+            data: dirs.data_dir().to_owned(),
+        })
+    }
+
+    /// Under a directory of its own, for the demo.
+    pub(crate) fn under(dir: &Path) -> Self {
+        Self {
+            data: dir.to_owned(),
+        }
+    }
+
+    /// The data of one agent: of a bucket and name at a forwarder, or at the embedded one.
+    pub(crate) fn agent(
+        &self,
+        forwarder: Option<&Url>,
+        bucket: &BucketName,
+        name: &BucketName,
+    ) -> PathBuf {
+        let forwarder = forwarder.map_or_else(|| "embedded".to_owned(), file_name);
+        self.agents()
+            .join(forwarder)
+            .join(bucket.as_str())
+            .join(name.as_str())
+    }
+
+    /// The data of the embedded forwarder of a bucket.
+    pub(crate) fn embedded(&self, bucket: &BucketName) -> PathBuf {
+        self.data.join("embedded").join(bucket.as_str())
+    }
+
+    /// The data of `whrelay forwarder`.
+    pub(crate) fn forwarder(&self) -> PathBuf {
+        self.data.join("forwarder")
+    }
+
+    /// The directories of all agents that ever ran, sorted.
+    pub(crate) fn all_agents(&self) -> Vec<PathBuf> {
+        let below = |dirs: Vec<PathBuf>| dirs.iter().flat_map(|dir| subdirs(dir)).collect();
+        let names: Vec<PathBuf> = below(below(subdirs(&self.agents())));
+        names
+            .into_iter()
+            .filter(|dir| dir.join(STORE_FILE).exists())
+            .collect()
+    }
+
+    fn agents(&self) -> PathBuf {
+        self.data.join("agents")
+    }
+}
+
+fn subdirs(dir: &Path) -> Vec<PathBuf> {
+    // What cannot be listed holds no agent of this user's.
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut dirs: Vec<_> = entries
+        .map(|entry| entry.path())
+        .filter(|path| path.is_dir())
+        .collect();
+    dirs.sort();
+    dirs
+}
+
+/// A URL as a directory's name.
+fn file_name(url: &Url) -> String {
+    let plain = |c: char| {
+        if c.is_ascii_alphanumeric() || c == '.' || c == '-' {
+            c
+        } else {
+            '_'
+        }
+    };
+    url.as_str()
+        .trim_end_matches('/')
+        .replace("://", "_")
+        .chars()
+        .map(plain)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn agents_of_different_forwarders_never_share_a_directory() {
+        let paths = Paths::under(Path::new("/data"));
+        let name: BucketName = "default".parse().expect("a name");
+        let urls = [
+            "http://h:1",
+            "https://h:1",
+            "http://h:2",
+            "http://h:1/x",
+            "http://[::1]:1",
+        ];
+        let dirs: std::collections::HashSet<_> = urls
+            .iter()
+            .map(|url| paths.agent(Some(&url.parse().expect("a URL")), &name, &name))
+            .chain([paths.agent(None, &name, &name)])
+            .collect();
+        assert_eq!(dirs.len(), urls.len() + 1);
+    }
+}

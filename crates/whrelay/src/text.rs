@@ -1,0 +1,390 @@
+//! Lines as people read them. It must not decide what is shown where.
+
+use std::fmt::Write as _;
+
+use anstyle::{AnsiColor, Style};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use whrelay_agent::lines::{AttemptLine, EventLine, Line, ReceivedLine, StatusLine};
+
+const GOOD: Style = AnsiColor::Green.on_default();
+const BAD: Style = AnsiColor::Red.on_default();
+const WARN: Style = AnsiColor::Yellow.on_default();
+const DIM: Style = Style::new().dimmed();
+
+/// Text of a stranger's, made safe for a terminal: control characters and those that reorder what
+/// is shown appear as escapes.
+pub(crate) fn shown(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() || reorders(c) {
+            // Writing to a String cannot fail.
+            let _ = write!(safe, "{}", c.escape_unicode());
+        } else {
+            safe.push(c);
+        }
+    }
+    safe
+}
+
+fn reorders(c: char) -> bool {
+    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{61c}')
+}
+
+/// JSON as a terminal may see it: what JSON leaves as it is and a terminal would obey is escaped.
+pub(crate) fn shown_json(json: &str) -> String {
+    if !json.chars().any(|c| c.is_control() || reorders(c)) {
+        return json.to_owned();
+    }
+    let escaped = |c: char| {
+        if c.is_control() || reorders(c) {
+            format!("\\u{:04x}", u32::from(c))
+        } else {
+            c.into()
+        }
+    };
+    json.chars().map(escaped).collect()
+}
+
+/// How lines are written.
+#[derive(Clone, Debug)]
+pub(crate) struct Writer {
+    color: bool,
+    zone: TimeZone,
+}
+
+impl Writer {
+    pub(crate) fn new(color: bool) -> Self {
+        Self {
+            color,
+            zone: TimeZone::system(),
+        }
+    }
+
+    fn paint(&self, style: Style, text: &str) -> String {
+        if self.color {
+            format!("{style}{text}{style:#}")
+        } else {
+            text.to_owned()
+        }
+    }
+
+    /// A time of the contract, in the user's zone and to the second.
+    fn local(&self, at: &str) -> String {
+        match at.parse::<Timestamp>() {
+            Ok(at) => at
+                .to_zoned(self.zone.clone())
+                .strftime("%Y-%m-%d %H:%M:%S")
+                .to_string(),
+            Err(_) => shown(at),
+        }
+    }
+
+    /// A line for people, where the line is one for them.
+    pub(crate) fn line(&self, line: &Line) -> Option<String> {
+        match line {
+            Line::Received(line) => Some(self.received(line)),
+            Line::Attempt(line) => Some(self.attempt(line)),
+            Line::Event(line) => Some(self.event(line)),
+            Line::Status(line) => Some(self.status(line)),
+            Line::Link { state, error } => {
+                let why = error
+                    .as_ref()
+                    .map(|e| format!(": {}", shown(e)))
+                    .unwrap_or_default();
+                let style = if error.is_some() { WARN } else { DIM };
+                Some(self.paint(style, &format!("tunnel {state}{why}")))
+            }
+            Line::Endpoint {
+                target,
+                state,
+                waiting,
+            } => {
+                let style = if state == "online" { GOOD } else { WARN };
+                let text = format!("{target} is {state}, {waiting} waiting");
+                Some(self.paint(style, &text))
+            }
+            Line::Warning { message } => Some(format!(
+                "{} {}",
+                self.paint(WARN, "warning:"),
+                shown(message)
+            )),
+            Line::Replay(line) => Some(format!(
+                "{}  {}  {}  {}",
+                line.event,
+                line.delivery,
+                line.target,
+                self.state(&line.state)
+            )),
+            Line::Ready(_) | Line::Content(_) | Line::Failure { .. } => None,
+        }
+    }
+
+    fn received(&self, line: &ReceivedLine) -> String {
+        let kind = line
+            .kind
+            .as_ref()
+            .map(|kind| format!("{}  ", shown(kind)))
+            .unwrap_or_default();
+        format!(
+            "{}  {} {} /in/…{}  {kind}{}  {}",
+            self.local(&line.at),
+            self.paint(DIM, "-->"),
+            shown(&line.method),
+            shown(&line.path),
+            line.event,
+            size(line.bytes)
+        )
+    }
+
+    fn attempt(&self, line: &AttemptLine) -> String {
+        let style = if line.state == "sent" { GOOD } else { BAD };
+        let answer = line
+            .status
+            .map_or_else(|| "[ERROR]".to_owned(), |status| format!("[{status}]"));
+        let mut text = format!(
+            "{}  {} {} {} {}  {}  {}",
+            self.local(&line.at),
+            self.paint(DIM, "<--"),
+            self.paint(style, &answer),
+            shown(&line.method),
+            shown(&line.url),
+            millis(line.duration_ms),
+            line.event
+        );
+        if line.attempt > 1 || line.state != "sent" {
+            let _ = write!(text, "  attempt {}", line.attempt);
+        }
+        if line.replay {
+            text.push_str("  replay");
+        }
+        if line.state != "sent" {
+            let _ = write!(text, ", {}", line.state);
+        }
+        if let Some(reason) = &line.reason {
+            let _ = write!(text, " ({reason})");
+        }
+        if let Some(next) = &line.next_attempt_at {
+            let _ = write!(
+                text,
+                ", next in {}",
+                until(&line.at, line.duration_ms, next)
+            );
+        }
+        if let Some(error) = &line.error {
+            let _ = write!(text, "  {}", shown(error));
+        }
+        text
+    }
+
+    fn event(&self, line: &EventLine) -> String {
+        let reason = line
+            .reason
+            .as_ref()
+            .map(|r| format!(" ({r})"))
+            .unwrap_or_default();
+        format!(
+            "{}  {}  {} /in/…{}  {}  {}{reason}  {} attempts",
+            self.local(&line.received_at),
+            line.event,
+            shown(&line.method),
+            shown(&line.path),
+            size(line.bytes),
+            self.state(&line.state),
+            line.attempts
+        )
+    }
+
+    fn state(&self, state: &str) -> String {
+        let style = match state {
+            "sent" => GOOD,
+            "dead" => BAD,
+            "stalled" => WARN,
+            _ => DIM,
+        };
+        self.paint(style, state)
+    }
+
+    fn status(&self, line: &StatusLine) -> String {
+        let pid = line
+            .pid
+            .map(|pid| format!(" (pid {pid})"))
+            .unwrap_or_default();
+        let mut text = format!(
+            "bucket {} as {}: {}{pid}",
+            line.bucket, line.name, line.link
+        );
+        let _ = write!(text, "\n  forwarder  {}", shown(&line.forwarder));
+        for target in &line.targets {
+            let (name, waiting) = (&target.target, target.waiting);
+            let _ = write!(
+                text,
+                "\n  target     {name}  {}, {waiting} waiting",
+                target.endpoint
+            );
+        }
+        let StatusLine {
+            queued,
+            stalled,
+            sent,
+            dead,
+            quarantined,
+            ..
+        } = line;
+        let _ = write!(
+            text,
+            "\n  deliveries {queued} queued, {stalled} stalled, {sent} sent, {dead} dead"
+        );
+        if *quarantined > 0 {
+            let _ = write!(text, "\n  damaged    {quarantined} events set aside");
+        }
+        if let Some(oldest) = &line.oldest_waiting_at {
+            let _ = write!(text, "\n  oldest     {}", self.local(oldest));
+        }
+        if let Some(next) = &line.next_attempt_at {
+            let _ = write!(text, "\n  next       {}", self.local(next));
+        }
+        let _ = write!(text, "\n  disk       {}", size(line.disk_bytes));
+        text
+    }
+}
+
+/// Bytes, in the unit that fits.
+pub(crate) fn size(bytes: u64) -> String {
+    const UNITS: [&str; 4] = ["kB", "MB", "GB", "TB"];
+    if bytes < 1000 {
+        return format!("{bytes} B");
+    }
+    let (mut value, mut unit) = (bytes as f64 / 1000.0, 0);
+    while value >= 999.95 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+fn millis(ms: f64) -> String {
+    if ms < 10.0 {
+        format!("{ms:.1} ms")
+    } else {
+        format!("{ms:.0} ms")
+    }
+}
+
+/// From the end of an attempt until the next one, to the second.
+fn until(at: &str, duration_ms: f64, next: &str) -> String {
+    let (Ok(at), Ok(next)) = (at.parse::<Timestamp>(), next.parse::<Timestamp>()) else {
+        return "a while".to_owned();
+    };
+    let seconds = (next.duration_since(at).as_secs_f64() - duration_ms / 1000.0)
+        .max(0.0)
+        .round();
+    let whole = std::time::Duration::from_secs(seconds as u64);
+    humantime::format_duration(whole).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plain() -> Writer {
+        Writer {
+            color: false,
+            zone: TimeZone::UTC,
+        }
+    }
+
+    fn attempt() -> AttemptLine {
+        AttemptLine {
+            event: "evt_1".into(),
+            delivery: "dlv_1".into(),
+            bucket: "default".into(),
+            target: "http://localhost:3000".into(),
+            method: "POST".into(),
+            url: "http://localhost:3000/github".into(),
+            attempt: 2,
+            status: Some(503),
+            error: None,
+            duration_ms: 3.12,
+            state: "stalled".into(),
+            reason: None,
+            next_attempt_at: Some("2026-11-22T10:15:08.003Z".into()),
+            phase: "fast".into(),
+            replay: false,
+            at: "2026-11-22T10:15:04Z".into(),
+        }
+    }
+
+    #[test]
+    fn two_lines_in_the_habit_of_the_field() {
+        let received = ReceivedLine {
+            event: "evt_1".into(),
+            bucket: "default".into(),
+            method: "POST".into(),
+            path: "/github".into(),
+            bytes: 8123,
+            kind: Some("push".into()),
+            at: "2026-11-22T10:15:03.5Z".into(),
+        };
+        let text = |line: &Line| plain().line(line).expect("a line for people");
+        assert_eq!(
+            text(&Line::Received(received)),
+            "2026-11-22 10:15:03  --> POST /in/…/github  push  evt_1  8.1 kB"
+        );
+        assert_eq!(
+            text(&Line::Attempt(attempt())),
+            "2026-11-22 10:15:04  <-- [503] POST http://localhost:3000/github  3.1 ms  evt_1  \
+             attempt 2, stalled, next in 4s"
+        );
+        let refused = AttemptLine {
+            status: None,
+            error: Some("127.0.0.1:3000: connection refused".into()),
+            ..attempt()
+        };
+        assert!(
+            text(&Line::Attempt(refused))
+                .ends_with("next in 4s  127.0.0.1:3000: connection refused")
+        );
+        let sent = AttemptLine {
+            status: Some(200),
+            attempt: 1,
+            state: "sent".into(),
+            next_attempt_at: None,
+            ..attempt()
+        };
+        assert!(text(&Line::Attempt(sent)).ends_with("3.1 ms  evt_1"));
+    }
+
+    #[test]
+    fn no_control_sequence_of_a_stranger_reaches_the_terminal() {
+        let evil = "\u{1b}[2J\r\n\u{9b}31m\u{202e}x\u{7}\0";
+        let line = AttemptLine {
+            url: evil.into(),
+            error: Some(evil.into()),
+            ..attempt()
+        };
+        let text = plain().line(&Line::Attempt(line.clone())).expect("a line");
+        assert!(
+            !text.chars().any(|c| c.is_control() || reorders(c)),
+            "{text:?}"
+        );
+        let json = serde_json::to_string(&Line::Attempt(line.clone())).expect("json");
+        let json = shown_json(&json);
+        assert!(
+            !json.chars().any(|c| c.is_control() || reorders(c)),
+            "{json:?}"
+        );
+        assert_eq!(
+            serde_json::from_str::<Line>(&json).expect("json"),
+            Line::Attempt(line)
+        );
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(
+            [999, 1000, 8123, 999_999, 26_214_400].map(size),
+            ["999 B", "1.0 kB", "8.1 kB", "1.0 MB", "26.2 MB"]
+        );
+    }
+}
