@@ -119,9 +119,9 @@ async fn read_body(
         return Err(too_large(body, declared).await);
     }
     let began = Instant::now();
-    let (mut first, mut rest, mut permit) = (Bytes::new(), BytesMut::new(), None);
+    let (mut gathered, mut permit) = (Gathered::default(), None);
     loop {
-        let received = first.len() + rest.len();
+        let received = gathered.len();
         let frame = match timeout_at(began + time_for(received), body.frame()).await {
             Ok(Some(Ok(frame))) => frame,
             Ok(None) => break,
@@ -142,29 +142,52 @@ async fn read_body(
             return Err(too_large(body, (received + data.len()) as u64).await);
         }
         reserve(shared, &mut permit, data.len())?;
-        match (first.is_empty(), rest.is_empty()) {
-            (true, _) => first = data,
-            (false, true) => {
-                rest.reserve(
-                    usize::try_from(declared)
-                        .unwrap_or_default()
-                        .max(2 * received),
-                );
-                rest.extend_from_slice(&std::mem::take(&mut first));
-                rest.extend_from_slice(&data);
-                first = Bytes::new();
-            }
-            (false, false) => rest.extend_from_slice(&data),
+        gathered.add(data, usize::try_from(declared).unwrap_or_default());
+    }
+    Ok((gathered.into_bytes(), permit))
+}
+
+/// A body as it comes: most come in one piece, which is not copied.
+#[derive(Debug, Default)]
+enum Gathered {
+    #[default]
+    Nothing,
+    One(Bytes),
+    Many(BytesMut),
+}
+
+impl Gathered {
+    fn len(&self) -> usize {
+        match self {
+            Self::Nothing => 0,
+            Self::One(bytes) => bytes.len(),
+            Self::Many(bytes) => bytes.len(),
         }
     }
-    Ok((
-        if rest.is_empty() {
-            first
-        } else {
-            rest.freeze()
-        },
-        permit,
-    ))
+
+    fn add(&mut self, data: Bytes, declared: usize) {
+        *self = match std::mem::take(self) {
+            Self::Nothing => Self::One(data),
+            Self::One(first) => {
+                let mut all = BytesMut::with_capacity(declared.max(first.len() + data.len()));
+                all.extend_from_slice(&first);
+                all.extend_from_slice(&data);
+                Self::Many(all)
+            }
+            Self::Many(mut all) => {
+                all.extend_from_slice(&data);
+                Self::Many(all)
+            }
+        };
+    }
+
+    fn into_bytes(self) -> Bytes {
+        match self {
+            Self::Nothing => Bytes::new(),
+            Self::One(bytes) => bytes,
+            Self::Many(bytes) => bytes.freeze(),
+        }
+    }
 }
 
 /// The time by which a body of which so much has come must have come further.
@@ -226,6 +249,19 @@ mod tests {
         assert_eq!(split("/in/k"), ("k".into(), String::new()));
         assert_eq!(split("/in/k/"), ("k".into(), "/".into()));
         assert_eq!(split("/in/k//a%2Fb?x=1"), ("k".into(), "//a%2Fb".into()));
+    }
+
+    #[test]
+    fn a_body_in_many_pieces_keeps_every_piece() {
+        let all: Vec<u8> = (0..=255).collect();
+        for size in [1, 2, 100, 256, 1000] {
+            let mut gathered = Gathered::default();
+            for piece in all.chunks(size) {
+                gathered.add(Bytes::copy_from_slice(piece), 0);
+            }
+            assert_eq!(gathered.len(), all.len());
+            assert_eq!(gathered.into_bytes(), all, "in pieces of {size}");
+        }
     }
 
     #[test]

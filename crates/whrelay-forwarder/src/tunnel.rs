@@ -112,8 +112,8 @@ impl Tunnel {
                 }
                 message = self.socket.recv() => {
                     liveness.heard(Instant::now());
-                    if let Some(action) = self.on_message(message)? {
-                        self.act(shared, &subscription, action);
+                    if let Some(ForwarderAction::Acked(upto)) = self.on_message(message)? {
+                        record_ack(shared, &subscription, Seq(upto));
                     }
                 }
                 Ok(()) = wakes.changed(), if !more => {}
@@ -134,7 +134,7 @@ impl Tunnel {
     }
 
     /// Finds where the agent goes on, and welcomes it.
-    async fn subscribe(&mut self, shared: &Shared, hello: Hello) -> Result<Subscription, End> {
+    async fn subscribe(&mut self, shared: &Arc<Shared>, hello: Hello) -> Result<Subscription, End> {
         let unknown = || {
             let text = format!("there is no bucket `{}` here", hello.bucket.escape_debug());
             End::Refuse(RefusedCode::UnknownBucket, text)
@@ -142,14 +142,13 @@ impl Tunnel {
         let name = hello.bucket.parse().map_err(|_| unknown())?;
         let bucket = shared.registry.by_name(&name).ok_or_else(unknown)?;
         let subscription = hello.subscription;
-        let acked = shared.store.subscribe(bucket.id, &subscription).await?;
+        let acked = shared.store.acked(bucket.id, &subscription)?;
         let last = shared.store.last_seq(bucket.id)?;
         let resume = hello
             .resume
             .filter(|resume| resume.forwarder == shared.store.id());
         // What the agent says it has on disk is its receipt, but only for what was ever stored.
         let start = resume.map_or(acked, |resume| Seq(resume.seq)).min(last);
-        shared.store.ack(bucket.id, &subscription, start).await?;
         let welcome = Welcome {
             version: NEWEST_VERSION,
             forwarder: shared.store.id().to_owned(),
@@ -213,21 +212,6 @@ impl Tunnel {
         }
     }
 
-    fn act(&self, shared: &Arc<Shared>, subscription: &Subscription, action: ForwarderAction) {
-        let ForwarderAction::Acked(upto) = action else {
-            return;
-        };
-        let (shared, bucket) = (Arc::clone(shared), subscription.bucket.id);
-        let name = subscription.name.clone();
-        // Reading goes on meanwhile. An ack that is not recorded is made up for by the next one,
-        // or by the agent's next hello.
-        tokio::spawn(async move {
-            if let Err(error) = shared.store.ack(bucket, &name, Seq(upto)).await {
-                tracing::warn!(%error, "an ack was not recorded");
-            }
-        });
-    }
-
     async fn send(&mut self, message: Message) -> Result<(), End> {
         let sent = timeout(limits::TUNNEL_WRITE_TIMEOUT, self.socket.send(message)).await;
         match sent {
@@ -249,4 +233,16 @@ impl Tunnel {
             }
         }
     }
+}
+
+/// Records an ack while the tunnel goes on. One that is not recorded is made up for by the next
+/// one, or by the agent's next hello.
+fn record_ack(shared: &Arc<Shared>, subscription: &Subscription, upto: Seq) {
+    let (shared, bucket) = (Arc::clone(shared), subscription.bucket.id);
+    let name = subscription.name.clone();
+    tokio::spawn(async move {
+        if let Err(error) = shared.store.ack(bucket, &name, upto).await {
+            tracing::warn!(%error, "an ack was not recorded");
+        }
+    });
 }

@@ -7,7 +7,7 @@ use crate::disk::Store;
 use crate::error::StoreError;
 use crate::record;
 use crate::rows::{SourceRow, SubscriptionRow};
-use crate::tables::{SEQUENCES, SOURCES};
+use crate::tables::{SEQUENCES, SOURCES, SUBSCRIPTIONS};
 use crate::tx::Tx;
 
 /// How far an agent's store has come with a forwarder's.
@@ -20,17 +20,13 @@ pub struct SourceMark {
 }
 
 impl Store {
-    /// The place up to which a subscription has receipted; a new one begins before everything.
+    /// The place up to which a subscription has receipted; a new one begins before everything. It
+    /// writes nothing, so that a full disk keeps nobody from draining it.
     ///
     /// # Errors
-    /// When it is not on disk, or its record is damaged.
-    pub async fn subscribe(&self, bucket: BucketId, name: &str) -> Result<Seq, StoreError> {
-        let name = name.to_owned();
-        self.write(64, move |tx: &mut Tx<'_>| match acked(tx, bucket, &name)? {
-            Some(seq) => Ok(seq),
-            None => put(tx, bucket, &name, Seq(0)).map(|()| Seq(0)),
-        })
-        .await
+    /// When the store cannot be read, or the record is damaged.
+    pub fn acked(&self, bucket: BucketId, name: &str) -> Result<Seq, StoreError> {
+        self.read(|tx| Ok(acked(&tx.open_table(SUBSCRIPTIONS)?, bucket, name)?.unwrap_or_default()))
     }
 
     /// Moves a subscription's place forward: everything up to `upto` is on the agent's disk. Never
@@ -40,9 +36,11 @@ impl Store {
     /// When it is not on disk; a later ack makes up for it.
     pub async fn ack(&self, bucket: BucketId, name: &str, upto: Seq) -> Result<(), StoreError> {
         let name = name.to_owned();
-        self.write(64, move |tx: &mut Tx<'_>| match acked(tx, bucket, &name)? {
-            Some(seq) if seq >= upto => Ok(()),
-            Some(_) | None => put(tx, bucket, &name, upto),
+        self.write(64, move |tx: &mut Tx<'_>| {
+            match acked(tx.subscriptions.open()?, bucket, &name)? {
+                Some(seq) if seq >= upto => Ok(()),
+                Some(_) | None => put(tx, bucket, &name, upto),
+            }
         })
         .await
     }
@@ -83,8 +81,12 @@ fn key(bucket: BucketId, name: &str) -> Vec<u8> {
     [&bucket.0.to_be_bytes(), name.as_bytes()].concat()
 }
 
-fn acked(tx: &mut Tx<'_>, bucket: BucketId, name: &str) -> Result<Option<Seq>, StoreError> {
-    let Some(record) = tx.subscriptions.open()?.get((bucket.0, name))? else {
+fn acked(
+    table: &impl ReadableTable<(u32, &'static str), &'static [u8]>,
+    bucket: BucketId,
+    name: &str,
+) -> Result<Option<Seq>, StoreError> {
+    let Some(record) = table.get((bucket.0, name))? else {
         return Ok(None);
     };
     let key = key(bucket, name);

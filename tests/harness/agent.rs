@@ -1,0 +1,172 @@
+//! An agent in this process, with its store in a directory of its own.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use url::Url;
+use whrelay_agent::lines::{AttemptLine, Line};
+use whrelay_agent::{AgentError, Config, Manner};
+use whrelay_core::retry::RetryPolicy;
+use whrelay_core::token::Token;
+use whrelay_store::{Options, Role, Store};
+
+use crate::eventually;
+use crate::relay::Relay;
+
+/// What an agent is to do.
+pub struct Setup {
+    /// Where its forwarder is.
+    pub forwarder: Url,
+    /// Its token.
+    pub token: Token,
+    /// Its bucket.
+    pub bucket: String,
+    /// Its place in the bucket.
+    pub name: String,
+    /// Where events go.
+    pub targets: Vec<String>,
+    /// How.
+    pub manner: Manner,
+}
+
+impl Setup {
+    /// At a forwarder, to a target, in the default manner.
+    pub fn new(relay: &Relay, target: impl Into<String>) -> Self {
+        Self {
+            forwarder: relay.url(),
+            token: relay.token.clone(),
+            bucket: "default".into(),
+            name: "default".into(),
+            targets: vec![target.into()],
+            manner: Manner {
+                policy: RetryPolicy::default(),
+                timeout: Duration::from_secs(30),
+                max_in_flight: 16,
+            },
+        }
+    }
+}
+
+/// An agent.
+pub struct Agent {
+    dir: Arc<TempDir>,
+    /// Its store.
+    pub store: Store,
+    lines: Arc<Mutex<Vec<Line>>>,
+    stop: CancellationToken,
+    task: JoinHandle<Result<(), AgentError>>,
+}
+
+impl Agent {
+    /// Starts one and waits until it is ready.
+    pub async fn start(setup: Setup) -> Self {
+        let agent = Self::begin(setup, Arc::new(tempfile::tempdir().unwrap()));
+        agent
+            .wait("ready", |line| matches!(line, Line::Ready(_)).then_some(()))
+            .await;
+        agent
+    }
+
+    /// Starts one, and answers with what keeps it from running.
+    pub async fn fails(setup: Setup) -> AgentError {
+        let agent = Self::begin(setup, Arc::new(tempfile::tempdir().unwrap()));
+        agent.task.await.unwrap().unwrap_err()
+    }
+
+    fn begin(setup: Setup, dir: Arc<TempDir>) -> Self {
+        let options = Options {
+            role: Role::Agent,
+            cache: 8 << 20,
+            name_seed: rand::random(),
+            purpose: "test",
+        };
+        let store = Store::open(dir.path(), &options).unwrap();
+        let config = Config {
+            forwarder: setup.forwarder,
+            token: setup.token,
+            bucket: setup.bucket.parse().unwrap(),
+            subscription: setup.name.parse().unwrap(),
+            targets: setup.targets.iter().map(|t| t.parse().unwrap()).collect(),
+            manner: setup.manner,
+            dir: dir.path().to_owned(),
+        };
+        let (lines, stop) = (Arc::<Mutex<Vec<Line>>>::default(), CancellationToken::new());
+        let told = Arc::clone(&lines);
+        let tell = Arc::new(move |line| told.lock().unwrap().push(line));
+        let task = tokio::spawn(whrelay_agent::run(
+            config,
+            store.clone(),
+            tell,
+            stop.clone(),
+        ));
+        Self {
+            dir,
+            store,
+            lines,
+            stop,
+            task,
+        }
+    }
+
+    /// Stops it and starts it again on the same data.
+    pub async fn restart(self, setup: Setup) -> Self {
+        let Self {
+            dir,
+            store,
+            stop,
+            task,
+            ..
+        } = self;
+        stop.cancel();
+        task.await.unwrap().unwrap();
+        store.close().await;
+        let agent = Self::begin(setup, dir);
+        agent
+            .wait("ready", |line| matches!(line, Line::Ready(_)).then_some(()))
+            .await;
+        agent
+    }
+
+    /// Stops it.
+    pub async fn stop(self) -> Result<(), AgentError> {
+        self.stop.cancel();
+        self.ended().await
+    }
+
+    /// Waits until it ends by itself.
+    pub async fn ended(self) -> Result<(), AgentError> {
+        self.task.await.unwrap()
+    }
+
+    /// Everything it has told.
+    pub fn lines(&self) -> Vec<Line> {
+        self.lines.lock().unwrap().clone()
+    }
+
+    /// All attempts it has told.
+    pub fn attempts(&self) -> Vec<AttemptLine> {
+        let attempt = |line| {
+            if let Line::Attempt(attempt) = line {
+                Some(attempt)
+            } else {
+                None
+            }
+        };
+        self.lines().into_iter().filter_map(attempt).collect()
+    }
+
+    /// Waits for a line.
+    pub async fn wait<T>(&self, what: &str, find: impl Fn(&Line) -> Option<T>) -> T {
+        eventually(what, || self.lines.lock().unwrap().iter().find_map(&find)).await
+    }
+
+    /// Waits for an attempt that left an event in this state.
+    pub async fn wait_state(&self, event: &str, state: &str) -> AttemptLine {
+        let what = format!("{event} {state}");
+        let fits = |attempt: &AttemptLine| attempt.event == event && attempt.state == state;
+        eventually(&what, || self.attempts().into_iter().find(fits)).await
+    }
+}

@@ -1,0 +1,159 @@
+//! The real binary, in a home of its own.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Mutex};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::eventually;
+
+/// A machine of one user: everything whrelay keeps is in it.
+pub struct Home {
+    dir: TempDir,
+    binary: String,
+}
+
+impl Home {
+    /// A fresh one, for a binary.
+    pub fn new(binary: &str) -> Self {
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            binary: binary.to_owned(),
+        }
+    }
+
+    /// Its directory.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.binary);
+        command
+            .args(args)
+            .current_dir(self.path())
+            .stdin(Stdio::null());
+        command
+            .env_clear()
+            .env("HOME", self.path())
+            .env("NO_COLOR", "1")
+            .env("TZ", "UTC");
+        command
+    }
+
+    /// Runs a command to its end.
+    pub fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// Starts a command whose stdout is JSON lines.
+    pub fn start(&self, args: &[&str]) -> Process {
+        let mut command = self.command(args);
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = Arc::<Mutex<Vec<Value>>>::default();
+        let (told, out) = (Arc::clone(&lines), child.stdout.take().unwrap());
+        std::thread::spawn(move || {
+            for line in BufReader::new(out).lines().map_while(Result::ok) {
+                let parsed = serde_json::from_str(&line);
+                told.lock()
+                    .unwrap()
+                    .push(parsed.unwrap_or(Value::String(line)));
+            }
+        });
+        let said = Arc::<Mutex<String>>::default();
+        let (heard, mut err) = (Arc::clone(&said), child.stderr.take().unwrap());
+        std::thread::spawn(move || {
+            let mut buffer = [0; 1024];
+            while let Ok(n @ 1..) = err.read(&mut buffer) {
+                heard
+                    .lock()
+                    .unwrap()
+                    .push_str(&String::from_utf8_lossy(&buffer[..n]));
+            }
+        });
+        Process { child, lines, said }
+    }
+
+    /// Starts `listen --json` and waits until it is ready; answers with its input URL.
+    pub async fn listen(&self, args: &[&str]) -> (Process, String) {
+        let process = self.start(&[&["listen", "--json"], args].concat());
+        let ready = process.wait("ready", |_| true).await;
+        (process, ready["url"].as_str().unwrap().to_owned())
+    }
+}
+
+/// A running command.
+pub struct Process {
+    child: Child,
+    lines: Arc<Mutex<Vec<Value>>>,
+    said: Arc<Mutex<String>>,
+}
+
+impl Process {
+    /// Its pid.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has said on stderr.
+    pub fn stderr(&self) -> String {
+        self.said.lock().unwrap().clone()
+    }
+
+    /// The lines of a type that it has printed.
+    pub fn all(&self, kind: &str) -> Vec<Value> {
+        let lines = self.lines.lock().unwrap();
+        lines
+            .iter()
+            .filter(|line| line["type"] == kind)
+            .cloned()
+            .collect()
+    }
+
+    /// Waits for a line of a type.
+    pub async fn wait(&self, kind: &str, fits: impl Fn(&Value) -> bool) -> Value {
+        let what = format!("a {kind} line");
+        eventually(&what, || self.all(kind).into_iter().find(|line| fits(line))).await
+    }
+
+    /// Waits for an attempt that left an event in this state.
+    pub async fn wait_state(&self, event: &str, state: &str) -> Value {
+        self.wait("attempt", |line| {
+            line["event"] == event && line["state"] == state
+        })
+        .await
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// SIGTERM; answers with its exit code.
+    pub async fn terminate(&mut self) -> Option<i32> {
+        let pid = self.child.id().to_string();
+        Command::new("kill").args(["-TERM", &pid]).status().unwrap();
+        self.ended().await.code()
+    }
+
+    /// Waits until it ends.
+    pub async fn ended(&mut self) -> ExitStatus {
+        eventually("the process ends", || self.child.try_wait().unwrap()).await
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

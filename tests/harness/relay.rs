@@ -1,0 +1,109 @@
+//! A forwarder in this process, on a free port, with its store in a directory of its own.
+
+use std::net::SocketAddr;
+
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use url::Url;
+use whrelay_core::token::Token;
+use whrelay_forwarder::Config;
+use whrelay_store::{Medium, Options, Role, Store, StoreError};
+
+/// A forwarder.
+pub struct Relay {
+    dir: TempDir,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Its admin token.
+    pub token: Token,
+    /// Its store.
+    pub store: Store,
+    stop: CancellationToken,
+    task: JoinHandle<Result<(), StoreError>>,
+}
+
+fn options() -> Options {
+    Options {
+        role: Role::Forwarder,
+        cache: 8 << 20,
+        name_seed: rand::random(),
+        purpose: "test",
+    }
+}
+
+impl Relay {
+    /// A new one.
+    pub async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), &options()).unwrap();
+        Self::run(dir, store, "127.0.0.1:0".parse().unwrap()).await
+    }
+
+    /// A new one on a medium of the test's own.
+    pub async fn start_on(medium: Medium) -> Self {
+        let store = Store::open_on(medium, &options()).unwrap();
+        Self::run(
+            tempfile::tempdir().unwrap(),
+            store,
+            "127.0.0.1:0".parse().unwrap(),
+        )
+        .await
+    }
+
+    /// Stops it, and starts it again on the same port and data.
+    pub async fn restart(self) -> Self {
+        let Self {
+            dir,
+            address,
+            store,
+            stop,
+            task,
+            ..
+        } = self;
+        stop.cancel();
+        task.await.unwrap().unwrap();
+        store.close().await;
+        let store = Store::open(dir.path(), &options()).unwrap();
+        Self::run(dir, store, address).await
+    }
+
+    async fn run(dir: TempDir, store: Store, at: SocketAddr) -> Self {
+        let path = dir.path().join("admin-token");
+        let (token, _) = whrelay_forwarder::admin_token(&store, &path).await.unwrap();
+        let listener = TcpListener::bind(at).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let config = Config {
+            public_url: format!("http://{address}"),
+        };
+        let task = tokio::spawn(whrelay_forwarder::run(
+            listener,
+            store.clone(),
+            config,
+            stop.clone(),
+        ));
+        Self {
+            dir,
+            address,
+            token,
+            store,
+            stop,
+            task,
+        }
+    }
+
+    /// Its URL.
+    pub fn url(&self) -> Url {
+        format!("http://{}", self.address).parse().unwrap()
+    }
+
+    /// The input URL of a bucket, created where it is missing.
+    pub async fn input(&self, bucket: &str) -> String {
+        let bucket = bucket.parse().unwrap();
+        whrelay_agent::ensure_bucket(&self.url(), &self.token, &bucket)
+            .await
+            .unwrap()
+    }
+}

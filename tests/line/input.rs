@@ -1,0 +1,293 @@
+//! Senders that are wrong, slow or hostile: a clear answer each, and nothing stored by mistake.
+
+use std::time::Instant;
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use whrelay_core::bucket::{Bucket, Seq};
+use whrelay_core::event::Event;
+use whrelay_core::limits;
+use whrelay_tests::eventually;
+use whrelay_tests::relay::Relay;
+use whrelay_tests::sender::{client, path_of, raw, read_answer};
+
+struct Input {
+    relay: Relay,
+    url: String,
+    path: String,
+    bucket: Bucket,
+}
+
+impl Input {
+    async fn new() -> Self {
+        let relay = Relay::start().await;
+        let url = relay.input("default").await;
+        let bucket = relay.store.buckets().unwrap().remove(0);
+        Self {
+            path: path_of(&url),
+            relay,
+            url,
+            bucket,
+        }
+    }
+
+    fn stored(&self) -> Vec<Event> {
+        let batch = self
+            .relay
+            .store
+            .read_after(&self.bucket, Seq(0), 1000, usize::MAX)
+            .unwrap();
+        batch
+            .events
+            .into_iter()
+            .map(|stored| stored.event)
+            .collect()
+    }
+
+    async fn raw(&self, head: &str, body: &[u8]) -> u16 {
+        let head = head.replace("PATH", &self.path);
+        let bytes = [head.as_bytes(), body].concat();
+        let answer = raw(self.relay.address, &bytes).await;
+        assert!(!answer.text.contains("panicked"));
+        answer.status
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unknown_keys_and_paths_are_404_and_say_nothing_else() {
+    let input = Input::new().await;
+    for path in [
+        "/in/default",
+        "/in/default-0000",
+        "/in/",
+        "/in",
+        "/",
+        "/inx",
+    ] {
+        let url = format!(
+            "{}{}",
+            input.relay.url().as_str().trim_end_matches('/'),
+            path
+        );
+        let response = client().post(url).body("x").send().await.unwrap();
+        assert_eq!(response.status(), 404, "{path}");
+        assert_eq!(
+            response.headers()["content-type"],
+            "application/problem+json"
+        );
+    }
+    assert!(input.stored().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_over_the_limit_is_413_with_and_without_its_length() {
+    let input = Input::new().await;
+    let head = format!(
+        "POST PATH HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n",
+        10_000_000_000u64
+    );
+    assert_eq!(input.raw(&head, b"").await, 413, "told before it is read");
+    let over = vec![1; limits::MAX_BODY + 1];
+    let response = client()
+        .post(&input.url)
+        .body(over.clone())
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(response.status(), 413);
+    let chunks = futures_util::stream::iter(
+        over.chunks(64 * 1024)
+            .map(|c| Ok::<_, std::io::Error>(c.to_vec()))
+            .collect::<Vec<_>>(),
+    );
+    let body = reqwest::Body::wrap_stream(chunks);
+    let response = client().post(&input.url).body(body).send().await.unwrap();
+    assert_eq!(response.status(), 413);
+    assert!(input.stored().is_empty());
+    let exactly = vec![1; limits::MAX_BODY];
+    assert_eq!(
+        client()
+            .post(&input.url)
+            .body(exactly)
+            .send()
+            .await
+            .unwrap()
+            .status(),
+        200
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_many_or_too_large_headers_are_431() {
+    let input = Input::new().await;
+    let many: String = (0..limits::MAX_HEADERS)
+        .map(|n| format!("X-{n}: 1\r\n"))
+        .collect();
+    let head = format!("POST PATH HTTP/1.1\r\nHost: x\r\n{many}\r\n");
+    assert_eq!(input.raw(&head, b"").await, 431);
+    let large = "a".repeat(limits::MAX_HEAD);
+    assert_eq!(
+        input
+            .raw(
+                &format!("POST PATH HTTP/1.1\r\nHost: x\r\nX: {large}\r\n\r\n"),
+                b""
+            )
+            .await,
+        431
+    );
+    let fits: String = (0..limits::MAX_HEADERS - 2)
+        .map(|n| format!("X-{n}: 1\r\n"))
+        .collect();
+    assert_eq!(
+        input
+            .raw(&format!("POST PATH HTTP/1.1\r\nHost: x\r\n{fits}\r\n"), b"")
+            .await,
+        200
+    );
+    assert_eq!(input.stored().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_lengths_are_never_two_readings() {
+    let input = Input::new().await;
+    let both =
+        "POST PATH HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let status = input.raw(both, b"5\r\nhello\r\n0\r\n\r\n").await;
+    let stored = input.stored();
+    match status {
+        400 => assert!(stored.is_empty()),
+        200 => {
+            assert_eq!(stored.len(), 1);
+            assert_eq!(stored[0].request.body, "hello");
+        }
+        other => panic!("{other}"),
+    }
+    let before = input.stored().len();
+    for head in [
+        "POST PATH HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\n",
+        "POST PATH HTTP/1.1\r\nHost: x\r\nContent-Length: +3\r\n\r\n",
+        "POST PATH HTTP/1.1\r\nHost: x\r\nContent-Length: 0x3\r\n\r\n",
+        "POST PATH HTTP/1.1\r\nHost: x\r\nContent-Length : 3\r\n\r\n",
+        "POST PATH HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: xchunked\r\n\r\n",
+        "POST PATH HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked, identity\r\n\r\n",
+        "POST PATH HTTP/1.1\r\nHost: x\r\nX: a\r\n b\r\n\r\n",
+        "POST PATH HTTP/1.1\r\nHost: x\r\nX: a\rb\r\n\r\n",
+        "POST PATH HTTP/1.1\r\nHost: x\r\nX: a\0b\r\n\r\n",
+        "POST PATH HTTP/1.1\r\nHost: x\r\nX Y: a\r\n\r\n",
+        "POST PATH HTTP/9.9\r\nHost: x\r\n\r\n",
+        "\x16\x03\x01\x02\x00\x01\x00\r\n\r\n",
+    ] {
+        let status = input.raw(head, b"abcd").await;
+        assert!((400..=505).contains(&status), "{head:?} answered {status}");
+    }
+    assert_eq!(input.stored().len(), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn header_bytes_that_are_no_utf8_are_kept() {
+    let input = Input::new().await;
+    let mut head = input.path.clone().into_bytes();
+    head.splice(0..0, *b"POST ");
+    head.extend_from_slice(
+        b" HTTP/1.1\r\nHost: x\r\nX-Raw: caf\xe9\xff\r\nContent-Length: 1\r\n\r\nx",
+    );
+    assert_eq!(raw(input.relay.address, &head).await.status, 200);
+    assert_eq!(
+        input.stored()[0].request.header("x-raw"),
+        Some(&b"caf\xe9\xff"[..])
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dot_segments_are_refused_and_other_paths_kept_raw() {
+    let input = Input::new().await;
+    for tail in [
+        "/..",
+        "/a/../b",
+        "/%2e%2e/",
+        "/.%2E",
+        "/a%2f..%2fb",
+        "/..%5cb",
+        "/..;/x",
+    ] {
+        let head = format!("POST PATH{tail} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n");
+        assert_eq!(input.raw(&head, b"").await, 400, "{tail}");
+    }
+    assert!(input.stored().is_empty());
+    for tail in ["//x", "/%00", "/a;b", "/%2F", "/...", "/a%20b?q=../.."] {
+        let head = format!("POST PATH{tail} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n");
+        assert_eq!(input.raw(&head, b"").await, 200, "{tail}");
+        assert_eq!(
+            input.stored().last().unwrap().request.path_and_query(),
+            tail
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_heads_and_bodies_are_cut_off() {
+    let input = Input::new().await;
+    let began = Instant::now();
+    let mut head = TcpStream::connect(input.relay.address).await.unwrap();
+    head.write_all(b"POST /in/x HTTP/1.1\r\nHost: x\r\n")
+        .await
+        .unwrap();
+    let mut body = TcpStream::connect(input.relay.address).await.unwrap();
+    let start = format!(
+        "POST {} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc",
+        input.path
+    );
+    body.write_all(start.as_bytes()).await.unwrap();
+    let (head, body) = tokio::join!(read_answer(&mut head), read_answer(&mut body));
+    assert_eq!(body.status, 408, "{}", body.text);
+    assert!(matches!(head.status, 0 | 408), "{}", head.text);
+    assert!(began.elapsed() < limits::HEAD_TIMEOUT * 2);
+    assert!(input.stored().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sender_that_gives_up_leaves_nothing_behind() {
+    let input = Input::new().await;
+    let mut stream = TcpStream::connect(input.relay.address).await.unwrap();
+    let start = format!(
+        "POST {} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc",
+        input.path
+    );
+    stream.write_all(start.as_bytes()).await.unwrap();
+    drop(stream);
+    assert_eq!(
+        client()
+            .post(&input.url)
+            .body("whole")
+            .send()
+            .await
+            .unwrap()
+            .status(),
+        200
+    );
+    let stored = eventually("the whole one", || input.stored().into_iter().next()).await;
+    assert_eq!(
+        (input.stored().len(), stored.request.body.as_ref()),
+        (1, &b"whole"[..])
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pipelined_burst_is_all_stored() {
+    let input = Input::new().await;
+    let one = format!(
+        "POST {} HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx",
+        input.path
+    );
+    raw(input.relay.address, one.repeat(20).as_bytes()).await;
+    eventually("twenty", || (input.stored().len() == 20).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_is_told_to_anyone() {
+    let input = Input::new().await;
+    for path in ["healthz", "readyz"] {
+        let url = format!("{}{path}", input.relay.url());
+        assert_eq!(client().get(url).send().await.unwrap().status(), 200);
+    }
+}

@@ -1,0 +1,9 @@
+//! The whole line in one process, on free ports: forwarder, tunnel, agent, receiver.
+
+#![expect(clippy::unwrap_used, reason = "a test panics where it has to fail")]
+
+mod delivery;
+mod durable;
+mod input;
+mod payloads;
+mod peers;

@@ -1,0 +1,219 @@
+//! Agents that should not be served, and agents that share.
+
+use futures_util::{SinkExt, StreamExt};
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use whrelay_agent::AgentError;
+use whrelay_core::token::Token;
+use whrelay_proto::frame::{Ack, Frame, Refused, RefusedCode};
+use whrelay_proto::{AgentSession, SUBPROTOCOL, codec};
+use whrelay_tests::agent::{Agent, Setup};
+use whrelay_tests::eventually;
+use whrelay_tests::receiver::Receiver;
+use whrelay_tests::relay::Relay;
+use whrelay_tests::sender::{client, send};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_newest_of_two_agents_wins() {
+    let relay = Relay::start().await;
+    let (first, second) = (Receiver::start().await, Receiver::start().await);
+    let old = Agent::start(Setup::new(&relay, first.target())).await;
+    let _new = Agent::start(Setup::new(&relay, second.target())).await;
+    let replaced = old.ended().await.unwrap_err();
+    assert!(matches!(replaced, AgentError::Replaced(_)), "{replaced}");
+    send(&relay.input("default").await, "x").await;
+    eventually("the newer one gets it", || {
+        (second.count() == 1).then_some(())
+    })
+    .await;
+    assert_eq!(first.count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_of_other_names_get_every_event_and_other_buckets_none() {
+    let relay = Relay::start().await;
+    let receivers = [
+        Receiver::start().await,
+        Receiver::start().await,
+        Receiver::start().await,
+    ];
+    let mut agents = Vec::new();
+    for (receiver, (bucket, name)) in
+        receivers
+            .iter()
+            .zip([("default", "a"), ("default", "b"), ("other", "a")])
+    {
+        let mut setup = Setup::new(&relay, receiver.target());
+        (setup.bucket, setup.name) = (bucket.into(), name.into());
+        agents.push(Agent::start(setup).await);
+    }
+    let url = relay.input("default").await;
+    for n in 0..10 {
+        send(&url, format!("{n}")).await;
+    }
+    for receiver in &receivers[..2] {
+        eventually("ten", || (receiver.count() == 10).then_some(())).await;
+    }
+    assert_eq!(receivers[2].count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_are_needed_and_checked() {
+    let relay = Relay::start().await;
+    let mut setup = Setup::new(&relay, "localhost:1");
+    setup.token = Token::mint(&[1; 53]);
+    let refused = Agent::fails(setup).await;
+    assert!(matches!(refused, AgentError::Unauthorised(_)), "{refused}");
+    let url = relay.url();
+    for (path, method) in [
+        ("v1/buckets", "GET"),
+        ("v1/buckets/x", "PUT"),
+        ("v1/tunnel", "GET"),
+    ] {
+        let method = method.parse().unwrap();
+        let request = client().request(method, format!("{url}{path}"));
+        let response = request.bearer_auth("whr_adm_x").send().await.unwrap();
+        assert_eq!(response.status(), 401, "{path}");
+        assert_eq!(
+            response.headers()["content-type"],
+            "application/problem+json"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_at_the_forwarders_address_is_said_at_once() {
+    let relay = Relay::start().await;
+    let mut nobody = Receiver::start().await;
+    nobody.stop();
+    let mut setup = Setup::new(&relay, "localhost:1");
+    setup.forwarder = format!("http://{}", nobody.target()).parse().unwrap();
+    let refused = Agent::fails(setup).await;
+    assert!(
+        matches!(refused, AgentError::Unreachable { .. }),
+        "{refused}"
+    );
+    let stranger = Receiver::start().await;
+    let mut setup = Setup::new(&relay, "localhost:1");
+    setup.forwarder = format!("http://{}", stranger.target()).parse().unwrap();
+    let refused = Agent::fails(setup).await;
+    assert!(
+        matches!(refused, AgentError::Unreachable { .. }),
+        "{refused}"
+    );
+}
+
+type Socket = tokio_tungstenite::WebSocketStream<tokio::net::TcpStream>;
+
+async fn dial(
+    relay: &Relay,
+    change: impl FnOnce(&mut http::HeaderMap),
+) -> Result<Socket, tokio_tungstenite::tungstenite::Error> {
+    let mut request = format!("ws://{}/v1/tunnel", relay.address).into_client_request()?;
+    let headers = request.headers_mut();
+    headers.insert("sec-websocket-protocol", SUBPROTOCOL.parse().unwrap());
+    headers.insert(
+        "authorization",
+        format!("Bearer {}", relay.token.expose()).parse().unwrap(),
+    );
+    change(headers);
+    let stream = tokio::net::TcpStream::connect(relay.address).await?;
+    tokio_tungstenite::client_async(request, stream)
+        .await
+        .map(|(socket, _)| socket)
+}
+
+async fn status(relay: &Relay, change: impl FnOnce(&mut http::HeaderMap)) -> u16 {
+    match dial(relay, change).await {
+        Err(tokio_tungstenite::tungstenite::Error::Http(response)) => response.status().as_u16(),
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn browsers_and_other_protocols_are_refused_before_the_upgrade() {
+    let relay = Relay::start().await;
+    let origin = |h: &mut http::HeaderMap| {
+        h.insert("origin", "https://evil.test".parse().unwrap());
+    };
+    assert_eq!(status(&relay, origin).await, 403);
+    let other = |h: &mut http::HeaderMap| {
+        h.insert("sec-websocket-protocol", "mqtt".parse().unwrap());
+    };
+    assert_eq!(status(&relay, other).await, 400);
+    let nobody = |h: &mut http::HeaderMap| {
+        h.remove("authorization");
+    };
+    assert_eq!(status(&relay, nobody).await, 401);
+}
+
+/// What the forwarder says to some bytes after a good start, until it closes.
+async fn last_words(socket: &mut Socket, message: Message) -> Option<Refused> {
+    // It may have closed already.
+    let _ = socket.send(message).await;
+    let mut refused = None;
+    while let Some(Ok(message)) = socket.next().await {
+        if let Message::Binary(bytes) = message
+            && let Ok(Frame::Refused(words)) = codec::decode(bytes)
+        {
+            refused = Some(words);
+        }
+    }
+    refused
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn garbage_on_a_tunnel_ends_that_tunnel_only() {
+    let relay = Relay::start().await;
+    let receiver = Receiver::start().await;
+    let _agent = Agent::start(Setup::new(&relay, receiver.target())).await;
+    let url = relay.input("default").await;
+    let hello = |bucket: &str| {
+        let (_, hello) = AgentSession::begin(bucket, "mallory", None);
+        Message::Binary(codec::encode(hello))
+    };
+    let ack = |upto| Message::Binary(codec::encode(Frame::Ack(Ack { upto })));
+    let huge = Message::Binary(vec![1; whrelay_core::limits::MAX_AGENT_FRAME + 1].into());
+    for (first, second, code) in [
+        (
+            Message::Binary(vec![9, 9, 9].into()),
+            None,
+            Some(RefusedCode::Protocol),
+        ),
+        (
+            Message::Text("hello".into()),
+            None,
+            Some(RefusedCode::Protocol),
+        ),
+        (ack(1), None, Some(RefusedCode::Protocol)),
+        (hello("nowhere"), None, Some(RefusedCode::UnknownBucket)),
+        (hello("../x"), None, Some(RefusedCode::UnknownBucket)),
+        (
+            hello("default"),
+            Some(ack(u64::MAX)),
+            Some(RefusedCode::Protocol),
+        ),
+        (
+            hello("default"),
+            Some(hello("default")),
+            Some(RefusedCode::Protocol),
+        ),
+        (huge, None, None),
+    ] {
+        let mut socket = dial(&relay, |_| {}).await.unwrap();
+        let message = match second {
+            None => first,
+            Some(second) => {
+                socket.send(first).await.unwrap();
+                second
+            }
+        };
+        let words = last_words(&mut socket, message).await;
+        assert_eq!(words.map(|refused| refused.code), code);
+    }
+    send(&url, "x").await;
+    eventually("the good one is served", || {
+        (receiver.count() == 1).then_some(())
+    })
+    .await;
+}
