@@ -224,6 +224,7 @@ impl Local {
                 tokio::select! {
                     changed = commits.changed() => changed.map_err(|_| Stop::Gone)?,
                     () = out.0.closed() => return Err(Stop::Gone),
+                    () = self.lanes.stopped() => return Ok(()),
                 }
             }
         }
@@ -468,6 +469,7 @@ impl Local {
                 tokio::select! {
                     changed = commits.changed() => changed.map_err(|_| Stop::Gone)?,
                     () = out.0.closed() => return Err(Stop::Gone),
+                    () = self.lanes.stopped() => return Ok(()),
                 }
             }
         }

@@ -240,6 +240,11 @@ impl Lanes {
         }
     }
 
+    /// Waits until the engines have been told to stop.
+    pub(crate) async fn stopped(&self) {
+        self.stop.cancelled().await;
+    }
+
     /// Waits for the engines, which have been told to stop.
     pub(crate) async fn finish(&self) {
         self.engines.close();

@@ -124,23 +124,32 @@ async fn agent(
             counter.fetch_add(1, Ordering::Relaxed);
         }
     });
-    let style = style(args);
-    let show = async {
-        while let Some(line) = coming.recv().await {
-            if let Err(failure) = show(&line, style, args, output) {
-                stop.cancel();
-                return Err(failure);
-            }
-            let skipped = skipped.swap(0, Ordering::Relaxed);
-            if skipped > 0 {
-                let text = format!("{skipped} lines were skipped here; `whrelay logs` has them");
-                output.line(&Line::warning(text), style == ListenOutput::Json)?;
-            }
+    let print = |line: Line| {
+        show(&line, style(args), args, output)?;
+        let skipped = skipped.swap(0, Ordering::Relaxed);
+        if skipped > 0 {
+            let text = format!("{skipped} lines were skipped here; `whrelay logs` has them");
+            output.line(&Line::warning(text), style(args) == ListenOutput::Json)?;
         }
         Ok(())
     };
-    let (ran, shown) = tokio::join!(whrelay_agent::run(config, store, tell, stop.clone()), show);
-    ran.map_err(Failure::from).and(shown)
+    let mut printed = Ok(());
+    let mut running = std::pin::pin!(whrelay_agent::run(config, store, tell, stop.clone()));
+    let ran = loop {
+        tokio::select! {
+            ran = running.as_mut() => break ran,
+            Some(line) = coming.recv() => {
+                printed = printed.and_then(|()| print(line));
+                if printed.is_err() {
+                    stop.cancel();
+                }
+            }
+        }
+    };
+    while let Ok(line) = coming.try_recv() {
+        printed = printed.and_then(|()| print(line));
+    }
+    ran.map_err(Failure::from).and(printed)
 }
 
 fn style(args: &ListenArgs) -> ListenOutput {
