@@ -1,1 +1,24 @@
-fn main() {}
+//! Figures, as ratios within one run: `whrelay-bench ingest|line|tunnels|process`. A figure is never
+//! asserted: machines differ.
+
+#![expect(clippy::print_stdout, reason = "a benchmark's output is its figures")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a benchmark that cannot run has nothing to say"
+)]
+
+mod ingest;
+mod line;
+mod load;
+mod process;
+
+#[tokio::main]
+async fn main() {
+    match std::env::args().nth(1).as_deref() {
+        Some("ingest") => ingest::run().await,
+        Some("line") => line::run().await,
+        Some("tunnels") => process::tunnels().await,
+        Some("process") => process::small().await,
+        _ => println!("usage: whrelay-bench ingest|line|tunnels|process"),
+    }
+}

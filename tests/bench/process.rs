@@ -1,0 +1,137 @@
+//! Figures of the release binary as a process: memory, start, size.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use std::io::{BufRead, BufReader};
+
+use futures_util::{SinkExt, StreamExt};
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use whrelay_proto::{AgentSession, SUBPROTOCOL, codec};
+
+const TUNNELS: usize = 5000;
+
+fn binary() -> PathBuf {
+    std::env::current_exe().unwrap().with_file_name("whrelay")
+}
+
+struct Running {
+    child: Child,
+    ready: serde_json::Value,
+    took: Duration,
+}
+
+fn start(args: &[&str], home: &std::path::Path) -> Running {
+    let began = Instant::now();
+    let mut command = Command::new(binary());
+    command
+        .args(args)
+        .env("HOME", home)
+        .env("WHRELAY_DATA_DIR", home);
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    Running {
+        child,
+        ready: serde_json::from_str(&line).unwrap(),
+        took: began.elapsed(),
+    }
+}
+
+impl Running {
+    /// Resident memory, in kB.
+    fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmRSS:"))
+            .unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+/// Memory of an idle `listen`, its time to ready, and the binary's size.
+pub(crate) async fn small() {
+    let mut starts = Vec::new();
+    let home = tempfile::tempdir().unwrap();
+    for _ in 0..11 {
+        let listen = start(&["listen", "--to", "localhost:9", "--json"], home.path());
+        starts.push(listen.took);
+        if starts.len() == 11 {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            println!(
+                "idle listen, embedded forwarder included: {} kB resident",
+                listen.resident()
+            );
+        }
+    }
+    starts.sort();
+    println!(
+        "start to ready: median {:.1?}, slowest {:.1?}",
+        starts[5], starts[10]
+    );
+    let size = std::fs::metadata(binary()).unwrap().len();
+    println!("binary: {:.1} MB", size as f64 / 1e6);
+}
+
+/// Memory of the forwarder for each idle tunnel.
+pub(crate) async fn tunnels() {
+    let home = tempfile::tempdir().unwrap();
+    let forwarder = start(
+        &["forwarder", "--bind", "127.0.0.1:0", "--json"],
+        home.path(),
+    );
+    let text = |key: &str| forwarder.ready[key].as_str().unwrap().to_owned();
+    let (url, token) = (
+        text("url"),
+        std::fs::read_to_string(text("token_file")).unwrap(),
+    );
+    let parsed = whrelay_core::token::Token::parse(&token).unwrap();
+    let bucket = "bench".parse().unwrap();
+    whrelay_agent::ensure_bucket(&url.parse().unwrap(), &parsed, &bucket)
+        .await
+        .unwrap();
+    let address = url.trim_start_matches("http://").to_owned();
+    let before = forwarder.resident();
+    let mut sockets = Vec::new();
+    for n in 0..TUNNELS {
+        let mut request = format!("ws://{address}/v1/tunnel")
+            .into_client_request()
+            .unwrap();
+        let headers = request.headers_mut();
+        headers.insert("sec-websocket-protocol", SUBPROTOCOL.parse().unwrap());
+        headers.insert(
+            "authorization",
+            format!("Bearer {}", token.trim()).parse().unwrap(),
+        );
+        let stream = tokio::net::TcpStream::connect(&address).await.unwrap();
+        let (mut socket, _) = tokio_tungstenite::client_async(request, stream)
+            .await
+            .unwrap();
+        let (_, hello) = AgentSession::begin("bench", &format!("agent-{n}"), None);
+        socket
+            .send(Message::Binary(codec::encode(hello)))
+            .await
+            .unwrap();
+        socket.next().await.unwrap().unwrap();
+        sockets.push(socket);
+    }
+    let grown = forwarder.resident() - before;
+    let each = grown as f64 / TUNNELS as f64;
+    println!("{TUNNELS} idle tunnels: {before} kB before, {grown} kB more, {each:.2} kB each");
+}
