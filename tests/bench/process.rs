@@ -1,7 +1,7 @@
 //! Figures of the release binary as a process: memory, start, size.
 
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use std::io::{BufRead, BufReader};
@@ -19,6 +19,8 @@ fn binary() -> PathBuf {
 
 struct Running {
     child: Child,
+    /// Kept open: a process whose output nobody reads ends.
+    _stdout: BufReader<ChildStdout>,
     ready: serde_json::Value,
     took: Duration,
 }
@@ -35,14 +37,14 @@ fn start(args: &[&str], home: &std::path::Path) -> Running {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap())
-        .read_line(&mut line)
-        .unwrap();
+    let (mut line, mut stdout) = (String::new(), BufReader::new(child.stdout.take().unwrap()));
+    stdout.read_line(&mut line).unwrap();
+    let (ready, took) = (serde_json::from_str(&line).unwrap(), began.elapsed());
     Running {
         child,
-        ready: serde_json::from_str(&line).unwrap(),
-        took: began.elapsed(),
+        _stdout: stdout,
+        ready,
+        took,
     }
 }
 

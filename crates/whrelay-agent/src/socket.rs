@@ -116,7 +116,7 @@ pub(crate) async fn open(forwarder: &Url, token: &Token) -> Result<Socket, Agent
         let config = WebSocketConfig::default()
             .max_message_size(Some(limits::MAX_FRAME))
             .max_frame_size(Some(limits::MAX_FRAME))
-            .write_buffer_size(limits::TUNNEL_BUFFER);
+            .write_buffer_size(limits::TUNNEL_WRITE_BUFFER);
         let shaken = client_async_with_config(request, wire, Some(config)).await;
         let (stream, _) = shaken.map_err(|error| handshake_error(forwarder, error))?;
         Ok(Socket { stream, heard })

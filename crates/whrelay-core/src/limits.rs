@@ -44,8 +44,11 @@ pub const PING_EVERY: Duration = Duration::from_secs(10);
 pub const SILENCE: Duration = Duration::from_secs(25);
 /// How long a peer may take over hello and welcome.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
-/// Read and write buffers of a tunnel socket: with tungstenite's defaults an idle one costs 137 kB.
-pub const TUNNEL_BUFFER: usize = 4 * 1024;
+/// Read buffer of a tunnel at the forwarder, where only small frames arrive: with tungstenite's
+/// default an idle tunnel costs 137 kB.
+pub const TUNNEL_READ_BUFFER: usize = 1024;
+/// Bytes of outgoing frames a tunnel gathers before it writes them.
+pub const TUNNEL_WRITE_BUFFER: usize = 4 * 1024;
 /// How long a write to a tunnel may make no progress.
 pub const TUNNEL_WRITE_TIMEOUT: Duration = Duration::from_secs(25);
 

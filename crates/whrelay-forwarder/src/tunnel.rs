@@ -43,8 +43,8 @@ pub(crate) async fn open(
         return Err(Problem::new(StatusCode::BAD_REQUEST, why));
     }
     let upgrade = upgrade
-        .read_buffer_size(limits::TUNNEL_BUFFER)
-        .write_buffer_size(limits::TUNNEL_BUFFER)
+        .read_buffer_size(limits::TUNNEL_READ_BUFFER)
+        .write_buffer_size(limits::TUNNEL_WRITE_BUFFER)
         .max_message_size(limits::MAX_AGENT_FRAME)
         .max_frame_size(limits::MAX_AGENT_FRAME);
     Ok(upgrade.on_upgrade(move |socket| async move {

@@ -25,4 +25,3 @@ pub use error::{OpenError, StoreError};
 pub use events::{Batch, NewEvent, Receipt, StoredEvent};
 pub use lock::DirLock;
 pub use subscriptions::SourceMark;
-pub use tables::describe;

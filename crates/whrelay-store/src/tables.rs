@@ -67,11 +67,6 @@ pub(crate) fn create_all(tx: &WriteTransaction) -> Result<(), TableError> {
     Ok(())
 }
 
-/// The format and this file's table definitions, for the test that keeps `docs/storage.md` true.
-pub fn describe() -> &'static str {
-    include_str!("tables.rs")
-}
-
 /// The bytes of an event's key, as its checksum is seeded.
 pub(crate) fn event_key(bucket: BucketId, seq: Seq) -> [u8; 12] {
     let mut key = [0; 12];

@@ -142,22 +142,50 @@ async fn a_delivery_is_due_until_it_is_finished() {
         ..StateCounts::default()
     };
     assert_eq!(store.counts(there).expect("read"), counts);
+}
 
-    store
-        .record(attempt(&sent, Verdict::Dead(DeadReason::Rejected)))
+#[tokio::test]
+async fn an_attempt_on_what_is_finished_is_logged_and_changes_nothing() {
+    let store = memory(Role::Agent);
+    let bucket = bucket(&store).await;
+    let there = store
+        .ensure_destination(bucket.id, "http://localhost:1")
         .await
         .expect("stored");
+    store
+        .append(bucket.id, vec![to(1, there)], None)
+        .await
+        .expect("stored");
+    let first = store
+        .deliveries_of(bucket.id, Seq(1))
+        .expect("read")
+        .remove(0);
+    let verdicts = [Verdict::Sent, Verdict::Dead(DeadReason::Rejected)];
+    for verdict in verdicts {
+        store
+            .record(attempt(&first, verdict))
+            .await
+            .expect("stored");
+    }
     assert_eq!(
-        store.delivery(keys[0]).expect("read").expect("there").state,
+        store
+            .delivery(first.key)
+            .expect("read")
+            .expect("there")
+            .state,
         State::Sent
     );
     let log = store.attempts_after(0, 9).expect("read");
-    assert_eq!(log.iter().map(|l| l.place).collect::<Vec<_>>(), [1, 2, 3]);
+    assert_eq!(log.iter().map(|l| l.place).collect::<Vec<_>>(), [1, 2]);
+    assert_eq!(
+        log.iter().map(|l| l.attempt.verdict).collect::<Vec<_>>(),
+        verdicts
+    );
+    assert_eq!(log[1].attempt, attempt(&first, verdicts[1]));
     assert_eq!(
         store.attempts_before(u64::MAX, 1).expect("read")[0].place,
-        3
+        2
     );
-    assert_eq!(log[0].attempt, attempt(&first, retry));
 }
 
 #[tokio::test]

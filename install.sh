@@ -1,0 +1,128 @@
+#!/bin/sh
+# Installs whrelay: built from the checkout this script stands in, or from a release archive whose
+# checksum fits when it stands alone. Run it again to update; --uninstall takes it away.
+set -eu
+
+usage() {
+    cat <<'TEXT'
+usage: install.sh [--prefix DIR] [--version X.Y.Z --base-url URL] [--uninstall]
+
+  --prefix DIR     install below DIR [default: ~/.local, so ~/.local/bin/whrelay]
+  --version X.Y.Z  install this release instead of building the checkout
+  --base-url URL   where release archives and their SHA256SUMS are
+  --uninstall      remove what was installed; events and settings stay
+TEXT
+}
+
+fail() { # fail MESSAGE HINT
+    printf 'error: %s\nhint: %s\n' "$1" "$2" >&2
+    exit 1
+}
+
+say() { printf '%s\n' "$*"; }
+
+fetch() { # fetch URL FILE
+    if command -v curl >/dev/null; then
+        curl -fsSL --retry 3 -o "$2" "$1"
+    elif command -v wget >/dev/null; then
+        wget -q -O "$2" "$1"
+    else
+        fail "neither curl nor wget is here" "install one of them"
+    fi || fail "cannot download $1" "is the address right, and the network there?"
+}
+
+platform() {
+    case "$(uname -sm)" in
+        "Linux x86_64") say x86_64-unknown-linux-gnu ;;
+        "Linux aarch64") say aarch64-unknown-linux-gnu ;;
+        "Darwin arm64") say aarch64-apple-darwin ;;
+        "Darwin x86_64") say x86_64-apple-darwin ;;
+        *) fail "there is no archive for $(uname -sm)" "build from a checkout: cargo build --release" ;;
+    esac
+}
+
+sha256() {
+    if command -v sha256sum >/dev/null; then sha256sum "$1"; else shasum -a 256 "$1"; fi | cut -d ' ' -f 1
+}
+
+from_archive() { # from_archive: leaves the binary at $scratch/whrelay
+    [ -n "$base_url" ] || fail "where are the archives of $version?" "say so with --base-url URL"
+    archive="whrelay-$version-$(platform).tar.gz"
+    fetch "$base_url/$archive" "$scratch/$archive"
+    fetch "$base_url/SHA256SUMS" "$scratch/SHA256SUMS"
+    expected=$(awk -v name="$archive" '$2 == name || $2 == "*" name { print $1 }' "$scratch/SHA256SUMS")
+    [ -n "$expected" ] || fail "SHA256SUMS does not name $archive" "is the release complete?"
+    if [ "$(sha256 "$scratch/$archive")" != "$expected" ]; then
+        fail "the checksum of $archive does not fit" "download it again; if that does not help, do not trust it"
+    fi
+    tar -xzf "$scratch/$archive" -C "$scratch" whrelay
+}
+
+from_checkout() { # from_checkout: leaves the binary at $scratch/whrelay
+    command -v cargo >/dev/null || fail "Rust is not here" "install it from https://rustup.rs, or use --version"
+    say "building whrelay in $here"
+    (cd "$here" && cargo build --release --locked --quiet --bin whrelay) ||
+        fail "the build failed" "cargo build --release shows why"
+    cp "${CARGO_TARGET_DIR:-$here/target}/release/whrelay" "$scratch/whrelay"
+}
+
+install_binary() {
+    mkdir -p "$prefix/bin" || fail "cannot create $prefix/bin" "choose another place with --prefix"
+    chmod 755 "$scratch/whrelay"
+    # A rename replaces the old binary in one step, also while it runs.
+    cp "$scratch/whrelay" "$prefix/bin/.whrelay.new" || fail "cannot write to $prefix/bin" "choose another place with --prefix"
+    mv -f "$prefix/bin/.whrelay.new" "$prefix/bin/whrelay"
+    say "installed $("$prefix/bin/whrelay" --version) as $prefix/bin/whrelay"
+    case ":$PATH:" in
+        *":$prefix/bin:"*) say "next: whrelay listen --to localhost:3000" ;;
+        *) say "$prefix/bin is not on your PATH; add it: export PATH=\"$prefix/bin:\$PATH\"" ;;
+    esac
+}
+
+uninstall() {
+    if [ -e "$prefix/bin/whrelay" ]; then
+        rm "$prefix/bin/whrelay"
+        say "removed $prefix/bin/whrelay; events and settings were left where they are"
+    else
+        say "there is no $prefix/bin/whrelay: nothing to remove"
+    fi
+}
+
+main() {
+    prefix="${HOME:-}/.local" version="" base_url="${WHRELAY_INSTALL_BASE_URL:-}" action=install
+    while [ $# -gt 0 ]; do
+        case "$1" in
+            --prefix | --version | --base-url)
+                [ $# -ge 2 ] || fail "$1 needs a value" "install.sh --help"
+                case "$1" in
+                    --prefix) prefix=$2 ;;
+                    --version) version=$2 ;;
+                    --base-url) base_url=${2%/} ;;
+                esac
+                shift
+                ;;
+            --uninstall) action=uninstall ;;
+            -h | --help) usage && exit 0 ;;
+            *) fail "unknown flag $1" "install.sh --help lists them" ;;
+        esac
+        shift
+    done
+    if [ "$action" = uninstall ]; then
+        uninstall
+        return
+    fi
+    here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
+    scratch=$(mktemp -d)
+    trap 'rm -rf "$scratch"' EXIT
+    if [ -n "$version" ]; then
+        from_archive
+    elif [ -f "$here/crates/whrelay/Cargo.toml" ]; then
+        from_checkout
+    else
+        fail "this script stands alone: which release?" "install.sh --version X.Y.Z --base-url URL"
+    fi
+    install_binary
+}
+
+# On the last line, so that a script cut off on its way does nothing.
+main "$@"

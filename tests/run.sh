@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Installs what the tests need and runs all of them: style, documents, dependencies, tests.
+# Needs Rust; as root it installs missing Debian packages itself.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+DENY_VERSION=0.20.2
+tools="${CARGO_TARGET_DIR:-$PWD/target}/tools"
+
+need() { # need COMMAND PACKAGE...
+    command -v "$1" >/dev/null && return
+    shift
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+        echo "tests/run.sh: please install: $*" >&2
+        exit 1
+    fi
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$@" >/dev/null
+}
+
+step() { printf '\n== %s\n' "$*"; }
+
+step "what the tests need"
+need cc gcc libc6-dev
+need npm nodejs npm
+need shellcheck shellcheck
+need curl curl
+need dash dash
+npm ci --prefix tests/payloads --ignore-scripts --no-audit --no-fund --loglevel=error
+if ! "$tools/bin/cargo-deny" --version 2>/dev/null | grep -qF "$DENY_VERSION"; then
+    cargo install cargo-deny --version "$DENY_VERSION" --locked --quiet --root "$tools"
+fi
+
+step "style"
+cargo fmt --all --check
+cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+shellcheck install.sh tests/*.sh .ci/run
+
+step "documents of the code"
+RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
+
+step "dependencies: licences, sources, bans"
+"$tools/bin/cargo-deny" --offline --log-level error --all-features check bans licenses sources
+
+step "tests"
+cargo test --workspace --locked --quiet
+
+step "the installer"
+cargo build --release --locked --quiet
+tests/install.sh
+
+step "all passed"
