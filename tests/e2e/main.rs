@@ -314,7 +314,7 @@ async fn wrong_use_gets_an_error_a_hint_and_its_code() {
     std::fs::write(&file, "not a token").unwrap();
     let file = file.to_str().unwrap();
     let nobody = "http://127.0.0.1:1";
-    let token = "whr_adm_0000000000_0000000000000000000000000000000000000000000_XXXXXX";
+    let token = "whr_adm_0000000000_0000000000000000000000000000000000000000000_ZZZZZZ";
     for (args, code) in [
         (&["listen"][..], 2),
         (&["listen", "--to", "ftp://x"], 2),
