@@ -16,6 +16,7 @@ mod process;
 async fn main() {
     match std::env::args().nth(1).as_deref() {
         Some("ingest") => ingest::run().await,
+        Some("no-op") => ingest::no_op().await,
         Some("line") => line::run().await,
         Some("tunnels") => process::tunnels().await,
         Some("process") => process::small().await,

@@ -1,6 +1,6 @@
 //! Figures of the release binary as a process: memory, start, size.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -13,11 +13,17 @@ use whrelay_proto::{AgentSession, SUBPROTOCOL, codec};
 
 const TUNNELS: usize = 5000;
 
-fn binary() -> PathBuf {
-    std::env::current_exe().unwrap().with_file_name("whrelay")
+/// The path of this program.
+pub(crate) fn this_program() -> PathBuf {
+    std::env::current_exe().unwrap()
 }
 
-struct Running {
+fn binary() -> PathBuf {
+    this_program().with_file_name("whrelay")
+}
+
+/// A program that has said it is ready, in a line of JSON; it ends with this.
+pub(crate) struct Running {
     child: Child,
     /// Kept open: a process whose output nobody reads ends.
     _stdout: BufReader<ChildStdout>,
@@ -25,30 +31,52 @@ struct Running {
     took: Duration,
 }
 
-fn start(args: &[&str], home: &std::path::Path) -> Running {
-    let began = Instant::now();
-    let mut command = Command::new(binary());
-    command
-        .args(args)
-        .env("HOME", home)
-        .env("WHRELAY_DATA_DIR", home);
-    let mut child = command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let (mut line, mut stdout) = (String::new(), BufReader::new(child.stdout.take().unwrap()));
-    stdout.read_line(&mut line).unwrap();
-    let (ready, took) = (serde_json::from_str(&line).unwrap(), began.elapsed());
-    Running {
-        child,
-        _stdout: stdout,
-        ready,
-        took,
-    }
-}
-
 impl Running {
+    pub(crate) fn start(program: &Path, args: &[&str], home: &Path) -> Self {
+        let began = Instant::now();
+        let mut command = Command::new(program);
+        command
+            .args(args)
+            .env("HOME", home)
+            .env("WHRELAY_DATA_DIR", home);
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let (mut line, mut stdout) = (String::new(), BufReader::new(child.stdout.take().unwrap()));
+        stdout.read_line(&mut line).unwrap();
+        let (ready, took) = (serde_json::from_str(&line).unwrap(), began.elapsed());
+        Self {
+            child,
+            _stdout: stdout,
+            ready,
+            took,
+        }
+    }
+
+    /// `whrelay forwarder` on a free port.
+    pub(crate) fn forwarder(home: &Path) -> Self {
+        Self::start(
+            &binary(),
+            &["forwarder", "--bind", "127.0.0.1:0", "--json"],
+            home,
+        )
+    }
+
+    /// A text of its ready line.
+    pub(crate) fn text(&self, key: &str) -> String {
+        self.ready[key].as_str().unwrap().to_owned()
+    }
+
+    /// A forwarder's admin token.
+    pub(crate) fn token(&self) -> String {
+        std::fs::read_to_string(self.text("token_file"))
+            .unwrap()
+            .trim()
+            .to_owned()
+    }
+
     /// Resident memory, in kB.
     fn resident(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
@@ -72,7 +100,11 @@ pub(crate) async fn small() {
     let mut starts = Vec::new();
     let home = tempfile::tempdir().unwrap();
     for _ in 0..11 {
-        let listen = start(&["listen", "--to", "localhost:9", "--json"], home.path());
+        let listen = Running::start(
+            &binary(),
+            &["listen", "--to", "localhost:9", "--json"],
+            home.path(),
+        );
         starts.push(listen.took);
         if starts.len() == 11 {
             tokio::time::sleep(Duration::from_secs(2)).await;
@@ -94,15 +126,8 @@ pub(crate) async fn small() {
 /// Memory of the forwarder for each idle tunnel.
 pub(crate) async fn tunnels() {
     let home = tempfile::tempdir().unwrap();
-    let forwarder = start(
-        &["forwarder", "--bind", "127.0.0.1:0", "--json"],
-        home.path(),
-    );
-    let text = |key: &str| forwarder.ready[key].as_str().unwrap().to_owned();
-    let (url, token) = (
-        text("url"),
-        std::fs::read_to_string(text("token_file")).unwrap(),
-    );
+    let forwarder = Running::forwarder(home.path());
+    let (url, token) = (forwarder.text("url"), forwarder.token());
     let parsed = whrelay_core::token::Token::parse(&token).unwrap();
     let bucket = "bench".parse().unwrap();
     whrelay_agent::ensure_bucket(&url.parse().unwrap(), &parsed, &bucket)
@@ -117,10 +142,7 @@ pub(crate) async fn tunnels() {
             .unwrap();
         let headers = request.headers_mut();
         headers.insert("sec-websocket-protocol", SUBPROTOCOL.parse().unwrap());
-        headers.insert(
-            "authorization",
-            format!("Bearer {}", token.trim()).parse().unwrap(),
-        );
+        headers.insert("authorization", format!("Bearer {token}").parse().unwrap());
         let stream = tokio::net::TcpStream::connect(&address).await.unwrap();
         let (mut socket, _) = tokio_tungstenite::client_async(request, stream)
             .await
