@@ -151,6 +151,44 @@ async fn an_answer_lost_on_the_way_costs_a_duplicate_with_the_same_id() {
     );
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_is_cut_into_frames_that_an_agent_takes() {
+    let relay = Relay::start().await;
+    let url = relay.input("default").await;
+    let mut ids = Vec::new();
+    for _ in 0..9 {
+        ids.push(send(&url, vec![1; 100 * 1024]).await);
+    }
+    ids.push(send(&url, vec![2; whrelay_core::limits::MAX_BODY]).await);
+    let heavy = "h".repeat(60 * 1024);
+    let client = client();
+    for _ in 0..whrelay_core::limits::MAX_FRAME_EVENTS {
+        let request = client.post(&url).header("x-heavy", &heavy).body("x");
+        let answer = request.send().await.unwrap().text().await.unwrap();
+        ids.push(whrelay_tests::sender::id_of(&answer));
+    }
+    let receiver = Receiver::start().await;
+    let agent = Agent::start(Setup::new(&relay, receiver.target())).await;
+    arrived(&receiver, &ids).await;
+    let cut = |l: &Line| matches!(l, Line::Link { state, .. } if state == "disconnected");
+    assert!(!agent.lines().iter().any(cut), "a frame was too large");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deadline_passes_while_the_endpoint_is_offline() {
+    let relay = Relay::start().await;
+    let mut receiver = Receiver::start().await;
+    receiver.stop();
+    let mut setup = Setup::new(&relay, receiver.target());
+    setup.manner.policy.deadline = Duration::from_secs(2);
+    let agent = Agent::start(setup).await;
+    let ids = send_many(&relay.input("default").await, 20).await;
+    for id in &ids {
+        let dead = agent.wait_state(id, "dead").await;
+        assert_eq!(dead.reason.as_deref(), Some("deadline"));
+    }
+}
+
 /// A disk with so many bytes, of which writes to new places fail when it is full.
 #[derive(Clone, Debug)]
 struct Small {

@@ -289,9 +289,11 @@ impl Local {
                     found.push(line);
                 }
             }
-            if done {
+            if done || out.0.is_closed() {
                 break;
             }
+            // Many events take long to read: the tunnel and the deliveries get their turn.
+            tokio::task::yield_now().await;
         }
         found.truncate(last);
         for line in found.into_iter().rev() {
@@ -307,10 +309,13 @@ impl Local {
         targets: &HashMap<DestinationId, String>,
     ) -> Result<EventLine, StoreError> {
         let deliveries = self.store().deliveries_of(self.bucket().id, seq)?;
+        let now = self.lanes.clock.now();
         let shown = |mut delivery: Delivery| {
             // What waits for an endpoint that is offline has failed so far, tried or not.
-            if delivery.state == State::Queued && self.lanes.is_offline(delivery.destination) {
+            if !delivery.state.is_finished() && self.lanes.is_offline(delivery.destination) {
                 delivery.state = State::Stalled;
+                // It is probed for several times a second, and tried at once when it is back.
+                delivery.next_attempt_at = delivery.next_attempt_at.max(Some(now));
             }
             let target = targets
                 .get(&delivery.destination)
@@ -499,8 +504,13 @@ impl Local {
         for (id, target) in store.destinations()? {
             let (counts, waiting) = (store.counts(id)?, store.waiting(id)?);
             oldest.extend(waiting.oldest_at);
-            next.extend(waiting.next_attempt_at);
             let offline = self.lanes.is_offline(id);
+            let soonest = offline.then(|| self.lanes.clock.now());
+            next.extend(
+                waiting
+                    .next_attempt_at
+                    .map(|at| soonest.map_or(at, |now| at.max(now))),
+            );
             line.queued += if offline { 0 } else { counts.queued };
             line.stalled += counts.stalled + if offline { counts.queued } else { 0 };
             line.sent += counts.sent;

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -31,6 +32,8 @@ use crate::provision::chain;
 const FILE: &str = "control.json";
 /// Pieces of an answer that may wait for their reader.
 const WAITING_PIECES: usize = 64;
+/// How long a stale notice may hold a command up.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What can be asked of an agent.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -252,13 +255,12 @@ impl Client {
     /// The agent of a data directory, if its notice is there. Whether it still runs, asking shows.
     pub fn find(dir: &Path) -> Option<Self> {
         let notice = serde_json::from_slice(&std::fs::read(dir.join(FILE)).ok()?).ok()?;
-        let http = reqwest::Client::builder().no_proxy().build().ok()?;
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .build()
+            .ok()?;
         Some(Self { notice, http })
-    }
-
-    /// The agent's process.
-    pub fn pid(&self) -> u32 {
-        self.notice.pid
     }
 
     /// Asks, and answers with the pieces as they come. `None` where nobody is there any more.

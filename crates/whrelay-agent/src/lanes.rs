@@ -23,7 +23,6 @@ use crate::{Manner, Tell};
 #[derive(Clone, Debug)]
 pub(crate) struct Served {
     pub(crate) id: DestinationId,
-    pub(crate) target: Target,
     /// Whether new events go there.
     pub(crate) configured: bool,
 }
@@ -69,24 +68,21 @@ impl Lanes {
 
     /// Starts the configured targets. With only one, what waits for others goes there too.
     pub(crate) async fn configure(&self, targets: &[Target]) -> Result<(), AgentError> {
+        if let [only] = targets {
+            let id = self
+                .store
+                .ensure_destination(self.bucket.id, &only.to_string())
+                .await?;
+            let adopted = self.store.adopt(self.bucket.id, id).await?;
+            if adopted > 0 {
+                let message = format!("{adopted} deliveries to earlier targets go to {only} now");
+                (self.tell)(Line::warning(message));
+            }
+        }
         for target in targets {
             self.serve(target, true).await?;
         }
-        let served = self.served();
-        match served.as_slice() {
-            [only] => {
-                let adopted = self.store.adopt(self.bucket.id, only.id).await?;
-                if adopted > 0 {
-                    let message = format!(
-                        "{adopted} deliveries to earlier targets go to {} now",
-                        only.target
-                    );
-                    (self.tell)(Line::warning(message));
-                }
-            }
-            _ => self.warn_of_orphans(&served)?,
-        }
-        Ok(())
+        Ok(self.warn_of_orphans(&self.served())?)
     }
 
     fn warn_of_orphans(&self, served: &[Served]) -> Result<(), StoreError> {
@@ -117,11 +113,7 @@ impl Lanes {
             if served.iter().any(|served| served.id == id) {
                 return Ok(id);
             }
-            served.push(Served {
-                id,
-                target: target.clone(),
-                configured,
-            });
+            served.push(Served { id, configured });
         }
         let Manner {
             policy,
@@ -227,8 +219,9 @@ impl Lanes {
         counts.map(|counts| counts.queued + counts.stalled).sum()
     }
 
-    pub(crate) fn set_connected(&self, connected: bool) {
-        self.connected.store(connected, Ordering::Relaxed);
+    /// Notes whether the tunnel is up, and says whether it was.
+    pub(crate) fn set_connected(&self, connected: bool) -> bool {
+        self.connected.swap(connected, Ordering::Relaxed)
     }
 
     /// Waits until an engine has stopped for good.

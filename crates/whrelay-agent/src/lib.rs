@@ -78,7 +78,12 @@ pub async fn run(
     tell: Tell,
     stop: CancellationToken,
 ) -> Result<(), AgentError> {
-    let input_url = ensure_bucket(&config.forwarder, &config.token, &config.bucket).await?;
+    let asked = ensure_bucket(&config.forwarder, &config.token, &config.bucket);
+    let input_url = tokio::select! {
+        url = asked => url?,
+        () = stop.cancelled() => return Ok(()),
+    };
+    // An agent's own store has no input URL, so its bucket needs no secret.
     let key = BucketKey::from_text(config.bucket.as_str());
     let (bucket, _) = store.ensure_bucket(&config.bucket, key).await?;
     store
@@ -98,7 +103,10 @@ pub async fn run(
     );
     let lanes = Arc::new(lanes);
     let link = link::Link::new(&config, input_url, Arc::clone(&lanes));
-    let first = link.connect().await?;
+    let first = tokio::select! {
+        first = link.connect() => first?,
+        () = stop.cancelled() => return Ok(()),
+    };
     lanes.configure(&config.targets).await?;
     let control =
         control::Server::start(&config.dir, Local::running(Arc::clone(&lanes), &config.dir))

@@ -113,11 +113,8 @@ impl Link {
         let (mut live, mut failures) = (Some(first), 0);
         loop {
             let ended = match live.take() {
-                Some(session) => {
-                    failures = 0;
-                    self.serve(session, stop).await
-                }
-                None => match self.connect().await {
+                Some(session) => self.serve(session, &mut failures, stop).await,
+                None => match self.connect_until(stop).await {
                     Ok(session) => {
                         live = Some(session);
                         continue;
@@ -125,12 +122,11 @@ impl Link {
                     Err(error) => Err(error),
                 },
             };
-            self.lanes.set_connected(false);
             let Err(error) = ended else { return Ok(()) };
             if !error.is_retryable() {
                 return Err(error);
             }
-            if failures == 0 {
+            if self.lanes.set_connected(false) {
                 let error = Some(error.to_string());
                 (self.lanes.tell)(Line::Link {
                     state: "disconnected".into(),
@@ -164,8 +160,22 @@ impl Link {
         !stop.is_cancelled()
     }
 
-    /// One session, until it ends: `Ok` only on `stop`.
-    async fn serve(&self, live: Live, stop: &CancellationToken) -> Result<(), AgentError> {
+    /// Opens a session, unless it has to stop before: then the error is never seen.
+    async fn connect_until(&self, stop: &CancellationToken) -> Result<Live, AgentError> {
+        tokio::select! {
+            connected = self.connect() => connected,
+            () = stop.cancelled() => Err(self.lost("stopped")),
+        }
+    }
+
+    /// One session, until it ends: `Ok` only on `stop`. It counts as a success, and the backoff
+    /// begins anew after it, once something was receipted or it has lived for a while.
+    async fn serve(
+        &self,
+        live: Live,
+        failures: &mut u32,
+        stop: &CancellationToken,
+    ) -> Result<(), AgentError> {
         let Live {
             mut socket,
             mut session,
@@ -175,8 +185,11 @@ impl Link {
         let mut waiting: VecDeque<(Vec<WireEvent>, u64)> = VecDeque::new();
         let mut appending: Option<Appending> = None;
         let mut liveness = Liveness::new(Instant::now());
-        let jumps = self.lanes.clock.jumps();
+        let (jumps, began) = (self.lanes.clock.jumps(), Instant::now());
         loop {
+            if began.elapsed() >= limits::PING_EVERY {
+                *failures = 0;
+            }
             if appending.is_none() && !waiting.is_empty() {
                 appending = Some(self.append(&welcome.forwarder, &mut waiting));
             }
@@ -206,9 +219,8 @@ impl Link {
                     }
                 }
                 appended = finished(&mut appending) => {
-                    // On a full disk the session ends without an ack: the forwarder keeps what is
-                    // not on this disk, and the next session asks for it again.
                     if let Some(ack) = session.persisted(appended?) {
+                        *failures = 0;
                         self.send(&mut socket, Message::Binary(codec::encode(ack))).await?;
                     }
                 }
@@ -263,7 +275,20 @@ impl Link {
             seq: Seq(reached),
         };
         Box::pin(async move {
-            let receipts = lanes.store.append(lanes.bucket.id, new, Some(mark)).await?;
+            // A full disk withholds the ack, and with it the forwarder's credit, until there is
+            // space again: the forwarder keeps what is not on this disk.
+            let receipts = loop {
+                let append = lanes
+                    .store
+                    .append(lanes.bucket.id, new.clone(), Some(mark.clone()));
+                match append.await {
+                    Err(error) if error.is_retryable() => {
+                        tracing::warn!(%error, "what the forwarder sent is stored later");
+                        tokio::time::sleep(limits::REOPEN_EVERY).await;
+                    }
+                    settled => break settled?,
+                }
+            };
             let fresh =
                 |(line, receipt): (ReceivedLine, Receipt)| (!receipt.duplicate).then_some(line);
             for line in lines.into_iter().zip(receipts).filter_map(fresh) {

@@ -28,7 +28,7 @@ pub const MAX_BUCKET_NAME: usize = 64;
 
 /// Most events in one tunnel frame.
 pub const MAX_FRAME_EVENTS: usize = 512;
-/// A frame takes further events only up to this many body bytes (one event may be larger).
+/// A frame takes further events only up to this many bytes, heads included (one event may be larger).
 pub const MAX_FRAME_BYTES: usize = 1024 * 1024;
 /// Largest tunnel frame that is read: one event of the largest size and its head.
 pub const MAX_FRAME: usize = MAX_BODY + 4 * MAX_HEAD;
@@ -49,8 +49,10 @@ pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 pub const TUNNEL_READ_BUFFER: usize = 1024;
 /// Bytes of outgoing frames a tunnel gathers before it writes them.
 pub const TUNNEL_WRITE_BUFFER: usize = 4 * 1024;
-/// How long a write to a tunnel may make no progress.
+/// How long a write to a tunnel may take, beside the time its size earns it.
 pub const TUNNEL_WRITE_TIMEOUT: Duration = Duration::from_secs(25);
+/// Slowest link on which a large event still gets through, in bytes per second.
+pub const MIN_TUNNEL_RATE: u64 = 32 * 1024;
 
 /// First ceiling of the reconnect backoff.
 pub const RECONNECT_BASE: Duration = Duration::from_millis(500);
@@ -63,6 +65,8 @@ pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 pub const KEPT_ANSWER: usize = 4 * 1024;
 /// Bytes of an answer's body read, to reuse the connection, before it is closed instead.
 pub const READ_ANSWER: usize = 64 * 1024;
+/// How long an answer's body is read once its status is known.
+pub const READ_ANSWER_TIME: Duration = Duration::from_secs(2);
 /// Largest answer head a target may send.
 pub const MAX_ANSWER_HEAD: usize = 64 * 1024;
 /// Deliveries in flight to one destination by default.
@@ -85,6 +89,8 @@ pub const JUMP: Duration = Duration::from_secs(5);
 
 /// Operations that may wait for the store's writer.
 pub const MAX_WAITING_WRITES: usize = 8192;
+/// Bytes of operations that may wait for the store's writer.
+pub const MAX_WAITING_BYTES: usize = 256 * 1024 * 1024;
 /// Operations that share one commit.
 pub const MAX_GROUP: usize = 1024;
 /// Body bytes after which a commit takes no further operation.

@@ -30,15 +30,10 @@ pub struct Target {
 
 /// The tail would climb out of the target's base path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the path has dot segments, which could escape the target's base path")]
+#[error("the path could escape the target's base path")]
 pub struct Climbs;
 
 impl Target {
-    /// Whether it is reached over TLS.
-    pub fn is_tls(&self) -> bool {
-        self.url.scheme() == "https"
-    }
-
     /// Host to connect to.
     pub fn host(&self) -> Host<&str> {
         self.url.host().unwrap_or(Host::Domain("localhost"))
@@ -60,7 +55,8 @@ impl Target {
     /// The URL an event gets here: base path, then the tail as raw bytes; the target's query, then
     /// the sender's.
     pub fn url_for(&self, event_tail: &str, query: Option<&str>) -> Result<String, Climbs> {
-        if tail::climbs(event_tail) {
+        let rooted = event_tail.is_empty() || event_tail.starts_with('/');
+        if !rooted || tail::climbs(event_tail) {
             return Err(Climbs);
         }
         let base = self.url.path();
@@ -68,6 +64,7 @@ impl Target {
             "" => base.to_owned(),
             rest => format!("{}{rest}", base.strip_suffix('/').unwrap_or(base)),
         };
+        let query = query.filter(|query| !query.is_empty() || self.url.query().is_none());
         let queries: Vec<&str> = self.url.query().into_iter().chain(query).collect();
         let mark = if queries.is_empty() { "" } else { "?" };
         let (scheme, authority) = (self.url.scheme(), self.authority());
@@ -201,6 +198,7 @@ mod tests {
         );
         assert_eq!(url("3000/b?k=v", "", None), "http://localhost:3000/b?k=v");
         assert_eq!(target("3000/b").url_for("/../x", None), Err(Climbs));
+        assert_eq!(target("3000").url_for("@evil.test/", None), Err(Climbs));
     }
 
     proptest! {

@@ -3,9 +3,10 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Mutex;
+use std::time::Duration;
 
 use tokio::net::{TcpStream, lookup_host};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use whrelay_core::limits;
 
 /// No connection came about: every address that was tried, and why.
@@ -33,20 +34,31 @@ impl Dialer {
         }
     }
 
-    /// Connects.
+    /// Connects within [`limits::CONNECT_TIMEOUT`].
     ///
     /// # Errors
-    /// When no address accepted within [`limits::CONNECT_TIMEOUT`].
+    /// As [`Dialer::dial_within`].
     pub async fn dial(&self) -> Result<TcpStream, DialError> {
-        let deadline = Instant::now() + limits::CONNECT_TIMEOUT;
+        self.dial_within(limits::CONNECT_TIMEOUT).await
+    }
+
+    /// Connects. Each address gets its share of the time, so that one that is silent does not use
+    /// up that of the others.
+    ///
+    /// # Errors
+    /// When no address accepted in time: it names each.
+    pub async fn dial_within(&self, time: Duration) -> Result<TcpStream, DialError> {
+        let deadline = Instant::now() + time;
         let named = |error: &dyn std::fmt::Display| {
             DialError(format!("{}:{}: {error}", self.host, self.port))
         };
         let resolved = timeout_at(deadline, self.addresses()).await;
         let addresses = resolved.map_err(|e| named(&e))?.map_err(|e| named(&e))?;
-        let mut failures = Vec::new();
-        for address in addresses {
-            match timeout_at(deadline, TcpStream::connect(address)).await {
+        let (mut failures, count) = (Vec::new(), addresses.len());
+        for (tried, address) in addresses.into_iter().enumerate() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let share = left / u32::try_from(count - tried).unwrap_or(u32::MAX);
+            match timeout(share, TcpStream::connect(address)).await {
                 Ok(Ok(stream)) => {
                     self.remember(address.ip());
                     // Small requests must not wait for acknowledgements; without it they only do.

@@ -66,6 +66,9 @@ pub struct Engine {
     notify: Notify,
 }
 
+/// Deliveries looked at, oldest due first, for a deadline that passed while the endpoint was offline.
+const EXPIRING: usize = 64;
+
 struct Finished {
     key: DeliveryKey,
     /// What the endpoint did, if it was asked.
@@ -106,7 +109,10 @@ impl Engine {
     pub async fn run(self, stop: CancellationToken) -> Result<(), StoreError> {
         let engine = Arc::new(self);
         // Nobody knows what the endpoint did while nobody looked: all that backs off is tried now.
-        engine.release().await?;
+        tokio::select! {
+            released = engine.release() => released?,
+            () = stop.cancelled() => return Ok(()),
+        };
         let mut lane = Lane {
             breaker: Breaker::new(engine.destination.max_in_flight),
             in_flight: HashSet::new(),
@@ -116,7 +122,7 @@ impl Engine {
         let mut commits = engine.store.commits();
         while !stop.is_cancelled() {
             commits.mark_unchanged();
-            let wait = engine.start_due(&mut lane);
+            let wait = engine.start_due(&mut lane)?;
             tokio::select! {
                 () = stop.cancelled() => {}
                 Some(done) = lane.attempts.join_next() => engine.finish(&mut lane, done)?,
@@ -137,10 +143,17 @@ impl Engine {
     }
 
     /// Starts what is due, as far as the window goes. Answers how long nothing else will be.
-    fn start_due(self: &Arc<Self>, lane: &mut Lane) -> Duration {
-        let free = lane.breaker.window().saturating_sub(lane.in_flight.len());
+    fn start_due(self: &Arc<Self>, lane: &mut Lane) -> Result<Duration, StoreError> {
+        // An endpoint that is offline is asked for nothing, but deadlines pass all the same.
+        let offline = lane.breaker.is_offline();
+        let window = if offline {
+            EXPIRING
+        } else {
+            lane.breaker.window()
+        };
+        let free = window.saturating_sub(lane.in_flight.len());
         if free == 0 {
-            return limits::REARM;
+            return Ok(limits::REARM);
         }
         let now = self.clock.now();
         let scan = match self
@@ -149,16 +162,28 @@ impl Engine {
         {
             Ok(scan) => scan,
             // The store reopens by itself; a commit or the timer comes back here.
-            Err(_) => return limits::REOPEN_EVERY,
+            Err(error) if error.is_retryable() => return Ok(limits::REOPEN_EVERY),
+            Err(error) => return Err(error),
         };
         for key in scan.ready {
+            if offline && !self.is_expired(key) {
+                continue;
+            }
             lane.in_flight.insert(key);
             let engine = Arc::clone(self);
             lane.attempts
                 .spawn(async move { engine.attempt(key).await });
         }
-        scan.next_at
-            .map_or(limits::REARM, |at| at.since(now).min(limits::REARM))
+        let wait = scan
+            .next_at
+            .map_or(limits::REARM, |at| at.since(now).min(limits::REARM));
+        Ok(wait)
+    }
+
+    fn is_expired(&self, key: DeliveryKey) -> bool {
+        let certain = self.clock.moment().certain;
+        let delivery = self.store.delivery(key).ok().flatten();
+        delivery.is_some_and(|delivery| certain > delivery.deadline_at)
     }
 
     fn finish(
@@ -362,7 +387,7 @@ impl Engine {
     async fn quarantine(&self, key: DeliveryKey, what: &str) -> Result<Finished, StoreError> {
         tracing::error!(%what, "set aside");
         let now = self.clock.now();
-        self.persist(|| self.store.quarantine(key.bucket, key.seq, now))
+        self.persist(|| self.store.quarantine(&self.destination.bucket, key, now))
             .await?;
         (self.notify)(Notice::Quarantined(key));
         Ok(Finished { key, outcome: None })

@@ -25,7 +25,7 @@ const REBUILT: [&str; 13] = [
 /// The sender's fields, in order, then ours. A name or value that HTTP cannot carry is left out.
 pub(crate) fn outgoing(event: &Event, delivery: &Delivery, number: u32) -> HeaderMap {
     let named = named_by_connection(&event.request.headers);
-    let mut headers = HeaderMap::with_capacity(event.request.headers.len() + 6);
+    let mut headers = HeaderMap::new();
     for Header { name, value } in &event.request.headers {
         let ours = name.starts_with("x-whrelay-");
         if ours || REBUILT.contains(&name.as_str()) || named.contains(name) {

@@ -95,8 +95,7 @@ impl Client {
 
     /// Whether the target accepts connections.
     pub async fn probe(&self) -> bool {
-        let dial = tokio::time::timeout(limits::PROBE_TIMEOUT, self.dialer.dial());
-        dial.await.is_ok_and(|dialled| dialled.is_ok())
+        self.dialer.dial_within(limits::PROBE_TIMEOUT).await.is_ok()
     }
 
     /// Sends an event once, and waits for the answer at most `timeout` (zero: for ever).
@@ -150,12 +149,22 @@ impl Client {
         let mut request = Request::new(Full::new(sent.body.clone()));
         (*request.method_mut(), *request.uri_mut()) = (method, uri);
         *request.headers_mut() = outgoing(event, delivery, number);
+        // RFC 9110 section 8.6: a method that expects content says so when there is none.
+        let expects = [Method::POST, Method::PUT, Method::PATCH].contains(request.method());
+        if sent.body.is_empty() && expects {
+            let none = http::HeaderValue::from_static("0");
+            request
+                .headers_mut()
+                .insert(http::header::CONTENT_LENGTH, none);
+        }
         Ok(request)
     }
 }
 
-/// Status and headers decide; the body is only kept to be shown, so its failure changes nothing.
+/// Status and headers decide; the body is only kept to be shown, so its failure changes nothing, and
+/// it is not waited for long.
 async fn read_answer(response: Response<Incoming>, deadline: Instant) -> Reply {
+    let deadline = deadline.min(Instant::now() + limits::READ_ANSWER_TIME);
     let status = response.status().as_u16();
     let retry_after = response.headers().get(http::header::RETRY_AFTER);
     let retry_after = retry_after.and_then(|value| RetryAfter::parse(value.as_bytes()));

@@ -59,7 +59,7 @@ pub async fn admin_token(store: &Store, path: &Path) -> Result<(Token, bool), To
         error,
     };
     match std::fs::read_to_string(path) {
-        Ok(text) => {
+        Ok(text) if !text.trim().is_empty() => {
             let token = Token::parse(&text)
                 .map_err(|e| io(io::Error::new(io::ErrorKind::InvalidData, e)))?;
             if !store
@@ -70,22 +70,25 @@ pub async fn admin_token(store: &Store, path: &Path) -> Result<(Token, bool), To
             }
             Ok((token, false))
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io(error)),
+        Ok(_) | Err(_) => {
             let token = Token::mint(&std::array::from_fn(|_| rand::random()));
             store.add_token(&token).await?;
             write_private(path, &format!("{}\n", token.expose())).map_err(io)?;
             Ok((token, true))
         }
-        Err(error) => Err(io(error)),
     }
 }
 
+/// Writes a file in one step, so that a kill in between leaves none or a whole one.
 fn write_private(path: &Path, text: &str) -> io::Result<()> {
+    let draft = path.with_extension("new");
     let mut options = std::fs::OpenOptions::new();
-    options.write(true).create_new(true);
+    options.write(true).create(true).truncate(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut file = options.open(path)?;
+    let mut file = options.open(&draft)?;
     file.write_all(text.as_bytes())?;
-    file.sync_all()
+    file.sync_all()?;
+    std::fs::rename(draft, path)
 }

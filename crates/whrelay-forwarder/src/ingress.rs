@@ -142,7 +142,7 @@ async fn read_body(
             return Err(too_large(body, (received + data.len()) as u64).await);
         }
         reserve(shared, &mut permit, data.len())?;
-        gathered.add(data, usize::try_from(declared).unwrap_or_default());
+        gathered.add(data);
     }
     Ok((gathered.into_bytes(), permit))
 }
@@ -165,11 +165,11 @@ impl Gathered {
         }
     }
 
-    fn add(&mut self, data: Bytes, declared: usize) {
+    fn add(&mut self, data: Bytes) {
         *self = match std::mem::take(self) {
             Self::Nothing => Self::One(data),
             Self::One(first) => {
-                let mut all = BytesMut::with_capacity(declared.max(first.len() + data.len()));
+                let mut all = BytesMut::with_capacity(2 * (first.len() + data.len()));
                 all.extend_from_slice(&first);
                 all.extend_from_slice(&data);
                 Self::Many(all)
@@ -257,7 +257,7 @@ mod tests {
         for size in [1, 2, 100, 256, 1000] {
             let mut gathered = Gathered::default();
             for piece in all.chunks(size) {
-                gathered.add(Bytes::copy_from_slice(piece), 0);
+                gathered.add(Bytes::copy_from_slice(piece));
             }
             assert_eq!(gathered.len(), all.len());
             assert_eq!(gathered.into_bytes(), all, "in pieces of {size}");

@@ -26,7 +26,7 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, stop: &Cancella
         });
     }
     connections.close();
-    // What has not finished by then is cut: its sender got no answer and will come again.
+    // What has not finished by then is not waited for: its sender got no answer and comes again.
     let _ = tokio::time::timeout(limits::DRAIN, connections.wait()).await;
 }
 

@@ -1,6 +1,7 @@
 //! One agent's tunnel: the shell around `ForwarderSession`. It must not decide what is sent or
 //! acknowledged: the session does; nor keep events: the store does.
 
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use tokio::time::timeout;
-use whrelay_core::bucket::{Bucket, Seq};
+use whrelay_core::bucket::{Bucket, BucketName, Seq};
 use whrelay_core::limits;
 use whrelay_proto::frame::{Frame, Hello, Refused, RefusedCode, Welcome, WireEvent};
 use whrelay_proto::liveness::{Liveness, Pulse};
@@ -92,7 +93,14 @@ impl Tunnel {
         let mut liveness = Liveness::new(Instant::now());
         loop {
             wakes.mark_unchanged();
-            let more = self.push(shared, &subscription.bucket).await?;
+            let (began, more) = (
+                Instant::now(),
+                self.push(shared, &subscription.bucket).await?,
+            );
+            if began.elapsed() > limits::PING_EVERY {
+                // It took long to send, and the agent took all of it: that is no silence.
+                liveness.heard(Instant::now());
+            }
             let wait = match liveness.pulse(Instant::now()) {
                 Pulse::Dead => return Err(End::Gone("silent for too long")),
                 Pulse::Ping => {
@@ -141,7 +149,10 @@ impl Tunnel {
         };
         let name = hello.bucket.parse().map_err(|_| unknown())?;
         let bucket = shared.registry.by_name(&name).ok_or_else(unknown)?;
-        let subscription = hello.subscription;
+        let subscription = BucketName::from_str(&hello.subscription);
+        let subscription = subscription
+            .map_err(|e| End::Refuse(RefusedCode::UnknownBucket, e.to_string()))?
+            .to_string();
         let acked = shared.store.acked(bucket.id, &subscription)?;
         let last = shared.store.last_seq(bucket.id)?;
         let resume = hello
@@ -156,7 +167,7 @@ impl Tunnel {
             waiting: last.0.saturating_sub(start.0),
             clock: shared.clock.now().as_micros(),
         };
-        tracing::info!(bucket = %bucket.name, %subscription, waiting = welcome.waiting, "agent connected");
+        tracing::info!(bucket = %bucket.name, %subscription, agent = %hello.agent.escape_debug(), waiting = welcome.waiting, "agent connected");
         let frame = self.session.start(welcome);
         self.send(Message::Binary(codec::encode(frame))).await?;
         Ok(Subscription {
@@ -213,8 +224,9 @@ impl Tunnel {
     }
 
     async fn send(&mut self, message: Message) -> Result<(), End> {
-        let sent = timeout(limits::TUNNEL_WRITE_TIMEOUT, self.socket.send(message)).await;
-        match sent {
+        let earned = Duration::from_secs(message_len(&message) / limits::MIN_TUNNEL_RATE);
+        let time = limits::TUNNEL_WRITE_TIMEOUT + earned;
+        match timeout(time, self.socket.send(message)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(End::Gone("the connection broke")),
             Err(_) => Err(End::Gone("the agent stopped reading")),
@@ -232,6 +244,13 @@ impl Tunnel {
                 let _ = self.send(Message::Close(None)).await;
             }
         }
+    }
+}
+
+fn message_len(message: &Message) -> u64 {
+    match message {
+        Message::Binary(bytes) => bytes.len() as u64,
+        Message::Text(_) | Message::Ping(_) | Message::Pong(_) | Message::Close(_) => 0,
     }
 }
 

@@ -4,7 +4,7 @@
 use whrelay_core::limits;
 
 use crate::error::ProtocolError;
-use crate::frame::{Ack, Events, Frame, Hello, Refused, Resume, Welcome, WireEvent};
+use crate::frame::{Ack, EventHead, Events, Frame, Hello, Refused, Resume, Welcome, WireEvent};
 use crate::{NEWEST_VERSION, OLDEST_VERSION};
 
 /// What the shell has to do after a frame.
@@ -144,6 +144,7 @@ fn check_order(received: u64, batch: &Events) -> Result<(), ProtocolError> {
         if event.seq <= last || event.seq > batch.upto {
             return Err(ProtocolError::Order(event.seq));
         }
+        check_head(&event.head)?;
         last = event.seq;
     }
     if batch.upto <= batch.after {
@@ -151,6 +152,17 @@ fn check_order(received: u64, batch: &Events) -> Result<(), ProtocolError> {
     } else {
         Ok(())
     }
+}
+
+/// What no forwarder of ours would have let in.
+fn check_head(head: &EventHead) -> Result<(), ProtocolError> {
+    let rooted = head.tail.is_empty() || head.tail.starts_with('/');
+    if !rooted || head.headers.len() > limits::MAX_HEADERS {
+        return Err(ProtocolError::Malformed(
+            "an event that no input would accept".into(),
+        ));
+    }
+    Ok(())
 }
 
 /// A batch may overshoot the window in bytes by its last event, never in events.

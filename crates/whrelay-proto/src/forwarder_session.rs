@@ -154,7 +154,7 @@ impl ForwarderSession {
 
 impl Flight {
     fn ack(&mut self, upto: u64) -> Result<u64, ProtocolError> {
-        if upto < self.acked || upto > self.sent {
+        if upto <= self.acked || upto > self.sent {
             return Err(ProtocolError::Ack {
                 got: upto,
                 acked: self.acked,

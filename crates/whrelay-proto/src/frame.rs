@@ -111,16 +111,6 @@ pub enum RefusedCode {
     Unknown,
 }
 
-impl RefusedCode {
-    /// Whether dialling again may do better.
-    pub fn is_retryable(self) -> bool {
-        match self {
-            Self::UnknownBucket | Self::Version | Self::Replaced => false,
-            Self::Stopping | Self::Unavailable | Self::Protocol | Self::Unknown => true,
-        }
-    }
-}
-
 /// Events, in order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Events {

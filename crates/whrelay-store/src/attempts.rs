@@ -2,7 +2,7 @@
 
 use whrelay_core::delivery::{Attempt, State};
 
-use crate::deliveries::{self, Waiting};
+use crate::deliveries::{self, Wait, Waiting};
 use crate::disk::Store;
 use crate::error::StoreError;
 use crate::record;
@@ -42,7 +42,12 @@ impl Store {
                         .first_failed_at
                         .get_or_insert(attempt.at.after(attempt.duration));
                 }
-                deliveries::update(tx, Some(before), &delivery, attempt.is_held())?;
+                let wait = if attempt.is_held() {
+                    Wait::Held
+                } else {
+                    Wait::Backoff
+                };
+                deliveries::update(tx, Some(before), &delivery, wait)?;
             }
             let place = tx.next(ATTEMPT_LOG)?;
             let record = record::seal(&place.to_be_bytes(), &AttemptRow::new(attempt))?;

@@ -94,9 +94,9 @@ fn all_buckets(table: &impl ReadableTable<u32, &'static [u8]>) -> Result<Vec<Buc
     for entry in table.iter()? {
         let (id, record) = entry?;
         let id = BucketId(id.value());
-        let (row, _) = record::open::<BucketRow>("bucket", &id.0.to_be_bytes(), record.value())?;
-        let damaged = || StoreError::Damaged(format!("the name of bucket {}", id.0));
-        buckets.push(row.into_bucket(id).ok_or_else(damaged)?);
+        let opened = record::open::<BucketRow>("bucket", &id.0.to_be_bytes(), record.value());
+        let row = record::undamaged(opened)?.map(|(row, _)| row);
+        buckets.extend(row.and_then(|row| row.into_bucket(id)));
     }
     Ok(buckets)
 }

@@ -154,24 +154,6 @@ impl Store {
         self.read(|tx| of_event(&tx.open_table(DELIVERIES)?, bucket, seq))
     }
 
-    /// Gives a delivery up without an attempt. One that is finished stays as it is.
-    ///
-    /// # Errors
-    /// When that is not on disk.
-    pub async fn give_up(&self, key: DeliveryKey, reason: DeadReason) -> Result<(), StoreError> {
-        self.write(128, move |tx: &mut Tx<'_>| {
-            let found = get(tx.deliveries.open()?, key)?;
-            if let Some(mut delivery) = found.filter(|d| !d.state.is_finished()) {
-                let before = Waiting::of(&delivery);
-                (delivery.state, delivery.reason) = (State::Dead, Some(reason));
-                delivery.next_attempt_at = None;
-                update(tx, Some(before), &delivery, false)?;
-            }
-            Ok(())
-        })
-        .await
-    }
-
     /// Begins another delivery of a stored event.
     ///
     /// # Errors
@@ -202,7 +184,7 @@ impl Store {
         now: Timestamp,
     ) -> Result<u64, StoreError> {
         let mut released = 0;
-        let mut from = (now.as_micros().saturating_add(1), 0, 0, 0);
+        let mut from = (i64::MIN, 0, 0, 0);
         loop {
             let (count, next) = self
                 .write(CHUNK * 64, move |tx: &mut Tx<'_>| {
@@ -232,8 +214,8 @@ impl Store {
         loop {
             let chunk = move |tx: &mut Tx<'_>| adopt_chunk(tx, bucket, destination);
             match self.write(CHUNK * 64, chunk).await? {
-                0 => return Ok(adopted),
-                count => adopted += count,
+                (0, _) => return Ok(adopted),
+                (_, moved) => adopted += moved,
             }
         }
     }
@@ -304,8 +286,11 @@ fn all_destinations(
     for entry in table.iter()? {
         let (id, record) = entry?;
         let key = id.value().to_be_bytes();
-        let (row, _) = record::open("destination", &key, record.value())?;
-        all.push((DestinationId(id.value()), row));
+        if let Some((row, _)) =
+            record::undamaged(record::open("destination", &key, record.value()))?
+        {
+            all.push((DestinationId(id.value()), row));
+        }
     }
     Ok(all)
 }
@@ -375,8 +360,19 @@ pub(crate) fn begin(
         next_attempt_at: Some(created_at),
         replay,
     };
-    update(tx, None, &delivery, false)?;
+    update(tx, None, &delivery, Wait::Turn)?;
     Ok(delivery)
+}
+
+/// Why a delivery waits, as its row in the index says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// It is new, or was released: due by its age.
+    Turn = 0,
+    /// The target asked for the wait.
+    Held = 1,
+    /// It failed and backs off.
+    Backoff = 2,
 }
 
 /// Where a delivery stood in the index and the counts before a change.
@@ -408,7 +404,7 @@ pub(crate) fn update(
     tx: &mut Tx<'_>,
     before: Option<Waiting>,
     delivery: &Delivery,
-    held: bool,
+    wait: Wait,
 ) -> Result<(), StoreError> {
     let key = delivery.key;
     let record = record::seal(&delivery_key(key), &DeliveryRow::new(delivery))?;
@@ -435,7 +431,7 @@ pub(crate) fn update(
     if let Some(at) = delivery.next_attempt_at {
         tx.due
             .open()?
-            .insert(row(delivery.destination, at), u8::from(held))?;
+            .insert(row(delivery.destination, at), wait as u8)?;
     }
     tx.count(
         before.map(|b| (b.destination, b.state)),
@@ -444,9 +440,16 @@ pub(crate) fn update(
     Ok(())
 }
 
-/// Takes an event's deliveries out of the index, for its record or theirs are damaged. Their rows
-/// are looked for one by one, since a damaged delivery does not say when it is due.
-pub(crate) fn stop_waiting(tx: &mut Tx<'_>, bucket: BucketId, seq: Seq) -> Result<(), StoreError> {
+/// Takes a delivery out of the index. Its row is looked for, since a damaged delivery does not say
+/// when it is due.
+pub(crate) fn forget_due(tx: &mut Tx<'_>, key: DeliveryKey) -> Result<(), StoreError> {
+    tx.due.open()?.retain(|row, _| due_entry(row).1 != key)?;
+    Ok(())
+}
+
+/// Gives up all deliveries of an event that is damaged.
+pub(crate) fn stop_waiting(tx: &mut Tx<'_>, key: DeliveryKey) -> Result<(), StoreError> {
+    let DeliveryKey { bucket, seq, .. } = key;
     tx.due
         .open()?
         .retain(|row, _| (row.2, row.3) != (bucket.0, seq.0))?;
@@ -472,25 +475,25 @@ pub(crate) fn stop_waiting(tx: &mut Tx<'_>, bucket: BucketId, seq: Seq) -> Resul
             let before = Waiting::of(&delivery);
             (delivery.state, delivery.reason) = (State::Dead, Some(DeadReason::Rejected));
             delivery.next_attempt_at = None;
-            update(tx, Some(before), &delivery, false)?;
+            update(tx, Some(before), &delivery, Wait::Turn)?;
         }
     }
     Ok(())
 }
 
-/// A delivery that waits, to be moved. A damaged one is set aside instead.
-fn waiting_delivery(tx: &mut Tx<'_>, key: DeliveryKey) -> Result<Option<Delivery>, StoreError> {
-    match get(tx.deliveries.open()?, key) {
+/// The delivery of a row in the index. A row that leads to none that waits is removed.
+fn waiting_delivery(tx: &mut Tx<'_>, row: DueKey) -> Result<Option<Delivery>, StoreError> {
+    let found = match get(tx.deliveries.open()?, due_entry(row).1) {
         Err(StoreError::Damaged(what)) => {
             tracing::error!(%what, "a delivery is set aside: its record is damaged");
-            let at = Timestamp::EPOCH.as_micros();
-            tx.quarantine
-                .open()?
-                .insert((key.bucket.0, key.seq.0), at)?;
-            stop_waiting(tx, key.bucket, key.seq).map(|()| None)
+            None
         }
-        other => other,
+        other => other?.filter(|delivery| !delivery.state.is_finished()),
+    };
+    if found.is_none() {
+        tx.due.open()?.remove(row)?;
     }
+    Ok(found)
 }
 
 fn release_chunk(
@@ -500,60 +503,69 @@ fn release_chunk(
     now: Timestamp,
 ) -> Result<(u64, Option<DuePlace>), StoreError> {
     let longest = now.after(limits::MAX_RETRY_AFTER).as_micros();
-    let (mut keys, mut next) = (Vec::new(), None);
+    let (mut rows, mut next) = (Vec::new(), None);
     let from = (destination.0, at, bucket, seq, ordinal);
     for entry in tx.due.open()?.range(from..=*whole(destination).end())? {
         let (row, held) = entry?;
         let row = row.value();
-        if keys.len() == CHUNK {
+        if rows.len() == CHUNK {
             next = Some((row.1, row.2, row.3, row.4));
             break;
         }
-        if held.value() == 0 || row.1 > longest {
-            keys.push(due_entry(row).1);
+        let backs_off = held.value() == Wait::Backoff as u8;
+        if backs_off || (held.value() == Wait::Held as u8 && row.1 > longest) {
+            rows.push(row);
         }
     }
-    let released = keys.len() as u64;
-    for key in keys {
-        if let Some(mut delivery) = waiting_delivery(tx, key)? {
+    let released = rows.len() as u64;
+    for row in rows {
+        if let Some(mut delivery) = waiting_delivery(tx, row)? {
             let before = Waiting::of(&delivery);
             delivery.next_attempt_at = Some(delivery.created_at.min(now));
-            update(tx, Some(before), &delivery, false)?;
+            update(tx, Some(before), &delivery, Wait::Turn)?;
         }
     }
     Ok((released, next))
 }
 
+/// Moves some deliveries; answers how many rows were looked at, and how many deliveries moved.
 fn adopt_chunk(
     tx: &mut Tx<'_>,
     bucket: BucketId,
     destination: DestinationId,
-) -> Result<u64, StoreError> {
-    let mut keys = Vec::new();
+) -> Result<(u64, u64), StoreError> {
+    let mut rows = Vec::new();
     for (id, row) in all_destinations(tx.destinations.open()?)? {
         if row.bucket != bucket.0 || id == destination {
             continue;
         }
-        for entry in tx.due.open()?.range(whole(id))?.take(CHUNK - keys.len()) {
-            keys.push(due_entry(entry?.0.value()).1);
+        for entry in tx.due.open()?.range(whole(id))?.take(CHUNK - rows.len()) {
+            let (row, held) = entry?;
+            let wait = match held.value() {
+                1 => Wait::Held,
+                2 => Wait::Backoff,
+                _ => Wait::Turn,
+            };
+            rows.push((row.value(), wait));
         }
     }
-    for key in &keys {
-        let Some(mut delivery) = waiting_delivery(tx, *key)? else {
+    let mut moved = 0;
+    for (row, wait) in &rows {
+        let Some(mut delivery) = waiting_delivery(tx, *row)? else {
             continue;
         };
-        let siblings = of_event(tx.deliveries.open()?, bucket, key.seq).unwrap_or_default();
+        let siblings =
+            of_event(tx.deliveries.open()?, bucket, delivery.key.seq).unwrap_or_default();
+        let there = |sibling: &Delivery| sibling.destination == destination && !sibling.replay;
         let before = Waiting::of(&delivery);
-        if siblings
-            .iter()
-            .any(|sibling| sibling.destination == destination)
-        {
+        if !delivery.replay && siblings.iter().any(there) {
             (delivery.state, delivery.reason) = (State::Dead, Some(DeadReason::Discarded));
             delivery.next_attempt_at = None;
         } else {
             delivery.destination = destination;
+            moved += 1;
         }
-        update(tx, Some(before), &delivery, false)?;
+        update(tx, Some(before), &delivery, *wait)?;
     }
-    Ok(keys.len() as u64)
+    Ok((rows.len() as u64, moved))
 }

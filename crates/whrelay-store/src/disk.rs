@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock, RwLockReadGuard};
 
 use redb::{Builder, Database, DatabaseError, ReadTransaction, ReadableDatabase};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use whrelay_core::limits;
 
 use crate::error::{OpenError, StoreError};
@@ -118,7 +118,11 @@ impl Medium {
         let path = self.path.clone();
         match error {
             DatabaseError::Storage(redb::StorageError::Io(error)) => {
-                if error.kind() == std::io::ErrorKind::InvalidData {
+                let kind = error.kind();
+                if matches!(
+                    kind,
+                    std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof
+                ) {
                     return OpenError::Damaged {
                         path,
                         detail: error.to_string(),
@@ -307,6 +311,8 @@ impl Shared {
 pub struct Store {
     pub(crate) shared: Arc<Shared>,
     writes: mpsc::Sender<Message>,
+    /// One permit for each byte that waits to be written.
+    bytes: Arc<Semaphore>,
     id: Arc<str>,
 }
 
@@ -332,9 +338,11 @@ impl Store {
         });
         let (writes, waiting) = mpsc::channel(limits::MAX_WAITING_WRITES);
         Writer::start(medium, options.cache, Arc::clone(&shared), waiting);
+        let bytes = Arc::new(Semaphore::new(limits::MAX_WAITING_BYTES));
         Ok(Self {
             shared,
             writes,
+            bytes,
             id: id.into(),
         })
     }
@@ -374,8 +382,11 @@ impl Store {
         T: Send + 'static,
         F: FnOnce(&mut Tx<'_>) -> Result<T, StoreError> + Send + 'static,
     {
-        let (operation, answer) = writer::operation(weight, run);
         let gone = || StoreError::Broken("the writer has stopped".into());
+        let share = u32::try_from(weight.min(limits::MAX_WAITING_BYTES)).unwrap_or(u32::MAX);
+        let permit = Arc::clone(&self.bytes).acquire_many_owned(share).await;
+        let permit = permit.map_err(|_| gone())?;
+        let (operation, answer) = writer::operation(weight, permit, run);
         self.writes
             .send(Message::Run(operation))
             .await
@@ -417,7 +428,7 @@ impl Store {
         self.write(256, put).await
     }
 
-    /// Bytes the store's file has, and bytes the live records fill.
+    /// Bytes the store's file has.
     ///
     /// # Errors
     /// When the store cannot be read.

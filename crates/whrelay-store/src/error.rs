@@ -64,8 +64,8 @@ impl OpenError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::InUse { .. } => true,
-            Self::Io { .. }
-            | Self::Foreign { .. }
+            Self::Io { error, .. } => error.kind() == std::io::ErrorKind::StorageFull,
+            Self::Foreign { .. }
             | Self::Damaged { .. }
             | Self::Newer { .. }
             | Self::Role { .. } => false,

@@ -2,6 +2,7 @@
 
 use redb::ReadableTable;
 use whrelay_core::bucket::{Bucket, BucketId, BucketName, Seq};
+use whrelay_core::delivery::DeliveryKey;
 use whrelay_core::event::Event;
 use whrelay_core::id::EventId;
 use whrelay_core::time::Timestamp;
@@ -102,8 +103,8 @@ impl Store {
     }
 
     /// Reads events after a place, in order, at least one if there is one: up to `max_events`, and
-    /// no further one once `max_bytes` of bodies are reached. Damaged events are passed over and
-    /// named.
+    /// no further one that would take their records over `max_bytes`. Damaged events are passed
+    /// over and named.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -119,21 +120,20 @@ impl Store {
             upto: after,
             damaged: Vec::new(),
         };
-        let mut bytes = 0;
+        let mut bytes = 0usize;
         self.read(|tx| {
             let table = tx.open_table(EVENTS)?;
             for entry in table.range((bucket.id.0, after.0 + 1)..=(bucket.id.0, u64::MAX))? {
                 let (key, record) = entry?;
-                if batch.events.len() >= max_events || (bytes >= max_bytes && bytes > 0) {
+                bytes = bytes.saturating_add(record.value().len());
+                let full = batch.events.len() >= max_events || bytes > max_bytes;
+                if full && !batch.events.is_empty() {
                     break;
                 }
                 let seq = Seq(key.value().1);
                 batch.upto = seq;
                 match open_event(bucket.id, seq, bucket.name.clone(), record.value()) {
-                    Ok(event) => {
-                        bytes += event.request.body.len();
-                        batch.events.push(StoredEvent { seq, event });
-                    }
+                    Ok(event) => batch.events.push(StoredEvent { seq, event }),
                     Err(_) => batch.damaged.push(seq),
                 }
             }
@@ -201,22 +201,30 @@ impl Store {
         })
     }
 
-    /// Sets a damaged event aside: its deliveries wait no more, and it is listed as quarantined.
-    /// What is left of it stays on disk.
+    /// Sets aside what is damaged: all deliveries of an event whose own record is, else only the
+    /// delivery. What waits no more is listed as quarantined; what is left of it stays on disk.
     ///
     /// # Errors
     /// When that is not on disk.
     pub async fn quarantine(
         &self,
-        bucket: BucketId,
-        seq: Seq,
+        bucket: &Bucket,
+        key: DeliveryKey,
         now: Timestamp,
     ) -> Result<(), StoreError> {
+        let name = bucket.name.clone();
         self.write(64, move |tx: &mut Tx<'_>| {
-            tx.quarantine
-                .open()?
-                .insert((bucket.0, seq.0), now.as_micros())?;
-            deliveries::stop_waiting(tx, bucket, seq)
+            let place = (key.bucket.0, key.seq.0);
+            tx.quarantine.open()?.insert(place, now.as_micros())?;
+            let whole = match tx.events.open()?.get(place)? {
+                Some(record) => open_event(key.bucket, key.seq, name, record.value()).is_ok(),
+                None => false,
+            };
+            if whole {
+                deliveries::forget_due(tx, key)
+            } else {
+                deliveries::stop_waiting(tx, key)
+            }
         })
         .await
     }

@@ -23,5 +23,4 @@ pub use deliveries::{DueScan, NewDelivery, StateCounts, WaitingSummary};
 pub use disk::{Medium, Options, Role, Store};
 pub use error::{OpenError, StoreError};
 pub use events::{Batch, NewEvent, Receipt, StoredEvent};
-pub use lock::DirLock;
 pub use subscriptions::SourceMark;

@@ -3,21 +3,20 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::error::OpenError;
 
 /// A directory that this process alone may use, until this is dropped.
 #[derive(Debug)]
-pub struct DirLock {
+pub(crate) struct DirLock {
     _file: File,
-    path: PathBuf,
 }
 
 impl DirLock {
     /// Creates the directory (0700) where it is missing, and locks it. `purpose` is told to the
     /// processes that come second.
-    pub fn take(dir: &Path, purpose: &str) -> Result<Self, OpenError> {
+    pub(crate) fn take(dir: &Path, purpose: &str) -> Result<Self, OpenError> {
         let io = |error| OpenError::Io {
             path: dir.to_owned(),
             error,
@@ -35,15 +34,7 @@ impl DirLock {
         written
             .and_then(|()| file.write_all(holder.as_bytes()))
             .map_err(io)?;
-        Ok(Self {
-            _file: file,
-            path: dir.to_owned(),
-        })
-    }
-
-    /// The directory.
-    pub fn dir(&self) -> &Path {
-        &self.path
+        Ok(Self { _file: file })
     }
 }
 

@@ -67,6 +67,17 @@ pub(crate) fn open<'a, T: DeserializeOwned>(
     parts().ok_or_else(|| StoreError::Damaged(format!("{what} {}", hex(key))))
 }
 
+/// A record, or nothing where it is damaged: that is logged, and the rest flows.
+pub(crate) fn undamaged<T>(opened: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+    match opened {
+        Err(StoreError::Damaged(what)) => {
+            tracing::error!(%what, "passed over: damaged on disk");
+            Ok(None)
+        }
+        other => other.map(Some),
+    }
+}
+
 fn checksum(key: &[u8], record: &[u8]) -> u64 {
     let seed = XxHash3_64::oneshot_with_seed(u64::from(record[0]), key);
     XxHash3_64::oneshot_with_seed(seed, &record[CHECKSUM.end..])

@@ -24,7 +24,7 @@ impl Store {
     /// writes nothing, so that a full disk keeps nobody from draining it.
     ///
     /// # Errors
-    /// When the store cannot be read, or the record is damaged.
+    /// When the store cannot be read.
     pub fn acked(&self, bucket: BucketId, name: &str) -> Result<Seq, StoreError> {
         self.read(|tx| Ok(acked(&tx.open_table(SUBSCRIPTIONS)?, bucket, name)?.unwrap_or_default()))
     }
@@ -61,18 +61,19 @@ impl Store {
     /// How far this agent's store has come, if it ever stored anything of the bucket's.
     ///
     /// # Errors
-    /// When the store cannot be read, or the record is damaged.
+    /// When the store cannot be read.
     pub fn source(&self, bucket: BucketId) -> Result<Option<SourceMark>, StoreError> {
         self.read(|tx| {
             let Some(record) = tx.open_table(SOURCES)?.get(bucket.0)? else {
                 return Ok(None);
             };
             let key = bucket.0.to_be_bytes();
-            let (row, _) = record::open::<SourceRow>("source", &key, record.value())?;
-            Ok(Some(SourceMark {
+            let opened = record::open::<SourceRow>("source", &key, record.value());
+            let mark = |(row, _): (SourceRow, _)| SourceMark {
                 forwarder: row.forwarder,
                 seq: Seq(row.seq),
-            }))
+            };
+            Ok(record::undamaged(opened)?.map(mark))
         })
     }
 }
@@ -90,8 +91,9 @@ fn acked(
         return Ok(None);
     };
     let key = key(bucket, name);
-    let (row, _) = record::open::<SubscriptionRow>("subscription", &key, record.value())?;
-    Ok(Some(Seq(row.acked)))
+    // Ids absorb what is sent again, so a place that is damaged costs only time.
+    let opened = record::open::<SubscriptionRow>("subscription", &key, record.value());
+    Ok(record::undamaged(opened)?.map(|(row, _)| Seq(row.acked)))
 }
 
 fn put(tx: &mut Tx<'_>, bucket: BucketId, name: &str, seq: Seq) -> Result<(), StoreError> {

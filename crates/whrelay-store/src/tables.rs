@@ -30,8 +30,8 @@ pub(crate) const DESTINATIONS: TableDefinition<'_, u32, &[u8]> =
 /// Key: bucket, place, number of the delivery. Value: record of `DeliveryRow`.
 pub(crate) const DELIVERIES: TableDefinition<'_, (u32, u64, u32), &[u8]> =
     TableDefinition::new("deliveries_v1");
-/// Key: destination, due in microseconds since 1970, then the delivery's key. Value: 1 where the
-/// target asked for the wait, else 0. A delivery that waits has exactly one row here.
+/// Key: destination, due in microseconds since 1970, then the delivery's key. Value: why it waits: 0
+/// for its turn, 1 where the target asked for it, 2 for its backoff. A delivery that waits has exactly one row here.
 pub(crate) const DUE: TableDefinition<'_, (u32, i64, u32, u64, u32), u8> =
     TableDefinition::new("due_v1");
 /// Key: place in the log of attempts. Value: record of `AttemptRow`.

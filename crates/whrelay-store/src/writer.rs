@@ -2,12 +2,13 @@
 //! inside the transaction. A failed commit means "unknown": on a full disk it reopens in place, on
 //! anything else it stops for good, because after a failed fsync nobody knows what is on disk.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
 use redb::{Database, Durability, WriteTransaction};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use whrelay_core::limits;
 
 use crate::disk::{Medium, Shared};
@@ -37,6 +38,7 @@ struct Pending<T, F> {
     run: Option<F>,
     value: Option<Result<T, StoreError>>,
     reply: oneshot::Sender<Result<T, StoreError>>,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl<T, F> Operation for Pending<T, F>
@@ -64,7 +66,7 @@ where
     fn answer(self: Box<Self>, committed: Result<(), StoreError>) {
         let Self { value, reply, .. } = *self;
         let answer = committed.and_then(|()| value.unwrap_or(Err(StoreError::Reopening)));
-        // Whoever asked may have given up; the write stands all the same.
+        // Whoever asked may have given up meanwhile.
         let _ = reply.send(answer);
     }
 }
@@ -72,6 +74,7 @@ where
 /// Wraps a change to the tables, and says where its answer will come.
 pub(crate) fn operation<T, F>(
     weight: usize,
+    permit: OwnedSemaphorePermit,
     run: F,
 ) -> (Box<dyn Operation>, oneshot::Receiver<Result<T, StoreError>>)
 where
@@ -79,12 +82,14 @@ where
     F: FnOnce(&mut Tx<'_>) -> Result<T, StoreError> + Send + 'static,
 {
     let (reply, answer) = oneshot::channel();
+    let run = Some(run);
     (
         Box::new(Pending {
             weight,
-            run: Some(run),
+            run,
             value: None,
             reply,
+            _permit: permit,
         }),
         answer,
     )
@@ -125,9 +130,18 @@ impl Writer {
         // A thread that cannot be started drops the queue, and every write then says so.
         let started = thread::Builder::new()
             .name("store-writer".into())
-            .spawn(move || writer.run(waiting));
+            .spawn(move || writer.run_guarded(waiting));
         if let Err(error) = started {
             tracing::error!(%error, "the store's writer could not be started");
+        }
+    }
+
+    /// A writer that panics must stop the process, or every write would wait for nobody.
+    fn run_guarded(self, waiting: mpsc::Receiver<Message>) {
+        let shared = Arc::clone(&self.shared);
+        if catch_unwind(AssertUnwindSafe(|| self.run(waiting))).is_err() {
+            let error = StoreError::Broken("the writer has panicked".into());
+            shared.broken.send_replace(Some(error));
         }
     }
 
@@ -168,7 +182,10 @@ impl Writer {
             }
             thread::sleep(limits::REOPEN_EVERY);
             self.full_until = None;
-            self.reopen();
+            if let Err(error) = self.reopen() {
+                self.shared.broken.send_replace(Some(error));
+                return None;
+            }
             if self.shared.database().is_some() {
                 return waiting.blocking_recv();
             }
@@ -187,10 +204,7 @@ impl Writer {
                 self.shared.commits.send_modify(|commits| *commits += 1);
                 Ok(())
             }
-            Err(StoreError::Full | StoreError::Reopening) => {
-                self.reopen();
-                Ok(())
-            }
+            Err(StoreError::Full | StoreError::Reopening) => self.reopen(),
             Err(error @ (StoreError::Broken(_) | StoreError::Damaged(_))) => Err(error),
         }
     }
@@ -209,17 +223,22 @@ impl Writer {
         Ok(transaction.commit()?)
     }
 
-    /// After an I/O error redb refuses everything on this handle: only a new one heals.
-    fn reopen(&mut self) {
+    /// After an I/O error redb refuses everything on this handle: only a new one heals. Anything
+    /// but a full or busy medium stops the store.
+    fn reopen(&mut self) -> Result<(), StoreError> {
         if self.full_until.is_some_and(|until| Instant::now() < until) {
-            return;
+            return Ok(());
         }
         self.shared.replace(None);
+        self.full_until = Some(Instant::now() + limits::REOPEN_EVERY);
         match self.medium.open(self.cache) {
             Ok(database) => self.shared.replace(Some(database)),
-            Err(error) => tracing::warn!(%error, "the store cannot be reopened yet"),
+            Err(error) if error.is_retryable() => {
+                tracing::warn!(%error, "the store cannot be reopened yet");
+            }
+            Err(error) => return Err(StoreError::Broken(error.to_string())),
         }
-        self.full_until = Some(Instant::now() + limits::REOPEN_EVERY);
+        Ok(())
     }
 }
 

@@ -80,16 +80,17 @@ impl Door {
     }
 
     /// Asks, and answers with the pieces as they come.
-    pub(crate) async fn ask(&self, ask: Ask) -> mpsc::Receiver<Piece> {
-        let (pieces, coming) = mpsc::channel(ANSWER_PIECES);
+    pub(crate) async fn ask(&self, ask: Ask) -> Result<mpsc::Receiver<Piece>, Failure> {
         match self {
             Self::Idle(offline) => {
+                let (pieces, coming) = mpsc::channel(ANSWER_PIECES);
                 let local = offline.local().clone();
                 tokio::spawn(async move { local.answer(ask, pieces).await });
-                coming
+                Ok(coming)
             }
-            // An agent that has just gone has nothing to say.
-            Self::Running(client) => client.ask(&ask).await.unwrap_or(coming),
+            Self::Running(client) => client.ask(&ask).await.ok_or_else(|| {
+                Failure::new(Code::Failed, "the agent has just stopped").hint("try again")
+            }),
         }
     }
 

@@ -89,8 +89,9 @@ impl From<OpenError> for Failure {
     fn from(error: OpenError) -> Self {
         let message = error.to_string();
         match error {
-            OpenError::InUse { .. } => Self::new(Code::InUse, message)
-                .hint("stop that process, or use another --bucket or --name"),
+            OpenError::InUse { .. } => Self::new(Code::InUse, message).hint(
+                "stop that process, or give this one its own --bucket, --name or data directory",
+            ),
             OpenError::Io { .. } => {
                 Self::new(Code::Failed, message).hint("choose another place with WHRELAY_DATA_DIR")
             }

@@ -23,7 +23,10 @@ use crate::output::Output;
 
 /// Runs what the process was asked for, and answers with the exit code of the contract.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
     let output = Output::new(&cli.global);
     log_to_stderr(&cli);
     // A panic has told its story on stderr; the code tells scripts that it is our fault.
@@ -33,6 +36,26 @@ pub fn main() -> ExitCode {
         Ok(Err(failure)) => failure.report(&output),
         Err(_) => ExitCode::from(Code::Bug as u8),
     }
+}
+
+/// Help and versions as clap prints them; wrong use as every other error: one line and a hint.
+fn usage(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        // Whether anyone reads the help changes nothing.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    let text = error.to_string();
+    let mut parts = text.split("\n\n");
+    let first = parts
+        .next()
+        .unwrap_or_default()
+        .trim_start_matches("error: ");
+    let message: Vec<&str> = first.lines().map(str::trim).collect();
+    let usage = parts.find_map(|part| part.trim().strip_prefix("Usage: "));
+    let hint = usage.map_or("whrelay --help", |usage| usage.trim());
+    let failure = Failure::new(Code::Usage, message.join(" ")).hint(hint);
+    failure.report(&Output::plain())
 }
 
 fn run(command: Command, output: &Output) -> Result<(), Failure> {

@@ -39,6 +39,15 @@ impl Output {
         }
     }
 
+    /// Without colour, before the flags are known.
+    pub(crate) fn plain() -> Self {
+        Self {
+            data: Writer::new(false),
+            talk: Writer::new(false),
+            quiet: false,
+        }
+    }
+
     /// One JSON line on stdout.
     pub(crate) fn json<T: Serialize>(&self, value: &T) -> Result<(), Failure> {
         let json = serde_json::to_string(value).map_err(io::Error::from)?;

@@ -174,6 +174,9 @@ impl Writer {
         if let Some(error) = &line.error {
             let _ = write!(text, "  {}", shown(error));
         }
+        if line.state == "dead" {
+            let _ = write!(text, "  (again: whrelay replay {})", line.event);
+        }
         text
     }
 
@@ -184,14 +187,19 @@ impl Writer {
             .map(|r| format!(" ({r})"))
             .unwrap_or_default();
         format!(
-            "{}  {}  {} /in/…{}  {}  {}{reason}  {} attempts",
+            "{}  {}  {} /in/…{}  {}  {}{reason}  {} {}",
             self.local(&line.received_at),
             line.event,
             shown(&line.method),
             shown(&line.path),
             size(line.bytes),
             self.state(&line.state),
-            line.attempts
+            line.attempts,
+            if line.attempts == 1 {
+                "attempt"
+            } else {
+                "attempts"
+            }
         )
     }
 
@@ -280,7 +288,21 @@ fn until(at: &str, duration_ms: f64, next: &str) -> String {
         .max(0.0)
         .round();
     let whole = std::time::Duration::from_secs(seconds as u64);
-    humantime::format_duration(whole).to_string()
+    spaced(&humantime::format_duration(whole).to_string())
+}
+
+/// `1m 30s` as `1 m 30 s`.
+fn spaced(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 4);
+    let mut digit = false;
+    for c in text.chars() {
+        if digit && c.is_alphabetic() {
+            out.push(' ');
+        }
+        digit = c.is_ascii_digit();
+        out.push(c);
+    }
+    out
 }
 
 #[cfg(test)]
@@ -334,7 +356,7 @@ mod tests {
         assert_eq!(
             text(&Line::Attempt(attempt())),
             "2026-11-22 10:15:04  <-- [503] POST http://localhost:3000/github  3.1 ms  evt_1  \
-             attempt 2, stalled, next in 4s"
+             attempt 2, stalled, next in 4 s"
         );
         let refused = AttemptLine {
             status: None,
@@ -343,7 +365,7 @@ mod tests {
         };
         assert!(
             text(&Line::Attempt(refused))
-                .ends_with("next in 4s  127.0.0.1:3000: connection refused")
+                .ends_with("next in 4 s  127.0.0.1:3000: connection refused")
         );
         let sent = AttemptLine {
             status: Some(200),

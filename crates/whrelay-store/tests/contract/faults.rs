@@ -203,8 +203,12 @@ async fn a_quarantined_event_waits_no_more() {
         .append(bucket.id, vec![to(1, there), to(2, there)], None)
         .await
         .expect("stored");
+    let first = store
+        .deliveries_of(bucket.id, Seq(1))
+        .expect("read")
+        .remove(0);
     store
-        .quarantine(bucket.id, Seq(1), NOW)
+        .quarantine(&bucket, first.key, NOW)
         .await
         .expect("stored");
     let ready = store

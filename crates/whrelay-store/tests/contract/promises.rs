@@ -29,11 +29,17 @@ async fn events_come_back_in_order_and_to_the_byte() {
     assert_eq!(batch.upto, Seq(7));
     let events: Vec<_> = batch.events.iter().map(|s| s.event.clone()).collect();
     assert_eq!(events, (4..=7).map(event).collect::<Vec<_>>());
-    let by_bytes = store.read_after(&bucket, Seq(0), 100, 500).expect("read");
+    let by_bytes = |max| {
+        store
+            .read_after(&bucket, Seq(0), 100, max)
+            .expect("read")
+            .events
+            .len()
+    };
     assert_eq!(
-        by_bytes.events.len(),
-        2,
-        "no further event once the bytes are reached"
+        (by_bytes(0), by_bytes(500), by_bytes(1000)),
+        (1, 1, 2),
+        "heads count too"
     );
     let newest = store
         .events_before(&bucket, Seq(u64::MAX), 2, usize::MAX)
@@ -126,10 +132,9 @@ async fn a_delivery_is_due_until_it_is_finished() {
         .record(attempt(&stalled, Verdict::Sent))
         .await
         .expect("stored");
-    store
-        .give_up(keys[1], DeadReason::Deadline)
-        .await
-        .expect("stored");
+    let second = store.delivery(keys[1]).expect("read").expect("there");
+    let dead = Verdict::Dead(DeadReason::Deadline);
+    store.record(attempt(&second, dead)).await.expect("stored");
     assert_eq!(due(later, 9), whrelay_store::DueScan::default());
     let sent = store.delivery(keys[0]).expect("read").expect("there");
     assert_eq!(
@@ -290,6 +295,40 @@ async fn release_drains_what_backs_off_but_not_what_was_asked_to_wait() {
 }
 
 #[tokio::test]
+async fn release_puts_an_overdue_retry_before_what_came_after_it() {
+    let store = memory(Role::Agent);
+    let bucket = bucket(&store).await;
+    let there = store
+        .ensure_destination(bucket.id, "http://localhost:1")
+        .await
+        .expect("stored");
+    let mut second = to(2, there);
+    second.deliveries[0].created_at = NOW.after(Duration::from_millis(1));
+    store
+        .append(bucket.id, vec![to(1, there), second], None)
+        .await
+        .expect("stored");
+    let first = store
+        .deliveries_of(bucket.id, Seq(1))
+        .expect("read")
+        .remove(0);
+    let at = NOW.after(Duration::from_secs(1));
+    let retry = Verdict::RetryAt {
+        at,
+        phase: Phase::Fast,
+        held: false,
+    };
+    store.record(attempt(&first, retry)).await.expect("stored");
+    let later = NOW.after(Duration::from_secs(75));
+    store.release(there, later).await.expect("stored");
+    let ready = store
+        .due(there, later, &HashSet::new(), 9)
+        .expect("read")
+        .ready;
+    assert_eq!(ready.iter().map(|k| k.seq.0).collect::<Vec<_>>(), [1, 2]);
+}
+
+#[tokio::test]
 async fn what_waits_elsewhere_is_adopted_once() {
     let store = memory(Role::Agent);
     let bucket = bucket(&store).await;
@@ -314,7 +353,7 @@ async fn what_waits_elsewhere_is_adopted_once() {
         .append(bucket.id, vec![both, to(2, old)], None)
         .await
         .expect("stored");
-    assert_eq!(store.adopt(bucket.id, new).await.expect("stored"), 2);
+    assert_eq!(store.adopt(bucket.id, new).await.expect("stored"), 1);
     let counts = |dest| store.counts(dest).expect("read");
     assert_eq!(
         counts(new),

@@ -30,7 +30,7 @@ async fn run_list(args: ListArgs, output: &Output) -> Result<(), Failure> {
             filter: filter.clone(),
             last: args.lines,
         };
-        let mut pieces = door.ask(ask).await;
+        let mut pieces = door.ask(ask).await?;
         while let Some(piece) = pieces.recv().await {
             let Piece::Line(line) = piece else { continue };
             if let Line::Failure { message, .. } = *line {
@@ -77,7 +77,7 @@ async fn ask(door: &Door, id: &str) -> Result<Option<Shown>, Failure> {
         .ask(Ask::Show {
             event: id.to_owned(),
         })
-        .await;
+        .await?;
     let mut found = Shown::default();
     while let Some(piece) = pieces.recv().await {
         match piece {

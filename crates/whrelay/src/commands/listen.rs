@@ -1,10 +1,11 @@
 //! `whrelay listen`: an agent, and where no forwarder is configured, an embedded one beside it. It
 //! must not deliver anything itself.
 
-use std::io::IsTerminal;
-use std::path::Path;
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -21,9 +22,12 @@ use crate::failure::{Code, Failure};
 use crate::output::Output;
 use crate::paths::Paths;
 use crate::shutdown;
+use crate::text::shown;
 
 /// Lines that may wait for a slow terminal or pipe; more are counted and skipped.
 const WAITING_LINES: usize = 16 * 1024;
+/// How long the end waits for the last lines to be printed.
+const LAST_LINES: Duration = Duration::from_secs(2);
 
 pub(crate) async fn run(args: ListenArgs, output: &Output) -> Result<(), Failure> {
     let targets = targets(&args)?;
@@ -108,7 +112,8 @@ fn config(
     }
 }
 
-/// Runs the agent beside what shows its lines. The agent never waits for the terminal.
+/// Runs the agent beside a thread that shows its lines: neither the tunnel nor a signal ever waits
+/// for a terminal that is stopped or a pipe that is full.
 async fn agent(
     args: &ListenArgs,
     config: Config,
@@ -116,7 +121,7 @@ async fn agent(
     output: &Output,
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
-    let (lines, mut coming) = mpsc::channel(WAITING_LINES);
+    let (lines, coming) = mpsc::channel(WAITING_LINES);
     let skipped = Arc::new(AtomicU64::new(0));
     let counter = Arc::clone(&skipped);
     let tell: Tell = Arc::new(move |line| {
@@ -124,32 +129,81 @@ async fn agent(
             counter.fetch_add(1, Ordering::Relaxed);
         }
     });
-    let print = |line: Line| {
-        show(&line, style(args), args, output)?;
-        let skipped = skipped.swap(0, Ordering::Relaxed);
-        if skipped > 0 {
-            let text = format!("{skipped} lines were skipped here; `whrelay logs` has them");
-            output.line(&Line::warning(text), style(args) == ListenOutput::Json)?;
-        }
-        Ok(())
+    let printer = Printer {
+        output: output.clone(),
+        style: style(args),
+        ready_file: args.ready_file.clone(),
+        skipped,
     };
-    let mut printed = Ok(());
-    let mut running = std::pin::pin!(whrelay_agent::run(config, store, tell, stop.clone()));
-    let ran = loop {
-        tokio::select! {
-            ran = running.as_mut() => break ran,
-            Some(line) = coming.recv() => {
-                printed = printed.and_then(|()| print(line));
-                if printed.is_err() {
-                    stop.cancel();
-                }
+    let mut printing = tokio::task::spawn_blocking(move || printer.run(coming));
+    let running = whrelay_agent::run(config, store, tell, stop.clone());
+    let mut running = tokio::spawn(running);
+    let bug = |e: tokio::task::JoinError| Failure::new(Code::Bug, e.to_string());
+    tokio::select! {
+        ran = &mut running => {
+            let ran = ran.map_err(bug)?.map_err(Failure::from);
+            // What is left to print may have no reader.
+            let printed = tokio::time::timeout(LAST_LINES, printing).await;
+            ran.and(printed.map_or(Ok(()), |printed| printed.map_err(bug)?))
+        }
+        printed = &mut printing => {
+            stop.cancel();
+            let ran = running.await.map_err(bug)?.map_err(Failure::from);
+            printed.map_err(bug)?.and(ran)
+        }
+    }
+}
+
+/// Shows lines.
+struct Printer {
+    output: Output,
+    style: ListenOutput,
+    ready_file: Option<PathBuf>,
+    skipped: Arc<AtomicU64>,
+}
+
+impl Printer {
+    fn run(self, mut coming: mpsc::Receiver<Line>) -> Result<(), Failure> {
+        while let Some(line) = coming.blocking_recv() {
+            self.show(&line)?;
+            let skipped = self.skipped.swap(0, Ordering::Relaxed);
+            if skipped > 0 {
+                let text = format!("{skipped} lines were skipped here; `whrelay logs` has them");
+                self.show(&Line::warning(text))?;
             }
         }
-    };
-    while let Ok(line) = coming.try_recv() {
-        printed = printed.and_then(|()| print(line));
+        Ok(())
     }
-    ran.map_err(Failure::from).and(printed)
+
+    fn show(&self, line: &Line) -> Result<(), Failure> {
+        if let (Line::Ready(_), Some(path)) = (line, &self.ready_file) {
+            let json = serde_json::to_string(line).map_err(std::io::Error::from)?;
+            write_private(path, &(json + "\n"))
+                .map_err(|e| Failure::new(Code::Failed, format!("{}: {e}", path.display())))?;
+        }
+        let output = &self.output;
+        match (line, self.style) {
+            (Line::Ready(ready), ListenOutput::Interactive) => {
+                header(ready, output);
+                Ok(())
+            }
+            (Line::Ready(ready), ListenOutput::Compact) => {
+                let url = shown(&ready.url);
+                output.tell(&format!("ready: {url} -> {}", ready.targets.join(", ")));
+                Ok(())
+            }
+            (line, style) => output.line(line, style == ListenOutput::Json),
+        }
+    }
+}
+
+/// The line has the input URL in it, and whoever has that can send.
+fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path)?.write_all(text.as_bytes())
 }
 
 fn style(args: &ListenArgs) -> ListenOutput {
@@ -166,36 +220,8 @@ fn style(args: &ListenArgs) -> ListenOutput {
     }
 }
 
-fn show(
-    line: &Line,
-    style: ListenOutput,
-    args: &ListenArgs,
-    output: &Output,
-) -> Result<(), Failure> {
-    if let (Line::Ready(_), Some(path)) = (line, &args.ready_file) {
-        let json = serde_json::to_string(line).map_err(std::io::Error::from)?;
-        std::fs::write(path, json + "\n")
-            .map_err(|e| Failure::new(Code::Failed, format!("{}: {e}", path.display())))?;
-    }
-    match (line, style) {
-        (Line::Ready(ready), ListenOutput::Interactive) => {
-            header(ready, output);
-            Ok(())
-        }
-        (Line::Ready(ready), ListenOutput::Compact) => {
-            output.tell(&format!(
-                "ready: {} -> {}",
-                ready.url,
-                ready.targets.join(", ")
-            ));
-            Ok(())
-        }
-        (line, style) => output.line(line, style == ListenOutput::Json),
-    }
-}
-
 fn header(ready: &ReadyLine, output: &Output) {
-    output.tell(&format!("\n  Send webhooks to  {}", ready.url));
+    output.tell(&format!("\n  Send webhooks to  {}", shown(&ready.url)));
     for target in &ready.targets {
         output.tell(&format!("  They go to        {target}"));
     }

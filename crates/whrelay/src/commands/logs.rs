@@ -53,7 +53,7 @@ async fn stored(
         last,
         follow: false,
     };
-    let mut pieces = door.ask(ask).await;
+    let mut pieces = door.ask(ask).await?;
     let mut attempts = Vec::new();
     while let Some(piece) = pieces.recv().await {
         if let Some(attempt) = attempt(piece)? {
@@ -97,7 +97,7 @@ async fn follow(
     let began = jiff::Timestamp::now().as_microsecond();
     let (sender, mut coming) = mpsc::channel::<(PathBuf, Option<AttemptLine>)>(64);
     let mut agents: HashMap<PathBuf, Followed> = HashMap::new();
-    let mut shown: HashSet<(String, u32)> = HashSet::new();
+    let mut shown: HashSet<(String, u32, String)> = HashSet::new();
     let mut first = true;
     loop {
         for dir in paths.all_agents() {
@@ -108,7 +108,7 @@ async fn follow(
             let running = Client::find(&dir);
             if first && running.is_none() {
                 for attempt in stored(&dir, &filter, args.lines, &default_manner()).await? {
-                    shown.insert((attempt.delivery.clone(), attempt.attempt));
+                    shown.insert(identity(&attempt));
                     output.line(&Line::Attempt(attempt), args.json)?;
                 }
             }
@@ -139,12 +139,21 @@ async fn follow(
                     continue;
                 };
                 followed.since = attempt.at.parse::<jiff::Timestamp>().ok().map(|at| at.as_microsecond());
-                if shown.insert((attempt.delivery.clone(), attempt.attempt)) {
+                if shown.insert(identity(&attempt)) {
                     output.line(&Line::Attempt(attempt), args.json)?;
                 }
             }
         }
     }
+}
+
+/// What tells an attempt from all others, also from one that a crash repeated.
+fn identity(attempt: &AttemptLine) -> (String, u32, String) {
+    (
+        attempt.delivery.clone(),
+        attempt.attempt,
+        attempt.at.clone(),
+    )
 }
 
 /// Passes an agent's attempts on, and at the end that it has gone.

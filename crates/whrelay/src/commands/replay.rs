@@ -27,21 +27,24 @@ pub(crate) fn default_manner() -> Manner {
 }
 
 pub(crate) async fn run(args: ReplayArgs, output: &Output) -> Result<(), Failure> {
-    let mut wanted = args.ids.clone();
-    wanted.dedup();
+    let mut wanted: Vec<String> = Vec::new();
+    for id in &args.ids {
+        if !wanted.contains(id) {
+            wanted.push(id.clone());
+        }
+    }
     let homes = homes(&wanted).await?;
     let bar = progress(&args, wanted.len() as u64);
     let (mut delivered, mut begun) = (0, 0);
     for (dir, events) in homes {
-        let manner = args.delivery.manner();
-        let Some(door) = Door::open(&dir, &manner).await? else {
+        let Some(door) = Door::open(&dir, &default_manner()).await? else {
             continue;
         };
         let idle = matches!(door, Door::Idle(_));
         // Nobody else would deliver to a target of its own: this process does, and stays for it.
         let wait = args.wait || (idle && args.to.is_some());
         let to = args.to.as_ref().map(ToString::to_string);
-        let mut pieces = door.ask(Ask::Replay { events, to, wait }).await;
+        let mut pieces = door.ask(Ask::Replay { events, to, wait }).await?;
         let mut states: HashMap<String, String> = HashMap::new();
         while let Some(piece) = pieces.recv().await {
             let Piece::Line(line) = piece else { continue };
@@ -83,7 +86,7 @@ async fn homes(wanted: &[String]) -> Result<HashMap<PathBuf, Vec<String>>, Failu
         };
         let mut elsewhere = Vec::new();
         for id in left {
-            if has(&door, &id).await {
+            if has(&door, &id).await? {
                 homes.entry(dir.clone()).or_default().push(id);
             } else {
                 elsewhere.push(id);
@@ -98,14 +101,14 @@ async fn homes(wanted: &[String]) -> Result<HashMap<PathBuf, Vec<String>>, Failu
     }
 }
 
-async fn has(door: &Door, id: &str) -> bool {
+async fn has(door: &Door, id: &str) -> Result<bool, Failure> {
     let mut pieces = door
         .ask(Ask::Show {
             event: id.to_owned(),
         })
-        .await;
+        .await?;
     let first = pieces.recv().await;
-    matches!(first, Some(Piece::Line(line)) if matches!(*line, Line::Event(_)))
+    Ok(matches!(first, Some(Piece::Line(line)) if matches!(*line, Line::Event(_))))
 }
 
 fn progress(args: &ReplayArgs, count: u64) -> ProgressBar {

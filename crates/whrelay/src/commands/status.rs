@@ -19,7 +19,7 @@ pub(crate) async fn run(args: StatusArgs, output: &Output) -> Result<(), Failure
         let Some(door) = Door::open(&dir, &default_manner()).await? else {
             continue;
         };
-        let mut pieces = door.ask(Ask::Status).await;
+        let mut pieces = door.ask(Ask::Status).await?;
         while let Some(piece) = pieces.recv().await {
             let Piece::Line(line) = piece else { continue };
             if let Line::Failure { message, .. } = *line {
