@@ -13,6 +13,9 @@ use whrelay_core::outcome::RetryOn;
 use whrelay_core::retry::{RetryPolicy, Schedule};
 use whrelay_core::target::Target;
 
+/// The heading of flags that every command has.
+const GLOBAL: &str = "Everywhere";
+
 /// Webhooks to machines the internet cannot reach, and none lost.
 ///
 /// Data goes to stdout, everything said to a person to stderr. Exit codes: 0 done, 1 failed, 2 wrong
@@ -29,13 +32,13 @@ pub(crate) struct Cli {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Global {
     /// When to use colour
-    #[arg(long, value_enum, default_value_t = When::Auto, env = "WHRELAY_COLOR", global = true)]
+    #[arg(long, value_enum, default_value_t = When::Auto, env = "WHRELAY_COLOR", global = true, help_heading = GLOBAL)]
     pub(crate) color: When,
     /// Say only what was asked for, and errors
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, help_heading = GLOBAL)]
     pub(crate) quiet: bool,
     /// Log more to stderr; twice for everything
-    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    #[arg(short, long, action = clap::ArgAction::Count, global = true, help_heading = GLOBAL)]
     pub(crate) verbose: u8,
 }
 
@@ -88,23 +91,13 @@ pub(crate) struct ListenArgs {
     #[arg(long, value_name = "URL", env = "WHRELAY_FORWARDER", value_parser = forwarder_url)]
     pub(crate) forwarder: Option<Url>,
     /// The forwarder's access token; other users of this machine can see it in the process list
-    #[arg(
-        long,
-        env = "WHRELAY_TOKEN",
-        hide_env_values = true,
-        conflicts_with = "token_file"
-    )]
+    #[arg(long, env = "WHRELAY_TOKEN", hide_env_values = true)]
     pub(crate) token: Option<String>,
     /// A file with the forwarder's access token
     #[arg(long, value_name = "FILE", env = "WHRELAY_TOKEN_FILE")]
     pub(crate) token_file: Option<PathBuf>,
-    /// Where the embedded forwarder listens [default: the port it had before, or a free one]
-    #[arg(
-        long,
-        value_name = "ADDR:PORT",
-        env = "WHRELAY_BIND",
-        conflicts_with = "forwarder"
-    )]
+    /// Where the embedded forwarder listens; nothing without one [default: the port it had before]
+    #[arg(long, value_name = "ADDR:PORT", env = "WHRELAY_BIND")]
     pub(crate) bind: Option<SocketAddr>,
     #[command(flatten)]
     pub(crate) delivery: DeliveryArgs,
@@ -210,17 +203,8 @@ pub(crate) struct LogsArgs {
     /// Go on with the attempts that come, across every agent, waiting where none runs
     #[arg(short, long)]
     pub(crate) follow: bool,
-    /// How many
-    #[arg(short = 'n', long = "lines", default_value_t = 50, value_name = "N")]
-    pub(crate) lines: usize,
     #[command(flatten)]
-    pub(crate) filter: FilterArgs,
-    /// Of this event
-    #[arg(long, value_name = "ID")]
-    pub(crate) event: Option<String>,
-    /// JSON Lines
-    #[arg(long)]
-    pub(crate) json: bool,
+    pub(crate) list: ListArgs,
 }
 
 #[derive(Debug, Args)]
@@ -247,7 +231,7 @@ pub(crate) struct ListArgs {
     pub(crate) lines: usize,
     #[command(flatten)]
     pub(crate) filter: FilterArgs,
-    /// Only this one
+    /// Only this event
     #[arg(long, value_name = "ID")]
     pub(crate) event: Option<String>,
     /// JSON Lines
@@ -446,6 +430,21 @@ mod tests {
         assert_eq!(url("localhost:8080"), Ok("http://localhost:8080/".into()));
         assert_eq!(url("http://10.0.0.1"), Ok("http://10.0.0.1/".into()));
         assert!(url("https://u:p@h").is_err() && url("https://h/?q").is_err());
+    }
+
+    #[test]
+    fn what_the_environment_sets_for_others_conflicts_with_nothing() {
+        let typed = [
+            "--forwarder",
+            "h",
+            "--bind",
+            "127.0.0.1:1",
+            "--token",
+            "t",
+            "--token-file",
+            "f",
+        ];
+        assert!(Cli::try_parse_from(["whrelay", "listen", "1"].iter().chain(&typed)).is_ok());
     }
 
     #[test]

@@ -76,17 +76,23 @@ fn targets(args: &ListenArgs) -> Result<Vec<Target>, Failure> {
     Ok(targets)
 }
 
+/// A token typed on the command line, else that of the token file, else that of the environment.
 fn given_token(args: &ListenArgs, output: &Output) -> Result<Option<Token>, Failure> {
+    let typed = std::env::args_os().any(|arg| {
+        let arg = arg.to_string_lossy();
+        arg == "--token" || arg.starts_with("--token=")
+    });
+    if typed {
+        let text = "a token on the command line can be seen by every user of this machine";
+        output.tell(&format!("warning: {text}"));
+    }
     let text = match (&args.token, &args.token_file) {
-        (Some(text), _) => {
-            if std::env::args_os().any(|arg| arg.to_string_lossy().starts_with("--token")) {
-                output.tell("warning: a token on the command line can be seen by every user of this machine");
-            }
-            text.clone()
-        }
-        (None, Some(path)) => std::fs::read_to_string(path)
-            .map_err(|e| Failure::new(Code::Unauthorised, format!("{}: {e}", path.display())))?,
-        (None, None) => return Ok(None),
+        (_, Some(path)) if !typed => std::fs::read_to_string(path).map_err(|e| {
+            Failure::new(Code::Unauthorised, format!("{}: {e}", path.display()))
+                .hint("a forwarder's data directory has its admin-token file")
+        })?,
+        (Some(text), _) => text.clone(),
+        (None, _) => return Ok(None),
     };
     let token = Token::parse(&text);
     token

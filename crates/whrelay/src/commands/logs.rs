@@ -23,17 +23,17 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 pub(crate) async fn run(args: LogsArgs, output: &Output) -> Result<(), Failure> {
     let paths = Paths::resolve()?;
-    let filter = agents::filter(&args.filter, args.event.as_deref());
+    let filter = agents::filter(&args.list.filter, args.list.event.as_deref());
     if args.follow {
         return follow(&args, &paths, filter, output).await;
     }
     let mut attempts = Vec::new();
     for dir in paths.all_agents() {
-        attempts.extend(stored(&dir, &filter, args.lines, &default_manner()).await?);
+        attempts.extend(stored(&dir, &filter, args.list.lines, &default_manner()).await?);
     }
     attempts.sort_by(|a, b| a.at.cmp(&b.at));
-    for attempt in attempts.split_off(attempts.len().saturating_sub(args.lines)) {
-        output.line(&Line::Attempt(attempt), args.json)?;
+    for attempt in attempts.split_off(attempts.len().saturating_sub(args.list.lines)) {
+        output.line(&Line::Attempt(attempt), args.list.json)?;
     }
     Ok(())
 }
@@ -107,13 +107,13 @@ async fn follow(
             }
             let running = Client::find(&dir);
             if first && running.is_none() {
-                for attempt in stored(&dir, &filter, args.lines, &default_manner()).await? {
+                for attempt in stored(&dir, &filter, args.list.lines, &default_manner()).await? {
                     shown.insert(identity(&attempt));
-                    output.line(&Line::Attempt(attempt), args.json)?;
+                    output.line(&Line::Attempt(attempt), args.list.json)?;
                 }
             }
             let Some(client) = running else { continue };
-            let (mut filter, mut last) = (filter.clone(), args.lines);
+            let (mut filter, mut last) = (filter.clone(), args.list.lines);
             if !first {
                 let since = followed.since.unwrap_or(began);
                 (filter.since, last) = (filter.since.max(Some(since)), usize::MAX);
@@ -140,7 +140,7 @@ async fn follow(
                 };
                 followed.since = attempt.at.parse::<jiff::Timestamp>().ok().map(|at| at.as_microsecond());
                 if shown.insert(identity(&attempt)) {
-                    output.line(&Line::Attempt(attempt), args.json)?;
+                    output.line(&Line::Attempt(attempt), args.list.json)?;
                 }
             }
         }
