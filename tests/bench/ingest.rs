@@ -1,5 +1,5 @@
-//! Durable ingest of the real binary against a server that reads the body and answers, each in a
-//! process of its own, at several connections.
+//! Durable ingest of the real binary against two others, each in a process of its own: a server that
+//! reads the body and answers, and a plain spike that commits bodies to one redb table in groups.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -8,6 +8,7 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::routing::any;
 use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
 use whrelay_core::token::Token;
 use whrelay_tests::relay::Relay;
 use whrelay_tests::sender::path_of;
@@ -24,6 +25,54 @@ pub(crate) async fn no_op() {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     println!("{{\"url\":\"http://{}\"}}", listener.local_addr().unwrap());
     let answer = |_body: Bytes| async { "{\"id\":\"evt_00000000000000000000000000\"}" };
+    axum::serve(listener, Router::new().fallback(any(answer)))
+        .await
+        .unwrap();
+}
+
+/// Serves the spike until it is killed: what group commit on redb costs without a product around it.
+pub(crate) async fn spike() {
+    type Waiting = (Bytes, oneshot::Sender<()>);
+    let dir = tempfile::tempdir().unwrap();
+    let mut builder = redb::Builder::new();
+    let database = builder
+        .set_cache_size(16 << 20)
+        .create(dir.path().join("spike"))
+        .unwrap();
+    let (queue, mut waiting) = mpsc::channel::<Waiting>(8192);
+    std::thread::spawn(move || {
+        let (table, mut last) = (redb::TableDefinition::<u64, &[u8]>::new("events"), 0);
+        while let Some(first) = waiting.blocking_recv() {
+            let mut tx = database.begin_write().unwrap();
+            tx.set_quick_repair(true);
+            let mut group = Vec::new();
+            {
+                let mut table = tx.open_table(table).unwrap();
+                let mut next = Some(first);
+                while let Some((body, done)) = next {
+                    last += 1;
+                    table.insert(last, body.as_ref()).unwrap();
+                    group.push(done);
+                    next = waiting.try_recv().ok();
+                }
+            }
+            tx.commit().unwrap();
+            for done in group {
+                done.send(()).unwrap();
+            }
+        }
+    });
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    println!("{{\"url\":\"http://{}\"}}", listener.local_addr().unwrap());
+    let answer = move |body: Bytes| {
+        let queue = queue.clone();
+        async move {
+            let (done, stored) = oneshot::channel();
+            queue.send((body, done)).await.unwrap();
+            stored.await.unwrap();
+            "{\"id\":\"evt_00000000000000000000000000\"}"
+        }
+    };
     axum::serve(listener, Router::new().fallback(any(answer)))
         .await
         .unwrap();
@@ -47,19 +96,29 @@ pub(crate) async fn run() {
         .await
         .unwrap();
     let path = path_of(&input);
-    println!("connections | no-op/s | durable/s | ratio (median of {ROUNDS})");
+    let plain = Running::start(&this_program(), &["spike"], home.path());
+    println!(
+        "connections | no-op/s | spike/s (of no-op) | whrelay/s (of no-op, of spike), medians of {ROUNDS}"
+    );
     for connections in CONNECTIONS {
-        let mut rounds = Vec::new();
+        let mut rounds = [const { Vec::new() }; 3];
         for _ in 0..ROUNDS {
-            let plain = rate(address(&idle), "/", connections, TIME).await;
-            let durable = rate(address(&forwarder), &path, connections, TIME).await;
-            rounds.push((durable / plain, plain, durable));
+            for (n, (to, path)) in [(&idle, "/"), (&plain, "/"), (&forwarder, &path)]
+                .iter()
+                .enumerate()
+            {
+                rounds[n].push(rate(address(to), path, connections, TIME).await);
+            }
         }
-        rounds.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let (ratio, plain, durable) = rounds[ROUNDS / 2];
+        let [noop, spike, ours] = rounds.map(|mut all| {
+            all.sort_by(f64::total_cmp);
+            all[ROUNDS / 2]
+        });
         println!(
-            "{connections:>11} | {plain:>7.0} | {durable:>9.0} | {:>4.0}%",
-            ratio * 100.0
+            "{connections:>11} | {noop:>7.0} | {spike:>7.0} ({:.0}%) | {ours:>9.0} ({:.0}%, {:.0}%)",
+            spike / noop * 100.0,
+            ours / noop * 100.0,
+            ours / spike * 100.0
         );
     }
     grouped().await;

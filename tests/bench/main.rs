@@ -17,6 +17,7 @@ async fn main() {
     match std::env::args().nth(1).as_deref() {
         Some("ingest") => ingest::run().await,
         Some("no-op") => ingest::no_op().await,
+        Some("spike") => ingest::spike().await,
         Some("line") => line::run().await,
         Some("tunnels") => process::tunnels().await,
         Some("process") => process::small().await,
