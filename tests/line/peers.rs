@@ -5,7 +5,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use whrelay_agent::AgentError;
 use whrelay_core::token::Token;
-use whrelay_proto::frame::{Ack, Frame, Refused, RefusedCode};
+use whrelay_proto::frame::{Ack, Frame, Refused, RefusedCode, Resume};
 use whrelay_proto::{AgentSession, SUBPROTOCOL, codec};
 use whrelay_tests::agent::{Agent, Setup};
 use whrelay_tests::eventually;
@@ -145,6 +145,36 @@ async fn browsers_and_other_protocols_are_refused_before_the_upgrade() {
         h.remove("authorization");
     };
     assert_eq!(status(&relay, nobody).await, 401);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_agent_resumes_from_is_its_receipt() {
+    let relay = Relay::start().await;
+    let url = relay.input("default").await;
+    for n in 0..5 {
+        send(&url, format!("{n}")).await;
+    }
+    let bucket = relay.store.buckets().unwrap().remove(0);
+    for (forwarder, seq, acked) in [
+        ("another", 4, 0),
+        (relay.store.id(), 3, 3),
+        (relay.store.id(), 99, 5),
+    ] {
+        let resume = Some(Resume {
+            forwarder: forwarder.to_owned(),
+            seq,
+        });
+        let (_, hello) = AgentSession::begin("default", "lost-its-ack", resume);
+        let mut socket = dial(&relay, |_| {}).await.unwrap();
+        socket
+            .send(Message::Binary(codec::encode(hello)))
+            .await
+            .unwrap();
+        socket.next().await.unwrap().unwrap();
+        let recorded = || relay.store.acked(bucket.id, "lost-its-ack").ok();
+        let what = format!("{acked} is recorded");
+        eventually(&what, || recorded().filter(|seq| seq.0 == acked)).await;
+    }
 }
 
 /// What the forwarder says to some bytes after a good start, until it closes.

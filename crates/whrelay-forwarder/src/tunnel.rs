@@ -167,13 +167,21 @@ impl Tunnel {
             waiting: last.0.saturating_sub(start.0),
             clock: shared.clock.now().as_micros(),
         };
-        tracing::info!(bucket = %bucket.name, %subscription, agent = %hello.agent.escape_debug(), waiting = welcome.waiting, "agent connected");
+        tracing::info!(
+            bucket = %bucket.name,
+            %subscription,
+            agent = %hello.agent.escape_debug(),
+            waiting = welcome.waiting,
+            "agent connected"
+        );
         let frame = self.session.start(welcome);
         self.send(Message::Binary(codec::encode(frame))).await?;
-        Ok(Subscription {
+        let subscription = Subscription {
             bucket,
             name: subscription,
-        })
+        };
+        record_ack(shared, &subscription, start);
+        Ok(subscription)
     }
 
     /// Sends one batch, if there is credit and something to send. Says whether there may be more.
@@ -185,7 +193,7 @@ impl Tunnel {
             .store
             .read_after(bucket, Seq(room.after), room.events, room.bytes)?;
         for seq in &batch.damaged {
-            tracing::error!(bucket = %bucket.name, seq = seq.0, "an event is damaged on disk and passed over");
+            tracing::error!(bucket = %bucket.name, seq = seq.0, "a damaged event is passed over");
         }
         if batch.upto.0 == room.after {
             return Ok(false);
