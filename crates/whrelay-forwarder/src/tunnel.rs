@@ -189,9 +189,17 @@ impl Tunnel {
         let Some(room) = self.session.room() else {
             return Ok(false);
         };
-        let batch = shared
+        let read = shared
             .store
-            .read_after(bucket, Seq(room.after), room.events, room.bytes)?;
+            .read_after(bucket, Seq(room.after), room.events, room.bytes);
+        let batch = match read {
+            // The store is being reopened, which takes a moment: no reason to lose the agent.
+            Err(error) if error.is_retryable() => {
+                tokio::time::sleep(limits::REOPEN_EVERY).await;
+                return Ok(true);
+            }
+            read => read?,
+        };
         for seq in &batch.damaged {
             tracing::error!(bucket = %bucket.name, seq = seq.0, "a damaged event is passed over");
         }

@@ -51,6 +51,10 @@ where
     }
 
     fn apply(&mut self, tx: &mut Tx<'_>) -> Result<(), StoreError> {
+        // Whoever asked has given up and been told so: what is not begun is left undone.
+        if self.reply.is_closed() {
+            return Ok(());
+        }
         let Some(run) = self.run.take() else {
             return Ok(());
         };

@@ -15,6 +15,7 @@ use crate::setup::*;
 const FINE: u8 = 0;
 const FULL: u8 = 1;
 const FSYNC_FAILS: u8 = 2;
+const FSYNC_HANGS: u8 = 3;
 
 #[derive(Debug, Clone)]
 struct Failing {
@@ -46,6 +47,9 @@ impl StorageBackend for Failing {
     }
     fn sync_data(&self) -> io::Result<()> {
         self.check(FSYNC_FAILS, io::ErrorKind::Other)?;
+        while self.mode.load(Ordering::SeqCst) == FSYNC_HANGS {
+            std::thread::yield_now();
+        }
         self.file.sync_data()
     }
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
@@ -133,6 +137,38 @@ async fn eventually<T>(mut probe: impl FnMut() -> Result<T, StoreError>) -> T {
     tokio::time::timeout(Duration::from_secs(10), found)
         .await
         .expect("it came about")
+}
+
+#[tokio::test]
+async fn a_write_that_was_given_up_before_it_began_is_left_undone() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (store, mode) = failing(dir.path());
+    let bucket = bucket(&store).await;
+    mode.store(FSYNC_HANGS, Ordering::SeqCst);
+    let first = store.append(bucket.id, vec![plain(1)], None);
+    let mut first = std::pin::pin!(first);
+    let moment = Duration::from_millis(50);
+    assert!(
+        tokio::time::timeout(moment, first.as_mut()).await.is_err(),
+        "the fsync hangs"
+    );
+    let given_up = store.append(bucket.id, vec![plain(2)], None);
+    assert!(
+        tokio::time::timeout(moment, given_up).await.is_err(),
+        "it waits behind the first"
+    );
+    mode.store(FINE, Ordering::SeqCst);
+    first.await.expect("stored");
+    store
+        .append(bucket.id, vec![plain(3)], None)
+        .await
+        .expect("stored");
+    let stored = store
+        .read_after(&bucket, Seq(0), 99, usize::MAX)
+        .expect("read")
+        .events;
+    let stored: Vec<_> = stored.into_iter().map(|s| s.event).collect();
+    assert_eq!(stored, [1, 3].map(event));
 }
 
 #[tokio::test]
