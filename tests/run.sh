@@ -25,6 +25,7 @@ need npm nodejs npm
 need shellcheck shellcheck
 need curl curl
 need dash dash
+need ps procps
 npm ci --prefix tests/payloads --ignore-scripts --no-audit --no-fund --loglevel=error
 if ! "$tools/bin/cargo-deny" --version 2>/dev/null | grep -qF "$DENY_VERSION"; then
     cargo install cargo-deny --version "$DENY_VERSION" --locked --quiet --root "$tools"
