@@ -173,7 +173,8 @@ impl Store {
         .await
     }
 
-    /// Makes everything that waits for its backoff at a destination due now, oldest first. What the
+    /// Makes everything that waits for its backoff at a destination due now, oldest first, and with
+    /// it what only waits its turn but was stored while the clock was ahead of `now`. What the
     /// target itself asked to wait for stays, within the longest wait it may ask for.
     ///
     /// # Errors
@@ -375,6 +376,17 @@ pub(crate) enum Wait {
     Backoff = 2,
 }
 
+impl Wait {
+    /// From a row of the index; what no release has written waits its turn.
+    fn read(stored: u8) -> Self {
+        match stored {
+            1 => Self::Held,
+            2 => Self::Backoff,
+            _ => Self::Turn,
+        }
+    }
+}
+
 /// Where a delivery stood in the index and the counts before a change.
 #[derive(Clone, Copy)]
 pub(crate) struct Waiting {
@@ -506,14 +518,18 @@ fn release_chunk(
     let (mut rows, mut next) = (Vec::new(), None);
     let from = (destination.0, at, bucket, seq, ordinal);
     for entry in tx.due.open()?.range(from..=*whole(destination).end())? {
-        let (row, held) = entry?;
+        let (row, wait) = entry?;
         let row = row.value();
         if rows.len() == CHUNK {
             next = Some((row.1, row.2, row.3, row.4));
             break;
         }
-        let backs_off = held.value() == Wait::Backoff as u8;
-        if backs_off || (held.value() == Wait::Held as u8 && row.1 > longest) {
+        let released = match Wait::read(wait.value()) {
+            Wait::Turn => row.1 > now.as_micros(),
+            Wait::Held => row.1 > longest,
+            Wait::Backoff => true,
+        };
+        if released {
             rows.push(row);
         }
     }
@@ -540,13 +556,8 @@ fn adopt_chunk(
             continue;
         }
         for entry in tx.due.open()?.range(whole(id))?.take(CHUNK - rows.len()) {
-            let (row, held) = entry?;
-            let wait = match held.value() {
-                1 => Wait::Held,
-                2 => Wait::Backoff,
-                _ => Wait::Turn,
-            };
-            rows.push((row.value(), wait));
+            let (row, wait) = entry?;
+            rows.push((row.value(), Wait::read(wait.value())));
         }
     }
     let mut moved = 0;

@@ -329,6 +329,30 @@ async fn release_puts_an_overdue_retry_before_what_came_after_it() {
 }
 
 #[tokio::test]
+async fn release_does_not_leave_what_was_stored_by_a_clock_that_was_ahead() {
+    let store = memory(Role::Agent);
+    let bucket = bucket(&store).await;
+    let there = store
+        .ensure_destination(bucket.id, "http://localhost:1")
+        .await
+        .expect("stored");
+    let ahead = |n| {
+        let mut new = to(n, there);
+        new.deliveries[0].created_at = NOW.after(Duration::from_secs(3600 + n));
+        new
+    };
+    store
+        .append(bucket.id, vec![to(1, there), ahead(2), ahead(3)], None)
+        .await
+        .expect("stored");
+    let due = || store.due(there, NOW, &HashSet::new(), 9).expect("read");
+    assert_eq!(due().ready.len(), 1, "the clock has been set back since");
+    assert_eq!(store.release(there, NOW).await.expect("stored"), 2);
+    let seqs: Vec<_> = due().ready.iter().map(|k| k.seq.0).collect();
+    assert_eq!(seqs, [1, 2, 3], "in order of arrival");
+}
+
+#[tokio::test]
 async fn what_waits_elsewhere_is_adopted_once() {
     let store = memory(Role::Agent);
     let bucket = bucket(&store).await;
