@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::bucket::{BucketId, Seq};
 use crate::id::{DeliveryId, EventId};
-use crate::retry::{Phase, Verdict};
+use crate::retry::{DeliveryHistory, Phase, Verdict};
 use crate::time::Timestamp;
 
 /// Why a delivery was given up.
@@ -130,6 +130,43 @@ pub struct Delivery {
     pub next_attempt_at: Option<Timestamp>,
     /// Whether a person asked for it again.
     pub replay: bool,
+}
+
+/// What is to be done with a delivery that is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Try it; this is its history once that is done.
+    Attempt(DeliveryHistory),
+    /// Give it up untried: its deadline has passed.
+    Expire,
+}
+
+impl Delivery {
+    /// What to do now that it is due. `certain` is [`Moment::certain`](crate::time::Moment).
+    pub fn step(&self, certain: Timestamp) -> Step {
+        if certain > self.deadline_at {
+            return Step::Expire;
+        }
+        Step::Attempt(DeliveryHistory {
+            attempts: self.attempts + 1,
+            first_failed_at: self.first_failed_at,
+            phase: self.phase,
+            deadline_at: self.deadline_at,
+        })
+    }
+
+    /// Moves on by what an attempt has shown. Attempt numbers never go back.
+    pub fn follow(&mut self, attempt: &Attempt) {
+        self.attempts = self.attempts.max(attempt.number);
+        self.state = attempt.state();
+        self.reason = attempt.reason();
+        self.phase = attempt.next_phase();
+        self.next_attempt_at = attempt.next_attempt_at();
+        if attempt.state() != State::Sent {
+            let failed_at = attempt.at.after(attempt.duration);
+            self.first_failed_at.get_or_insert(failed_at);
+        }
+    }
 }
 
 /// One try, as it is recorded.

@@ -6,6 +6,7 @@
 pub mod breaker;
 pub mod bucket;
 pub mod delivery;
+pub mod dispatch;
 pub mod event;
 pub mod id;
 pub mod limits;

@@ -1,16 +1,16 @@
 //! The loop of one destination: due -> attempt -> verdict -> record. It must not decide anything
 //! itself: `core` does, and the store remembers.
 
-use std::collections::HashSet;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
-use whrelay_core::breaker::{Breaker, Change};
+use whrelay_core::breaker::Change;
 use whrelay_core::bucket::Bucket;
-use whrelay_core::delivery::{Attempt, DeadReason, Delivery, DeliveryKey, DestinationId};
+use whrelay_core::delivery::{Attempt, DeadReason, Delivery, DeliveryKey, DestinationId, Step};
+use whrelay_core::dispatch::Dispatcher;
 use whrelay_core::event::Event;
 use whrelay_core::limits;
 use whrelay_core::outcome::Outcome;
@@ -66,9 +66,6 @@ pub struct Engine {
     notify: Notify,
 }
 
-/// Deliveries looked at, oldest due first, for a deadline that passed while the endpoint was offline.
-const EXPIRING: usize = 64;
-
 struct Finished {
     key: DeliveryKey,
     /// What the endpoint did, if it was asked.
@@ -78,8 +75,7 @@ struct Finished {
 type Probe = Pin<Box<dyn Future<Output = bool> + Send>>;
 
 struct Lane {
-    breaker: Breaker,
-    in_flight: HashSet<DeliveryKey>,
+    dispatcher: Dispatcher,
     attempts: JoinSet<Result<Finished, StoreError>>,
     probe: Option<Probe>,
 }
@@ -114,8 +110,7 @@ impl Engine {
             () = stop.cancelled() => return Ok(()),
         };
         let mut lane = Lane {
-            breaker: Breaker::new(engine.destination.max_in_flight),
-            in_flight: HashSet::new(),
+            dispatcher: Dispatcher::new(engine.destination.max_in_flight),
             attempts: JoinSet::new(),
             probe: None,
         };
@@ -144,21 +139,14 @@ impl Engine {
 
     /// Starts what is due, as far as the window goes. Answers how long nothing else will be.
     fn start_due(self: &Arc<Self>, lane: &mut Lane) -> Result<Duration, StoreError> {
-        // An endpoint that is offline is asked for nothing, but deadlines pass all the same.
-        let offline = lane.breaker.is_offline();
-        let window = if offline {
-            EXPIRING
-        } else {
-            lane.breaker.window()
-        };
-        let free = window.saturating_sub(lane.in_flight.len());
-        if free == 0 {
+        let room = lane.dispatcher.room();
+        if room == 0 {
             return Ok(limits::REARM);
         }
         let now = self.clock.now();
         let scan = match self
             .store
-            .due(self.destination.id, now, &lane.in_flight, free)
+            .due(self.destination.id, now, lane.dispatcher.in_flight(), room)
         {
             Ok(scan) => scan,
             // The store reopens by itself; a commit or the timer comes back here.
@@ -166,13 +154,11 @@ impl Engine {
             Err(error) => return Err(error),
         };
         for key in scan.ready {
-            if offline && !self.is_expired(key) {
-                continue;
+            if lane.dispatcher.claim(key, || self.is_expired(key)) {
+                let engine = Arc::clone(self);
+                lane.attempts
+                    .spawn(async move { engine.attempt(key).await });
             }
-            lane.in_flight.insert(key);
-            let engine = Arc::clone(self);
-            lane.attempts
-                .spawn(async move { engine.attempt(key).await });
         }
         let wait = scan
             .next_at
@@ -183,7 +169,7 @@ impl Engine {
     fn is_expired(&self, key: DeliveryKey) -> bool {
         let certain = self.clock.moment().certain;
         let delivery = self.store.delivery(key).ok().flatten();
-        delivery.is_some_and(|delivery| certain > delivery.deadline_at)
+        delivery.is_some_and(|delivery| delivery.step(certain) == Step::Expire)
     }
 
     fn finish(
@@ -192,11 +178,8 @@ impl Engine {
         done: Result<Result<Finished, StoreError>, JoinError>,
     ) -> Result<(), StoreError> {
         let Finished { key, outcome } = joined(done)?;
-        lane.in_flight.remove(&key);
         let now = Instant::now();
-        if let Some(outcome) = outcome
-            && let Some(change) = lane.breaker.on_outcome(&outcome, now)
-        {
+        if let Some(change) = lane.dispatcher.finish(key, outcome.as_ref(), now) {
             self.tell_change(change);
         }
         self.plan_probe(lane);
@@ -204,7 +187,7 @@ impl Engine {
     }
 
     async fn probed(self: &Arc<Self>, lane: &mut Lane, accepted: bool) -> Result<(), StoreError> {
-        if let Some(change) = lane.breaker.on_probe(accepted, Instant::now()) {
+        if let Some(change) = lane.dispatcher.on_probe(accepted, Instant::now()) {
             self.tell_change(change);
             let engine = Arc::clone(self);
             let release = tokio::spawn(async move { engine.release().await });
@@ -219,7 +202,7 @@ impl Engine {
     }
 
     fn plan_probe(&self, lane: &mut Lane) {
-        lane.probe = match (lane.breaker.probe_at(), lane.probe.take()) {
+        lane.probe = match (lane.dispatcher.probe_at(), lane.probe.take()) {
             (None, _) => None,
             (Some(_), Some(planned)) => Some(planned),
             (Some(at), None) => {
@@ -278,11 +261,12 @@ impl Engine {
         let Some((delivery, event)) = loaded else {
             return Ok(Finished { key, outcome: None });
         };
-        let outcome = if self.clock.moment().certain > delivery.deadline_at {
-            self.expire(&delivery, &event).await?;
-            None
-        } else {
-            Some(self.try_once(&delivery, &event).await?)
+        let outcome = match delivery.step(self.clock.moment().certain) {
+            Step::Expire => {
+                self.expire(&delivery, &event).await?;
+                None
+            }
+            Step::Attempt(history) => Some(self.try_once(&delivery, &event, history).await?),
         };
         Ok(Finished { key, outcome })
     }
@@ -293,8 +277,13 @@ impl Engine {
         Ok(delivery.zip(event))
     }
 
-    async fn try_once(&self, delivery: &Delivery, event: &Event) -> Result<Outcome, StoreError> {
-        let number = delivery.attempts + 1;
+    async fn try_once(
+        &self,
+        delivery: &Delivery,
+        event: &Event,
+        history: DeliveryHistory,
+    ) -> Result<Outcome, StoreError> {
+        let number = history.attempts;
         let (at, started) = (self.clock.now(), Instant::now());
         let reply = self
             .client
@@ -302,12 +291,6 @@ impl Engine {
             .await;
         let duration = started.elapsed();
         let now = self.clock.moment();
-        let history = DeliveryHistory {
-            attempts: number,
-            first_failed_at: delivery.first_failed_at,
-            phase: delivery.phase,
-            deadline_at: delivery.deadline_at,
-        };
         let policy = &self.destination.policy;
         let verdict = decide(policy, history, &reply.outcome, now, Jitter(rand::random()));
         let outcome = reply.outcome;

@@ -1,6 +1,6 @@
 //! The log of attempts: appended with each verdict, read by place. It must not know who follows it.
 
-use whrelay_core::delivery::{Attempt, State};
+use whrelay_core::delivery::Attempt;
 
 use crate::deliveries::{self, Wait, Waiting};
 use crate::disk::Store;
@@ -32,16 +32,7 @@ impl Store {
                 && !delivery.state.is_finished()
             {
                 let before = Waiting::of(&delivery);
-                delivery.attempts = delivery.attempts.max(attempt.number);
-                delivery.state = attempt.state();
-                delivery.reason = attempt.reason();
-                delivery.phase = attempt.next_phase();
-                delivery.next_attempt_at = attempt.next_attempt_at();
-                if attempt.state() != State::Sent {
-                    delivery
-                        .first_failed_at
-                        .get_or_insert(attempt.at.after(attempt.duration));
-                }
+                delivery.follow(&attempt);
                 let wait = if attempt.is_held() {
                     Wait::Held
                 } else {
