@@ -45,6 +45,9 @@ step "dependencies: licences, sources, bans"
 step "tests"
 cargo test --workspace --locked --quiet
 
+step "the attack"
+tests/faults.sh
+
 step "the installer"
 cargo build --release --locked --quiet
 tests/install.sh

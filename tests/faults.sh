@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Attacks the durable line: `tests/faults.sh` in the size of CI, `tests/faults.sh --full` for hours.
+# What each ring does and what it found is in docs/guarantees.md.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+lifetimes=1000000
+case "${1-}" in
+"") ;;
+--full) lifetimes=100000000 ;;
+*)
+    echo "usage: tests/faults.sh [--full]" >&2
+    exit 2
+    ;;
+esac
+
+cargo build --release --locked --quiet -p whrelay-tests --bin whrelay-faults
+faults="${CARGO_TARGET_DIR:-target}/release/whrelay-faults"
+
+ring() { printf '\n== ring %s\n' "$*"; }
+
+ring "1: simulation"
+"$faults" sim --lifetimes "$lifetimes"
+"$faults" planted

@@ -1,0 +1,412 @@
+//! An agent's steps: its process, its link and its store, as the real shells take them.
+
+use std::collections::VecDeque;
+
+use whrelay_core::bucket::Seq;
+use whrelay_core::delivery::Delivery;
+use whrelay_core::dispatch::Dispatcher;
+use whrelay_core::id::DeliveryId;
+use whrelay_core::retry::{Jitter, reconnect_pause};
+use whrelay_core::time::Moment;
+use whrelay_proto::frame::{Frame, RefusedCode, Resume, Welcome};
+use whrelay_proto::{AgentAction, AgentSession, ProtocolError, codec};
+use whrelay_store::{NewDelivery, NewEvent, SourceMark};
+
+use super::ledger::{Ledger, Verdicts, hold};
+use super::node::{
+    AgentProcess, Desk, FarEnd, Lane, Link, NearEnd, ProcessClock, Purpose, Stage, Time,
+};
+use super::planted::Bug;
+use super::seen::Point;
+use super::vault::{Vault, Write};
+use super::world::World;
+
+/// How long an attempt may take.
+pub(crate) const TIMEOUT: Time = 30_000_000;
+
+impl<V: Vault> World<V> {
+    pub(crate) fn start_agent(&mut self, n: usize) -> Verdicts {
+        let node = &mut self.agents[n];
+        node.vault.reopen();
+        let mut clock = ProcessClock::start(&node.machine, self.time);
+        let now = clock.read(&node.machine, self.time);
+        let (mut desk, mut lanes) = (Desk::default(), Vec::new());
+        let ahead = |d: &Delivery| d.attempts == 0 && d.next_attempt_at > Some(now.now);
+        let last = node.vault.last_seq(node.bucket.id).0;
+        let deliveries = |seq| node.vault.deliveries_of(node.bucket.id, Seq(seq));
+        if (1..=last).flat_map(deliveries).any(|d| ahead(&d)) {
+            self.seen.note(Point::QueuedAheadOfTheClock);
+        }
+        for (index, (id, endpoint)) in node.targets.iter().enumerate() {
+            // Nobody knows what the endpoint did while nobody looked: all that backs off is due.
+            let write = Write::Release {
+                destination: *id,
+                now: now.now,
+            };
+            let purpose = Purpose::Release { lane: index };
+            desk.asked.push_back((write, purpose));
+            lanes.push(Lane {
+                id: *id,
+                endpoint: *endpoint,
+                dispatcher: Dispatcher::new(self.max_in_flight),
+                flights: Vec::new(),
+                begun: false,
+                wake: true,
+                look_at: None,
+            });
+        }
+        node.process = Some(AgentProcess {
+            clock,
+            desk,
+            lanes,
+            link: None,
+            failures: 0,
+            redial_at: self.time,
+            waiting: VecDeque::new(),
+            appending: false,
+        });
+        Ok(())
+    }
+
+    /// The present, as an agent's process tells it.
+    pub(crate) fn now_at(&mut self, n: usize) -> Moment {
+        let node = &mut self.agents[n];
+        match &mut node.process {
+            Some(process) => process.clock.read(&node.machine, self.time),
+            None => Moment {
+                now: node.machine.wall(self.time),
+                certain: node.machine.wall(self.time),
+            },
+        }
+    }
+
+    pub(crate) fn dial(&mut self, n: usize) -> Verdicts {
+        let jitter = Jitter(self.chance.bits() as u32);
+        let node = &mut self.agents[n];
+        let Some(process) = &mut node.process else {
+            return Ok(());
+        };
+        process.redial_at =
+            self.time + reconnect_pause(process.failures, jitter).as_micros() as Time;
+        process.failures += 1;
+        if self.forwarder.process.is_none() {
+            self.seen.note(Point::DialFailed);
+            return Ok(());
+        }
+        let resume = node.vault.source(node.bucket.id).map(|mark| Resume {
+            forwarder: mark.forwarder,
+            seq: mark.seq.0,
+        });
+        let (session, hello) =
+            AgentSession::begin(node.bucket.name.as_str(), &node.subscription, resume);
+        let Frame::Hello(mut hello) = hello else {
+            return Ok(());
+        };
+        // Small windows, so that credit runs out.
+        hello.window_events = 1 + self.chance.below(6) as u32;
+        hello.window_bytes = 64 + self.chance.below(512);
+        self.last_link += 1;
+        process.link = Some(self.last_link);
+        let near = NearEnd {
+            session,
+            forwarder: None,
+            received: Vec::new(),
+        };
+        self.links.push(Link {
+            id: self.last_link,
+            agent: n,
+            near: Some(near),
+            far: Some(FarEnd::default()),
+            up: [codec::encode(Frame::Hello(hello))].into(),
+            down: VecDeque::new(),
+            cut: None,
+        });
+        Ok(())
+    }
+
+    pub(crate) fn frame_down(&mut self, link: usize) -> Verdicts {
+        let Some(bytes) = self.links[link].down.pop_front() else {
+            return Ok(());
+        };
+        let n = self.links[link].agent;
+        let Some(near) = &mut self.links[link].near else {
+            return Ok(());
+        };
+        match codec::decode(bytes).and_then(|frame| near.session.on_frame(frame)) {
+            Ok(AgentAction::Welcomed(Welcome { forwarder, .. })) => {
+                self.seen.note(Point::FrameWelcome);
+                near.forwarder = Some(forwarder);
+            }
+            Ok(AgentAction::Store { events, upto }) => {
+                self.seen.note(Point::FrameEvents);
+                let ids = events
+                    .iter()
+                    .map(|e| (e.seq, whrelay_core::id::EventId::from_bytes(e.head.id)));
+                near.received.extend(ids);
+                if self.planted == Some(Bug::AckBeforePersist) {
+                    self.acknowledge(link, upto)?;
+                }
+                if let Some(process) = &mut self.agents[n].process {
+                    process.waiting.push_back((events, upto));
+                }
+            }
+            Ok(AgentAction::Refused(refused)) => {
+                self.close_near(link);
+                if refused.code == RefusedCode::Replaced {
+                    self.seen.note(Point::FrameReplaced);
+                    self.stop_agent(n)?;
+                }
+            }
+            Err(error) => {
+                let gap = matches!(error, ProtocolError::Gap { .. });
+                self.seen.note(if gap {
+                    Point::BreachGap
+                } else {
+                    Point::BreachOther
+                });
+                self.cut_link(link);
+                self.close_near(link);
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn near_notices(&mut self, link: usize) -> Verdicts {
+        self.close_near(link);
+        Ok(())
+    }
+
+    fn close_near(&mut self, link: usize) {
+        let n = self.links[link].agent;
+        self.links[link].near = None;
+        let abandons = self.chance.permille(500);
+        let Some(process) = &mut self.agents[n].process else {
+            return;
+        };
+        process.link = None;
+        process.waiting.clear();
+        // What waits for the writer and nobody waits for any more is left undone; what has begun is
+        // finished, and nobody hears of it.
+        let before = process.desk.asked.len();
+        let append = |purpose: &Purpose| matches!(purpose, Purpose::Append { .. });
+        if abandons {
+            process.desk.asked.retain(|(_, purpose)| !append(purpose));
+        }
+        if process.desk.asked.len() < before {
+            self.seen.note(Point::WriteAbandoned);
+        }
+        process.appending = false;
+    }
+
+    /// Puts what waits on disk, with its deliveries and the place it reaches, in one transaction.
+    pub(crate) fn append(&mut self, n: usize) -> Verdicts {
+        let now = self.now_at(n);
+        let node = &mut self.agents[n];
+        let Some(process) = &mut node.process else {
+            return Ok(());
+        };
+        let near = self
+            .links
+            .iter()
+            .find(|link| Some(link.id) == process.link)
+            .and_then(|link| link.near.as_ref());
+        let forwarder = near.and_then(|near| near.forwarder.clone());
+        let (Some(forwarder), Some(link)) = (forwarder, process.link) else {
+            process.waiting.clear();
+            return Ok(());
+        };
+        let (mut new, mut reached) = (Vec::new(), 0);
+        for (events, upto) in process.waiting.drain(..) {
+            reached = upto;
+            for event in events {
+                let event = event.into_event(node.bucket.name.clone());
+                let deliveries = node.targets.iter().map(|(id, _)| NewDelivery {
+                    id: DeliveryId::from_parts(now.now, u128::from(self.chance.bits())),
+                    destination: *id,
+                    created_at: now.now,
+                    deadline_at: self.policy.deadline_of(now.now),
+                    replay: false,
+                });
+                let deliveries = deliveries.collect();
+                new.push(NewEvent { event, deliveries });
+            }
+        }
+        process.appending = true;
+        let write = Write::Append {
+            bucket: node.bucket.id,
+            events: new,
+            mark: Some(SourceMark {
+                forwarder,
+                seq: Seq(reached),
+            }),
+        };
+        let purpose = Purpose::Append { link, reached };
+        process.desk.asked.push_back((write, purpose));
+        Ok(())
+    }
+
+    pub(crate) fn commit_agent(&mut self, n: usize) -> Verdicts {
+        let node = &mut self.agents[n];
+        let Some(process) = &mut node.process else {
+            return Ok(());
+        };
+        let group = 1 + self.chance.index(process.desk.asked.len());
+        let (writes, purposes): (Vec<_>, Vec<_>) = process.desk.asked.drain(..group).unzip();
+        for write in &writes {
+            if let Write::Release { now, .. } = write {
+                self.ledger.released(*now);
+            }
+        }
+        let Ok(done) = node.vault.commit(writes) else {
+            return self.crash_agent(n);
+        };
+        process.desk.answered.extend(done.into_iter().zip(purposes));
+        // A commit wakes every lane, as the store's own counter does.
+        for lane in &mut process.lanes {
+            lane.wake |= self.planted != Some(Bug::LostWakeUp);
+        }
+        if !self.audits {
+            return Ok(());
+        }
+        let targets: Vec<_> = node.targets.iter().map(|(id, _)| *id).collect();
+        Ledger::audit(&node.vault, &node.bucket, &targets)
+    }
+
+    pub(crate) fn settle_agent(&mut self, n: usize) -> Verdicts {
+        let Some(process) = &mut self.agents[n].process else {
+            return Ok(());
+        };
+        let Some((done, purpose)) = process.desk.answered.pop_front() else {
+            return Ok(());
+        };
+        match purpose {
+            Purpose::Append { link, reached } => {
+                if let super::vault::Done::Appended(receipts) = done
+                    && receipts.iter().any(|receipt| receipt.duplicate)
+                {
+                    self.seen.note(Point::DuplicateAbsorbed);
+                }
+                self.appended(n, link, reached)
+            }
+            Purpose::Release { lane } => {
+                process.lanes[lane].begun = true;
+                process.lanes[lane].wake = true;
+                Ok(())
+            }
+            Purpose::Verdict { lane, verdict } => self.finish(n, lane, &verdict),
+            Purpose::Replay { rows } => self.replayed(n, &rows),
+            Purpose::Post { .. } | Purpose::Ack => Ok(()),
+        }
+    }
+
+    fn appended(&mut self, n: usize, link: u64, reached: u64) -> Verdicts {
+        if let Some(process) = &mut self.agents[n].process
+            && process.link == Some(link)
+        {
+            process.appending = false;
+            process.failures = 0;
+        }
+        match self.links.iter().position(|l| l.id == link) {
+            Some(link) => self.acknowledge(link, reached),
+            None => Ok(()),
+        }
+    }
+
+    fn acknowledge(&mut self, link: usize, upto: u64) -> Verdicts {
+        let Link {
+            near, up, agent, ..
+        } = &mut self.links[link];
+        let Some(near) = near else {
+            return Ok(());
+        };
+        let Some(ack) = near.session.persisted(upto) else {
+            return Ok(());
+        };
+        up.push_back(codec::encode(ack));
+        let upto = near.received.partition_point(|(seq, _)| *seq <= upto);
+        let sent: Vec<_> = near.received.drain(..upto).map(|(_, id)| id).collect();
+        Ledger::acked(&self.agents[*agent].vault, &sent)
+    }
+
+    /// I17: a replay leaves the rows before it as they are.
+    fn replayed(&mut self, n: usize, rows: &[Delivery]) -> Verdicts {
+        let node = &self.agents[n];
+        for row in rows.iter().filter(|row| row.state.is_finished()) {
+            let now = node.vault.delivery(row.key);
+            hold(now.as_ref() == Some(row), "I17", || {
+                format!("a replay changed {}", row.id)
+            })?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn crash_agent(&mut self, n: usize) -> Verdicts {
+        let Some(process) = &self.agents[n].process else {
+            return Ok(());
+        };
+        let asked = |is: fn(&Purpose) -> bool| process.desk.asked.iter().any(|(_, p)| is(p));
+        let answered = |is: fn(&Purpose) -> bool| process.desk.answered.iter().any(|(_, p)| is(p));
+        let stage = |is: fn(&Stage) -> bool| {
+            let mut flights = process.lanes.iter().flat_map(|lane| &lane.flights);
+            flights.any(|flight| is(&flight.stage))
+        };
+        let append: fn(&Purpose) -> bool = |p| matches!(p, Purpose::Append { .. });
+        let verdict: fn(&Purpose) -> bool = |p| matches!(p, Purpose::Verdict { .. });
+        let cases = [
+            (
+                asked(append) || !process.waiting.is_empty(),
+                Point::CrashWithEventsUnpersisted,
+            ),
+            (answered(append), Point::CrashWithAppendUnheard),
+            (
+                stage(|s| matches!(s, Stage::Going)),
+                Point::CrashBeforeRequest,
+            ),
+            (
+                stage(|s| matches!(s, Stage::Answered { .. })),
+                Point::CrashAfterRequest,
+            ),
+            (asked(verdict), Point::CrashWithVerdictUnwritten),
+            (answered(verdict), Point::CrashWithVerdictUnheard),
+            (
+                asked(|p| matches!(p, Purpose::Release { .. })),
+                Point::CrashWithReleaseUnwritten,
+            ),
+            (
+                asked(|p| matches!(p, Purpose::Replay { .. })),
+                Point::CrashWithReplayUnwritten,
+            ),
+        ];
+        if cases.iter().all(|(is, _)| !is) {
+            self.seen.note(Point::CrashWhileIdle);
+        }
+        for (_, point) in cases.iter().filter(|(is, _)| *is) {
+            self.seen.note(*point);
+        }
+        self.seen.crashes += 1;
+        self.stop_agent(n)
+    }
+
+    /// The process is gone, and with it everything that was not on disk.
+    pub(crate) fn stop_agent(&mut self, n: usize) -> Verdicts {
+        let Some(process) = self.agents[n].process.take() else {
+            return Ok(());
+        };
+        for (_, purpose) in process.desk.answered {
+            // What is on disk counts, heard or not.
+            if let Purpose::Verdict { verdict, .. } = purpose {
+                self.ledger.recorded(&self.policy, &verdict)?;
+            }
+        }
+        for flight in process.lanes.iter().flat_map(|lane| &lane.flights) {
+            self.ledger.cut(flight.delivery.id);
+        }
+        for link in 0..self.links.len() {
+            if self.links[link].agent == n {
+                self.links[link].near = None;
+                self.cut_link(link);
+            }
+        }
+        Ok(())
+    }
+}

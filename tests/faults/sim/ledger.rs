@@ -1,0 +1,453 @@
+//! Who knows better: what was promised to whom, and what really happened, kept outside every node.
+//! It judges each step by the invariants (`docs/guarantees.md`); it must not look into a node's
+//! memory, only at its disk and at what left it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use whrelay_core::bucket::{Bucket, Seq};
+use whrelay_core::delivery::{Attempt, DeadReason, Delivery, DestinationId};
+use whrelay_core::event::{Event, Request};
+use whrelay_core::id::{DeliveryId, EventId};
+use whrelay_core::limits;
+use whrelay_core::outcome::{Outcome, RetryOn};
+use whrelay_core::retry::{Phase, RetryPolicy, Schedule, Verdict};
+use whrelay_core::time::{Moment, Timestamp};
+
+use super::node::AgentNode;
+use super::vault::Vault;
+
+/// An invariant that does not hold, and how that was seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Violation {
+    pub(crate) invariant: &'static str,
+    pub(crate) what: String,
+}
+
+pub(crate) type Verdicts = Result<(), Violation>;
+
+/// Says what is wrong unless it holds.
+pub(crate) fn hold(
+    holds: bool,
+    invariant: &'static str,
+    what: impl FnOnce() -> String,
+) -> Verdicts {
+    if holds {
+        return Ok(());
+    }
+    Err(Violation {
+        invariant,
+        what: what(),
+    })
+}
+
+/// What was accepted with a 2xx.
+#[derive(Clone, Debug)]
+pub(crate) struct Accepted {
+    pub(crate) bucket: usize,
+    request: Request,
+}
+
+/// What is known of one delivery from outside.
+#[derive(Clone, Debug)]
+struct Track {
+    last_number: u32,
+    /// The last attempt was cut off by a crash, so its number may come again.
+    cut: bool,
+    running: bool,
+    /// Requests that reached the endpoint, and those it answered 2xx.
+    hits: u32,
+    answered: u32,
+    /// Attempts recorded, and attempts that a crash cut off.
+    recorded: u32,
+    cuts: u32,
+    sent: bool,
+    handed_over: bool,
+    /// The target asked not to be tried before this.
+    not_before: Timestamp,
+}
+
+const WHENEVER: Timestamp = Timestamp::from_micros(i64::MIN);
+
+impl Default for Track {
+    fn default() -> Self {
+        Self {
+            last_number: 0,
+            cut: false,
+            running: false,
+            hits: 0,
+            answered: 0,
+            recorded: 0,
+            cuts: 0,
+            sent: false,
+            handed_over: false,
+            not_before: WHENEVER,
+        }
+    }
+}
+
+/// An attempt about to start.
+pub(crate) struct Start<'a> {
+    pub(crate) agent: usize,
+    pub(crate) delivery: &'a Delivery,
+    pub(crate) number: u32,
+    pub(crate) now: Moment,
+    /// Attempts at the destination, this one included.
+    pub(crate) running: usize,
+    pub(crate) max_in_flight: usize,
+}
+
+/// An attempt, what it was made on and when it was judged: it is on disk.
+#[derive(Clone, Debug)]
+pub(crate) struct Recorded {
+    pub(crate) before: Delivery,
+    pub(crate) attempt: Attempt,
+    pub(crate) outcome: Option<Outcome>,
+    pub(crate) now: Moment,
+}
+
+/// The truth.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Ledger {
+    pub(crate) accepted: BTreeMap<EventId, Accepted>,
+    tracks: HashMap<DeliveryId, Track>,
+    /// The one delivery that an event begins at each target of each agent.
+    first: HashMap<(usize, EventId, DestinationId), DeliveryId>,
+}
+
+impl Ledger {
+    /// I1: what a 2xx is given for is on the forwarder's disk, whole.
+    pub(crate) fn accept<V: Vault>(
+        &mut self,
+        vault: &V,
+        buckets: &[Bucket],
+        bucket: usize,
+        event: &Event,
+    ) -> Verdicts {
+        let place = vault.find(event.id);
+        let stored = place.and_then(|(_, seq)| vault.event_at(&buckets[bucket], seq));
+        hold(stored.as_ref() == Some(event), "I1", || {
+            format!("{} was answered 2xx and is not on disk", event.id)
+        })?;
+        self.believe(bucket, event);
+        Ok(())
+    }
+
+    /// A sender has heard a 2xx.
+    pub(crate) fn believe(&mut self, bucket: usize, event: &Event) {
+        let accepted = Accepted {
+            bucket,
+            request: event.request.clone(),
+        };
+        self.accepted.insert(event.id, accepted);
+    }
+
+    /// I2: what an agent acknowledges is on its disk. `sent` are the events up to the ack.
+    pub(crate) fn acked<V: Vault>(vault: &V, sent: &[EventId]) -> Verdicts {
+        let lost = sent.iter().find(|id| vault.find(**id).is_none());
+        hold(lost.is_none(), "I2", || {
+            format!(
+                "{} was acknowledged and is not on disk",
+                lost.map_or_else(String::new, EventId::to_string)
+            )
+        })
+    }
+
+    /// I5 to I8 and I10, as an attempt starts.
+    pub(crate) fn start(&mut self, start: &Start<'_>) -> Verdicts {
+        let Start {
+            agent,
+            delivery,
+            number,
+            now,
+            running,
+            max_in_flight,
+        } = *start;
+        let id = delivery.id;
+        if !delivery.replay {
+            let place = (agent, delivery.event, delivery.destination);
+            let first = *self.first.entry(place).or_insert(id);
+            hold(first == id, "I3", || {
+                format!("{first} and {id} are the same event to one target")
+            })?;
+        }
+        let track = self.tracks.entry(id).or_default();
+        hold(!track.running, "I15", || {
+            format!("{id} is tried twice at once")
+        })?;
+        hold(!track.sent, "I6", || {
+            format!("{id} is tried after it was sent")
+        })?;
+        let grows = number > track.last_number || (track.cut && number == track.last_number);
+        hold(grows, "I5", || {
+            format!("attempt {number} of {id} after {}", track.last_number)
+        })?;
+        let due = delivery.next_attempt_at.is_some_and(|at| at <= now.now);
+        hold(due && track.not_before <= now.now, "I7", || {
+            format!("{id} is tried at {} before its time", now.now)
+        })?;
+        hold(now.certain <= delivery.deadline_at, "I8", || {
+            format!("{id} is tried at {} after its deadline", now.certain)
+        })?;
+        hold(running <= max_in_flight, "I10", || {
+            format!("{running} attempts at once, {max_in_flight} allowed")
+        })?;
+        (track.last_number, track.running, track.cut) = (number, true, false);
+        track.not_before = WHENEVER;
+        Ok(())
+    }
+
+    /// A crash cut the attempt off.
+    pub(crate) fn cut(&mut self, delivery: DeliveryId) {
+        let track = self.tracks.entry(delivery).or_default();
+        if std::mem::take(&mut track.running) {
+            track.cut = true;
+            track.cuts += 1;
+        }
+    }
+
+    /// I11, I12 and I14, as a request reaches an endpoint of `bucket`.
+    pub(crate) fn hit(
+        &mut self,
+        delivery: &Delivery,
+        bucket: usize,
+        request: &Request,
+        answered: bool,
+    ) -> Verdicts {
+        // One that is not known here was stored, and its sender never heard of it.
+        if let Some(accepted) = self.accepted.get(&delivery.event) {
+            hold(accepted.bucket == bucket, "I12", || {
+                format!("{} reached another tenant", delivery.event)
+            })?;
+            hold(accepted.request == *request, "I11", || {
+                format!("{} reached its target changed", delivery.event)
+            })?;
+        }
+        let track = self.tracks.entry(delivery.id).or_default();
+        track.hits += 1;
+        track.answered += u32::from(answered);
+        hold(track.hits <= track.recorded + track.cuts + 1, "I14", || {
+            format!("{} hits of {} without a reason", track.hits, delivery.id)
+        })
+    }
+
+    /// I9 and I16, and that a delivery ends for a reason, as an attempt's record is on disk.
+    pub(crate) fn recorded(&mut self, policy: &RetryPolicy, recorded: &Recorded) -> Verdicts {
+        let Recorded {
+            before,
+            attempt,
+            outcome,
+            now,
+        } = recorded;
+        let (id, outcome, now) = (before.id, outcome.as_ref(), *now);
+        let track = self.tracks.entry(id).or_default();
+        track.running = false;
+        track.recorded += u32::from(outcome.is_some());
+        match attempt.verdict {
+            Verdict::Sent => {
+                track.sent = true;
+                hold(track.answered > 0, "C2", || {
+                    format!("{id} counts as sent, and no target has said so")
+                })
+            }
+            Verdict::Dead(reason) => ended(policy, before, outcome, reason, now),
+            Verdict::RetryAt { at, phase, held } => {
+                if held {
+                    track.not_before = at;
+                }
+                handed_over(track, policy, before, attempt, phase)?;
+                spaced(policy, before, attempt, outcome, now, at)
+            }
+        }
+    }
+
+    /// A release may cut short only waits that no target can have asked for.
+    pub(crate) fn released(&mut self, now: Timestamp) {
+        let longest = now.after(limits::MAX_RETRY_AFTER);
+        for track in self.tracks.values_mut() {
+            if track.not_before > longest {
+                track.not_before = WHENEVER;
+            }
+        }
+    }
+
+    /// I3 and I20 on an agent's disk: each delivery is in one state, counted once, and waits exactly
+    /// when it is in the index; each event has one delivery per target beside its replays.
+    pub(crate) fn audit<V: Vault>(
+        vault: &V,
+        bucket: &Bucket,
+        targets: &[DestinationId],
+    ) -> Verdicts {
+        for target in targets {
+            let mut counted = [0u64; 4];
+            let mut waiting = 0;
+            for seq in 1..=vault.last_seq(bucket.id).0 {
+                let mine = vault.deliveries_of(bucket.id, Seq(seq));
+                let mine = mine.iter().filter(|d| d.destination == *target);
+                let mut first = 0;
+                for delivery in mine {
+                    counted[delivery.state as usize] += 1;
+                    waiting += u64::from(delivery.next_attempt_at.is_some());
+                    first += u32::from(!delivery.replay);
+                    let waits = delivery.next_attempt_at.is_some();
+                    hold(waits != delivery.state.is_finished(), "I3", || {
+                        format!("{} is {} and waits: {waits}", delivery.id, delivery.state)
+                    })?;
+                }
+                hold(first == 1, "I3", || {
+                    format!("event {seq} has {first} deliveries to one target")
+                })?;
+            }
+            let counts = vault.counts(*target);
+            let kept = [counts.queued, counts.stalled, counts.dead, counts.sent];
+            hold(kept == counted, "I20", || {
+                format!("counts say {kept:?}, the rows {counted:?}")
+            })?;
+            let never = Timestamp::from_micros(i64::MAX);
+            let due = vault.due(*target, never, &Default::default(), usize::MAX);
+            hold(due.ready.len() as u64 == waiting, "I3", || {
+                format!("{waiting} wait, {} are in the index", due.ready.len())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// I4: whether what was accepted for a bucket is on the disk of one of the agents that share a
+    /// subscription, and has ended wherever it is.
+    pub(crate) fn settled<V: Vault>(
+        &self,
+        group: &[&AgentNode<V>],
+        tenant: usize,
+    ) -> Result<bool, Violation> {
+        for (event, _) in self.accepted.iter().filter(|(_, a)| a.bucket == tenant) {
+            let mut found = false;
+            for node in group {
+                let Some((_, seq)) = node.vault.find(*event) else {
+                    continue;
+                };
+                found = true;
+                let deliveries = node.vault.deliveries_of(node.bucket.id, seq);
+                let waits = deliveries.iter().any(|d| !d.state.is_finished());
+                hold(!deliveries.is_empty(), "I4", || {
+                    format!("{event} is stored and will never be delivered")
+                })?;
+                if waits {
+                    return Ok(false);
+                }
+            }
+            if !found {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// A delivery ends only for a reason that is one.
+fn ended(
+    policy: &RetryPolicy,
+    before: &Delivery,
+    outcome: Option<&Outcome>,
+    reason: DeadReason,
+    now: Moment,
+) -> Verdicts {
+    let holds = match reason {
+        DeadReason::Rejected => match (outcome, policy.retry_on) {
+            (Some(Outcome::Answered { status: 410, .. }), _) => true,
+            (Some(Outcome::Answered { status, .. }), RetryOn::Transient) => {
+                matches!(status, 300..=407 | 409..=424 | 426..=428 | 430..=499)
+            }
+            _ => false,
+        },
+        DeadReason::Deadline => now.certain >= before.deadline_at,
+        DeadReason::Attempts => {
+            let number = before.attempts + 1;
+            let listed = match &policy.schedule {
+                Schedule::Listed(pauses) => number as usize > pauses.len(),
+                Schedule::Seconds | Schedule::Medium | Schedule::Long => false,
+            };
+            listed || (policy.max_attempts > 0 && number >= policy.max_attempts)
+        }
+        DeadReason::Discarded => false,
+    };
+    hold(holds, "C2", || {
+        format!(
+            "{} is dead ({}) after {outcome:?}",
+            before.id,
+            reason.as_str()
+        )
+    })
+}
+
+/// I16: the handoff happens once, and not before its time.
+fn handed_over(
+    track: &mut Track,
+    policy: &RetryPolicy,
+    before: &Delivery,
+    attempt: &Attempt,
+    phase: Phase,
+) -> Verdicts {
+    let holds = match (before.phase, phase) {
+        (Phase::Fast, Phase::Fast) => !track.handed_over,
+        (Phase::Fast, Phase::Durable { since }) => {
+            let first = before.first_failed_at.unwrap_or(attempt.at);
+            let failed_for = attempt.at.after(attempt.duration).since(first);
+            let first_time = !std::mem::replace(&mut track.handed_over, true);
+            // The verdict reads the clock a moment after the attempt's end.
+            let time = failed_for + limits::JUMP >= policy.handoff_after;
+            first_time && since == attempt.number && time
+        }
+        (was @ Phase::Durable { .. }, is) => was == is,
+    };
+    hold(holds, "I16", || {
+        format!("{} went from {:?} to {phase:?}", before.id, before.phase)
+    })
+}
+
+/// I9: the pause is the schedule's, lengthened by at most 30 %, or what the target asked for, or
+/// what was left until the deadline.
+fn spaced(
+    policy: &RetryPolicy,
+    before: &Delivery,
+    attempt: &Attempt,
+    outcome: Option<&Outcome>,
+    now: Moment,
+    at: Timestamp,
+) -> Verdicts {
+    let scheduled = scheduled_pause(policy, attempt);
+    let asked = match outcome {
+        Some(Outcome::Answered {
+            retry_after: Some(asked),
+            ..
+        }) => asked.wait(now.now),
+        Some(_) | None => Duration::ZERO,
+    };
+    let pause = at.since(now.now);
+    let left = before.deadline_at.since(now.certain);
+    let least = scheduled.max(asked).min(left);
+    let most = (scheduled + scheduled * 3 / 10).max(asked);
+    hold(pause >= least && pause <= most, "I9", || {
+        format!(
+            "{} waits {pause:?} after attempt {}: {least:?} to {most:?} are allowed",
+            before.id, attempt.number
+        )
+    })
+}
+
+/// The contract's table, written a second time.
+fn scheduled_pause(policy: &RetryPolicy, attempt: &Attempt) -> Duration {
+    let doubled = |base: u64, cap: u64, times: u32| {
+        let seconds = base.saturating_mul(1u64.checked_shl(times.min(40)).unwrap_or(u64::MAX));
+        Duration::from_secs(seconds.min(cap))
+    };
+    let cap = match &policy.schedule {
+        Schedule::Listed(pauses) => return pauses[attempt.number as usize - 1],
+        Schedule::Seconds => 60,
+        Schedule::Medium => 3600,
+        Schedule::Long => 6 * 3600,
+    };
+    match attempt.next_phase() {
+        Phase::Fast => doubled(1, 30, attempt.number - 1),
+        Phase::Durable { since } => doubled(30, cap, attempt.number - since),
+    }
+}

@@ -1,0 +1,347 @@
+//! The reference model of the store: its promises, without a disk. A commit is one assignment, so
+//! that every crash falls between two of them. It must share no code with the store.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use whrelay_core::bucket::{Bucket, BucketId, BucketKey, BucketName, Seq};
+use whrelay_core::delivery::{Attempt, Delivery, DeliveryKey, DestinationId, State};
+use whrelay_core::event::Event;
+use whrelay_core::id::EventId;
+use whrelay_core::limits;
+use whrelay_core::retry::Phase;
+use whrelay_core::time::Timestamp;
+use whrelay_store::{
+    Batch, DueScan, NewDelivery, NewEvent, Receipt, SourceMark, StateCounts, StoredEvent,
+};
+
+use super::planted::Bug;
+use super::vault::{Done, PowerCut, Vault, Write};
+
+/// Why a delivery is in the index of what is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wait {
+    Turn,
+    Held,
+    Backoff,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Model {
+    name: u128,
+    buckets: Vec<Bucket>,
+    destinations: Vec<(BucketId, String)>,
+    events: BTreeMap<(BucketId, Seq), Event>,
+    places: HashMap<EventId, (BucketId, Seq)>,
+    deliveries: BTreeMap<DeliveryKey, Delivery>,
+    due: BTreeMap<(DestinationId, Timestamp, DeliveryKey), Wait>,
+    counts: HashMap<(DestinationId, State), u64>,
+    acked: HashMap<(BucketId, String), Seq>,
+    sources: HashMap<BucketId, SourceMark>,
+    /// Compiled into the world's own store, switched on by one seed's run.
+    planted: Option<Bug>,
+}
+
+impl Model {
+    fn put(&mut self, before: Option<&Delivery>, delivery: Delivery, wait: Wait) {
+        if let Some(before) = before {
+            let forgets =
+                self.planted != Some(Bug::RetryAfterSent) || !delivery.state.is_finished();
+            if let Some(at) = before.next_attempt_at
+                && forgets
+            {
+                self.due.remove(&(before.destination, at, before.key));
+            }
+            if let Some(count) = self.counts.get_mut(&(before.destination, before.state)) {
+                *count -= 1;
+            }
+        }
+        if let Some(at) = delivery.next_attempt_at {
+            self.due
+                .insert((delivery.destination, at, delivery.key), wait);
+        }
+        if self.planted != Some(Bug::CountsDrift) || delivery.state != State::Dead {
+            let place = (delivery.destination, delivery.state);
+            *self.counts.entry(place).or_default() += 1;
+        }
+        self.deliveries.insert(delivery.key, delivery);
+    }
+
+    fn append(
+        &mut self,
+        bucket: BucketId,
+        events: Vec<NewEvent>,
+        mark: Option<SourceMark>,
+    ) -> Done {
+        let mut receipts = Vec::with_capacity(events.len());
+        let kept = match self.planted {
+            Some(Bug::CursorPastGap) if mark.is_some() && events.len() > 1 => events.len() - 1,
+            _ => events.len(),
+        };
+        for NewEvent { event, deliveries } in events.into_iter().take(kept) {
+            let (id, known) = (event.id, self.places.get(&event.id).copied());
+            let known = known.filter(|_| self.planted != Some(Bug::AppendTwice));
+            let duplicate = known.is_some();
+            let (_, seq) = known.unwrap_or_else(|| (bucket, Seq(self.last_seq(bucket).0 + 1)));
+            receipts.push(Receipt {
+                event: id,
+                seq,
+                duplicate,
+            });
+            if duplicate {
+                continue;
+            }
+            self.events.insert((bucket, seq), event);
+            self.places.insert(id, (bucket, seq));
+            for (ordinal, new) in (0..).zip(deliveries) {
+                let delivery = begun(bucket, seq, ordinal, id, &new);
+                self.put(None, delivery, Wait::Turn);
+            }
+        }
+        if let Some(mark) = mark {
+            self.sources.insert(bucket, mark);
+        }
+        Done::Appended(receipts)
+    }
+
+    fn record(&mut self, attempt: &Attempt) -> Done {
+        let found = self.deliveries.get(&attempt.key).cloned();
+        if let Some(before) = found
+            && !before.state.is_finished()
+        {
+            let mut after = before.clone();
+            after.follow(attempt);
+            let wait = if attempt.is_held() {
+                Wait::Held
+            } else {
+                Wait::Backoff
+            };
+            self.put(Some(&before), after, wait);
+        }
+        Done::Recorded
+    }
+
+    fn release(&mut self, destination: DestinationId, now: Timestamp) -> Done {
+        let longest = now.after(limits::MAX_RETRY_AFTER);
+        let planted = self.planted;
+        let freed = |at: Timestamp, wait: Wait| match wait {
+            Wait::Turn => at > now && planted != Some(Bug::TurnWaitsForTheClock),
+            Wait::Held => at > longest || planted == Some(Bug::ReleaseBreaksHold),
+            Wait::Backoff => true,
+        };
+        let rows = self
+            .due
+            .iter()
+            .filter(|((there, at, _), wait)| *there == destination && freed(*at, **wait));
+        let keys: Vec<_> = rows.map(|((.., key), _)| *key).collect();
+        for key in &keys {
+            if let Some(before) = self.deliveries.get(key).cloned() {
+                let mut after = before.clone();
+                after.next_attempt_at = Some(after.created_at.min(now));
+                self.put(Some(&before), after, Wait::Turn);
+            }
+        }
+        Done::Released(keys.len() as u64)
+    }
+
+    fn again(&mut self, bucket: BucketId, seq: Seq, event: EventId, new: &NewDelivery) -> Done {
+        let mut there = self.deliveries_of(bucket, seq);
+        if self.planted == Some(Bug::ReplayReusesTheDelivery)
+            && let Some(mut old) = there.pop()
+        {
+            let before = old.clone();
+            (old.state, old.next_attempt_at) = (State::Queued, Some(new.created_at));
+            self.put(Some(&before), old.clone(), Wait::Turn);
+            return Done::Again(Box::new(old));
+        }
+        let ordinal = there.last().map_or(0, |last| last.key.ordinal + 1);
+        let delivery = begun(bucket, seq, ordinal, event, new);
+        self.put(None, delivery.clone(), Wait::Turn);
+        Done::Again(Box::new(delivery))
+    }
+}
+
+fn begun(bucket: BucketId, seq: Seq, ordinal: u32, event: EventId, new: &NewDelivery) -> Delivery {
+    Delivery {
+        key: DeliveryKey {
+            bucket,
+            seq,
+            ordinal,
+        },
+        id: new.id,
+        event,
+        destination: new.destination,
+        created_at: new.created_at,
+        deadline_at: new.deadline_at,
+        attempts: 0,
+        first_failed_at: None,
+        phase: Phase::Fast,
+        state: State::Queued,
+        reason: None,
+        next_attempt_at: Some(new.created_at),
+        replay: new.replay,
+    }
+}
+
+impl Vault for Model {
+    fn birth(name: u128) -> Self {
+        Self {
+            name,
+            ..Self::default()
+        }
+    }
+
+    fn plant(&mut self, bug: Option<Bug>) {
+        self.planted = bug;
+    }
+
+    fn reopen(&mut self) {}
+
+    fn name(&self) -> String {
+        format!("{:032x}", self.name)
+    }
+
+    fn ensure_bucket(&mut self, name: &BucketName) -> Bucket {
+        if let Some(known) = self.buckets.iter().find(|bucket| bucket.name == *name) {
+            return known.clone();
+        }
+        let bucket = Bucket {
+            id: BucketId(self.buckets.len() as u32 + 1),
+            name: name.clone(),
+            key: BucketKey::from_text(name.as_str()),
+        };
+        self.buckets.push(bucket.clone());
+        bucket
+    }
+
+    fn ensure_destination(&mut self, bucket: BucketId, target: &str) -> DestinationId {
+        let wanted = (bucket, target.to_owned());
+        let known = self.destinations.iter().position(|known| *known == wanted);
+        let at = known.unwrap_or_else(|| {
+            self.destinations.push(wanted);
+            self.destinations.len() - 1
+        });
+        DestinationId(at as u32 + 1)
+    }
+
+    fn commit(&mut self, writes: Vec<Write>) -> Result<Vec<Done>, PowerCut> {
+        let carry_out = |write| match write {
+            Write::Append {
+                bucket,
+                events,
+                mark,
+            } => self.append(bucket, events, mark),
+            Write::Ack {
+                bucket,
+                subscription,
+                upto,
+            } => {
+                let place = self.acked.entry((bucket, subscription)).or_default();
+                *place = upto.max(*place);
+                Done::Acked
+            }
+            Write::Record(attempt) => self.record(&attempt),
+            Write::Release { destination, now } => self.release(destination, now),
+            Write::Again {
+                bucket,
+                seq,
+                event,
+                new,
+            } => self.again(bucket, seq, event, &new),
+        };
+        Ok(writes.into_iter().map(carry_out).collect())
+    }
+
+    fn read_after(&self, bucket: &Bucket, after: Seq, events: usize, bytes: usize) -> Batch {
+        let first = (bucket.id, Seq(after.0 + 1));
+        let mut batch = Batch {
+            events: Vec::new(),
+            upto: after,
+            damaged: Vec::new(),
+        };
+        let mut weight = 0;
+        for ((_, seq), event) in self.events.range(first..=(bucket.id, Seq(u64::MAX))) {
+            weight += event.request.body.len();
+            if !batch.events.is_empty() && (batch.events.len() >= events || weight > bytes) {
+                break;
+            }
+            batch.upto = *seq;
+            batch.events.push(StoredEvent {
+                seq: *seq,
+                event: event.clone(),
+            });
+        }
+        batch
+    }
+
+    fn last_seq(&self, bucket: BucketId) -> Seq {
+        let all = (bucket, Seq(0))..=(bucket, Seq(u64::MAX));
+        let last = self.events.range(all).next_back();
+        last.map_or(Seq(0), |((_, seq), _)| *seq)
+    }
+
+    fn acked(&self, bucket: BucketId, subscription: &str) -> Seq {
+        let place = self.acked.get(&(bucket, subscription.to_owned()));
+        place.copied().unwrap_or_default()
+    }
+
+    fn source(&self, bucket: BucketId) -> Option<SourceMark> {
+        self.sources.get(&bucket).cloned()
+    }
+
+    fn find(&self, event: EventId) -> Option<(BucketId, Seq)> {
+        self.places.get(&event).copied()
+    }
+
+    fn event_at(&self, bucket: &Bucket, seq: Seq) -> Option<Event> {
+        self.events.get(&(bucket.id, seq)).cloned()
+    }
+
+    fn due(
+        &self,
+        destination: DestinationId,
+        now: Timestamp,
+        in_flight: &HashSet<DeliveryKey>,
+        max: usize,
+    ) -> DueScan {
+        let mut scan = DueScan::default();
+        let mine = self
+            .due
+            .iter()
+            .filter(|((there, _, key), _)| *there == destination && !in_flight.contains(key));
+        for ((_, at, key), _) in mine {
+            if *at > now {
+                scan.next_at = Some(*at);
+                break;
+            }
+            if scan.ready.len() == max {
+                break;
+            }
+            scan.ready.push(*key);
+        }
+        scan
+    }
+
+    fn delivery(&self, key: DeliveryKey) -> Option<Delivery> {
+        self.deliveries.get(&key).cloned()
+    }
+
+    fn deliveries_of(&self, bucket: BucketId, seq: Seq) -> Vec<Delivery> {
+        let key = |ordinal| DeliveryKey {
+            bucket,
+            seq,
+            ordinal,
+        };
+        let all = self.deliveries.range(key(0)..=key(u32::MAX));
+        all.map(|(_, delivery)| delivery.clone()).collect()
+    }
+
+    fn counts(&self, destination: DestinationId) -> StateCounts {
+        let count = |state| self.counts.get(&(destination, state)).copied().unwrap_or(0);
+        StateCounts {
+            queued: count(State::Queued),
+            stalled: count(State::Stalled),
+            sent: count(State::Sent),
+            dead: count(State::Dead),
+        }
+    }
+}

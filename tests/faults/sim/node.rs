@@ -1,0 +1,203 @@
+//! The shells of both ends, as plain data: what a process has in memory, and loses when it dies. They
+//! call the same pure parts as the real shells, and nothing else decides.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use whrelay_core::bucket::Bucket;
+use whrelay_core::delivery::{Delivery, DeliveryKey, DestinationId};
+use whrelay_core::dispatch::Dispatcher;
+use whrelay_core::event::Event;
+use whrelay_core::outcome::Outcome;
+use whrelay_core::retry::DeliveryHistory;
+use whrelay_core::time::{Moment, Timestamp, TwoClocks};
+use whrelay_proto::frame::WireEvent;
+use whrelay_proto::{AgentSession, ForwarderSession};
+
+use super::ledger::Recorded;
+use super::vault::{Done, Write};
+
+/// Microseconds of the world's own time: nobody inside can read it.
+pub(crate) type Time = u64;
+
+/// The wall clock's reading when the world begins.
+const BEGIN: i64 = 1_795_000_000_000_000;
+
+/// A machine's clocks. The wall clock may be set; the other one stands still in sleep.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Machine {
+    pub(crate) wall_ahead: i64,
+    pub(crate) slept: Time,
+}
+
+impl Machine {
+    pub(crate) fn wall(&self, time: Time) -> Timestamp {
+        Timestamp::from_micros(BEGIN + time as i64 + self.wall_ahead)
+    }
+
+    fn awake(&self, time: Time) -> Time {
+        time - self.slept
+    }
+}
+
+/// A process's view of its machine's clocks.
+#[derive(Clone, Debug)]
+pub(crate) struct ProcessClock {
+    clocks: TwoClocks,
+    started: Time,
+}
+
+impl ProcessClock {
+    pub(crate) fn start(machine: &Machine, time: Time) -> Self {
+        Self {
+            clocks: TwoClocks::new(machine.wall(time)),
+            started: machine.awake(time),
+        }
+    }
+
+    pub(crate) fn read(&mut self, machine: &Machine, time: Time) -> Moment {
+        let elapsed = Duration::from_micros(machine.awake(time) - self.started);
+        self.clocks.read(machine.wall(time), elapsed)
+    }
+
+    /// The monotonic clock, from a beginning that means nothing.
+    pub(crate) fn instant(&self, origin: Instant, machine: &Machine, time: Time) -> Instant {
+        origin + Duration::from_micros(machine.awake(time) - self.started)
+    }
+}
+
+/// Why a write was asked for: what goes on once it is on disk.
+#[derive(Clone, Debug)]
+pub(crate) enum Purpose {
+    /// A sender waits for its answer.
+    Post { bucket: usize, event: Box<Event> },
+    /// The forwarder notes how far a subscription has come.
+    Ack,
+    /// The session on this link may be acknowledged up to here.
+    Append { link: u64, reached: u64 },
+    /// A slot is held until the attempt is on disk.
+    Verdict { lane: usize, verdict: Box<Recorded> },
+    /// A lane begins, or goes on after its endpoint's return.
+    Release { lane: usize },
+    /// A person asked for an event again: the rows it must not change.
+    Replay { rows: Vec<Delivery> },
+}
+
+/// A process: what it asked its store for, and what the store has answered.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Desk {
+    pub(crate) asked: VecDeque<(Write, Purpose)>,
+    pub(crate) answered: VecDeque<(Done, Purpose)>,
+}
+
+/// The forwarder while it runs.
+#[derive(Clone, Debug)]
+pub(crate) struct ForwarderProcess {
+    pub(crate) clock: ProcessClock,
+    pub(crate) desk: Desk,
+    /// The newest link of each subscription.
+    pub(crate) leases: Vec<(usize, String, u64)>,
+}
+
+/// An agent while it runs.
+#[derive(Clone, Debug)]
+pub(crate) struct AgentProcess {
+    pub(crate) clock: ProcessClock,
+    pub(crate) desk: Desk,
+    pub(crate) lanes: Vec<Lane>,
+    pub(crate) link: Option<u64>,
+    pub(crate) failures: u32,
+    pub(crate) redial_at: Time,
+    /// Received and not yet asked to be stored.
+    pub(crate) waiting: VecDeque<(Vec<WireEvent>, u64)>,
+    pub(crate) appending: bool,
+}
+
+/// The deliveries of one destination while an agent runs.
+#[derive(Clone, Debug)]
+pub(crate) struct Lane {
+    pub(crate) id: DestinationId,
+    pub(crate) endpoint: usize,
+    pub(crate) dispatcher: Dispatcher,
+    pub(crate) flights: Vec<Flight>,
+    /// Not before its release is on disk.
+    pub(crate) begun: bool,
+    pub(crate) wake: bool,
+    pub(crate) look_at: Option<Time>,
+}
+
+/// An attempt on its way.
+#[derive(Clone, Debug)]
+pub(crate) struct Flight {
+    pub(crate) key: DeliveryKey,
+    pub(crate) delivery: Delivery,
+    pub(crate) event: Event,
+    pub(crate) history: DeliveryHistory,
+    pub(crate) at: Timestamp,
+    pub(crate) stage: Stage,
+}
+
+/// How far an attempt has come.
+#[derive(Clone, Debug)]
+pub(crate) enum Stage {
+    Going,
+    Answered { outcome: Outcome, at: Time },
+    Recording,
+}
+
+/// An agent's machine and disk, which outlast its processes.
+pub(crate) struct AgentNode<V> {
+    pub(crate) machine: Machine,
+    pub(crate) vault: V,
+    pub(crate) bucket: Bucket,
+    /// Which of the forwarder's buckets.
+    pub(crate) tenant: usize,
+    pub(crate) subscription: String,
+    /// Each target's number on this disk, and the endpoint behind it.
+    pub(crate) targets: Vec<(DestinationId, usize)>,
+    pub(crate) process: Option<AgentProcess>,
+    /// A second machine with the subscription of an earlier agent.
+    pub(crate) twin: bool,
+}
+
+/// The forwarder's machine and disk.
+pub(crate) struct ForwarderNode<V> {
+    pub(crate) machine: Machine,
+    pub(crate) vault: V,
+    pub(crate) buckets: Vec<Bucket>,
+    pub(crate) process: Option<ForwarderProcess>,
+}
+
+/// A connection between an agent and the forwarder, both ends of it.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) id: u64,
+    pub(crate) agent: usize,
+    /// The agent's end, until it is closed there.
+    pub(crate) near: Option<NearEnd>,
+    pub(crate) far: Option<FarEnd>,
+    pub(crate) up: VecDeque<Bytes>,
+    pub(crate) down: VecDeque<Bytes>,
+    /// Nothing passes any more; each end finds out by itself, at latest at this time.
+    pub(crate) cut: Option<Time>,
+}
+
+#[derive(Debug)]
+pub(crate) struct NearEnd {
+    pub(crate) session: AgentSession,
+    /// The forwarder's store, once it has welcomed this agent.
+    pub(crate) forwarder: Option<String>,
+    /// Events received on this link, and where they stand.
+    pub(crate) received: Vec<(u64, whrelay_core::id::EventId)>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct FarEnd {
+    pub(crate) session: ForwarderSession,
+    /// Which bucket and subscription, once it has said so.
+    pub(crate) place: Option<(usize, String)>,
+    pub(crate) window: usize,
+    pub(crate) sent: VecDeque<u64>,
+    pub(crate) wake: bool,
+}

@@ -1,0 +1,85 @@
+//! What a node keeps through a crash: the model by which the world judges, or the real store on a
+//! disk that lies. It must not know who writes, nor why.
+
+use std::collections::HashSet;
+
+use super::planted::Bug;
+use whrelay_core::bucket::{Bucket, BucketId, BucketName, Seq};
+use whrelay_core::delivery::{Attempt, Delivery, DeliveryKey, DestinationId};
+use whrelay_core::event::Event;
+use whrelay_core::id::EventId;
+use whrelay_core::time::Timestamp;
+use whrelay_store::{Batch, DueScan, NewDelivery, NewEvent, Receipt, SourceMark, StateCounts};
+
+/// A write, as the store's own functions take them.
+#[derive(Clone, Debug)]
+pub(crate) enum Write {
+    Append {
+        bucket: BucketId,
+        events: Vec<NewEvent>,
+        mark: Option<SourceMark>,
+    },
+    Ack {
+        bucket: BucketId,
+        subscription: String,
+        upto: Seq,
+    },
+    Record(Box<Attempt>),
+    Release {
+        destination: DestinationId,
+        now: Timestamp,
+    },
+    Again {
+        bucket: BucketId,
+        seq: Seq,
+        event: EventId,
+        new: NewDelivery,
+    },
+}
+
+/// What a committed write answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Done {
+    Appended(Vec<Receipt>),
+    Acked,
+    Recorded,
+    Released(u64),
+    Again(Box<Delivery>),
+}
+
+/// The power went while a write was on its way: nobody knows whether it is on disk.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PowerCut;
+
+/// Durable state. Reads see what is committed, and only that.
+pub(crate) trait Vault {
+    /// An empty one. `name` is the store's own.
+    fn birth(name: u128) -> Self;
+    /// Switches a planted bug on, where it is one of the store's.
+    fn plant(&mut self, _bug: Option<Bug>) {}
+    /// Comes back after the process or the power went. What was answered is there.
+    fn reopen(&mut self);
+    fn name(&self) -> String;
+    fn ensure_bucket(&mut self, name: &BucketName) -> Bucket;
+    fn ensure_destination(&mut self, bucket: BucketId, target: &str) -> DestinationId;
+    /// Carries writes out, in order, in as few commits as it likes. Once it returns they are on
+    /// disk.
+    fn commit(&mut self, writes: Vec<Write>) -> Result<Vec<Done>, PowerCut>;
+
+    fn read_after(&self, bucket: &Bucket, after: Seq, events: usize, bytes: usize) -> Batch;
+    fn last_seq(&self, bucket: BucketId) -> Seq;
+    fn acked(&self, bucket: BucketId, subscription: &str) -> Seq;
+    fn source(&self, bucket: BucketId) -> Option<SourceMark>;
+    fn find(&self, event: EventId) -> Option<(BucketId, Seq)>;
+    fn event_at(&self, bucket: &Bucket, seq: Seq) -> Option<Event>;
+    fn due(
+        &self,
+        destination: DestinationId,
+        now: Timestamp,
+        in_flight: &HashSet<DeliveryKey>,
+        max: usize,
+    ) -> DueScan;
+    fn delivery(&self, key: DeliveryKey) -> Option<Delivery>;
+    fn deliveries_of(&self, bucket: BucketId, seq: Seq) -> Vec<Delivery>;
+    fn counts(&self, destination: DestinationId) -> StateCounts;
+}

@@ -1,0 +1,504 @@
+//! The seeded world: it alone has time and chance, and it chooses which of the steps that are
+//! possible comes next. It must not know what a step does.
+
+use std::time::{Duration, Instant};
+
+use strum::IntoEnumIterator;
+use whrelay_core::outcome::RetryOn;
+use whrelay_core::retry::{RetryPolicy, Schedule};
+
+use super::ledger::{Ledger, Verdicts, Violation, hold};
+use super::node::{AgentNode, ForwarderNode, Link, Machine, Stage, Time};
+use super::planted::Bug;
+use super::seen::Seen;
+use super::trouble::{Endpoint, Trouble};
+use super::vault::Vault;
+use crate::chance::Chance;
+
+/// What can happen next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    Post(usize),
+    CommitForwarder,
+    SettleForwarder,
+    StartForwarder,
+    /// A frame arrives at the forwarder.
+    Up(usize),
+    Push(usize),
+    FarNotices(usize),
+    CommitAgent(usize),
+    SettleAgent(usize),
+    StartAgent(usize),
+    Dial(usize),
+    /// A frame arrives at an agent.
+    Down(usize),
+    Append(usize),
+    NearNotices(usize),
+    Look(usize, usize),
+    Reach(usize, usize, usize),
+    Answer(usize, usize, usize),
+    Probe(usize, usize),
+}
+
+/// The steps after which a world that still has not ended is taken to run in circles.
+const MOST_STEPS: u64 = 200_000;
+/// Everything must have ended this long after the last fault: the longest pauses are a Retry-After
+/// of 24 h and a durable pause of under 8 h.
+const PATIENCE: Time = 34 * 3600 * 1_000_000;
+
+/// By then, every endpoint that came back has been noticed: probes, and attempts under way.
+const NOTICED: Time = 60 * 1_000_000;
+
+/// One world.
+pub(crate) struct World<V> {
+    pub(crate) chance: Chance,
+    pub(crate) time: Time,
+    pub(crate) origin: Instant,
+    pub(crate) forwarder: ForwarderNode<V>,
+    pub(crate) agents: Vec<AgentNode<V>>,
+    pub(crate) links: Vec<Link>,
+    pub(crate) endpoints: Vec<Endpoint>,
+    pub(crate) trouble: Trouble,
+    pub(crate) policy: RetryPolicy,
+    pub(crate) max_in_flight: usize,
+    pub(crate) ledger: Ledger,
+    pub(crate) seen: Seen,
+    pub(crate) planted: Option<Bug>,
+    pub(crate) last_link: u64,
+    pub(crate) posts_left: u32,
+    /// Whether every commit is followed by an audit of the whole disk.
+    pub(crate) audits: bool,
+    calm_since: Option<Time>,
+    trace: u64,
+    story: Option<Vec<String>>,
+}
+
+/// How a world ended.
+#[derive(Clone, Debug)]
+pub(crate) struct Ending {
+    pub(crate) verdict: Verdicts,
+    pub(crate) seen: Seen,
+    /// A hash over every step: two runs of a seed agree in it.
+    pub(crate) trace: u64,
+    /// The last steps, if they were asked for.
+    pub(crate) story: Vec<String>,
+}
+
+/// What a run is asked for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Plan {
+    pub(crate) seed: u64,
+    pub(crate) events: u32,
+    pub(crate) planted: Option<Bug>,
+    pub(crate) audits: bool,
+    pub(crate) tells: bool,
+}
+
+/// Runs one world to its end.
+pub(crate) fn run<V: Vault>(plan: Plan) -> Ending {
+    let mut world = World::<V>::new(plan);
+    let verdict = world.live();
+    world.seen.lifetimes = world.ledger.accepted.len() as u64;
+    Ending {
+        verdict,
+        seen: world.seen,
+        trace: world.trace,
+        story: world.story.unwrap_or_default(),
+    }
+}
+
+impl<V: Vault> World<V> {
+    fn new(plan: Plan) -> Self {
+        let mut chance = Chance::new(plan.seed);
+        let trouble = Trouble::draw(&mut chance);
+        let mut forwarder = ForwarderNode {
+            machine: Machine::default(),
+            vault: V::birth(u128::from(plan.seed) << 8),
+            buckets: Vec::new(),
+            process: None,
+        };
+        forwarder.vault.plant(plan.planted);
+        for name in ["shop", "mail"] {
+            let name = name.parse().expect("a name");
+            forwarder.buckets.push(forwarder.vault.ensure_bucket(&name));
+        }
+        let mut world = Self {
+            time: 0,
+            origin: Instant::now(),
+            agents: Vec::new(),
+            links: Vec::new(),
+            endpoints: Vec::new(),
+            policy: policy(&mut chance),
+            max_in_flight: 1 + chance.index(4),
+            ledger: Ledger::default(),
+            seen: Seen::default(),
+            planted: plan.planted,
+            last_link: 0,
+            posts_left: plan.events,
+            audits: plan.audits,
+            calm_since: None,
+            trace: plan.seed,
+            story: plan.tells.then(Vec::new),
+            chance,
+            forwarder,
+            trouble,
+        };
+        world.settle_agents(plan.seed);
+        world
+    }
+
+    /// One agent always; others by chance: another tenant's, a second subscription, and a second
+    /// machine that takes the first one's subscription.
+    fn settle_agents(&mut self, seed: u64) {
+        let mut places = vec![(0, "default", false)];
+        for (share, place) in [
+            (500, (1, "default", false)),
+            (250, (0, "other", false)),
+            (250, (0, "default", true)),
+        ] {
+            if self.chance.permille(share) {
+                places.push(place);
+            }
+        }
+        for (n, (tenant, subscription, twin)) in places.into_iter().enumerate() {
+            let mut vault = V::birth((u128::from(seed) << 8) + 1 + n as u128);
+            vault.plant(self.planted);
+            let bucket = vault.ensure_bucket(&self.forwarder.buckets[tenant].name);
+            let mut targets = Vec::new();
+            for target in 0..=u64::from(self.chance.permille(250)) {
+                let name = format!("http://localhost:{}", 3000 + target);
+                let id = vault.ensure_destination(bucket.id, &name);
+                targets.push((id, self.endpoints.len()));
+                self.endpoints.push(Endpoint::default());
+            }
+            self.agents.push(AgentNode {
+                machine: Machine::default(),
+                vault,
+                bucket,
+                tenant,
+                subscription: subscription.to_owned(),
+                targets,
+                process: None,
+                twin,
+            });
+        }
+    }
+
+    fn live(&mut self) -> Verdicts {
+        let trouble_ends = self.trouble.steps;
+        let mut possible = Vec::new();
+        loop {
+            self.seen.steps += 1;
+            // What neither end has any more is no link.
+            self.links
+                .retain(|link| link.near.is_some() || link.far.is_some());
+            let steps = self.seen.steps;
+            if steps == trouble_ends && self.calm_since.is_none() {
+                self.calm_down()?;
+            }
+            hold(steps < MOST_STEPS, "I4", || {
+                format!("still going after {MOST_STEPS} steps")
+            })?;
+            if self.calm_since.is_none() && self.chance.permille(self.trouble.rate) {
+                self.trouble_step()?;
+                continue;
+            }
+            possible.clear();
+            self.possible(&mut possible);
+            let hurry = self.calm_since.is_none() && self.chance.permille(30);
+            if possible.is_empty() || hurry {
+                if possible.is_empty() && self.calm_since.is_some() && self.has_ended()? {
+                    return self.final_audit();
+                }
+                self.advance(hurry)?;
+                continue;
+            }
+            let action = *self.chance.pick(&possible);
+            self.tell(action);
+            self.time += self.chance.below(2000);
+            self.act(action)?;
+        }
+    }
+
+    pub(crate) fn tell(&mut self, step: impl std::fmt::Debug) {
+        let mixed = format_hash(&step) ^ self.time;
+        self.trace = (self.trace.rotate_left(5) ^ mixed).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        if let Some(story) = &mut self.story {
+            story.push(format!("{:>14} {step:?}", self.time));
+        }
+    }
+
+    /// The last fault is over: what was down comes up, and now everything has to end well.
+    fn calm_down(&mut self) -> Verdicts {
+        self.tell("calm");
+        self.calm_since = Some(self.time);
+        self.posts_left = 0;
+        for endpoint in &mut self.endpoints {
+            *endpoint = Endpoint::default();
+        }
+        for link in 0..self.links.len() {
+            self.cut_link(link);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn is_calm(&self) -> bool {
+        self.calm_since.is_some()
+    }
+
+    fn possible(&self, all: &mut Vec<Action>) {
+        self.possible_at_forwarder(all);
+        for (n, link) in self.links.iter().enumerate() {
+            let notices = link.cut.is_some_and(|at| at <= self.time);
+            if let Some(far) = &link.far {
+                match notices {
+                    true => all.push(Action::FarNotices(n)),
+                    false if !link.up.is_empty() => all.push(Action::Up(n)),
+                    false if far.place.is_some() && far.wake => all.push(Action::Push(n)),
+                    false => {}
+                }
+            }
+            if link.near.is_some() {
+                match notices {
+                    true => all.push(Action::NearNotices(n)),
+                    false if !link.down.is_empty() => all.push(Action::Down(n)),
+                    false => {}
+                }
+            }
+        }
+        for n in 0..self.agents.len() {
+            self.possible_at_agent(n, all);
+        }
+    }
+
+    fn possible_at_forwarder(&self, all: &mut Vec<Action>) {
+        let Some(process) = &self.forwarder.process else {
+            all.push(Action::StartForwarder);
+            return;
+        };
+        if self.posts_left > 0 {
+            let bucket = usize::from(self.posts_left.is_multiple_of(4));
+            all.push(Action::Post(bucket));
+        }
+        if !process.desk.asked.is_empty() {
+            all.push(Action::CommitForwarder);
+        }
+        if !process.desk.answered.is_empty() {
+            all.push(Action::SettleForwarder);
+        }
+    }
+
+    fn possible_at_agent(&self, n: usize, all: &mut Vec<Action>) {
+        let Some(process) = &self.agents[n].process else {
+            all.push(Action::StartAgent(n));
+            return;
+        };
+        if !process.desk.asked.is_empty() {
+            all.push(Action::CommitAgent(n));
+        }
+        if !process.desk.answered.is_empty() {
+            all.push(Action::SettleAgent(n));
+        }
+        if process.link.is_none() && process.redial_at <= self.time && self.may_dial(n) {
+            all.push(Action::Dial(n));
+        }
+        if !process.waiting.is_empty() && !process.appending {
+            all.push(Action::Append(n));
+        }
+        for (l, lane) in process.lanes.iter().enumerate() {
+            if lane.begun && (lane.wake || lane.look_at.is_some_and(|at| at <= self.time)) {
+                all.push(Action::Look(n, l));
+            }
+            if self.probe_at(n, l).is_some_and(|at| at <= self.time) {
+                all.push(Action::Probe(n, l));
+            }
+            for (f, flight) in lane.flights.iter().enumerate() {
+                match &flight.stage {
+                    Stage::Going => all.push(Action::Reach(n, l, f)),
+                    Stage::Answered { at, .. } if *at <= self.time => {
+                        all.push(Action::Answer(n, l, f));
+                    }
+                    Stage::Answered { .. } | Stage::Recording => {}
+                }
+            }
+        }
+    }
+
+    /// A twin keeps out of the way once it is calm: two that want one subscription take it from
+    /// each other for ever.
+    fn may_dial(&self, n: usize) -> bool {
+        !(self.is_calm() && self.agents[n].twin)
+    }
+
+    /// When a lane's endpoint is to be probed, in the world's time.
+    pub(crate) fn probe_at(&self, n: usize, lane: usize) -> Option<Time> {
+        let node = &self.agents[n];
+        let process = node.process.as_ref()?;
+        let at = process.lanes[lane].dispatcher.probe_at()?;
+        let now = process.clock.instant(self.origin, &node.machine, self.time);
+        let wait = at.saturating_duration_since(now);
+        Some(self.time + wait.as_micros() as Time)
+    }
+
+    fn act(&mut self, action: Action) -> Verdicts {
+        match action {
+            Action::Post(bucket) => self.post(bucket),
+            Action::CommitForwarder => self.commit_forwarder(),
+            Action::SettleForwarder => self.settle_forwarder(),
+            Action::StartForwarder => self.start_forwarder(),
+            Action::Up(link) => self.frame_up(link),
+            Action::Push(link) => self.push(link),
+            Action::FarNotices(link) => self.far_notices(link),
+            Action::CommitAgent(n) => self.commit_agent(n),
+            Action::SettleAgent(n) => self.settle_agent(n),
+            Action::StartAgent(n) => self.start_agent(n),
+            Action::Dial(n) => self.dial(n),
+            Action::Down(link) => self.frame_down(link),
+            Action::Append(n) => self.append(n),
+            Action::NearNotices(link) => self.near_notices(link),
+            Action::Look(n, lane) => self.look(n, lane),
+            Action::Reach(n, lane, flight) => self.reach(n, lane, flight),
+            Action::Answer(n, lane, flight) => self.answer(n, lane, flight),
+            Action::Probe(n, lane) => self.probe(n, lane),
+        }
+    }
+
+    /// Lets time pass: until something is due, or in a hurry a little, so that timers meet what is
+    /// on its way.
+    fn advance(&mut self, hurry: bool) -> Verdicts {
+        if hurry {
+            self.time += self.chance.below(2_000_000);
+            self.tell("a while");
+            return Ok(());
+        }
+        let Some(next) = self.next_timer() else {
+            let ends = self.calm_since.is_none();
+            hold(ends, "I4", || "an event waits for nothing".to_owned())?;
+            return self.calm_down();
+        };
+        let end = self.calm_since.map_or(Time::MAX, |since| since + PATIENCE);
+        self.time = next.max(self.time + 1);
+        self.tell("until");
+        hold(self.time < end, "I4", || {
+            "an event has not ended, though nothing is in its way".to_owned()
+        })?;
+        let noticed = self
+            .calm_since
+            .is_none_or(|since| self.time < since + NOTICED);
+        hold(noticed || !self.is_anywhere_offline(), "C2", || {
+            "an endpoint takes connections, and nothing is delivered to it".to_owned()
+        })
+    }
+
+    fn is_anywhere_offline(&self) -> bool {
+        let agents = 0..self.agents.len();
+        agents.into_iter().any(|n| {
+            let lanes = self.agents[n].targets.len();
+            (0..lanes).any(|lane| self.probe_at(n, lane).is_some())
+        })
+    }
+
+    fn next_timer(&self) -> Option<Time> {
+        let links = self.links.iter().filter_map(|link| link.cut);
+        let agents = (0..self.agents.len()).filter_map(|n| self.next_agent_timer(n));
+        links.chain(agents).min()
+    }
+
+    fn next_agent_timer(&self, n: usize) -> Option<Time> {
+        let process = self.agents[n].process.as_ref()?;
+        let redial = (process.link.is_none() && self.may_dial(n)).then_some(process.redial_at);
+        let lanes = process.lanes.iter().enumerate().flat_map(|(l, lane)| {
+            let flights = lane.flights.iter().filter_map(|flight| match flight.stage {
+                Stage::Answered { at, .. } => Some(at),
+                Stage::Going | Stage::Recording => None,
+            });
+            let look = lane.look_at.filter(|_| lane.begun);
+            flights.chain(look).chain(self.probe_at(n, l))
+        });
+        lanes.chain(redial).min()
+    }
+
+    /// I4: whether everything accepted has ended at every agent it is for.
+    fn has_ended(&self) -> Result<bool, Violation> {
+        for (n, node) in self.agents.iter().enumerate() {
+            let group: Vec<_> = (0..self.agents.len())
+                .filter(|m| *m == n || self.shares(n, *m))
+                .map(|m| &self.agents[m])
+                .collect();
+            if !self.ledger.settled(&group, node.tenant)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn shares(&self, a: usize, b: usize) -> bool {
+        let (a, b) = (&self.agents[a], &self.agents[b]);
+        (a.tenant, &a.subscription) == (b.tenant, &b.subscription)
+    }
+
+    fn final_audit(&self) -> Verdicts {
+        for (id, accepted) in &self.ledger.accepted {
+            let kept = self.forwarder.vault.find(*id).is_some();
+            let bucket = accepted.bucket;
+            hold(kept, "I1", || format!("{id} of bucket {bucket} is gone"))?;
+        }
+        for node in &self.agents {
+            let targets: Vec<_> = node.targets.iter().map(|(id, _)| *id).collect();
+            Ledger::audit(&node.vault, &node.bucket, &targets)?;
+        }
+        Ok(())
+    }
+}
+
+/// The text of a step, hashed.
+fn format_hash(step: &impl std::fmt::Debug) -> u64 {
+    use std::hash::Hasher;
+    let mut hasher = std::hash::DefaultHasher::new();
+    let mut sink = Sink(&mut hasher);
+    // A hasher takes everything.
+    let _ = std::fmt::write(&mut sink, format_args!("{step:?}"));
+    hasher.finish()
+}
+
+struct Sink<'a>(&'a mut std::hash::DefaultHasher);
+
+impl std::fmt::Write for Sink<'_> {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        std::hash::Hasher::write(self.0, text.as_bytes());
+        Ok(())
+    }
+}
+
+fn policy(chance: &mut Chance) -> RetryPolicy {
+    let listed = vec![
+        Duration::from_secs(1),
+        Duration::from_secs(30),
+        Duration::from_secs(600),
+    ];
+    let schedules = [
+        Schedule::Seconds,
+        Schedule::Medium,
+        Schedule::Medium,
+        Schedule::Long,
+        Schedule::Listed(listed),
+    ];
+    let handoffs = [0, 5, 60, 900];
+    let budgets = [0, 0, 0, 3];
+    RetryPolicy {
+        schedule: chance.pick(&schedules).clone(),
+        deadline: Duration::ZERO,
+        handoff_after: Duration::from_secs(*chance.pick(&handoffs)),
+        max_attempts: *chance.pick(&budgets),
+        retry_on: if chance.permille(300) {
+            RetryOn::NonSuccess
+        } else {
+            RetryOn::Transient
+        },
+    }
+}
+
+/// All bugs that can be planted.
+pub(crate) fn bugs() -> impl Iterator<Item = Bug> {
+    Bug::iter()
+}
