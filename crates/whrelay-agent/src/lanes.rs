@@ -172,6 +172,13 @@ impl Lanes {
                     waiting,
                 });
             }
+            Notice::Restored(count) => {
+                let message = format!(
+                    "{count} deliveries to {target} had lost their turn on a damaged disk: \
+                     they are due again"
+                );
+                tell(Line::warning(message));
+            }
             Notice::Quarantined(key) => {
                 let message = format!(
                     "event {} of {bucket} is damaged on disk: set aside",

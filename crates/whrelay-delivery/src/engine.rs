@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use whrelay_core::breaker::Change;
 use whrelay_core::bucket::Bucket;
 use whrelay_core::delivery::{Attempt, DeadReason, Delivery, DeliveryKey, DestinationId, Step};
@@ -52,6 +53,8 @@ pub enum Notice {
     },
     /// An event is damaged on disk and was set aside.
     Quarantined(DeliveryKey),
+    /// So many deliveries had lost their turn on a damaged disk, and have it again.
+    Restored(u64),
 }
 
 /// Called with each notice; it must not block.
@@ -114,6 +117,9 @@ impl Engine {
             attempts: JoinSet::new(),
             probe: None,
         };
+        let _checking = AbortOnDropHandle::new(tokio::spawn(
+            Arc::clone(&engine).restore_index(stop.clone()),
+        ));
         let mut commits = engine.store.commits();
         while !stop.is_cancelled() {
             commits.mark_unchanged();
@@ -232,6 +238,24 @@ impl Engine {
             .await
     }
 
+    /// Looks once for what damage has taken from the index, while deliveries go on.
+    async fn restore_index(self: Arc<Self>, stop: CancellationToken) {
+        let (store, destination) = (self.store.clone(), self.destination.id);
+        let looking = tokio::task::spawn_blocking(move || {
+            store.index_is_whole(destination, || !stop.is_cancelled())
+        });
+        let restored = match looking.await {
+            Ok(Ok(true)) => return,
+            Ok(Ok(false)) => self.store.restore_index(destination).await,
+            Ok(Err(error)) => Err(error),
+            Err(error) => Err(StoreError::Broken(error.to_string())),
+        };
+        match restored {
+            Ok(restored) => (self.notify)(Notice::Restored(restored)),
+            Err(error) => tracing::warn!(%error, "the index of what waits was not checked"),
+        }
+    }
+
     /// Repeats a write until it is on disk: a full disk delays, and loses nothing.
     async fn persist<T, F>(&self, mut write: impl FnMut() -> F) -> Result<T, StoreError>
     where
@@ -259,6 +283,7 @@ impl Engine {
             }
         };
         let Some((delivery, event)) = loaded else {
+            self.persist(|| self.store.forget(key)).await?;
             return Ok(Finished { key, outcome: None });
         };
         let outcome = match delivery.step(self.clock.moment().certain) {
@@ -271,10 +296,21 @@ impl Engine {
         Ok(Finished { key, outcome })
     }
 
+    /// What to deliver; `None` where nothing waits under this key.
     fn load(&self, key: DeliveryKey) -> Result<Option<(Delivery, Event)>, StoreError> {
-        let delivery = self.store.delivery(key)?.filter(|d| !d.state.is_finished());
+        let delivery = self.store.delivery(key)?;
+        if delivery.as_ref().is_some_and(|d| d.state.is_finished()) {
+            return Ok(None);
+        }
         let event = self.store.event_at(&self.destination.bucket, key.seq)?;
-        Ok(delivery.zip(event))
+        match (delivery, event) {
+            (Some(delivery), Some(event)) => Ok(Some((delivery, event))),
+            (None, None) => Ok(None),
+            (Some(_), None) | (None, Some(_)) => {
+                // They are written in one transaction, so only damage takes one and leaves one.
+                Err(StoreError::Damaged(format!("event {}", key.seq.0)))
+            }
+        }
     }
 
     async fn try_once(

@@ -2,13 +2,14 @@
 
 use whrelay_core::delivery::Attempt;
 
-use crate::deliveries::{self, Wait, Waiting};
+use crate::deliveries::{self, Waiting};
 use crate::disk::Store;
 use crate::error::StoreError;
+use crate::index::Wait;
 use crate::record;
 use crate::rows::AttemptRow;
 use crate::tables::{ATTEMPT_LOG, ATTEMPTS, SEQUENCES};
-use crate::tx::Tx;
+use crate::tx::{Tx, sequence};
 
 /// An attempt and its place in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,12 +54,7 @@ impl Store {
     /// # Errors
     /// When the store cannot be read.
     pub fn last_attempt(&self) -> Result<u64, StoreError> {
-        self.read(|tx| {
-            Ok(tx
-                .open_table(SEQUENCES)?
-                .get(ATTEMPT_LOG)?
-                .map_or(0, |v| v.value()))
-        })
+        self.read(|tx| sequence(&tx.open_table(SEQUENCES)?, ATTEMPT_LOG))
     }
 
     /// Attempts after a place, oldest first, up to `max`. Damaged ones are passed over.

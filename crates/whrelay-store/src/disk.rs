@@ -202,8 +202,7 @@ fn prepare(medium: &Medium, options: &Options) -> Result<(Database, String), Ope
             }
         }
     };
-    let meta = catch_unwind(AssertUnwindSafe(|| read_meta(&database)));
-    let meta = meta.unwrap_or_else(|_| Err(StoreError::Damaged("the meta table".into())));
+    let meta = unpanicked(|| read_meta(&database));
     let id = match meta.map_err(fault)? {
         Some(meta) => meta.check(options.role, &medium.path)?,
         None if medium.may_create => {
@@ -262,6 +261,17 @@ fn read_meta(database: &Database) -> Result<Option<Meta>, StoreError> {
         role: text("role")?,
         id: text("id")?,
     }))
+}
+
+/// redb may panic where a page makes no sense; that is damage, and no reason to take the process
+/// down before it can say so.
+fn unpanicked<T>(read: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    let damaged = || StoreError::Damaged("the structure of the store's file".to_owned());
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err(damaged()))
+}
+
+fn begin_read(database: &Database) -> Result<ReadTransaction, StoreError> {
+    Ok(database.begin_read()?)
 }
 
 fn init(database: &Database, role: Role, id: &str) -> Result<(), StoreError> {
@@ -400,8 +410,14 @@ impl Store {
         run: impl FnOnce(&ReadTransaction) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let database = self.shared.database().ok_or(StoreError::Reopening)?;
-        let tx = database.begin_read()?;
-        run(&tx)
+        let found = unpanicked(|| run(&begin_read(&database)?));
+        if matches!(found, Err(StoreError::Reopening)) {
+            // Where so much waits that there is no room for this, a write finds out instead.
+            let _ = self
+                .writes
+                .try_send(Message::Heal(Arc::downgrade(&database)));
+        }
+        found
     }
 
     /// A note of the process that uses the store, by name.

@@ -1,6 +1,6 @@
 //! Events: appended once, read in order or by id. It must not know where they came from.
 
-use redb::ReadableTable;
+use redb::{ReadTransaction, ReadableTable};
 use whrelay_core::bucket::{Bucket, BucketId, BucketName, Seq};
 use whrelay_core::delivery::DeliveryKey;
 use whrelay_core::event::Event;
@@ -10,11 +10,12 @@ use whrelay_core::time::Timestamp;
 use crate::deliveries::{self, NewDelivery};
 use crate::disk::Store;
 use crate::error::StoreError;
+use crate::index;
 use crate::record::{self, Unsealed};
 use crate::rows::EventRow;
 use crate::subscriptions::{SourceMark, put_source};
-use crate::tables::{EVENT_IDS, EVENTS, QUARANTINE, event_key};
-use crate::tx::Tx;
+use crate::tables::{EVENT_IDS, EVENTS, QUARANTINE, SEQUENCES, event_key};
+use crate::tx::{Tx, sequence};
 
 /// An event to store, with the deliveries it begins.
 #[derive(Clone, Debug)]
@@ -54,6 +55,13 @@ pub struct Batch {
     pub upto: Seq,
     /// Places of events found damaged.
     pub damaged: Vec<Seq>,
+}
+
+impl Batch {
+    /// Names what is missing before a place: places are given without gaps, and nothing is removed.
+    fn pass_over(&mut self, place: u64) {
+        self.damaged.extend((self.upto.0 + 1..place).map(Seq));
+    }
 }
 
 struct Prepared {
@@ -123,20 +131,29 @@ impl Store {
         let mut bytes = 0usize;
         self.read(|tx| {
             let table = tx.open_table(EVENTS)?;
-            for entry in table.range((bucket.id.0, after.0 + 1)..=(bucket.id.0, u64::MAX))? {
+            // A key that has rotted may lie anywhere; nothing was ever stored past the last place.
+            let last = last_place(tx, bucket.id)?;
+            for entry in table.range((bucket.id.0, after.0 + 1)..=(bucket.id.0, last))? {
                 let (key, record) = entry?;
                 bytes = bytes.saturating_add(record.value().len());
                 let full = batch.events.len() >= max_events || bytes > max_bytes;
                 if full && !batch.events.is_empty() {
-                    break;
+                    return Ok(batch);
                 }
                 let seq = Seq(key.value().1);
+                if seq <= batch.upto {
+                    // A key that has rotted: its own place is missing, and named as that.
+                    continue;
+                }
+                batch.pass_over(seq.0);
                 batch.upto = seq;
                 match open_event(bucket.id, seq, bucket.name.clone(), record.value()) {
                     Ok(event) => batch.events.push(StoredEvent { seq, event }),
                     Err(_) => batch.damaged.push(seq),
                 }
             }
+            batch.pass_over(last + 1);
+            batch.upto = after.max(Seq(last));
             Ok(batch)
         })
     }
@@ -188,14 +205,18 @@ impl Store {
         })
     }
 
-    /// The event at a place.
+    /// The event at a place; `None` where none was ever stored.
     ///
     /// # Errors
-    /// [`StoreError::Damaged`] when its bytes are not those that were written.
+    /// [`StoreError::Damaged`] when its bytes are not those that were written, or it is gone.
     pub fn event_at(&self, bucket: &Bucket, seq: Seq) -> Result<Option<Event>, StoreError> {
         self.read(|tx| {
             let Some(record) = tx.open_table(EVENTS)?.get((bucket.id.0, seq.0))? else {
-                return Ok(None);
+                let last = last_place(tx, bucket.id)?;
+                return match (1..=last).contains(&seq.0) {
+                    true => Err(StoreError::Damaged(format!("event {}", seq.0))),
+                    false => Ok(None),
+                };
             };
             open_event(bucket.id, seq, bucket.name.clone(), record.value()).map(Some)
         })
@@ -221,7 +242,7 @@ impl Store {
                 None => false,
             };
             if whole {
-                deliveries::forget_due(tx, key)
+                index::forget_due(tx, key)
             } else {
                 deliveries::stop_waiting(tx, key)
             }
@@ -249,6 +270,19 @@ impl Store {
     }
 }
 
+/// The last place given in a bucket.
+pub(crate) fn last_place(tx: &ReadTransaction, bucket: BucketId) -> Result<u64, StoreError> {
+    let last = sequence(&tx.open_table(SEQUENCES)?, bucket.0)?;
+    let all = (bucket.0, 0)..=(bucket.0, u64::MAX);
+    if last == 0 && tx.open_table(EVENTS)?.range(all)?.next().is_some() {
+        return Err(StoreError::Damaged(format!(
+            "the last place of bucket {}",
+            bucket.0
+        )));
+    }
+    Ok(last)
+}
+
 fn put_event(tx: &mut Tx<'_>, bucket: BucketId, new: Prepared) -> Result<Receipt, StoreError> {
     let id = new.id.to_bytes();
     if let Some(place) = tx.event_ids.open()?.get(&id)? {
@@ -260,9 +294,15 @@ fn put_event(tx: &mut Tx<'_>, bucket: BucketId, new: Prepared) -> Result<Receipt
     }
     let seq = Seq(tx.next(bucket.0)?);
     let record = new.record.seal(&event_key(bucket, seq));
-    tx.events
+    let taken = tx
+        .events
         .open()?
         .insert((bucket.0, seq.0), record.as_slice())?;
+    if taken.is_some() {
+        let why = format!("place {} of bucket {} was given before", seq.0, bucket.0);
+        return Err(StoreError::Broken(why));
+    }
+    drop(taken);
     tx.event_ids.open()?.insert(&id, (bucket.0, seq.0))?;
     for (ordinal, delivery) in (0..).zip(new.deliveries) {
         deliveries::begin(tx, bucket, seq, ordinal, new.id, &delivery)?;

@@ -6,10 +6,12 @@
 
 mod attempts;
 mod buckets;
+mod check;
 mod deliveries;
 mod disk;
 mod error;
 mod events;
+mod index;
 mod lock;
 mod record;
 mod rows;
@@ -19,8 +21,9 @@ mod tx;
 mod writer;
 
 pub use attempts::LoggedAttempt;
-pub use deliveries::{DueScan, NewDelivery, StateCounts, WaitingSummary};
+pub use deliveries::{NewDelivery, StateCounts, WaitingSummary};
 pub use disk::{Medium, Options, Role, Store};
 pub use error::{OpenError, StoreError};
 pub use events::{Batch, NewEvent, Receipt, StoredEvent};
+pub use index::DueScan;
 pub use subscriptions::SourceMark;

@@ -5,9 +5,10 @@ use whrelay_core::bucket::{BucketId, Seq};
 
 use crate::disk::Store;
 use crate::error::StoreError;
+use crate::events::last_place;
 use crate::record;
 use crate::rows::{SourceRow, SubscriptionRow};
-use crate::tables::{SEQUENCES, SOURCES, SUBSCRIPTIONS};
+use crate::tables::{SOURCES, SUBSCRIPTIONS};
 use crate::tx::Tx;
 
 /// How far an agent's store has come with a forwarder's.
@@ -50,12 +51,7 @@ impl Store {
     /// # Errors
     /// When the store cannot be read.
     pub fn last_seq(&self, bucket: BucketId) -> Result<Seq, StoreError> {
-        self.read(|tx| {
-            Ok(Seq(tx
-                .open_table(SEQUENCES)?
-                .get(bucket.0)?
-                .map_or(0, |v| v.value())))
-        })
+        self.read(|tx| last_place(tx, bucket).map(Seq))
     }
 
     /// How far this agent's store has come, if it ever stored anything of the bucket's.

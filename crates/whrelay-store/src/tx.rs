@@ -51,7 +51,7 @@ pub(crate) struct Tx<'txn> {
     pub(crate) attempts: Lazy<'txn, u64, &'static [u8]>,
     pub(crate) tokens: Lazy<'txn, &'static str, &'static [u8]>,
     pub(crate) quarantine: Lazy<'txn, (u32, u64), i64>,
-    sequences: Lazy<'txn, u32, u64>,
+    sequences: Lazy<'txn, u32, (u64, u64)>,
     counts: Lazy<'txn, (u32, u8), u64>,
     /// Numbers given in this transaction, not yet written.
     given: HashMap<u32, u64>,
@@ -85,11 +85,7 @@ impl<'txn> Tx<'txn> {
     pub(crate) fn next(&mut self, sequence: u32) -> Result<u64, StoreError> {
         let last = match self.given.get(&sequence) {
             Some(last) => *last,
-            None => self
-                .sequences
-                .open()?
-                .get(sequence)?
-                .map_or(0, |v| v.value()),
+            None => self::sequence(self.sequences.open()?, sequence)?,
         };
         self.given.insert(sequence, last + 1);
         Ok(last + 1)
@@ -109,7 +105,7 @@ impl<'txn> Tx<'txn> {
     /// Writes what was counted.
     pub(crate) fn finish(mut self) -> Result<(), StoreError> {
         for (sequence, last) in self.given.drain() {
-            self.sequences.open()?.insert(sequence, last)?;
+            self.sequences.open()?.insert(sequence, (last, !last))?;
         }
         for (key, change) in self.moved.drain().filter(|(_, change)| *change != 0) {
             let table = self.counts.open()?;
@@ -117,6 +113,18 @@ impl<'txn> Tx<'txn> {
             table.insert(key, before.saturating_add_signed(change))?;
         }
         Ok(())
+    }
+}
+
+/// The last number given of a sequence.
+pub(crate) fn sequence(
+    table: &impl ReadableTable<u32, (u64, u64)>,
+    sequence: u32,
+) -> Result<u64, StoreError> {
+    match table.get(sequence)?.map(|value| value.value()) {
+        None => Ok(0),
+        Some((last, inverted)) if last == !inverted => Ok(last),
+        Some(_) => Err(StoreError::Damaged(format!("sequence {sequence}"))),
     }
 }
 

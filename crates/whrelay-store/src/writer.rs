@@ -3,7 +3,7 @@
 //! anything else it stops for good, because after a failed fsync nobody knows what is on disk.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::Instant;
 
@@ -19,8 +19,18 @@ use crate::tx::Tx;
 pub(crate) enum Message {
     /// Apply this in the next commit.
     Run(Box<dyn Operation>),
+    /// A read found that this handle has failed: replace it, if nobody has yet.
+    Heal(Weak<Database>),
     /// Commit what came before, let go of the medium, and say so.
     Close(oneshot::Sender<()>),
+}
+
+/// What the writer does in one round.
+#[derive(Default)]
+struct Round {
+    group: Vec<Box<dyn Operation>>,
+    failed: Option<Weak<Database>>,
+    close: Option<oneshot::Sender<()>>,
 }
 
 /// One write: applied in a transaction, answered after its commit.
@@ -156,10 +166,12 @@ impl Writer {
                 None => self.wait_for_medium(&mut waiting),
             };
             let Some(first) = next else { break None };
-            let (group, close) = collect(first, &mut waiting);
-            if !group.is_empty()
-                && let Err(error) = self.commit_group(group)
-            {
+            let Round {
+                group,
+                failed,
+                close,
+            } = collect(first, &mut waiting);
+            if let Err(error) = self.heal(failed).and_then(|()| self.commit_group(group)) {
                 tracing::error!(%error, "the store has stopped: what is on disk must be read anew");
                 self.shared.broken.send_replace(Some(error));
                 break close;
@@ -196,8 +208,21 @@ impl Writer {
         }
     }
 
+    /// Replaces a handle that has failed, unless that is done. redb refuses every read of such a
+    /// handle, and where nothing is written no commit would find out.
+    fn heal(&mut self, failed: Option<Weak<Database>>) -> Result<(), StoreError> {
+        let current = self.shared.database().map(|d| Arc::downgrade(&d));
+        match (failed, current) {
+            (Some(failed), Some(current)) if failed.ptr_eq(&current) => self.reopen(),
+            (Some(_) | None, _) => Ok(()),
+        }
+    }
+
     /// Commits a group and answers it. An error means that the store has stopped for good.
     fn commit_group(&mut self, mut group: Vec<Box<dyn Operation>>) -> Result<(), StoreError> {
+        if group.is_empty() {
+            return Ok(());
+        }
         let committed = self.try_commit(&mut group);
         for operation in group {
             operation.answer(committed.clone());
@@ -247,22 +272,23 @@ impl Writer {
 }
 
 /// Takes what waits, up to the size of a group. Natural batching: nothing is waited for.
-fn collect(
-    first: Message,
-    waiting: &mut mpsc::Receiver<Message>,
-) -> (Vec<Box<dyn Operation>>, Option<oneshot::Sender<()>>) {
-    let (mut group, mut weight) = (Vec::new(), 0);
+fn collect(first: Message, waiting: &mut mpsc::Receiver<Message>) -> Round {
+    let (mut round, mut weight) = (Round::default(), 0);
     let mut next = Some(first);
     while let Some(message) = next {
         match message {
-            Message::Close(done) => return (group, Some(done)),
+            Message::Close(done) => {
+                round.close = Some(done);
+                return round;
+            }
+            Message::Heal(failed) => round.failed = Some(failed),
             Message::Run(operation) => {
                 weight += operation.weight();
-                group.push(operation);
+                round.group.push(operation);
             }
         }
-        let room = group.len() < limits::MAX_GROUP && weight < limits::MAX_GROUP_BYTES;
+        let room = round.group.len() < limits::MAX_GROUP && weight < limits::MAX_GROUP_BYTES;
         next = if room { waiting.try_recv().ok() } else { None };
     }
-    (group, None)
+    round
 }

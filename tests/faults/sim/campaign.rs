@@ -1,6 +1,7 @@
 //! Many worlds: seeds shared out over threads, coverage added up, and the first failure told so that
 //! one number brings it back.
 
+use std::panic::catch_unwind;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -11,7 +12,8 @@ use strum::IntoEnumIterator;
 use super::model::Model;
 use super::planted::Bug;
 use super::seen::{Point, Seen};
-use super::world::{self, Ending, Plan, bugs};
+use super::vault::Vault;
+use super::world::{self, Ending, Plan};
 
 /// Events posted in one world.
 const EVENTS: u32 = 40;
@@ -30,60 +32,79 @@ fn plan(seed: u64, planted: Option<Bug>) -> Plan {
     }
 }
 
-/// Runs worlds until so many events have lived. Says whether all held.
-pub(crate) fn run(lifetimes: u64, first_seed: u64) -> bool {
-    let began = Instant::now();
-    let (next, total) = (AtomicU64::new(first_seed), Mutex::new(Seen::default()));
-    let failed = Mutex::new(None::<(u64, String)>);
-    let threads = thread::available_parallelism().map_or(1, usize::from);
-    thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                loop {
-                    let enough = total.lock().unwrap().lifetimes >= lifetimes;
-                    if enough || failed.lock().unwrap().is_some() {
-                        return;
-                    }
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    match live(seed) {
-                        Ok(ending) => *total.lock().unwrap() += &ending.seen,
-                        Err(why) => *failed.lock().unwrap() = Some((seed, why)),
-                    }
-                }
-            });
-        }
-    });
-    let seen = total.into_inner().unwrap();
-    if let Some((seed, why)) = failed.into_inner().unwrap() {
-        println!("seed {seed}: {why}\n  again: whrelay-faults sim --seed {seed}");
-        return false;
-    }
-    let missed: Vec<_> = Point::iter()
-        .filter(|point| seen.times(*point) == 0)
-        .collect();
-    println!(
-        "simulation: {} event lifetimes, {} crashes, {} steps, {} seeds, {:.0} s, 0 violations",
-        seen.lifetimes,
-        seen.crashes,
-        seen.steps,
-        next.into_inner() - first_seed,
-        began.elapsed().as_secs_f64(),
-    );
-    let reached = Point::iter().map(|point| format!("{point:?} {}", seen.times(point)));
-    println!("reached: {}", reached.collect::<Vec<_>>().join(", "));
-    if !missed.is_empty() {
-        println!("never reached: {missed:?}");
-    }
-    missed.is_empty()
+/// A campaign: worlds over one kind of store, until so many events have lived.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Campaign {
+    pub(crate) name: &'static str,
+    pub(crate) lifetimes: u64,
+    pub(crate) first_seed: u64,
+    /// Whether every point has to be reached.
+    pub(crate) covers: bool,
 }
 
-fn live(seed: u64) -> Result<Ending, String> {
-    let ending = world::run::<Model>(plan(seed, None));
+impl Campaign {
+    /// Runs it on all cores. Says whether all held.
+    pub(crate) fn run<V: Vault>(self) -> bool {
+        let began = Instant::now();
+        let (next, total) = (AtomicU64::new(self.first_seed), Mutex::new(Seen::default()));
+        let failed = Mutex::new(None::<(u64, String)>);
+        let threads = thread::available_parallelism().map_or(1, usize::from);
+        thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    loop {
+                        let enough = total.lock().unwrap().lifetimes >= self.lifetimes;
+                        if enough || failed.lock().unwrap().is_some() {
+                            return;
+                        }
+                        let seed = next.fetch_add(1, Ordering::Relaxed);
+                        match live::<V>(seed) {
+                            Ok(ending) => *total.lock().unwrap() += &ending.seen,
+                            Err(why) => *failed.lock().unwrap() = Some((seed, why)),
+                        }
+                    }
+                });
+            }
+        });
+        let seen = total.into_inner().unwrap();
+        if let Some((seed, why)) = failed.into_inner().unwrap() {
+            let Self { name, .. } = self;
+            println!("{name}: seed {seed}: {why}\n  again: whrelay-faults {name} --seed {seed}");
+            return false;
+        }
+        println!(
+            "{}: {} event lifetimes, {} crashes, {} steps, {} seeds, {:.0} s, 0 violations",
+            self.name,
+            seen.lifetimes,
+            seen.crashes,
+            seen.steps,
+            next.into_inner() - self.first_seed,
+            began.elapsed().as_secs_f64(),
+        );
+        self.tell_coverage(&seen)
+    }
+
+    fn tell_coverage(&self, seen: &Seen) -> bool {
+        let reached = Point::iter().map(|point| format!("{point:?} {}", seen.times(point)));
+        println!("reached: {}", reached.collect::<Vec<_>>().join(", "));
+        let missed: Vec<_> = Point::iter()
+            .filter(|point| seen.times(*point) == 0)
+            .collect();
+        if !missed.is_empty() {
+            println!("never reached: {missed:?}");
+        }
+        missed.is_empty() || !self.covers
+    }
+}
+
+/// A panic is a finding like any other, with its seed.
+fn live<V: Vault>(seed: u64) -> Result<Ending, String> {
+    let ending = caught::<V>(plan(seed, None))?;
     if let Err(violation) = &ending.verdict {
         return Err(format!("{} {}", violation.invariant, violation.what));
     }
     if seed.is_multiple_of(TWICE_EVERY) {
-        let again = world::run::<Model>(plan(seed, None));
+        let again = caught::<V>(plan(seed, None))?;
         if again.trace != ending.trace {
             return Err("the second run of this seed took other steps".to_owned());
         }
@@ -91,9 +112,13 @@ fn live(seed: u64) -> Result<Ending, String> {
     Ok(ending)
 }
 
+fn caught<V: Vault>(plan: Plan) -> Result<Ending, String> {
+    catch_unwind(|| world::run::<V>(plan)).map_err(|_| "a panic, told above".to_owned())
+}
+
 /// Runs one world and tells its last steps. Says whether all held.
-pub(crate) fn one(seed: u64, told: usize) -> bool {
-    let ending = world::run::<Model>(Plan {
+pub(crate) fn one<V: Vault>(seed: u64, told: usize) -> bool {
+    let ending = world::run::<V>(Plan {
         tells: true,
         ..plan(seed, None)
     });
@@ -108,30 +133,35 @@ pub(crate) fn one(seed: u64, told: usize) -> bool {
     ending.verdict.is_ok()
 }
 
-/// Plants each bug and runs worlds until one finds it. Says whether all were found.
-pub(crate) fn planted() -> bool {
+/// Plants each bug and runs worlds until one finds it: `R` is the real store, on which the disk's
+/// own bug is planted. Says whether all were found.
+pub(crate) fn planted<R: Vault>() -> bool {
     println!("| planted bug | found at seed | by | lifetimes until then |");
     println!("|---|---|---|---|");
-    let mut all = true;
-    for bug in bugs() {
-        let mut lifetimes = 0;
-        let found = (1..=MOST_SEEDS).find_map(|seed| {
-            let ending = world::run::<Model>(plan(seed, Some(bug)));
-            lifetimes += ending.seen.lifetimes;
-            Some((seed, ending.verdict.err()?))
-        });
-        match found {
-            Some((seed, violation)) => {
-                println!(
-                    "| {bug:?} | {seed} | {} | {lifetimes} |",
-                    violation.invariant
-                );
+    Bug::iter().all(|bug| {
+        if bug == Bug::SyncForgotten {
+            find::<R>(bug)
+        } else {
+            find::<Model>(bug)
+        }
+    })
+}
+
+fn find<V: Vault>(bug: Bug) -> bool {
+    let mut lifetimes = 0;
+    for seed in 1..=MOST_SEEDS {
+        let found = match caught::<V>(plan(seed, Some(bug))) {
+            Ok(ending) => {
+                lifetimes += ending.seen.lifetimes;
+                ending.verdict.err().map(|violation| violation.invariant)
             }
-            None => {
-                println!("| {bug:?} | not found in {MOST_SEEDS} | | {lifetimes} |");
-                all = false;
-            }
+            Err(_) => Some("the model"),
+        };
+        if let Some(by) = found {
+            println!("| {bug:?} | {seed} | {by} | {lifetimes} |");
+            return true;
         }
     }
-    all
+    println!("| {bug:?} | not found in {MOST_SEEDS} | | {lifetimes} |");
+    false
 }

@@ -6,12 +6,12 @@ mod campaign;
 mod forwarder;
 mod lane;
 mod ledger;
-mod model;
+pub(crate) mod model;
 mod node;
-mod planted;
+pub(crate) mod planted;
 mod seen;
 mod trouble;
-mod vault;
+pub(crate) mod vault;
 mod world;
 
-pub(crate) use campaign::{one, planted, run};
+pub(crate) use campaign::{Campaign, one, planted};

@@ -42,6 +42,16 @@ pub(crate) struct Model {
 }
 
 impl Model {
+    /// All buckets.
+    pub(crate) fn buckets(&self) -> &[Bucket] {
+        &self.buckets
+    }
+
+    /// All destinations.
+    pub(crate) fn targets(&self) -> impl Iterator<Item = DestinationId> {
+        (1..=self.destinations.len() as u32).map(DestinationId)
+    }
+
     fn put(&mut self, before: Option<&Delivery>, delivery: Delivery, wait: Wait) {
         if let Some(before) = before {
             let forgets =

@@ -36,4 +36,6 @@ pub(crate) enum Bug {
     RepeatedHeadersMerged,
     ReplayReusesTheDelivery,
     CountsDrift,
+    /// The disk's own: only the real store can show it.
+    SyncForgotten,
 }

@@ -235,10 +235,14 @@ impl<V: Vault> World<V> {
         let random = u128::from(self.chance.bits());
         let drawn = self.chance.bits();
         let node = &mut self.agents[n];
-        let last = node.vault.last_seq(node.bucket.id).0;
-        let Some(process) = node.process.as_mut().filter(|_| last > 0) else {
+        // A dead node's disk is nobody's to read.
+        let Some(process) = &mut node.process else {
             return;
         };
+        let last = node.vault.last_seq(node.bucket.id).0;
+        if last == 0 {
+            return;
+        }
         let seq = whrelay_core::bucket::Seq(1 + drawn % last);
         let rows = node.vault.deliveries_of(node.bucket.id, seq);
         let Some(first) = rows.first() else { return };

@@ -3,7 +3,6 @@
 
 use std::time::{Duration, Instant};
 
-use strum::IntoEnumIterator;
 use whrelay_core::outcome::RetryOn;
 use whrelay_core::retry::{RetryPolicy, Schedule};
 
@@ -496,9 +495,4 @@ fn policy(chance: &mut Chance) -> RetryPolicy {
             RetryOn::Transient
         },
     }
-}
-
-/// All bugs that can be planted.
-pub(crate) fn bugs() -> impl Iterator<Item = Bug> {
-    Bug::iter()
 }

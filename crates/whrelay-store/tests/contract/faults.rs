@@ -16,6 +16,7 @@ const FINE: u8 = 0;
 const FULL: u8 = 1;
 const FSYNC_FAILS: u8 = 2;
 const FSYNC_HANGS: u8 = 3;
+const READ_FAILS: u8 = 4;
 
 #[derive(Debug, Clone)]
 struct Failing {
@@ -40,6 +41,7 @@ impl StorageBackend for Failing {
         self.file.len()
     }
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.check(READ_FAILS, io::ErrorKind::Other)?;
         self.file.read(offset, out)
     }
     fn set_len(&self, len: u64) -> io::Result<()> {
@@ -169,6 +171,30 @@ async fn a_write_that_was_given_up_before_it_began_is_left_undone() {
         .events;
     let stored: Vec<_> = stored.into_iter().map(|s| s.event).collect();
     assert_eq!(stored, [1, 3].map(event));
+}
+
+#[tokio::test]
+async fn a_handle_that_a_read_has_spoilt_is_replaced_though_nothing_is_written() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (store, mode) = failing(dir.path());
+    let bucket = bucket(&store).await;
+    let many = (1..=40).map(|n| {
+        let mut new = plain(n);
+        new.event.request.body = vec![7; 200_000].into();
+        new
+    });
+    store
+        .append(bucket.id, many.collect(), None)
+        .await
+        .expect("stored");
+    // More than the cache holds, so that some page has to come from the disk.
+    let read = || store.read_after(&bucket, Seq(0), usize::MAX, usize::MAX);
+    mode.store(READ_FAILS, Ordering::SeqCst);
+    assert!(matches!(read(), Err(StoreError::Broken(_))));
+    mode.store(FINE, Ordering::SeqCst);
+    let refused = read().expect_err("redb refuses a handle that has failed");
+    assert!(refused.is_retryable(), "{refused}");
+    assert_eq!(eventually(read).await.events.len(), 40);
 }
 
 #[tokio::test]

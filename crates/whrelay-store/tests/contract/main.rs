@@ -5,4 +5,5 @@ mod crash;
 mod disk;
 mod faults;
 mod promises;
+mod rot;
 mod setup;

@@ -1,0 +1,281 @@
+//! The index of what is due: read in order by the engine, emptied at once when an endpoint is back.
+//! A delivery that waits has exactly one row in it; one that is finished has none. It must not know
+//! how a delivery is tried.
+
+use std::collections::HashSet;
+
+use redb::ReadableTable;
+use whrelay_core::bucket::{BucketId, Seq};
+use whrelay_core::delivery::{DeadReason, Delivery, DeliveryKey, DestinationId, State};
+use whrelay_core::limits;
+use whrelay_core::time::Timestamp;
+
+use crate::deliveries::{Waiting, get, of_event, update};
+use crate::disk::Store;
+use crate::error::StoreError;
+use crate::tables::DUE;
+use crate::tx::Tx;
+
+/// Rows moved by one transaction where many move: between two, others get their turn.
+const CHUNK: usize = 1000;
+
+/// What is due at a destination.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DueScan {
+    /// Deliveries to try now, in order.
+    pub ready: Vec<DeliveryKey>,
+    /// When the next one is due, if none is ready.
+    pub next_at: Option<Timestamp>,
+}
+
+impl Store {
+    /// What is due at a destination, in order, up to `max`, leaving out what is in flight.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn due(
+        &self,
+        destination: DestinationId,
+        now: Timestamp,
+        in_flight: &HashSet<DeliveryKey>,
+        max: usize,
+    ) -> Result<DueScan, StoreError> {
+        let mut scan = DueScan::default();
+        self.read(|tx| {
+            for entry in tx.open_table(DUE)?.range(whole(destination))? {
+                let (at, key) = due_entry(entry?.0.value());
+                if in_flight.contains(&key) {
+                    continue;
+                }
+                if at > now {
+                    scan.next_at = Some(at);
+                    break;
+                }
+                if scan.ready.len() == max {
+                    break;
+                }
+                scan.ready.push(key);
+            }
+            Ok(scan)
+        })
+    }
+
+    /// Makes everything that waits for its backoff at a destination due now, oldest first, and with
+    /// it what only waits its turn but was stored while the clock was ahead of `now`. What the
+    /// target itself asked to wait for stays, within the longest wait it may ask for.
+    ///
+    /// # Errors
+    /// When not all of it is on disk; what is, stays.
+    pub async fn release(
+        &self,
+        destination: DestinationId,
+        now: Timestamp,
+    ) -> Result<u64, StoreError> {
+        let mut released = 0;
+        let mut from = (i64::MIN, 0, 0, 0);
+        loop {
+            let (count, next) = self
+                .write(CHUNK * 64, move |tx: &mut Tx<'_>| {
+                    release_chunk(tx, destination, from, now)
+                })
+                .await?;
+            released += count;
+            match next {
+                // Rot can put rows in the wrong place: a walk that would turn back ends instead.
+                Some(next) if next > from => from = next,
+                Some(_) | None => return Ok(released),
+            }
+        }
+    }
+
+    /// Moves what waits for other destinations of the bucket to `destination`, for it is where the
+    /// bucket's events go now. An event that has a delivery there already is not doubled: the
+    /// delivery elsewhere is discarded. Answers how many were moved.
+    ///
+    /// # Errors
+    /// When not all of it is on disk; what is, stays.
+    pub async fn adopt(
+        &self,
+        bucket: BucketId,
+        destination: DestinationId,
+    ) -> Result<u64, StoreError> {
+        let (mut adopted, mut from) = (0, (0, i64::MIN, 0, 0, 0));
+        loop {
+            let chunk = move |tx: &mut Tx<'_>| adopt_chunk(tx, bucket, destination, from);
+            let (moved, next) = self.write(CHUNK * 64, chunk).await?;
+            adopted += moved;
+            match next {
+                Some(next) if next > from => from = next,
+                Some(_) | None => return Ok(adopted),
+            }
+        }
+    }
+
+    /// Removes the rows of the index that lead to a delivery which does not wait: damage, or the
+    /// delivery has been finished since it was looked for.
+    ///
+    /// # Errors
+    /// When that is not on disk.
+    pub async fn forget(&self, key: DeliveryKey) -> Result<(), StoreError> {
+        self.write(64, move |tx: &mut Tx<'_>| {
+            let waits = get(tx.deliveries.open()?, key)?.is_some_and(|d| !d.state.is_finished());
+            if waits { Ok(()) } else { forget_due(tx, key) }
+        })
+        .await
+    }
+}
+
+pub(crate) type DueKey = (u32, i64, u32, u64, u32);
+
+type DuePlace = (i64, u32, u64, u32);
+
+pub(crate) fn whole(destination: DestinationId) -> std::ops::RangeInclusive<DueKey> {
+    let id = destination.0;
+    (id, i64::MIN, 0, 0, 0)..=(id, i64::MAX, u32::MAX, u64::MAX, u32::MAX)
+}
+
+pub(crate) fn due_entry((_, at, bucket, seq, ordinal): DueKey) -> (Timestamp, DeliveryKey) {
+    let key = DeliveryKey {
+        bucket: BucketId(bucket),
+        seq: Seq(seq),
+        ordinal,
+    };
+    (Timestamp::from_micros(at), key)
+}
+
+/// Why a delivery waits, as its row in the index says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// It is new, or was released: due by its age.
+    Turn = 0,
+    /// The target asked for the wait.
+    Held = 1,
+    /// It failed and backs off.
+    Backoff = 2,
+}
+
+impl Wait {
+    /// From a row of the index; what no release has written waits its turn.
+    fn read(stored: u8) -> Self {
+        match stored {
+            1 => Self::Held,
+            2 => Self::Backoff,
+            _ => Self::Turn,
+        }
+    }
+}
+
+/// The row that a delivery has in the index while it waits.
+pub(crate) fn due_row(delivery: &Delivery) -> Option<DueKey> {
+    let at = delivery.next_attempt_at?;
+    Some(row(delivery.destination, at, delivery.key))
+}
+
+pub(crate) fn row(destination: DestinationId, at: Timestamp, key: DeliveryKey) -> DueKey {
+    let DeliveryKey {
+        bucket,
+        seq,
+        ordinal,
+    } = key;
+    (destination.0, at.as_micros(), bucket.0, seq.0, ordinal)
+}
+
+/// Takes a delivery out of the index. Its row is looked for, since a damaged delivery does not say
+/// when it is due.
+pub(crate) fn forget_due(tx: &mut Tx<'_>, key: DeliveryKey) -> Result<(), StoreError> {
+    tx.due.open()?.retain(|row, _| due_entry(row).1 != key)?;
+    Ok(())
+}
+
+/// The delivery of a row in the index. A row that leads to none, or is not that delivery's own, is
+/// removed.
+fn waiting_delivery(tx: &mut Tx<'_>, row: DueKey) -> Result<Option<Delivery>, StoreError> {
+    let found = match get(tx.deliveries.open()?, due_entry(row).1) {
+        Err(StoreError::Damaged(what)) => {
+            tracing::error!(%what, "a delivery is set aside: its record is damaged");
+            None
+        }
+        other => other?.filter(|delivery| due_row(delivery) == Some(row)),
+    };
+    if found.is_none() {
+        tx.due.open()?.remove(row)?;
+    }
+    Ok(found)
+}
+
+fn release_chunk(
+    tx: &mut Tx<'_>,
+    destination: DestinationId,
+    (at, bucket, seq, ordinal): DuePlace,
+    now: Timestamp,
+) -> Result<(u64, Option<DuePlace>), StoreError> {
+    let longest = now.after(limits::MAX_RETRY_AFTER).as_micros();
+    let (mut rows, mut next) = (Vec::new(), None);
+    let from = (destination.0, at, bucket, seq, ordinal);
+    for entry in tx.due.open()?.range(from..=*whole(destination).end())? {
+        let (row, wait) = entry?;
+        let row = row.value();
+        if rows.len() == CHUNK {
+            next = Some((row.1, row.2, row.3, row.4));
+            break;
+        }
+        let released = match Wait::read(wait.value()) {
+            Wait::Turn => row.1 > now.as_micros(),
+            Wait::Held => row.1 > longest,
+            Wait::Backoff => true,
+        };
+        if released {
+            rows.push(row);
+        }
+    }
+    let released = rows.len() as u64;
+    for row in rows {
+        if let Some(mut delivery) = waiting_delivery(tx, row)? {
+            let before = Waiting::of(&delivery);
+            delivery.next_attempt_at = Some(delivery.created_at.min(now));
+            update(tx, Some(before), &delivery, Wait::Turn)?;
+        }
+    }
+    Ok((released, next))
+}
+
+/// Moves some deliveries; answers how many, and where to go on.
+fn adopt_chunk(
+    tx: &mut Tx<'_>,
+    bucket: BucketId,
+    destination: DestinationId,
+    from: DueKey,
+) -> Result<(u64, Option<DueKey>), StoreError> {
+    let (mut rows, mut next) = (Vec::new(), None);
+    // By what waits, not by the list of targets, one of which may be damaged.
+    for (n, entry) in tx.due.open()?.range(from..)?.enumerate() {
+        let (row, wait) = entry?;
+        let row = row.value();
+        if n == CHUNK {
+            next = Some(row);
+            break;
+        }
+        if row.0 != destination.0 && row.2 == bucket.0 {
+            rows.push((row, Wait::read(wait.value())));
+        }
+    }
+    let mut moved = 0;
+    for (row, wait) in &rows {
+        let Some(mut delivery) = waiting_delivery(tx, *row)? else {
+            continue;
+        };
+        let siblings =
+            of_event(tx.deliveries.open()?, bucket, delivery.key.seq).unwrap_or_default();
+        let there = |sibling: &Delivery| sibling.destination == destination && !sibling.replay;
+        let before = Waiting::of(&delivery);
+        if !delivery.replay && siblings.iter().any(there) {
+            (delivery.state, delivery.reason) = (State::Dead, Some(DeadReason::Discarded));
+            delivery.next_attempt_at = None;
+        } else {
+            delivery.destination = destination;
+            moved += 1;
+        }
+        update(tx, Some(before), &delivery, *wait)?;
+    }
+    Ok((moved, next))
+}

@@ -1,0 +1,125 @@
+//! Tables whose rows have no checksum, altered behind the store's back: what is gone is named, what
+//! can be found again is, and no walk goes astray.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use redb::{Database, TableDefinition};
+use whrelay_core::bucket::{Bucket, Seq};
+use whrelay_core::delivery::DestinationId;
+use whrelay_store::{Role, Store, StoreError};
+
+use crate::setup::*;
+
+const EVENTS: TableDefinition<'_, (u32, u64), &[u8]> = TableDefinition::new("events_v1");
+const DUE: TableDefinition<'_, (u32, i64, u32, u64, u32), u8> = TableDefinition::new("due_v1");
+const SEQUENCES: TableDefinition<'_, u32, (u64, u64)> = TableDefinition::new("sequences_v1");
+
+async fn filled(dir: &Path) -> (Store, Bucket, DestinationId) {
+    let store = Store::open(dir, &options(Role::Agent)).expect("opens");
+    let bucket = bucket(&store).await;
+    let there = store
+        .ensure_destination(bucket.id, "http://localhost:1")
+        .await
+        .expect("stored");
+    store
+        .append(bucket.id, (1..=4).map(|n| to(n, there)).collect(), None)
+        .await
+        .expect("stored");
+    (store, bucket, there)
+}
+
+/// Closes the store, alters its file, and opens it again.
+async fn altered(store: Store, dir: &Path, alter: impl FnOnce(&redb::WriteTransaction)) -> Store {
+    store.close().await;
+    let file = Database::open(dir.join("store.redb")).expect("closed");
+    let tx = file.begin_write().expect("a transaction");
+    alter(&tx);
+    tx.commit().expect("altered");
+    drop(file);
+    Store::open(dir, &options(Role::Agent)).expect("opens")
+}
+
+fn due(store: &Store, there: DestinationId) -> Vec<u64> {
+    let scan = store.due(there, NOW, &HashSet::new(), 9).expect("read");
+    scan.ready.iter().map(|key| key.seq.0).collect()
+}
+
+#[tokio::test]
+async fn a_delivery_that_lost_its_row_gets_it_back_and_a_stray_row_goes() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (store, bucket, there) = filled(dir.path()).await;
+    assert!(store.index_is_whole(there, || true).expect("read"));
+    let (b, at) = (bucket.id.0, NOW.as_micros());
+    let store = altered(store, dir.path(), |tx| {
+        let mut table = tx.open_table(DUE).expect("the index");
+        table.remove((there.0, at, b, 2, 0)).expect("removed");
+        table.insert((there.0, at, b, 99, 0), 0).expect("put");
+    })
+    .await;
+    assert_eq!(due(&store, there), [1, 3, 4, 99]);
+    assert!(!store.index_is_whole(there, || true).expect("read"));
+    assert_eq!(store.restore_index(there).await.expect("restored"), 1);
+    assert_eq!(due(&store, there), [1, 2, 3, 4]);
+    assert!(store.index_is_whole(there, || true).expect("read"));
+}
+
+#[tokio::test]
+async fn a_row_that_leads_nowhere_is_forgotten_and_one_that_waits_is_not() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (store, bucket, there) = filled(dir.path()).await;
+    let store = altered(store, dir.path(), |tx| {
+        let mut table = tx.open_table(DUE).expect("the index");
+        let stray = (there.0, NOW.as_micros(), bucket.id.0, 99, 0);
+        table.insert(stray, 0).expect("put");
+    })
+    .await;
+    let scan = store.due(there, NOW, &HashSet::new(), 9).expect("read");
+    for key in scan.ready {
+        store.forget(key).await.expect("stored");
+    }
+    assert_eq!(due(&store, there), [1, 2, 3, 4]);
+}
+
+#[tokio::test]
+async fn a_key_that_rotted_is_named_and_moves_no_place() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (store, bucket, _) = filled(dir.path()).await;
+    let b = bucket.id.0;
+    let store = altered(store, dir.path(), |tx| {
+        let mut table = tx.open_table(EVENTS).expect("the events");
+        for (seq, far) in [(2, 1 << 50), (4, 1 << 51)] {
+            let record = table.remove((b, seq)).expect("removed");
+            let record = record.map(|r| r.value().to_vec()).expect("there");
+            table.insert((b, far), record.as_slice()).expect("put");
+        }
+    })
+    .await;
+    let batch = store
+        .read_after(&bucket, Seq(0), 99, usize::MAX)
+        .expect("read");
+    let found: Vec<_> = batch.events.iter().map(|s| s.seq.0).collect();
+    assert_eq!((found, batch.upto), (vec![1, 3], Seq(4)));
+    assert_eq!(batch.damaged, [Seq(2), Seq(4)]);
+    let gone = store.event_at(&bucket, Seq(2)).expect_err("it was stored");
+    assert!(matches!(gone, StoreError::Damaged(_)), "{gone}");
+    assert_eq!(store.event_at(&bucket, Seq(5)).expect("read"), None);
+}
+
+#[tokio::test]
+async fn a_place_is_never_given_twice_though_the_last_one_rotted() {
+    for rotten in [Some((6, !4)), Some((2, !2)), None] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (store, bucket, there) = filled(dir.path()).await;
+        let store = altered(store, dir.path(), |tx| {
+            let mut table = tx.open_table(SEQUENCES).expect("the sequences");
+            match rotten {
+                Some(pair) => drop(table.insert(bucket.id.0, pair).expect("put")),
+                None => drop(table.remove(bucket.id.0).expect("removed")),
+            }
+        })
+        .await;
+        let written = store.append(bucket.id, vec![to(9, there)], None).await;
+        assert!(written.is_err(), "{rotten:?}: {written:?}");
+    }
+}

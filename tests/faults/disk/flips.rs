@@ -1,0 +1,247 @@
+//! Bits that rot: a closed store's file with one bit flipped, again and again. Every event must come
+//! back as it was, or be named as damaged, or the file be refused: never other bytes, never silence.
+
+use std::collections::HashSet;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use bytes::Bytes;
+use strum::IntoEnumIterator;
+use whrelay_core::bucket::{Bucket, BucketKey, Seq};
+use whrelay_core::event::{Event, Header, Request};
+use whrelay_core::id::{DeliveryId, EventId};
+use whrelay_core::time::Timestamp;
+use whrelay_store::{NewDelivery, NewEvent, Store, StoreError};
+
+use super::lying::LyingDisk;
+use super::real::open;
+use crate::chance::Chance;
+
+const EVENTS: u64 = 200;
+const TARGET: &str = "http://localhost:1";
+/// Flips of one process.
+const BATCH: u64 = 500;
+const NOW: Timestamp = Timestamp::from_micros(1_795_000_000_000_000);
+
+/// What came of a flip, from harmless to fatal.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    strum::EnumIter,
+    strum::EnumString,
+    strum::Display,
+)]
+enum Found {
+    Harmless,
+    /// One record is named as damaged, the others are whole.
+    Named,
+    /// Reads fail and say so.
+    Failed,
+    /// The file is not opened at all.
+    Refused,
+    /// The process is ended by the database under the store.
+    Aborted,
+    /// An event is missing, and nothing says so.
+    Silent,
+    /// Other bytes than were written.
+    Wrong,
+}
+
+/// Flips so many bits, one at a time, in processes of their own, since the database may abort. Says
+/// whether no wrong byte came out and nothing went missing in silence.
+pub(crate) fn flip_bits(tries: u64) -> bool {
+    let began = Instant::now();
+    let mut found = Vec::new();
+    while (found.len() as u64) < tries {
+        let from = found.len() as u64;
+        found.extend(child(from, (tries - from).min(BATCH)));
+    }
+    let times = |wanted| found.iter().filter(|found| **found == wanted).count();
+    let told = Found::iter().map(|wanted| format!("{} {wanted}", times(wanted)));
+    let told: Vec<_> = told.collect();
+    let took = began.elapsed().as_secs_f64();
+    println!(
+        "flips: {tries} single bits, {}, {took:.0} s",
+        told.join(", ")
+    );
+    times(Found::Wrong) + times(Found::Silent) == 0
+}
+
+/// The findings of a batch; where the process ended, the last of them says so.
+fn child(from: u64, count: u64) -> Vec<Found> {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["flip", &from.to_string(), &count.to_string()]);
+    let output = command.stderr(Stdio::null()).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let mut found: Vec<Found> = Vec::new();
+    for line in text.lines() {
+        let (what, place) = line.split_once(' ').unwrap();
+        found.push(what.parse().unwrap());
+        if matches!(found.last(), Some(Found::Silent | Found::Wrong)) {
+            println!("flip {}: {what}, {place}", from + found.len() as u64 - 1);
+        }
+    }
+    if !output.status.success() {
+        found.push(Found::Aborted);
+    }
+    found
+}
+
+/// Flips some bits in this process, and tells of each.
+pub(crate) fn flip_some(from: u64, count: u64) -> bool {
+    let runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = { runtime }.build().expect("a runtime");
+    let mut chance = Chance::new(0);
+    let events: Vec<_> = (1..=EVENTS).map(|n| event(n, &mut chance)).collect();
+    let disk = LyingDisk::default();
+    let bucket = runtime.block_on(fill(&disk, &events));
+    let image = disk.bytes();
+    for flip in from..from + count {
+        let mut chance = Chance::new(flip);
+        let (byte, bit) = (chance.index(image.len()), chance.below(8));
+        let mut flipped = image.clone();
+        flipped[byte] ^= 1 << bit;
+        let found = look(LyingDisk::with(flipped), &bucket, &events);
+        println!("{found} byte {byte} bit {bit}");
+    }
+    true
+}
+
+fn event(n: u64, chance: &mut Chance) -> Event {
+    let length = chance.index(2000);
+    let body: Vec<u8> = (0..length).map(|_| chance.bits() as u8).collect();
+    Event {
+        id: EventId::from_parts(NOW, u128::from(n)),
+        bucket: "shop".parse().expect("a name"),
+        received_at: NOW,
+        request: Request {
+            method: "POST".to_owned(),
+            tail: format!("/{n}"),
+            query: None,
+            headers: vec![Header {
+                name: "x-n".to_owned(),
+                value: Bytes::from(n.to_string()),
+            }],
+            body: body.into(),
+        },
+    }
+}
+
+async fn fill(disk: &LyingDisk, events: &[Event]) -> Bucket {
+    let store = open(disk, 1).expect("a new store");
+    let name = "shop".parse().expect("a name");
+    let key = BucketKey::from_text("shop");
+    let (bucket, _) = store.ensure_bucket(&name, key).await.expect("a bucket");
+    let target = store.ensure_destination(bucket.id, TARGET);
+    let destination = target.await.expect("a destination");
+    let new = events.iter().map(|event| NewEvent {
+        event: event.clone(),
+        deliveries: vec![NewDelivery {
+            id: DeliveryId::from_parts(NOW, u128::from_be_bytes(event.id.to_bytes())),
+            destination,
+            created_at: NOW,
+            deadline_at: NOW,
+            replay: false,
+        }],
+    });
+    let stored = store.append(bucket.id, new.collect(), None).await;
+    assert_eq!(stored.expect("stored").len(), events.len());
+    store.close().await;
+    bucket
+}
+
+/// Opens the file and reads everything in it in each of the ways there are.
+fn look(disk: LyingDisk, bucket: &Bucket, events: &[Event]) -> Found {
+    let Ok(store) = open(&disk, 1) else {
+        return Found::Refused;
+    };
+    let found = [
+        in_order(&store, bucket, events),
+        by_place(&store, bucket, events),
+        by_due(&store, bucket, events),
+    ];
+    found.into_iter().max().unwrap_or(Found::Harmless)
+}
+
+fn in_order(store: &Store, bucket: &Bucket, events: &[Event]) -> Found {
+    let Ok(batch) = store.read_after(bucket, Seq(0), usize::MAX, usize::MAX) else {
+        return Found::Failed;
+    };
+    let right = |seq: Seq, event: &Event| events.get(seq.0 as usize - 1) == Some(event);
+    if batch.events.iter().any(|s| !right(s.seq, &s.event)) {
+        return Found::Wrong;
+    }
+    let told = batch
+        .events
+        .iter()
+        .map(|s| s.seq)
+        .chain(batch.damaged.iter().copied());
+    let told: HashSet<_> = told.collect();
+    match (told.len() == events.len(), batch.damaged.is_empty()) {
+        (true, true) => Found::Harmless,
+        (true, false) => Found::Named,
+        (false, _) => Found::Silent,
+    }
+}
+
+fn by_place(store: &Store, bucket: &Bucket, events: &[Event]) -> Found {
+    let one = |(seq, event): (u64, &Event)| match store.event_at(bucket, Seq(seq)) {
+        Ok(Some(found)) if found == *event => Found::Harmless,
+        Ok(Some(_)) => Found::Wrong,
+        Ok(None) => Found::Silent,
+        Err(_) => Found::Named,
+    };
+    (1..).zip(events).map(one).max().unwrap_or(Found::Harmless)
+}
+
+/// What an agent would deliver, after what it does at its start.
+fn by_due(store: &Store, bucket: &Bucket, events: &[Event]) -> Found {
+    let runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = { runtime }.build().expect("a runtime");
+    let started = runtime.block_on(async {
+        let target = store.ensure_destination(bucket.id, TARGET).await?;
+        store.adopt(bucket.id, target).await?;
+        store.release(target, NOW).await?;
+        if !store.index_is_whole(target, || true)? {
+            store.restore_index(target).await?;
+        }
+        Ok::<_, StoreError>(target)
+    });
+    let Ok(destination) = started else {
+        return Found::Failed;
+    };
+    let Ok(scan) = store.due(destination, NOW, &HashSet::new(), usize::MAX) else {
+        return Found::Failed;
+    };
+    let one = |key: &whrelay_core::delivery::DeliveryKey| match (
+        store.delivery(*key),
+        store.event_at(bucket, key.seq),
+    ) {
+        (Ok(Some(delivery)), Ok(Some(event))) => {
+            let right = events.get(key.seq.0 as usize - 1) == Some(&event);
+            if right && delivery.event == event.id {
+                Found::Harmless
+            } else {
+                Found::Wrong
+            }
+        }
+        // Half of it is gone: it is set aside and named.
+        (Err(_), _) | (_, Err(_)) | (Ok(None), Ok(Some(_))) | (Ok(Some(_)), Ok(None)) => {
+            Found::Named
+        }
+        // A row that leads nowhere is removed.
+        (Ok(None), Ok(None)) => Found::Harmless,
+    };
+    let worst = scan.ready.iter().map(one).max().unwrap_or(Found::Harmless);
+    let reached: HashSet<_> = scan.ready.iter().map(|key| key.seq.0).collect();
+    if (1..=EVENTS).all(|seq| reached.contains(&seq)) {
+        worst
+    } else {
+        worst.max(Found::Silent)
+    }
+}

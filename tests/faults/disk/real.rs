@@ -1,0 +1,351 @@
+//! The real store behind the world's `Vault`, beside the model: whatever the disk did, the store must
+//! be where the model is before or after the write that was cut off, and nowhere between.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Runtime;
+use whrelay_core::bucket::{Bucket, BucketId, BucketKey, BucketName, Seq};
+use whrelay_core::delivery::{Delivery, DeliveryKey, DestinationId};
+use whrelay_core::event::Event;
+use whrelay_core::id::EventId;
+use whrelay_core::time::Timestamp;
+use whrelay_store::{
+    Batch, DueScan, Medium, OpenError, Options, Role, SourceMark, StateCounts, Store, StoreError,
+};
+
+use super::lying::{Fault, LyingDisk};
+use crate::chance::Chance;
+use crate::sim::model::Model;
+use crate::sim::planted::Bug;
+use crate::sim::vault::{Done, PowerCut, Vault, Write};
+
+/// Operations of the disk within which an armed fault falls: a commit takes about a dozen.
+const WITHIN: u64 = 24;
+/// Images tried for each power cut; the world goes on from the last.
+const IMAGES: u32 = 4;
+/// How long a store may take to heal once its disk has.
+const HEALS_WITHIN: Duration = Duration::from_secs(10);
+
+/// How many crash images have been opened, and how many faults were met.
+pub(crate) static IMAGES_OPENED: AtomicU64 = AtomicU64::new(0);
+pub(crate) static POWER_CUTS: AtomicU64 = AtomicU64::new(0);
+pub(crate) static IO_ERRORS: AtomicU64 = AtomicU64::new(0);
+pub(crate) static FULL_DISKS: AtomicU64 = AtomicU64::new(0);
+pub(crate) static CRASHED_RECOVERIES: AtomicU64 = AtomicU64::new(0);
+
+/// A store on a disk that lies, and the model of what it has to hold.
+pub(crate) struct Real {
+    name: u128,
+    disk: LyingDisk,
+    store: Option<Store>,
+    model: Model,
+    /// What may be on the disk: nobody was told.
+    unknown: Option<Write>,
+    chance: Chance,
+    runtime: Runtime,
+}
+
+fn bump(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Opens, or begins, a store on a disk.
+pub(crate) fn open(disk: &LyingDisk, name: u128) -> Result<Store, OpenError> {
+    let disk = disk.clone();
+    let medium = move |builder: &redb::Builder| builder.create_with_backend(disk.clone());
+    let options = Options {
+        role: Role::Agent,
+        cache: 1 << 20,
+        name_seed: name,
+        purpose: "attack",
+    };
+    Store::open_on(Medium::custom(medium), &options)
+}
+
+impl Real {
+    fn store(&self) -> &Store {
+        self.store.as_ref().expect("open while anyone looks at it")
+    }
+
+    /// Reads, as the engine does: a store that is being reopened is asked again.
+    fn look<T>(&self, read: impl Fn(&Store) -> Result<T, StoreError>) -> T {
+        again_until_healed(|| read(self.store())).expect("a store that can be read")
+    }
+
+    /// Carries one write out by the store's own function.
+    fn write(&self, write: Write) -> Result<Done, StoreError> {
+        let store = self.store();
+        self.runtime.block_on(async {
+            Ok(match write {
+                Write::Append {
+                    bucket,
+                    events,
+                    mark,
+                } => Done::Appended(store.append(bucket, events, mark).await?),
+                Write::Ack {
+                    bucket,
+                    subscription,
+                    upto,
+                } => {
+                    store.ack(bucket, &subscription, upto).await?;
+                    Done::Acked
+                }
+                Write::Record(attempt) => {
+                    store.record(*attempt).await?;
+                    Done::Recorded
+                }
+                Write::Release { destination, now } => {
+                    Done::Released(store.release(destination, now).await?)
+                }
+                Write::Again {
+                    bucket,
+                    seq,
+                    event,
+                    new,
+                } => Done::Again(Box::new(
+                    store.deliver_again(bucket, seq, event, new).await?,
+                )),
+            })
+        })
+    }
+
+    /// As the agent and the forwarder do: what finds no space is tried again until there is some.
+    fn persist(&self, write: &Write) -> Result<Done, StoreError> {
+        again_until_healed(|| self.write(write.clone()))
+    }
+
+    fn arm(&mut self) -> Option<Fault> {
+        let fault = match self.chance.below(1000) {
+            0..35 => Fault::PowerCut,
+            35..45 => Fault::Eio,
+            45..46 => Fault::Full,
+            _ => return None,
+        };
+        self.disk.arm(self.chance.below(WITHIN), fault);
+        Some(fault)
+    }
+
+    /// Opens an image, with the power going again while it recovers in some of the cases.
+    fn recover(&mut self, image: LyingDisk) -> (LyingDisk, Store) {
+        let mut image = image;
+        bump(&IMAGES_OPENED);
+        while self.chance.permille(200) {
+            image.arm(self.chance.below(WITHIN), Fault::PowerCut);
+            let opened = open(&image, self.name);
+            let again = image.after_power_cut(&mut self.chance);
+            if opened.is_err() {
+                bump(&CRASHED_RECOVERIES);
+            }
+            drop(opened);
+            image = again;
+            bump(&IMAGES_OPENED);
+        }
+        let store = open(&image, self.name).expect("a crash image opens");
+        (image, store)
+    }
+
+    /// Everything a store holds, for comparing.
+    fn dump(vault: &impl Vault, model: &Model) -> String {
+        let mut text = String::new();
+        for bucket in model.buckets() {
+            let batch = vault.read_after(bucket, Seq(0), usize::MAX, usize::MAX);
+            let acked = ["default", "other"].map(|name| vault.acked(bucket.id, name));
+            let source = vault.source(bucket.id);
+            text += &format!("{batch:?} {acked:?} {source:?}\n");
+            for seq in 1..=batch.upto.0 {
+                text += &format!("{:?}\n", vault.deliveries_of(bucket.id, Seq(seq)));
+            }
+        }
+        for target in model.targets() {
+            let never = Timestamp::from_micros(i64::MAX);
+            let due = vault.due(target, never, &HashSet::new(), usize::MAX);
+            text += &format!("{:?} {due:?}\n", vault.counts(target));
+        }
+        text
+    }
+
+    /// The store holds what the model holds, or what it would hold after the unknown write.
+    fn reconcile(&mut self) {
+        let found = Self::dump(self, &self.model);
+        if found == Self::dump(&self.model, &self.model) {
+            return;
+        }
+        let mut after = self.model.clone();
+        let write = self
+            .unknown
+            .clone()
+            .expect("nothing was being written, and the disk has changed");
+        let done = after.commit(vec![write]);
+        assert!(done.is_ok(), "a model's commits succeed");
+        assert_eq!(
+            found,
+            Self::dump(&after, &after),
+            "the disk holds neither what was before the write nor what was after it"
+        );
+        self.model = after;
+    }
+}
+
+impl Vault for Real {
+    fn birth(name: u128) -> Self {
+        let disk = LyingDisk::default();
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.build().expect("a runtime");
+        Self {
+            name,
+            store: Some(open(&disk, name).expect("a new store")),
+            disk,
+            model: Model::birth(name),
+            unknown: None,
+            chance: Chance::new(name as u64 ^ (name >> 64) as u64),
+            runtime,
+        }
+    }
+
+    fn plant(&mut self, bug: Option<Bug>) {
+        if bug == Some(Bug::SyncForgotten) {
+            self.disk.forget_syncs();
+        }
+    }
+
+    /// After the process has died, or the power: several images of the same cut are tried.
+    fn reopen(&mut self) {
+        let was_killed = self.unknown.is_none() && self.chance.permille(500);
+        let before = if was_killed {
+            self.disk.after_kill()
+        } else {
+            self.disk.clone()
+        };
+        self.store = None;
+        if was_killed {
+            (self.disk, self.store) = some(self.recover(before));
+            self.reconcile();
+            return;
+        }
+        for _ in 0..IMAGES {
+            let image = before.after_power_cut(&mut self.chance);
+            (self.disk, self.store) = some(self.recover(image));
+            let model = self.model.clone();
+            self.reconcile();
+            // The next image is of the same cut: it is judged by the same model.
+            self.model = model;
+        }
+        self.reconcile();
+        self.unknown = None;
+    }
+
+    fn name(&self) -> String {
+        self.store().id().to_owned()
+    }
+
+    fn ensure_bucket(&mut self, name: &BucketName) -> Bucket {
+        self.model.ensure_bucket(name);
+        let key = BucketKey::from_text(name.as_str());
+        let made = self.store().ensure_bucket(name, key);
+        self.runtime.block_on(made).expect("a bucket").0
+    }
+
+    fn ensure_destination(&mut self, bucket: BucketId, target: &str) -> DestinationId {
+        self.model.ensure_destination(bucket, target);
+        let made = self.store().ensure_destination(bucket, target);
+        self.runtime.block_on(made).expect("a destination")
+    }
+
+    fn commit(&mut self, writes: Vec<Write>) -> Result<Vec<Done>, PowerCut> {
+        let mut all = Vec::with_capacity(writes.len());
+        for write in writes {
+            let armed = self.arm();
+            let result = self.persist(&write);
+            let armed = armed.filter(|_| !self.disk.disarm());
+            match armed {
+                Some(Fault::PowerCut) => bump(&POWER_CUTS),
+                Some(Fault::Eio) => bump(&IO_ERRORS),
+                Some(Fault::Full) => bump(&FULL_DISKS),
+                None => {}
+            }
+            let done = match (result, armed) {
+                (Ok(done), _) => done,
+                (Err(error), Some(fault)) => {
+                    assert_ne!(fault, Fault::Full, "a full disk heals: {error}");
+                    self.unknown = Some(write);
+                    return Err(PowerCut);
+                }
+                (Err(error), None) => panic!("no fault was armed: {error}"),
+            };
+            let expected = self.model.commit(vec![write]);
+            let expected = expected.ok().and_then(|mut done| done.pop());
+            let healed = armed == Some(Fault::Full);
+            // A write that was tried again may have been on disk already, and then says so.
+            assert!(
+                healed || Some(&done) == expected.as_ref(),
+                "{done:?} where the model says {expected:?}"
+            );
+            all.push(done);
+        }
+        Ok(all)
+    }
+
+    fn read_after(&self, bucket: &Bucket, after: Seq, events: usize, bytes: usize) -> Batch {
+        self.look(|store| store.read_after(bucket, after, events, bytes))
+    }
+
+    fn last_seq(&self, bucket: BucketId) -> Seq {
+        self.look(|store| store.last_seq(bucket))
+    }
+
+    fn acked(&self, bucket: BucketId, subscription: &str) -> Seq {
+        self.look(|store| store.acked(bucket, subscription))
+    }
+
+    fn source(&self, bucket: BucketId) -> Option<SourceMark> {
+        self.look(|store| store.source(bucket))
+    }
+
+    fn find(&self, event: EventId) -> Option<(BucketId, Seq)> {
+        self.look(|store| store.find_event(event))
+    }
+
+    fn event_at(&self, bucket: &Bucket, seq: Seq) -> Option<Event> {
+        self.look(|store| store.event_at(bucket, seq))
+    }
+
+    fn due(
+        &self,
+        destination: DestinationId,
+        now: Timestamp,
+        in_flight: &HashSet<DeliveryKey>,
+        max: usize,
+    ) -> DueScan {
+        self.look(|store| store.due(destination, now, in_flight, max))
+    }
+
+    fn delivery(&self, key: DeliveryKey) -> Option<Delivery> {
+        self.look(|store| store.delivery(key))
+    }
+
+    fn deliveries_of(&self, bucket: BucketId, seq: Seq) -> Vec<Delivery> {
+        self.look(|store| store.deliveries_of(bucket, seq))
+    }
+
+    fn counts(&self, destination: DestinationId) -> StateCounts {
+        self.look(|store| store.counts(destination))
+    }
+}
+
+fn again_until_healed<T>(ask: impl Fn() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    let began = Instant::now();
+    loop {
+        match ask() {
+            Err(error) if error.is_retryable() && began.elapsed() < HEALS_WITHIN => {
+                std::thread::yield_now();
+            }
+            settled => return settled,
+        }
+    }
+}
+
+fn some((disk, store): (LyingDisk, Store)) -> (LyingDisk, Option<Store>) {
+    (disk, Some(store))
+}
