@@ -1,16 +1,24 @@
-//! The attack on the durable line, in rings: `whrelay-faults sim|planted|disk|flips`.
+//! The attack on the durable line, in rings: `whrelay-faults sim|planted|disk|flips|storm`.
 
 #![expect(clippy::print_stdout, reason = "an attack's output is its findings")]
 #![expect(clippy::unwrap_used, reason = "an attack that cannot run has failed")]
 
 mod chance;
 mod disk;
+mod ground;
+mod injection;
+mod report;
 mod sim;
+mod storm;
 
 use std::process::ExitCode;
 
 use sim::Campaign;
 use sim::model::Model;
+
+const USAGE: &str = "usage: whrelay-faults sim|disk --lifetimes N | sim|disk --seed N | planted
+       whrelay-faults flips --tries N | storm --binary FILE --kills|--cuts N
+       whrelay-faults inject --binary FILE --upto N --step N";
 
 /// Steps of a single world that are told.
 const TOLD: usize = 200;
@@ -23,17 +31,17 @@ fn main() -> ExitCode {
         ["sim", "--seed", seed] => sim::one::<Model>(seed.parse().unwrap(), TOLD),
         ["planted"] => sim::planted::<disk::Real>(),
         ["flips", "--tries", n] => disk::flip_bits(n.parse().unwrap()),
-        ["flip", from, count] => disk::flip_some(from.parse().unwrap(), count.parse().unwrap()),
-        ["disk", "--lifetimes", n] => {
-            let held = campaign("disk", n).run::<disk::Real>();
-            disk::tell();
-            held
+        ["storm", "--binary", binary, "--kills", n] => storm::kill(binary, n.parse().unwrap()),
+        ["storm", "--binary", binary, "--cuts", n] => storm::cut_power(binary, n.parse().unwrap()),
+        ["inject", "--binary", binary, "--upto", upto, "--step", step] => {
+            injection::run(binary, upto.parse().unwrap(), step.parse().unwrap())
         }
+        ["publish", report, document] => report::publish(report.as_ref(), document.as_ref()),
+        ["flip", from, count] => disk::flip_some(from.parse().unwrap(), count.parse().unwrap()),
+        ["disk", "--lifetimes", n] => campaign("disk", n).run::<disk::Real>(),
         ["disk", "--seed", seed] => sim::one::<disk::Real>(seed.parse().unwrap(), TOLD),
         _ => {
-            println!(
-                "usage: whrelay-faults sim|disk --lifetimes N | sim|disk --seed N | planted | flips --tries N"
-            );
+            println!("{USAGE}");
             return ExitCode::from(2);
         }
     };
@@ -45,10 +53,25 @@ fn main() -> ExitCode {
 }
 
 fn campaign(name: &'static str, lifetimes: &str) -> Campaign {
-    Campaign {
-        name,
-        lifetimes: lifetimes.parse().unwrap(),
-        first_seed: 1,
-        covers: name == "sim",
+    let lifetimes = lifetimes.parse().unwrap();
+    match name {
+        "sim" => Campaign {
+            name,
+            lifetimes,
+            first_seed: 1,
+            must_cover: true,
+            ring: 1,
+            fault: "crashes, bent and cut links, endpoints, clocks, sleep, replays in a simulated world",
+            also: String::new,
+        },
+        _ => Campaign {
+            name,
+            lifetimes,
+            first_seed: 1,
+            must_cover: false,
+            ring: 2,
+            fault: "the same on the real store, on a disk that forgets, tears, fails and fills up (D1-D5, K22)",
+            also: disk::counted,
+        },
     }
 }

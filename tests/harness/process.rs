@@ -25,6 +25,19 @@ impl Home {
         }
     }
 
+    /// A fresh one in a directory.
+    pub fn within(binary: &str, dir: &Path) -> Self {
+        Self {
+            dir: tempfile::tempdir_in(dir).unwrap(),
+            binary: binary.to_owned(),
+        }
+    }
+
+    /// From now on, runs another binary.
+    pub fn use_binary(&mut self, binary: &str) {
+        binary.clone_into(&mut self.binary);
+    }
+
     /// Its directory.
     pub fn path(&self) -> &Path {
         self.dir.path()
@@ -139,9 +152,23 @@ impl Process {
 
     /// SIGTERM; answers with its exit code.
     pub async fn terminate(&mut self) -> Option<i32> {
-        let pid = self.child.id().to_string();
-        Command::new("kill").args(["-TERM", &pid]).status().unwrap();
+        self.signal("-TERM");
         self.ended().await.code()
+    }
+
+    /// SIGSTOP: it does nothing more, and knows nothing of it.
+    pub fn freeze(&self) {
+        self.signal("-STOP");
+    }
+
+    fn signal(&self, signal: &str) {
+        let pid = self.child.id().to_string();
+        Command::new("kill").args([signal, &pid]).status().unwrap();
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
     }
 
     /// Waits until it ends.

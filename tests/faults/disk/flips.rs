@@ -16,6 +16,7 @@ use whrelay_store::{NewDelivery, NewEvent, Store, StoreError};
 use super::lying::LyingDisk;
 use super::real::open;
 use crate::chance::Chance;
+use crate::report::{self, Row};
 
 const EVENTS: u64 = 200;
 const TARGET: &str = "http://localhost:1";
@@ -64,12 +65,14 @@ pub(crate) fn flip_bits(tries: u64) -> bool {
     let times = |wanted| found.iter().filter(|found| **found == wanted).count();
     let told = Found::iter().map(|wanted| format!("{} {wanted}", times(wanted)));
     let told: Vec<_> = told.collect();
-    let took = began.elapsed().as_secs_f64();
-    println!(
-        "flips: {tries} single bits, {}, {took:.0} s",
-        told.join(", ")
-    );
-    times(Found::Wrong) + times(Found::Silent) == 0
+    report::tell(&Row {
+        ring: 2,
+        fault: "one bit flipped in a closed store's file (D6)".to_owned(),
+        tried: format!("{tries} bits"),
+        failures: (times(Found::Wrong) + times(Found::Silent)) as u64,
+        counted: told.join(", "),
+        seconds: began.elapsed().as_secs_f64(),
+    })
 }
 
 /// The findings of a batch; where the process ended, the last of them says so.

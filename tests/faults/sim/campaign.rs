@@ -14,6 +14,7 @@ use super::planted::Bug;
 use super::seen::{Point, Seen};
 use super::vault::Vault;
 use super::world::{self, Ending, Plan};
+use crate::report::{self, Row};
 
 /// Events posted in one world.
 const EVENTS: u32 = 40;
@@ -33,13 +34,17 @@ fn plan(seed: u64, planted: Option<Bug>) -> Plan {
 }
 
 /// A campaign: worlds over one kind of store, until so many events have lived.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub(crate) struct Campaign {
     pub(crate) name: &'static str,
     pub(crate) lifetimes: u64,
     pub(crate) first_seed: u64,
     /// Whether every point has to be reached.
-    pub(crate) covers: bool,
+    pub(crate) must_cover: bool,
+    pub(crate) ring: u8,
+    pub(crate) fault: &'static str,
+    /// What else was counted.
+    pub(crate) also: fn() -> String,
 }
 
 impl Campaign {
@@ -66,25 +71,29 @@ impl Campaign {
                 });
             }
         });
-        let seen = total.into_inner().unwrap();
-        if let Some((seed, why)) = failed.into_inner().unwrap() {
+        let (seen, failed) = (total.into_inner().unwrap(), failed.into_inner().unwrap());
+        if let Some((seed, why)) = &failed {
             let Self { name, .. } = self;
             println!("{name}: seed {seed}: {why}\n  again: whrelay-faults {name} --seed {seed}");
-            return false;
         }
-        println!(
-            "{}: {} event lifetimes, {} crashes, {} steps, {} seeds, {:.0} s, 0 violations",
-            self.name,
-            seen.lifetimes,
-            seen.crashes,
-            seen.steps,
-            next.into_inner() - self.first_seed,
-            began.elapsed().as_secs_f64(),
-        );
-        self.tell_coverage(&seen)
+        let seeds = next.into_inner() - self.first_seed;
+        let held = report::tell(&Row {
+            ring: self.ring,
+            fault: self.fault.to_owned(),
+            tried: format!("{} event lifetimes", seen.lifetimes),
+            failures: u64::from(failed.is_some()),
+            counted: format!(
+                "{} crashes, {} steps, {seeds} seeds{}",
+                seen.crashes,
+                seen.steps,
+                (self.also)()
+            ),
+            seconds: began.elapsed().as_secs_f64(),
+        });
+        self.covers(&seen) && held
     }
 
-    fn tell_coverage(&self, seen: &Seen) -> bool {
+    fn covers(&self, seen: &Seen) -> bool {
         let reached = Point::iter().map(|point| format!("{point:?} {}", seen.times(point)));
         println!("reached: {}", reached.collect::<Vec<_>>().join(", "));
         let missed: Vec<_> = Point::iter()
@@ -93,7 +102,7 @@ impl Campaign {
         if !missed.is_empty() {
             println!("never reached: {missed:?}");
         }
-        missed.is_empty() || !self.covers
+        missed.is_empty() || !self.must_cover
     }
 }
 
@@ -136,14 +145,26 @@ pub(crate) fn one<V: Vault>(seed: u64, told: usize) -> bool {
 /// Plants each bug and runs worlds until one finds it: `R` is the real store, on which the disk's
 /// own bug is planted. Says whether all were found.
 pub(crate) fn planted<R: Vault>() -> bool {
+    let began = Instant::now();
     println!("| planted bug | found at seed | by | lifetimes until then |");
     println!("|---|---|---|---|");
-    Bug::iter().all(|bug| {
-        if bug == Bug::SyncForgotten {
-            find::<R>(bug)
-        } else {
-            find::<Model>(bug)
-        }
+    let missed = Bug::iter()
+        .map(|bug| {
+            if bug == Bug::SyncForgotten {
+                find::<R>(bug)
+            } else {
+                find::<Model>(bug)
+            }
+        })
+        .filter(|found| !found)
+        .count();
+    report::tell(&Row {
+        ring: 1,
+        fault: "bugs planted one at a time, to be found".to_owned(),
+        tried: format!("{} bugs", Bug::iter().count()),
+        failures: missed as u64,
+        counted: "each found by an invariant".to_owned(),
+        seconds: began.elapsed().as_secs_f64(),
     })
 }
 

@@ -1,0 +1,382 @@
+//! Ring 4: the release binary under load, killed with SIGKILL again and again, forwarder, agent and
+//! receiver alike, or with the power of its disk cut; and then an audit of three ledgers: what senders
+//! heard, what the receiver got, and what the agent says of it.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use whrelay_tests::process::{Home, Process};
+use whrelay_tests::receiver::Receiver;
+use whrelay_tests::sender;
+
+use crate::chance::Chance;
+use crate::ground::{Ground, Kind};
+use crate::report::{self, Row};
+
+/// Senders at once, each with one request under way.
+const SENDERS: u64 = 4;
+/// After so many kills everything accepted so far has to arrive before the next.
+const QUIET_EVERY: u32 = 10;
+/// How long that may take.
+const ARRIVES_WITHIN: Duration = Duration::from_secs(20);
+/// Attempts that one kill can cut off: the default of `--max-in-flight`.
+const IN_FLIGHT: usize = 16;
+
+/// What senders heard a 2xx for.
+type Heard = Arc<Mutex<HashMap<String, Vec<u8>>>>;
+
+struct Storm {
+    home: Home,
+    /// The disk whose power is cut, where that is the fault.
+    ground: Option<Ground>,
+    receiver: Receiver,
+    listen: Process,
+    cloud: Option<Cloud>,
+    chance: Chance,
+    heard: Heard,
+    url: String,
+    sending: Arc<AtomicBool>,
+    /// Requests for which a sender heard nothing, or no 2xx.
+    unheard: Arc<AtomicU64>,
+}
+
+/// A forwarder of its own.
+struct Cloud {
+    process: Process,
+    address: String,
+    token_file: String,
+}
+
+impl Cloud {
+    async fn start(home: &Home, bind: &str) -> Self {
+        let process = home.start(&["forwarder", "--bind", bind, "--json"]);
+        let ready = process.wait("ready", |_| true).await;
+        let text = |key: &str| ready[key].as_str().unwrap().to_owned();
+        Self {
+            address: text("url"),
+            token_file: text("token_file"),
+            process,
+        }
+    }
+}
+
+/// Kills so many times, half of them with an embedded forwarder and half with one of its own. Says
+/// whether the ledgers agreed.
+pub(crate) fn kill(binary: &str, kills: u32) -> bool {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let mut held = true;
+        for separate in [false, true] {
+            let storm = Storm::begin(binary, separate, None).await;
+            held &= storm.blow(kills / 2).await;
+        }
+        held
+    })
+}
+
+/// Cuts the power so many times, on each kind of file system, with an embedded forwarder and with one
+/// of its own. Says whether the ledgers agreed.
+pub(crate) fn cut_power(binary: &str, cuts: u32) -> bool {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let mut held = true;
+        for kind in [Kind::Ext4, Kind::Xfs] {
+            for separate in [false, true] {
+                let ground = Some(Ground::new(kind));
+                let storm = Storm::begin(binary, separate, ground).await;
+                held &= storm.blow(cuts / 4).await;
+            }
+        }
+        held
+    })
+}
+
+async fn listen(home: &Home, receiver: &Receiver, cloud: Option<&Cloud>) -> (Process, String) {
+    let target = receiver.target();
+    let mut args = vec!["--to", target.as_str()];
+    if let Some(cloud) = cloud {
+        args.extend([
+            "--forwarder",
+            &cloud.address,
+            "--token-file",
+            &cloud.token_file,
+        ]);
+    }
+    home.listen(&args).await
+}
+
+impl Storm {
+    async fn begin(binary: &str, separate: bool, ground: Option<Ground>) -> Self {
+        let home = match &ground {
+            Some(ground) => Home::within(binary, &ground.path()),
+            None => Home::new(binary),
+        };
+        let receiver = Receiver::start().await;
+        let cloud = match separate {
+            true => Some(Cloud::start(&home, "127.0.0.1:0").await),
+            false => None,
+        };
+        let (listen, url) = listen(&home, &receiver, cloud.as_ref()).await;
+        Self {
+            home,
+            ground,
+            receiver,
+            listen,
+            cloud,
+            chance: Chance::new(u64::from(separate)),
+            heard: Heard::default(),
+            url,
+            sending: Arc::default(),
+            unheard: Arc::default(),
+        }
+    }
+
+    async fn blow(mut self, kills: u32) -> bool {
+        let began = Instant::now();
+        let senders: Vec<_> = (0..SENDERS).map(|n| self.start_sender(n)).collect();
+        if let Some(ground) = &self.ground {
+            // What is there before the first event is not what is tried here.
+            ground.sync();
+        }
+        let (mut slowest, mut held) = (Duration::ZERO, true);
+        for kill in 1..=kills {
+            self.sending.store(true, Ordering::SeqCst);
+            let pause = Duration::from_millis(self.chance.below(250) + 5);
+            tokio::time::sleep(pause).await;
+            let quiet = match self.ground {
+                Some(_) => {
+                    self.cut_once().await;
+                    true
+                }
+                None => {
+                    self.kill_one().await;
+                    kill % QUIET_EVERY == 0 || kill == kills
+                }
+            };
+            if quiet {
+                self.sending.store(false, Ordering::SeqCst);
+                match self.all_arrive().await {
+                    Some(took) => slowest = slowest.max(took),
+                    None => {
+                        held = false;
+                        break;
+                    }
+                }
+            }
+        }
+        for sender in senders {
+            sender.abort();
+        }
+        let audited = self.audit(kills);
+        let heard = self.heard.lock().unwrap().len();
+        let forwarder = match self.cloud {
+            Some(_) => "forwarder and agent apart",
+            None => "embedded forwarder",
+        };
+        let (fault, tried) = match &self.ground {
+            Some(ground) => (format!("power cuts on {} (D5)", ground.kind), "cuts"),
+            None => ("kill -9 under load (K1-K16)".to_owned(), "kills"),
+        };
+        let unheard = self.unheard.load(Ordering::Relaxed);
+        report::tell(&Row {
+            ring: 4,
+            fault: format!("{fault}, {forwarder}"),
+            tried: format!("{kills} {tried}, {heard} events accepted"),
+            failures: u64::from(!held) + u64::from(!audited),
+            counted: format!(
+                "{unheard} posts without a 2xx, {} requests received, slowest catch-up {:.1} s",
+                self.receiver.count(),
+                slowest.as_secs_f64()
+            ),
+            seconds: began.elapsed().as_secs_f64(),
+        })
+    }
+
+    fn start_sender(&self, n: u64) -> tokio::task::JoinHandle<()> {
+        let (heard, sending, unheard) = (
+            Arc::clone(&self.heard),
+            Arc::clone(&self.sending),
+            Arc::clone(&self.unheard),
+        );
+        let (url, mut chance) = (self.url.clone(), Chance::new(n));
+        tokio::spawn(async move {
+            let client = sender::client();
+            loop {
+                if !sending.load(Ordering::SeqCst) {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    continue;
+                }
+                let length = chance.index(2048);
+                let body: Vec<u8> = (0..length).map(|_| chance.bits() as u8).collect();
+                let answer = client.post(&url).body(body.clone()).send().await;
+                let text = match answer {
+                    Ok(answer) if answer.status().is_success() => answer.text().await.ok(),
+                    Ok(_) | Err(_) => None,
+                };
+                match text {
+                    Some(text) => {
+                        heard.lock().unwrap().insert(sender::id_of(&text), body);
+                    }
+                    None => {
+                        unheard.fetch_add(1, Ordering::Relaxed);
+                        tokio::task::yield_now().await;
+                    }
+                }
+            }
+        })
+    }
+
+    async fn kill_one(&mut self) {
+        match (self.chance.below(6), &mut self.cloud) {
+            (0, _) => {
+                self.receiver.stop();
+                self.receiver.open_again().await;
+            }
+            (1 | 2, Some(cloud)) => {
+                cloud.process.kill();
+                let bind = cloud.address.trim_start_matches("http://").to_owned();
+                *cloud = Cloud::start(&self.home, &bind).await;
+            }
+            (3, Some(cloud)) => {
+                cloud.process.kill();
+                self.listen.kill();
+                let bind = cloud.address.trim_start_matches("http://").to_owned();
+                *cloud = Cloud::start(&self.home, &bind).await;
+                self.listen_again().await;
+            }
+            _ => {
+                self.listen.kill();
+                self.listen_again().await;
+            }
+        }
+    }
+
+    /// Every process is frozen first: a real cut lets nobody answer after it.
+    async fn cut_once(&mut self) {
+        let Some(ground) = &self.ground else { return };
+        self.listen.freeze();
+        if let Some(cloud) = &self.cloud {
+            cloud.process.freeze();
+        }
+        ground.cut();
+        self.listen.kill();
+        if let Some(cloud) = &mut self.cloud {
+            cloud.process.kill();
+        }
+        ground.restore();
+        if let Some(cloud) = &mut self.cloud {
+            let bind = cloud.address.trim_start_matches("http://").to_owned();
+            *cloud = Cloud::start(&self.home, &bind).await;
+        }
+        self.listen_again().await;
+    }
+
+    async fn listen_again(&mut self) {
+        let (process, url) = listen(&self.home, &self.receiver, self.cloud.as_ref()).await;
+        assert_eq!(url, self.url, "a pasted URL stays good");
+        self.listen = process;
+    }
+
+    /// Waits until everything accepted has arrived. Where something has not, it says all there is to
+    /// know about it.
+    async fn all_arrive(&self) -> Option<Duration> {
+        let began = Instant::now();
+        loop {
+            let missing = self.missing();
+            if missing.is_empty() {
+                return Some(began.elapsed());
+            }
+            if began.elapsed() > ARRIVES_WITHIN {
+                self.tell_of(&missing);
+                return None;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    fn missing(&self) -> Vec<String> {
+        let arrived: HashSet<_> = self.receiver.events().into_iter().collect();
+        let heard = self.heard.lock().unwrap();
+        heard
+            .keys()
+            .filter(|id| !arrived.contains(*id))
+            .cloned()
+            .collect()
+    }
+
+    fn tell_of(&self, missing: &[String]) {
+        let shown = |args: &[&str]| {
+            let output = self.home.run(args);
+            String::from_utf8_lossy(&output.stdout).into_owned()
+                + &String::from_utf8_lossy(&output.stderr)
+        };
+        println!(
+            "{} events have not arrived; status: {}",
+            missing.len(),
+            shown(&["status", "--json"])
+        );
+        for id in missing.iter().take(5) {
+            println!("{}", shown(&["events", "show", id, "--json"]));
+        }
+        println!("listen said: {}", self.listen.stderr());
+    }
+
+    /// The three ledgers, beside each other.
+    fn audit(&self, kills: u32) -> bool {
+        let (heard, seen) = (self.heard.lock().unwrap(), self.receiver.seen());
+        let mut findings = Vec::new();
+        let mut numbers: HashMap<String, u64> = HashMap::new();
+        for request in &seen {
+            let event = request.event();
+            if heard.get(&event).is_some_and(|body| *body != request.body) {
+                findings.push(format!("{event} arrived changed"));
+            }
+            let number = request.header("x-whrelay-attempt").parse().unwrap_or(0);
+            let last = numbers
+                .entry(request.header("x-whrelay-delivery-id"))
+                .or_default();
+            if number < *last {
+                findings.push(format!("{event}: attempt {number} after {last}"));
+            }
+            *last = number;
+        }
+        let arrived: HashSet<_> = seen.iter().map(|request| request.event()).collect();
+        let extra = seen.len() - arrived.len();
+        if extra > kills as usize * IN_FLIGHT {
+            findings.push(format!("{extra} requests came again, after {kills} kills"));
+        }
+        let stored = self.states();
+        for id in heard.keys() {
+            if stored.get(id).map(String::as_str) != Some("sent") {
+                findings.push(format!("{id} is {:?} and not sent", stored.get(id)));
+            }
+        }
+        let made_up = arrived
+            .iter()
+            .filter(|id| !stored.contains_key(*id))
+            .count();
+        if made_up > 0 {
+            findings.push(format!("{made_up} events arrived that are not stored"));
+        }
+        for finding in findings.iter().take(20) {
+            println!("audit: {finding}");
+        }
+        findings.is_empty()
+    }
+
+    /// What the agent says of every event.
+    fn states(&self) -> HashMap<String, String> {
+        let output = self.home.run(&["events", "-n", "1000000", "--json"]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        let lines = text
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        lines
+            .map(|line| (word(&line["event"]), word(&line["state"])))
+            .collect()
+    }
+}
