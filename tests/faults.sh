@@ -54,6 +54,7 @@ attack disk --lifetimes "$disk_lifetimes"
 attack flips --tries "$flips"
 attack storm --binary "$target/whrelay" --kills "$kills"
 attack storm --binary "$target/whrelay" --cuts "$cuts"
+attack full --binary "$target/whrelay"
 attack inject --binary "$target/whrelay" --upto "$calls" --step "$step"
 
 if [ "$publish" = yes ]; then

@@ -25,12 +25,16 @@ pub(crate) struct Ground {
 
 impl Ground {
     pub(crate) fn new(kind: Kind) -> Self {
+        Self::of_size(kind, SIZE)
+    }
+
+    pub(crate) fn of_size(kind: Kind, size: &str) -> Self {
         let ground = Self {
             dir: tempfile::tempdir().unwrap(),
             kind,
         };
         std::fs::create_dir(ground.path()).unwrap();
-        run("truncate", &["-s", SIZE, &ground.image()]);
+        run("truncate", &["-s", size, &ground.image()]);
         match kind {
             Kind::Ext4 => run("mkfs.ext4", &["-q", &ground.image()]),
             Kind::Xfs => run("mkfs.xfs", &["-q", &ground.image()]),

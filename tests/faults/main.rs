@@ -9,6 +9,7 @@ mod ground;
 mod injection;
 mod report;
 mod sim;
+mod starvation;
 mod storm;
 
 use std::process::ExitCode;
@@ -18,7 +19,7 @@ use sim::model::Model;
 
 const USAGE: &str = "usage: whrelay-faults sim|disk --lifetimes N | sim|disk --seed N | planted
        whrelay-faults flips --tries N | storm --binary FILE --kills|--cuts N
-       whrelay-faults inject --binary FILE --upto N --step N";
+       whrelay-faults inject --binary FILE --upto N --step N | full --binary FILE";
 
 /// Steps of a single world that are told.
 const TOLD: usize = 200;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         ["inject", "--binary", binary, "--upto", upto, "--step", step] => {
             injection::run(binary, upto.parse().unwrap(), step.parse().unwrap())
         }
+        ["full", "--binary", binary] => starvation::run(binary),
         ["publish", report, document] => report::publish(report.as_ref(), document.as_ref()),
         ["flip", from, count] => disk::flip_some(from.parse().unwrap(), count.parse().unwrap()),
         ["disk", "--lifetimes", n] => campaign("disk", n).run::<disk::Real>(),

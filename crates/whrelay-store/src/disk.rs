@@ -13,9 +13,10 @@ use whrelay_core::limits;
 
 use crate::error::{OpenError, StoreError};
 use crate::lock::{DirLock, private_file};
+use crate::reserve::Reserve;
 use crate::tables::{FORMAT, META, create_all};
 use crate::tx::Tx;
-use crate::writer::{self, Message, Writer};
+use crate::writer::{self, Message, Purpose, Writer};
 
 const FILE: &str = "store.redb";
 const REDB_MAGIC: &[u8; 9] = b"redb\x1A\x0A\xA9\x0D\x0A";
@@ -59,6 +60,8 @@ pub struct Medium {
     open: Box<Opener>,
     /// Whether an empty medium may become a new store.
     may_create: bool,
+    /// Space to live on while the disk is full.
+    pub(crate) reserve: Option<Reserve>,
     _lock: Option<DirLock>,
 }
 
@@ -71,6 +74,7 @@ impl Medium {
             path: PathBuf::from("memory"),
             open: Box::new(open),
             may_create: true,
+            reserve: None,
             _lock: None,
         }
     }
@@ -92,6 +96,7 @@ impl Medium {
             path,
             open,
             may_create: false,
+            reserve: Some(Reserve::new(dir)),
             _lock: Some(lock),
         })
     }
@@ -162,6 +167,7 @@ fn create_file(dir: &Path, path: &Path, options: &Options) -> Result<(), OpenErr
         path: draft.clone(),
         open,
         may_create: true,
+        reserve: None,
         _lock: lock,
     };
     drop(prepare(&medium, options)?);
@@ -392,11 +398,28 @@ impl Store {
         T: Send + 'static,
         F: FnOnce(&mut Tx<'_>) -> Result<T, StoreError> + Send + 'static,
     {
+        self.ask(Purpose::Drain, weight, run).await
+    }
+
+    /// The same for a write that takes something new in, which a full disk refuses first.
+    pub(crate) async fn take_in<T, F>(&self, weight: usize, run: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Tx<'_>) -> Result<T, StoreError> + Send + 'static,
+    {
+        self.ask(Purpose::TakeIn, weight, run).await
+    }
+
+    async fn ask<T, F>(&self, purpose: Purpose, weight: usize, run: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Tx<'_>) -> Result<T, StoreError> + Send + 'static,
+    {
         let gone = || StoreError::Broken("the writer has stopped".into());
         let share = u32::try_from(weight.min(limits::MAX_WAITING_BYTES)).unwrap_or(u32::MAX);
         let permit = Arc::clone(&self.bytes).acquire_many_owned(share).await;
         let permit = permit.map_err(|_| gone())?;
-        let (operation, answer) = writer::operation(weight, permit, run);
+        let (operation, answer) = writer::operation(purpose, weight, permit, run);
         self.writes
             .send(Message::Run(operation))
             .await

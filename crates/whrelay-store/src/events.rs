@@ -97,7 +97,7 @@ impl Store {
             .map(prepare)
             .collect::<Result<_, StoreError>>()?;
         let weight = prepared.iter().map(|p| p.record.len()).sum();
-        self.write(weight, move |tx: &mut Tx<'_>| {
+        self.take_in(weight, move |tx: &mut Tx<'_>| {
             let put = prepared
                 .into_iter()
                 .map(|event| put_event(tx, bucket, event));

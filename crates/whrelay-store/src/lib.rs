@@ -14,6 +14,7 @@ mod events;
 mod index;
 mod lock;
 mod record;
+mod reserve;
 mod rows;
 mod subscriptions;
 mod tables;

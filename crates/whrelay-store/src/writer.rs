@@ -33,8 +33,19 @@ struct Round {
     close: Option<oneshot::Sender<()>>,
 }
 
+/// What a write is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Something new comes in.
+    TakeIn,
+    /// What is there moves on: it is recorded, receipted, begun again.
+    Drain,
+}
+
 /// One write: applied in a transaction, answered after its commit.
 pub(crate) trait Operation: Send {
+    /// What it is for.
+    fn purpose(&self) -> Purpose;
     /// About how many bytes it writes.
     fn weight(&self) -> usize;
     /// Changes the tables; an error here fails the whole group.
@@ -44,6 +55,7 @@ pub(crate) trait Operation: Send {
 }
 
 struct Pending<T, F> {
+    purpose: Purpose,
     weight: usize,
     run: Option<F>,
     value: Option<Result<T, StoreError>>,
@@ -56,6 +68,10 @@ where
     T: Send,
     F: FnOnce(&mut Tx<'_>) -> Result<T, StoreError> + Send,
 {
+    fn purpose(&self) -> Purpose {
+        self.purpose
+    }
+
     fn weight(&self) -> usize {
         self.weight
     }
@@ -87,6 +103,7 @@ where
 
 /// Wraps a change to the tables, and says where its answer will come.
 pub(crate) fn operation<T, F>(
+    purpose: Purpose,
     weight: usize,
     permit: OwnedSemaphorePermit,
     run: F,
@@ -99,6 +116,7 @@ where
     let run = Some(run);
     (
         Box::new(Pending {
+            purpose,
             weight,
             run,
             value: None,
@@ -125,6 +143,9 @@ pub(crate) struct Writer {
     shared: Arc<Shared>,
     /// Until then a full disk is not asked again.
     full_until: Option<Instant>,
+    /// The disk is full and the reserve given up: nothing new is taken in. The reserve is asked for
+    /// again at that time.
+    starving: Option<Instant>,
 }
 
 impl Writer {
@@ -140,6 +161,7 @@ impl Writer {
             cache,
             shared,
             full_until: None,
+            starving: None,
         };
         // A thread that cannot be started drops the queue, and every write then says so.
         let started = thread::Builder::new()
@@ -160,6 +182,7 @@ impl Writer {
     }
 
     fn run(mut self, mut waiting: mpsc::Receiver<Message>) {
+        self.take_reserve();
         let closed = loop {
             let next = match self.shared.database() {
                 Some(_) => waiting.blocking_recv(),
@@ -218,8 +241,57 @@ impl Writer {
         }
     }
 
+    /// Takes the reserve, or notes that there is no space for it.
+    fn take_reserve(&mut self) {
+        let Some(reserve) = &self.medium.reserve else {
+            return;
+        };
+        let taken = match self.starving {
+            None => reserve.take(),
+            Some(_) => reserve.take_again(),
+        };
+        let again = Instant::now() + limits::REOPEN_EVERY;
+        self.starving = match (taken, self.starving) {
+            (Ok(()), None) => None,
+            (Ok(()), Some(_)) => {
+                tracing::info!("the disk has space again");
+                None
+            }
+            (Err(error), None) => {
+                tracing::warn!(%error, "the disk is full: nothing new is taken in");
+                Some(again)
+            }
+            (Err(_), Some(_)) => Some(again),
+        };
+    }
+
+    /// While the disk is full, answers writes that take something in, and keeps the others.
+    fn refuse_new(&mut self, group: &mut Vec<Box<dyn Operation>>) {
+        if self.starving.is_some_and(|until| Instant::now() >= until) {
+            self.take_reserve();
+        }
+        if self.starving.is_some() {
+            let takes_in =
+                |operation: &mut Box<dyn Operation>| operation.purpose() == Purpose::TakeIn;
+            for refused in group.extract_if(.., takes_in) {
+                refused.answer(Err(StoreError::Full));
+            }
+        }
+    }
+
+    /// Gives the reserve up, the first time the disk is full. Says whether that made space.
+    fn give_up_reserve(&mut self) -> bool {
+        let Some(reserve) = &self.medium.reserve else {
+            return false;
+        };
+        reserve.give_up();
+        let again = Instant::now() + limits::REOPEN_EVERY;
+        self.starving.replace(again).is_none()
+    }
+
     /// Commits a group and answers it. An error means that the store has stopped for good.
     fn commit_group(&mut self, mut group: Vec<Box<dyn Operation>>) -> Result<(), StoreError> {
+        self.refuse_new(&mut group);
         if group.is_empty() {
             return Ok(());
         }
@@ -233,7 +305,15 @@ impl Writer {
                 self.shared.commits.send_modify(|commits| *commits += 1);
                 Ok(())
             }
-            Err(StoreError::Full | StoreError::Reopening) => self.reopen(),
+            Err(error @ (StoreError::Full | StoreError::Reopening)) => {
+                if matches!(error, StoreError::Full) && self.give_up_reserve() {
+                    self.full_until = None;
+                    let reopened = self.reopen();
+                    self.full_until = None;
+                    return reopened;
+                }
+                self.reopen()
+            }
             Err(error @ (StoreError::Broken(_) | StoreError::Damaged(_))) => Err(error),
         }
     }

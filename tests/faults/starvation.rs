@@ -1,0 +1,243 @@
+//! Ring 4, a full disk: a file system of 24 MB under the forwarder, or under the agent, filled up and
+//! given space again. Needs root.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use whrelay_tests::process::Home;
+use whrelay_tests::receiver::Receiver;
+use whrelay_tests::sender;
+
+use crate::ground::{Ground, Kind};
+use crate::report::{self, Row};
+
+const SIZE: &str = "24M";
+/// What takes space away at first, and is removed to give it back.
+const BALLAST: usize = 10 << 20;
+const BODY: usize = 20_000;
+/// Posts after which a disk that is not full yet will not be.
+const MOST_POSTS: usize = 3000;
+/// How soon a refusal has to come.
+const REFUSED_WITHIN: Duration = Duration::from_secs(1);
+/// How soon a store has to take in again, once there is space.
+const HEALS_WITHIN: Duration = Duration::from_secs(10);
+/// How soon what can be delivered has to be.
+const DRAINS_WITHIN: Duration = Duration::from_secs(20);
+
+/// Fills both kinds of disk. Says whether everything held.
+pub(crate) fn run(binary: &str) -> bool {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let forwarder = runtime.block_on(forwarder_full(binary));
+    let agent = runtime.block_on(agent_full(binary));
+    let told = |whose: &str, found: Result<Told, String>, seconds| {
+        let (failures, counted) = match found {
+            Ok(Told { accepted, counted }) => (0, format!("{accepted} events accepted, {counted}")),
+            Err(why) => (1, why),
+        };
+        report::tell(&Row {
+            ring: 4,
+            fault: format!("the disk of the {whose} is full ({SIZE}B, D1, D2)"),
+            tried: "1 disk".to_owned(),
+            failures,
+            counted,
+            seconds,
+        })
+    };
+    let forwarder = told("forwarder", forwarder.0, forwarder.1);
+    told("agent", agent.0, agent.1) && forwarder
+}
+
+struct Told {
+    accepted: usize,
+    counted: String,
+}
+
+struct Place {
+    ground: Ground,
+    home: Home,
+}
+
+impl Place {
+    fn small(binary: &str) -> Self {
+        let ground = Ground::of_size(Kind::Ext4, SIZE);
+        std::fs::write(ground.path().join("ballast"), vec![7; BALLAST]).unwrap();
+        let home = Home::within(binary, &ground.path());
+        Self { ground, home }
+    }
+
+    fn free(&self) {
+        std::fs::remove_file(self.ground.path().join("ballast")).unwrap();
+    }
+}
+
+async fn forwarder_full(binary: &str) -> (Result<Told, String>, f64) {
+    let began = Instant::now();
+    let (there, here) = (Place::small(binary), Home::new(binary));
+    let found = fill_forwarder(&there, &here).await;
+    (found, began.elapsed().as_secs_f64())
+}
+
+async fn fill_forwarder(there: &Place, here: &Home) -> Result<Told, String> {
+    let cloud = there
+        .home
+        .start(&["forwarder", "--bind", "127.0.0.1:0", "--json"]);
+    let ready = cloud.wait("ready", |_| true).await;
+    let text = |key: &str| ready[key].as_str().unwrap().to_owned();
+    let receiver = Receiver::start().await;
+    let (forwarder, token, to) = (text("url"), text("token_file"), receiver.target());
+    let flags = [
+        "--to",
+        &to,
+        "--forwarder",
+        &forwarder,
+        "--token-file",
+        &token,
+    ];
+    // Nobody drains it while it fills.
+    let (mut listen, url) = here.listen(&flags).await;
+    listen.kill();
+    let mut heard = HashSet::new();
+    let refused = post_until_refused(&url, &mut heard).await?;
+    let (_listen, _) = here.listen(&flags).await;
+    let drained = arrive(&receiver, &heard, DRAINS_WITHIN).await?;
+    if post(&url).await.is_ok() {
+        return Err("a full disk took something in".to_owned());
+    }
+    there.free();
+    let healed = heal(&url, &mut heard).await?;
+    arrive(&receiver, &heard, DRAINS_WITHIN).await?;
+    let counted = format!(
+        "refused within {} ms, all drained while full within {} ms, took in again after {} ms",
+        refused.as_millis(),
+        drained.as_millis(),
+        healed.as_millis()
+    );
+    let accepted = heard.len();
+    Ok(Told { accepted, counted })
+}
+
+async fn agent_full(binary: &str) -> (Result<Told, String>, f64) {
+    let began = Instant::now();
+    let (there, here) = (Home::new(binary), Place::small(binary));
+    let found = fill_agent(&there, &here).await;
+    (found, began.elapsed().as_secs_f64())
+}
+
+async fn fill_agent(there: &Home, here: &Place) -> Result<Told, String> {
+    let cloud = there.start(&["forwarder", "--bind", "127.0.0.1:0", "--json"]);
+    let ready = cloud.wait("ready", |_| true).await;
+    let text = |key: &str| ready[key].as_str().unwrap().to_owned();
+    let mut receiver = Receiver::start().await;
+    receiver.stop();
+    let (forwarder, token, to) = (text("url"), text("token_file"), receiver.target());
+    let flags = [
+        "--to",
+        &to,
+        "--forwarder",
+        &forwarder,
+        "--token-file",
+        &token,
+    ];
+    let (listen, url) = here.home.listen(&flags).await;
+    let mut heard = HashSet::new();
+    // More than the agent's disk holds: the forwarder keeps the rest.
+    for _ in 0..2 * (24 << 20) / BODY {
+        heard.insert(
+            post(&url)
+                .await
+                .map_err(|status| format!("the forwarder said {status}"))?,
+        );
+    }
+    let stored = settled(&listen).await;
+    receiver.open_again().await;
+    let began = Instant::now();
+    while receiver.count() < stored && began.elapsed() < DRAINS_WITHIN {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let delivered = receiver.count();
+    if delivered < stored {
+        return Err(format!(
+            "{stored} were stored, {delivered} delivered while the disk was full"
+        ));
+    }
+    here.free();
+    let healed = Instant::now();
+    let before = receiver.count();
+    while receiver.count() == before && healed.elapsed() < HEALS_WITHIN {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let healed = healed.elapsed();
+    if healed >= HEALS_WITHIN {
+        return Err("it did not heal".to_owned());
+    }
+    let counted = format!(
+        "{stored} stored and delivered while full, took in again after {} ms",
+        healed.as_millis()
+    );
+    let accepted = heard.len();
+    Ok(Told { accepted, counted })
+}
+
+/// How many events an agent has received, once that no longer grows.
+async fn settled(listen: &whrelay_tests::process::Process) -> usize {
+    let mut seen = 0;
+    loop {
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        let now = listen.all("received").len();
+        if now == seen {
+            return now;
+        }
+        seen = now;
+    }
+}
+
+async fn post(url: &str) -> Result<String, u16> {
+    let answer = sender::client().post(url).body(vec![7; BODY]).send().await;
+    let answer = answer.map_err(|_| 0u16)?;
+    let status = answer.status();
+    match answer.text().await {
+        Ok(text) if status.is_success() => Ok(sender::id_of(&text)),
+        Ok(_) | Err(_) => Err(status.as_u16()),
+    }
+}
+
+async fn post_until_refused(url: &str, heard: &mut HashSet<String>) -> Result<Duration, String> {
+    for _ in 0..MOST_POSTS {
+        let began = Instant::now();
+        match post(url).await {
+            Ok(id) => drop(heard.insert(id)),
+            Err(503) if began.elapsed() < REFUSED_WITHIN => return Ok(began.elapsed()),
+            Err(status) => return Err(format!("{status} after {:?}", began.elapsed())),
+        }
+    }
+    Err("the disk was never full".to_owned())
+}
+
+async fn arrive(
+    receiver: &Receiver,
+    heard: &HashSet<String>,
+    within: Duration,
+) -> Result<Duration, String> {
+    let began = Instant::now();
+    loop {
+        let arrived: HashSet<_> = receiver.events().into_iter().collect();
+        let missing = heard.difference(&arrived).count();
+        match missing {
+            0 => return Ok(began.elapsed()),
+            _ if began.elapsed() > within => return Err(format!("{missing} did not arrive")),
+            _ => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    }
+}
+
+async fn heal(url: &str, heard: &mut HashSet<String>) -> Result<Duration, String> {
+    let began = Instant::now();
+    while began.elapsed() < HEALS_WITHIN {
+        if let Ok(id) = post(url).await {
+            heard.insert(id);
+            return Ok(began.elapsed());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Err("it did not heal".to_owned())
+}
