@@ -4,11 +4,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-lifetimes=1000000 disk_lifetimes=20000 flips=10000 kills=200 cuts=52 calls=60 step=3 publish=no
+lifetimes=1000000 disk_lifetimes=20000 flips=10000 wires=200 kills=200 cuts=52 calls=60 step=3 publish=no
 for argument in "$@"; do
     case "$argument" in
     --full)
-        lifetimes=100000000 disk_lifetimes=100000 flips=100000 kills=2000 cuts=2000 calls=500 step=1
+        lifetimes=100000000 disk_lifetimes=100000 flips=100000 wires=2000 kills=2000 cuts=2000 calls=500 step=1
         ;;
     --publish) publish=yes ;;
     *)
@@ -52,6 +52,7 @@ attack sim --lifetimes "$lifetimes"
 attack planted
 attack disk --lifetimes "$disk_lifetimes"
 attack flips --tries "$flips"
+attack wire --seeds "$wires"
 attack storm --binary "$target/whrelay" --kills "$kills"
 attack storm --binary "$target/whrelay" --cuts "$cuts"
 attack full --binary "$target/whrelay"

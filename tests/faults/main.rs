@@ -11,6 +11,7 @@ mod report;
 mod sim;
 mod starvation;
 mod storm;
+mod wire;
 
 use std::process::ExitCode;
 
@@ -18,7 +19,7 @@ use sim::Campaign;
 use sim::model::Model;
 
 const USAGE: &str = "usage: whrelay-faults sim|disk --lifetimes N | sim|disk --seed N | planted
-       whrelay-faults flips --tries N | storm --binary FILE --kills|--cuts N
+       whrelay-faults flips --tries N | wire --seeds N | storm --binary FILE --kills|--cuts N
        whrelay-faults inject --binary FILE --upto N --step N | full --binary FILE";
 
 /// Steps of a single world that are told.
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         ["inject", "--binary", binary, "--upto", upto, "--step", step] => {
             injection::run(binary, upto.parse().unwrap(), step.parse().unwrap())
         }
+        ["wire", "--seeds", n] => wire::run(n.parse().unwrap()),
         ["full", "--binary", binary] => starvation::run(binary),
         ["publish", report, document] => report::publish(report.as_ref(), document.as_ref()),
         ["flip", from, count] => disk::flip_some(from.parse().unwrap(), count.parse().unwrap()),
