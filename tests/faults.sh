@@ -4,11 +4,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-lifetimes=1000000 disk_lifetimes=20000 flips=10000 wires=200 kills=200 cuts=52 calls=60 step=3 publish=no
+lifetimes=1000000 disk_lifetimes=20000 flips=10000 wires=200 kills=200 cuts=52 calls=60 step=3 fuzz=60 publish=no
 for argument in "$@"; do
     case "$argument" in
     --full)
-        lifetimes=100000000 disk_lifetimes=100000 flips=100000 wires=2000 kills=2000 cuts=2000 calls=500 step=1
+        lifetimes=100000000 disk_lifetimes=100000 flips=100000 wires=2000 kills=2000 cuts=2000 calls=500 step=1 fuzz=3600
         ;;
     --publish) publish=yes ;;
     *)
@@ -35,6 +35,13 @@ need mkfs.ext4 e2fsprogs
 need xfs_io xfsprogs
 need strace strace
 need kill procps
+need g++ g++
+
+FUZZ_VERSION=0.13.2
+tools="${CARGO_TARGET_DIR:-$PWD/target}/tools"
+if ! "$tools/bin/cargo-fuzz" --version 2>/dev/null | grep -qF "$FUZZ_VERSION"; then
+    cargo install cargo-fuzz --version "$FUZZ_VERSION" --locked --quiet --root "$tools"
+fi
 
 cargo build --release --locked --quiet -p whrelay -p whrelay-tests --bin whrelay --bin whrelay-faults
 target="${CARGO_TARGET_DIR:-$PWD/target}/release"
@@ -57,6 +64,17 @@ attack storm --binary "$target/whrelay" --kills "$kills"
 attack storm --binary "$target/whrelay" --cuts "$cuts"
 attack full --binary "$target/whrelay"
 attack inject --binary "$target/whrelay" --upto "$calls" --step "$step"
+
+# Coverage needs an unstable flag; the stable compiler takes it when asked like this.
+for input in frames sessions targets retry_after; do
+    printf '\n== fuzz %s\n' "$input"
+    log="$target/fuzz-$input.log"
+    crashed=0
+    RUSTC_BOOTSTRAP=1 "$tools/bin/cargo-fuzz" fuzz run --fuzz-dir tests/fuzz --target-dir "$target/fuzz" \
+        --sanitizer none "$input" -- -max_total_time="$fuzz" -max_len=4096 2>"$log" || crashed=1
+    [ "$crashed" = 0 ] || tail -n 40 "$log"
+    attack fuzzed --input "$input" --log "$log" --crashed "$crashed" --seconds "$fuzz"
+done
 
 if [ "$publish" = yes ]; then
     "$faults" publish "$WHRELAY_FAULTS_REPORT" docs/guarantees.md

@@ -40,6 +40,22 @@ fn main() -> ExitCode {
         }
         ["wire", "--seeds", n] => wire::run(n.parse().unwrap()),
         ["full", "--binary", binary] => starvation::run(binary),
+        [
+            "fuzzed",
+            "--input",
+            input,
+            "--log",
+            log,
+            "--crashed",
+            crashed,
+            "--seconds",
+            seconds,
+        ] => report::fuzzed(
+            input,
+            log.as_ref(),
+            crashed == "1",
+            seconds.parse().unwrap(),
+        ),
         ["publish", report, document] => report::publish(report.as_ref(), document.as_ref()),
         ["flip", from, count] => disk::flip_some(from.parse().unwrap(), count.parse().unwrap()),
         ["disk", "--lifetimes", n] => campaign("disk", n).run::<disk::Real>(),

@@ -50,6 +50,21 @@ pub(crate) fn tell(row: &Row) -> bool {
     *failures == 0
 }
 
+/// Tells of a fuzzer's run, whose last word is how many inputs it has tried.
+pub(crate) fn fuzzed(input: &str, log: &Path, crashed: bool, seconds: f64) -> bool {
+    let log = std::fs::read_to_string(log).unwrap();
+    let runs = log.lines().find_map(|line| line.strip_prefix("Done "));
+    let runs = runs.and_then(|rest| rest.split(' ').next());
+    tell(&Row {
+        ring: 5,
+        fault: format!("bytes at random, `{input}` (P6)"),
+        tried: format!("{} inputs", runs.unwrap_or("no")),
+        failures: u64::from(crashed || runs.is_none()),
+        counted: "coverage-guided".to_owned(),
+        seconds,
+    })
+}
+
 /// Puts the table of a report into a document, between its two marks.
 pub(crate) fn publish(report: &Path, document: &Path) -> bool {
     let rows = std::fs::read_to_string(report).unwrap();
