@@ -89,7 +89,8 @@ fn table(rows: &[Row]) -> String {
          |---|---|---|---|---|---|\n",
         said("date", &["-u", "+%Y-%m-%d"]),
         said("git", &["rev-parse", "--short", "HEAD"]),
-        said("uname", &["-r"]),
+        // The version alone: what a distribution appends says nothing.
+        said("uname", &["-r"]).split('-').next().unwrap_or_default(),
     );
     for row in rows {
         let Row {
