@@ -36,6 +36,7 @@ need xfs_io xfsprogs
 need strace strace
 need kill procps
 need g++ g++
+need faketime faketime
 
 FUZZ_VERSION=0.13.2
 tools="${CARGO_TARGET_DIR:-$PWD/target}/tools"
@@ -63,6 +64,7 @@ attack wire --seeds "$wires"
 attack storm --binary "$target/whrelay" --kills "$kills"
 attack storm --binary "$target/whrelay" --cuts "$cuts"
 attack full --binary "$target/whrelay"
+attack clocks --binary "$target/whrelay"
 attack inject --binary "$target/whrelay" --upto "$calls" --step "$step"
 
 # Coverage needs an unstable flag; the stable compiler takes it when asked like this.

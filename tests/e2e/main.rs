@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 use whrelay_tests::eventually;
-use whrelay_tests::process::Home;
+use whrelay_tests::process::{Cloud, Home};
 use whrelay_tests::receiver::{Received, Receiver, Reply};
 use whrelay_tests::sender::{path_of, send};
 
@@ -93,28 +93,11 @@ async fn killed_at_any_moment_it_goes_on_with_the_same_url() {
     eventually("all arrive", all).await;
 }
 
-struct Cloud {
-    process: whrelay_tests::process::Process,
-    address: String,
-    token_file: String,
-}
-
-async fn cloud(home: &Home, bind: &str) -> Cloud {
-    let process = home.start(&["forwarder", "--bind", bind, "--json"]);
-    let ready = process.wait("ready", |_| true).await;
-    let text = |key: &str| ready[key].as_str().unwrap().to_owned();
-    Cloud {
-        address: text("url"),
-        token_file: text("token_file"),
-        process,
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_forwarder_of_its_own_is_killed_and_nothing_is_lost() {
     let (there, here) = (home(), home());
     let receiver = Receiver::start().await;
-    let mut cloud = cloud(&there, "127.0.0.1:0").await;
+    let mut cloud = Cloud::start(&there, "127.0.0.1:0").await;
     let token_file = PathBuf::from(&cloud.token_file);
     let mode = std::fs::metadata(&token_file).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode, 0o600);
@@ -123,7 +106,7 @@ async fn a_forwarder_of_its_own_is_killed_and_nothing_is_lost() {
         cloud.process.stderr().contains(token.trim()),
         "shown once on the first start"
     );
-    let forwarder = cloud.address.clone();
+    let forwarder = cloud.url.clone();
     let to = receiver.target();
     let flags = [
         "--to",
@@ -143,7 +126,7 @@ async fn a_forwarder_of_its_own_is_killed_and_nothing_is_lost() {
     ids.push(send(&url, "while the agent is away").await);
     cloud.process.kill();
     let bind = forwarder.trim_start_matches("http://").to_owned();
-    let again = self::cloud(&there, &bind).await;
+    let again = Cloud::start(&there, &bind).await;
     assert!(
         !again.process.stderr().contains(token.trim()),
         "shown once only"
@@ -361,9 +344,9 @@ async fn wrong_use_gets_an_error_a_hint_and_its_code() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unreachable_forwarder_and_a_wrong_token_are_told_apart() {
     let (there, here) = (home(), home());
-    let cloud = cloud(&there, "127.0.0.1:0").await;
+    let cloud = Cloud::start(&there, "127.0.0.1:0").await;
     let other = home();
-    let stranger = self::cloud(&other, "127.0.0.1:0").await;
+    let stranger = Cloud::start(&other, "127.0.0.1:0").await;
     let listen = |forwarder: &str, token: &str| {
         let out = here.run(&[
             "listen",
@@ -375,7 +358,7 @@ async fn an_unreachable_forwarder_and_a_wrong_token_are_told_apart() {
         ]);
         (out.status.code(), text(&out.stderr))
     };
-    let (code, said) = listen(&cloud.address, &stranger.token_file);
+    let (code, said) = listen(&cloud.url, &stranger.token_file);
     assert_eq!(code, Some(4), "{said}");
     let (code, said) = listen("http://127.0.0.1:1", &cloud.token_file);
     assert_eq!(code, Some(5), "{said}");
@@ -420,7 +403,7 @@ async fn people_get_two_lines_per_delivery_and_no_control_sequences() {
 #[tokio::test(flavor = "multi_thread")]
 async fn secrets_stay_out_of_sight() {
     let (there, here) = (home(), home());
-    let mut cloud = cloud(&there, "127.0.0.1:0").await;
+    let mut cloud = Cloud::start(&there, "127.0.0.1:0").await;
     let receiver = Receiver::start().await;
     let token = std::fs::read_to_string(&cloud.token_file).unwrap();
     let secret = token.trim().split('_').nth(3).unwrap().to_owned();
@@ -429,7 +412,7 @@ async fn secrets_stay_out_of_sight() {
         "--to",
         &receiver.target(),
         "--forwarder",
-        &cloud.address,
+        &cloud.url,
         "--token-file",
         &cloud.token_file,
     ];

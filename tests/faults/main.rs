@@ -3,7 +3,9 @@
 #![expect(clippy::print_stdout, reason = "an attack's output is its findings")]
 #![expect(clippy::unwrap_used, reason = "an attack that cannot run has failed")]
 
+mod arrivals;
 mod chance;
+mod clocks;
 mod disk;
 mod ground;
 mod injection;
@@ -20,7 +22,7 @@ use sim::model::Model;
 
 const USAGE: &str = "usage: whrelay-faults sim|disk --lifetimes N | sim|disk --seed N | planted
        whrelay-faults flips --tries N | wire --seeds N | storm --binary FILE --kills|--cuts N
-       whrelay-faults inject --binary FILE --upto N --step N | full --binary FILE";
+       whrelay-faults inject --binary FILE --upto N --step N | full|clocks --binary FILE";
 
 /// Steps of a single world that are told.
 const TOLD: usize = 200;
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
             injection::run(binary, upto.parse().unwrap(), step.parse().unwrap())
         }
         ["wire", "--seeds", n] => wire::run(n.parse().unwrap()),
+        ["clocks", "--binary", binary] => clocks::run(binary),
         ["full", "--binary", binary] => starvation::run(binary),
         [
             "fuzzed",

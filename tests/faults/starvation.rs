@@ -4,10 +4,11 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use whrelay_tests::process::Home;
+use whrelay_tests::process::{Cloud, Home};
 use whrelay_tests::receiver::Receiver;
 use whrelay_tests::sender;
 
+use crate::arrivals::all_arrive;
 use crate::ground::{Ground, Kind};
 use crate::report::{self, Row};
 
@@ -78,34 +79,23 @@ async fn forwarder_full(binary: &str) -> (Result<Told, String>, f64) {
 }
 
 async fn fill_forwarder(there: &Place, here: &Home) -> Result<Told, String> {
-    let cloud = there
-        .home
-        .start(&["forwarder", "--bind", "127.0.0.1:0", "--json"]);
-    let ready = cloud.wait("ready", |_| true).await;
-    let text = |key: &str| ready[key].as_str().unwrap().to_owned();
+    let cloud = Cloud::start(&there.home, "127.0.0.1:0").await;
     let receiver = Receiver::start().await;
-    let (forwarder, token, to) = (text("url"), text("token_file"), receiver.target());
-    let flags = [
-        "--to",
-        &to,
-        "--forwarder",
-        &forwarder,
-        "--token-file",
-        &token,
-    ];
+    let to = receiver.target();
+    let flags = [&["--to", &to], &cloud.flags()[..]].concat();
     // Nobody drains it while it fills.
     let (mut listen, url) = here.listen(&flags).await;
     listen.kill();
     let mut heard = HashSet::new();
     let refused = post_until_refused(&url, &mut heard).await?;
     let (_listen, _) = here.listen(&flags).await;
-    let drained = arrive(&receiver, &heard, DRAINS_WITHIN).await?;
+    let drained = all_arrive(&receiver, &heard, DRAINS_WITHIN).await?;
     if post(&url).await.is_ok() {
         return Err("a full disk took something in".to_owned());
     }
     there.free();
     let healed = heal(&url, &mut heard).await?;
-    arrive(&receiver, &heard, DRAINS_WITHIN).await?;
+    all_arrive(&receiver, &heard, DRAINS_WITHIN).await?;
     let counted = format!(
         "refused within {} ms, all drained while full within {} ms, took in again after {} ms",
         refused.as_millis(),
@@ -124,20 +114,11 @@ async fn agent_full(binary: &str) -> (Result<Told, String>, f64) {
 }
 
 async fn fill_agent(there: &Home, here: &Place) -> Result<Told, String> {
-    let cloud = there.start(&["forwarder", "--bind", "127.0.0.1:0", "--json"]);
-    let ready = cloud.wait("ready", |_| true).await;
-    let text = |key: &str| ready[key].as_str().unwrap().to_owned();
+    let cloud = Cloud::start(there, "127.0.0.1:0").await;
     let mut receiver = Receiver::start().await;
     receiver.stop();
-    let (forwarder, token, to) = (text("url"), text("token_file"), receiver.target());
-    let flags = [
-        "--to",
-        &to,
-        "--forwarder",
-        &forwarder,
-        "--token-file",
-        &token,
-    ];
+    let to = receiver.target();
+    let flags = [&["--to", &to], &cloud.flags()[..]].concat();
     let (listen, url) = here.home.listen(&flags).await;
     let mut heard = HashSet::new();
     // More than the agent's disk holds: the forwarder keeps the rest.
@@ -211,23 +192,6 @@ async fn post_until_refused(url: &str, heard: &mut HashSet<String>) -> Result<Du
         }
     }
     Err("the disk was never full".to_owned())
-}
-
-async fn arrive(
-    receiver: &Receiver,
-    heard: &HashSet<String>,
-    within: Duration,
-) -> Result<Duration, String> {
-    let began = Instant::now();
-    loop {
-        let arrived: HashSet<_> = receiver.events().into_iter().collect();
-        let missing = heard.difference(&arrived).count();
-        match missing {
-            0 => return Ok(began.elapsed()),
-            _ if began.elapsed() > within => return Err(format!("{missing} did not arrive")),
-            _ => tokio::time::sleep(Duration::from_millis(5)).await,
-        }
-    }
 }
 
 async fn heal(url: &str, heard: &mut HashSet<String>) -> Result<Duration, String> {

@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use whrelay_tests::process::{Home, Process};
+use whrelay_tests::process::{Cloud, Home, Process};
 use whrelay_tests::receiver::Receiver;
 use whrelay_tests::sender;
 
+use crate::arrivals::{all_arrive, missing};
 use crate::chance::Chance;
 use crate::ground::{Ground, Kind};
 use crate::report::{self, Row};
@@ -39,28 +40,10 @@ struct Storm {
     heard: Heard,
     url: String,
     sending: Arc<AtomicBool>,
+    /// Posts under way.
+    busy: Arc<AtomicU64>,
     /// Requests for which a sender heard nothing, or no 2xx.
     unheard: Arc<AtomicU64>,
-}
-
-/// A forwarder of its own.
-struct Cloud {
-    process: Process,
-    address: String,
-    token_file: String,
-}
-
-impl Cloud {
-    async fn start(home: &Home, bind: &str) -> Self {
-        let process = home.start(&["forwarder", "--bind", bind, "--json"]);
-        let ready = process.wait("ready", |_| true).await;
-        let text = |key: &str| ready[key].as_str().unwrap().to_owned();
-        Self {
-            address: text("url"),
-            token_file: text("token_file"),
-            process,
-        }
-    }
 }
 
 /// Kills so many times, half of them with an embedded forwarder and half with one of its own. Says
@@ -98,12 +81,7 @@ async fn listen(home: &Home, receiver: &Receiver, cloud: Option<&Cloud>) -> (Pro
     let target = receiver.target();
     let mut args = vec!["--to", target.as_str()];
     if let Some(cloud) = cloud {
-        args.extend([
-            "--forwarder",
-            &cloud.address,
-            "--token-file",
-            &cloud.token_file,
-        ]);
+        args.extend(cloud.flags());
     }
     home.listen(&args).await
 }
@@ -130,6 +108,7 @@ impl Storm {
             heard: Heard::default(),
             url,
             sending: Arc::default(),
+            busy: Arc::default(),
             unheard: Arc::default(),
         }
     }
@@ -157,7 +136,7 @@ impl Storm {
                 }
             };
             if quiet {
-                self.sending.store(false, Ordering::SeqCst);
+                self.hush().await;
                 match self.all_arrive().await {
                     Some(took) => slowest = slowest.max(took),
                     None => {
@@ -170,7 +149,7 @@ impl Storm {
         for sender in senders {
             sender.abort();
         }
-        let audited = self.audit(kills);
+        let audited = self.audit(kills).await;
         let heard = self.heard.lock().unwrap().len();
         let forwarder = match self.cloud {
             Some(_) => "forwarder and agent apart",
@@ -196,16 +175,19 @@ impl Storm {
     }
 
     fn start_sender(&self, n: u64) -> tokio::task::JoinHandle<()> {
-        let (heard, sending, unheard) = (
+        let (heard, sending, busy, unheard) = (
             Arc::clone(&self.heard),
             Arc::clone(&self.sending),
+            Arc::clone(&self.busy),
             Arc::clone(&self.unheard),
         );
         let (url, mut chance) = (self.url.clone(), Chance::new(n));
         tokio::spawn(async move {
             let client = sender::client();
             loop {
+                busy.fetch_add(1, Ordering::SeqCst);
                 if !sending.load(Ordering::SeqCst) {
+                    busy.fetch_sub(1, Ordering::SeqCst);
                     tokio::time::sleep(Duration::from_millis(5)).await;
                     continue;
                 }
@@ -222,9 +204,10 @@ impl Storm {
                     }
                     None => {
                         unheard.fetch_add(1, Ordering::Relaxed);
-                        tokio::task::yield_now().await;
                     }
                 }
+                busy.fetch_sub(1, Ordering::SeqCst);
+                tokio::task::yield_now().await;
             }
         })
     }
@@ -237,14 +220,12 @@ impl Storm {
             }
             (1 | 2, Some(cloud)) => {
                 cloud.process.kill();
-                let bind = cloud.address.trim_start_matches("http://").to_owned();
-                *cloud = Cloud::start(&self.home, &bind).await;
+                cloud.start_again(&self.home).await;
             }
             (3, Some(cloud)) => {
                 cloud.process.kill();
                 self.listen.kill();
-                let bind = cloud.address.trim_start_matches("http://").to_owned();
-                *cloud = Cloud::start(&self.home, &bind).await;
+                cloud.start_again(&self.home).await;
                 self.listen_again().await;
             }
             _ => {
@@ -268,8 +249,7 @@ impl Storm {
         }
         ground.restore();
         if let Some(cloud) = &mut self.cloud {
-            let bind = cloud.address.trim_start_matches("http://").to_owned();
-            *cloud = Cloud::start(&self.home, &bind).await;
+            cloud.start_again(&self.home).await;
         }
         self.listen_again().await;
     }
@@ -280,31 +260,23 @@ impl Storm {
         self.listen = process;
     }
 
-    /// Waits until everything accepted has arrived. Where something has not, it says all there is to
-    /// know about it.
-    async fn all_arrive(&self) -> Option<Duration> {
-        let began = Instant::now();
-        loop {
-            let missing = self.missing();
-            if missing.is_empty() {
-                return Some(began.elapsed());
-            }
-            if began.elapsed() > ARRIVES_WITHIN {
-                self.tell_of(&missing);
-                return None;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+    /// Lets senders finish what they have begun, and begin nothing more.
+    async fn hush(&self) {
+        self.sending.store(false, Ordering::SeqCst);
+        while self.busy.load(Ordering::SeqCst) > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
 
-    fn missing(&self) -> Vec<String> {
-        let arrived: HashSet<_> = self.receiver.events().into_iter().collect();
-        let heard = self.heard.lock().unwrap();
-        heard
-            .keys()
-            .filter(|id| !arrived.contains(*id))
-            .cloned()
-            .collect()
+    /// Waits until everything accepted has arrived. Where something has not, it says all there is to
+    /// know about it.
+    async fn all_arrive(&self) -> Option<Duration> {
+        let heard: HashSet<_> = self.heard.lock().unwrap().keys().cloned().collect();
+        let arrived = all_arrive(&self.receiver, &heard, ARRIVES_WITHIN).await;
+        if arrived.is_err() {
+            self.tell_of(&missing(&self.receiver, &heard));
+        }
+        arrived.ok()
     }
 
     fn tell_of(&self, missing: &[String]) {
@@ -325,7 +297,9 @@ impl Storm {
     }
 
     /// The three ledgers, beside each other.
-    fn audit(&self, kills: u32) -> bool {
+    async fn audit(&self, kills: u32) -> bool {
+        self.hush().await;
+        let stored = self.final_states().await;
         let (heard, seen) = (self.heard.lock().unwrap(), self.receiver.seen());
         let mut findings = Vec::new();
         let mut numbers: HashMap<String, u64> = HashMap::new();
@@ -348,7 +322,6 @@ impl Storm {
         if extra > kills as usize * IN_FLIGHT {
             findings.push(format!("{extra} requests came again, after {kills} kills"));
         }
-        let stored = self.states();
         for id in heard.keys() {
             if stored.get(id).map(String::as_str) != Some("sent") {
                 findings.push(format!("{id} is {:?} and not sent", stored.get(id)));
@@ -365,6 +338,19 @@ impl Storm {
             println!("audit: {finding}");
         }
         findings.is_empty()
+    }
+
+    /// What the agent says of every event, once it has recorded the last attempts.
+    async fn final_states(&self) -> HashMap<String, String> {
+        let began = Instant::now();
+        loop {
+            let states = self.states();
+            let waits = states.values().any(|state| state != "sent");
+            if !waits || began.elapsed() > ARRIVES_WITHIN {
+                return states;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// What the agent says of every event.

@@ -102,6 +102,41 @@ impl Home {
     }
 }
 
+/// A forwarder of its own that is ready.
+pub struct Cloud {
+    /// The process.
+    pub process: Process,
+    /// Its URL.
+    pub url: String,
+    /// Where its admin token lies.
+    pub token_file: String,
+}
+
+impl Cloud {
+    /// Starts one in a home.
+    pub async fn start(home: &Home, bind: &str) -> Self {
+        let process = home.start(&["forwarder", "--bind", bind, "--json"]);
+        let ready = process.wait("ready", |_| true).await;
+        let text = |key: &str| ready[key].as_str().unwrap().to_owned();
+        Self {
+            url: text("url"),
+            token_file: text("token_file"),
+            process,
+        }
+    }
+
+    /// Starts it again at the same address, after it has ended.
+    pub async fn start_again(&mut self, home: &Home) {
+        let bind = self.url.trim_start_matches("http://").to_owned();
+        *self = Self::start(home, &bind).await;
+    }
+
+    /// The flags with which `listen` comes here.
+    pub fn flags(&self) -> [&str; 4] {
+        ["--forwarder", &self.url, "--token-file", &self.token_file]
+    }
+}
+
 /// A running command.
 pub struct Process {
     child: Child,
@@ -159,6 +194,11 @@ impl Process {
     /// SIGSTOP: it does nothing more, and knows nothing of it.
     pub fn freeze(&self) {
         self.signal("-STOP");
+    }
+
+    /// SIGCONT: it goes on.
+    pub fn thaw(&self) {
+        self.signal("-CONT");
     }
 
     fn signal(&self, signal: &str) {
