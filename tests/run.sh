@@ -33,6 +33,7 @@ fi
 
 step "style"
 cargo fmt --all --check
+cargo fmt --manifest-path tests/fuzz/Cargo.toml --check
 cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 shellcheck install.sh tests/*.sh .ci/run
 

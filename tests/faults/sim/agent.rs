@@ -265,9 +265,6 @@ impl<V: Vault> World<V> {
         for lane in &mut process.lanes {
             lane.wake |= self.planted != Some(Bug::LostWakeUp);
         }
-        if !self.audits {
-            return Ok(());
-        }
         let targets: Vec<_> = node.targets.iter().map(|(id, _)| *id).collect();
         Ledger::audit(&node.vault, &node.bucket, &targets)
     }

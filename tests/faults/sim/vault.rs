@@ -56,7 +56,7 @@ pub(crate) trait Vault {
     /// An empty one. `name` is the store's own.
     fn birth(name: u128) -> Self;
     /// Switches a planted bug on, where it is one of the store's.
-    fn plant(&mut self, _bug: Option<Bug>) {}
+    fn plant(&mut self, bug: Option<Bug>);
     /// Comes back after the process or the power went. What was answered is there.
     fn reopen(&mut self);
     fn name(&self) -> String;

@@ -65,8 +65,6 @@ pub(crate) struct World<V> {
     pub(crate) planted: Option<Bug>,
     pub(crate) last_link: u64,
     pub(crate) posts_left: u32,
-    /// Whether every commit is followed by an audit of the whole disk.
-    pub(crate) audits: bool,
     calm_since: Option<Time>,
     trace: u64,
     story: Option<Vec<String>>,
@@ -89,7 +87,6 @@ pub(crate) struct Plan {
     pub(crate) seed: u64,
     pub(crate) events: u32,
     pub(crate) planted: Option<Bug>,
-    pub(crate) audits: bool,
     pub(crate) tells: bool,
 }
 
@@ -134,7 +131,6 @@ impl<V: Vault> World<V> {
             planted: plan.planted,
             last_link: 0,
             posts_left: plan.events,
-            audits: plan.audits,
             calm_since: None,
             trace: plan.seed,
             story: plan.tells.then(Vec::new),
