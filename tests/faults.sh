@@ -37,6 +37,8 @@ need strace strace
 need kill procps
 need g++ g++
 need faketime faketime
+need ip iproute2
+need nft nftables
 
 FUZZ_VERSION=0.13.2
 tools="${CARGO_TARGET_DIR:-$PWD/target}/tools"
@@ -65,6 +67,7 @@ attack storm --binary "$target/whrelay" --kills "$kills"
 attack storm --binary "$target/whrelay" --cuts "$cuts"
 attack full --binary "$target/whrelay"
 attack clocks --binary "$target/whrelay"
+attack network --binary "$target/whrelay"
 attack inject --binary "$target/whrelay" --upto "$calls" --step "$step"
 
 # Coverage needs an unstable flag; the stable compiler takes it when asked like this.

@@ -3,7 +3,6 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -15,6 +14,7 @@ use whrelay_tests::sender;
 
 use crate::arrivals::all_arrive;
 use crate::report::{self, Row};
+use crate::script;
 
 const HOUR: i64 = 3600;
 const JUMPS: [i64; 10] = [
@@ -50,14 +50,13 @@ impl Clock {
             dir: tempfile::tempdir().unwrap(),
         };
         clock.set(0);
-        let script = format!(
-            "#!/bin/sh\nexport LD_PRELOAD={} FAKETIME_TIMESTAMP_FILE={} FAKETIME_NO_CACHE=1 \
-             FAKETIME_DONT_FAKE_MONOTONIC=1\nexec {binary} \"$@\"\n",
+        let text = format!(
+            "export LD_PRELOAD={} FAKETIME_TIMESTAMP_FILE={} FAKETIME_NO_CACHE=1 \
+             FAKETIME_DONT_FAKE_MONOTONIC=1\nexec {binary} \"$@\"",
             library().display(),
             clock.dir.path().join("time").display(),
         );
-        fs::write(clock.program(), script).unwrap();
-        fs::set_permissions(clock.program(), fs::Permissions::from_mode(0o755)).unwrap();
+        script::write(&clock.program(), &text);
         clock
     }
 

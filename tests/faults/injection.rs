@@ -3,8 +3,6 @@
 //! is the truth. Needs strace.
 
 use std::collections::HashSet;
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use strum::IntoEnumIterator;
@@ -13,6 +11,7 @@ use whrelay_tests::receiver::Receiver;
 use whrelay_tests::sender;
 
 use crate::report::{self, Row};
+use crate::script;
 
 /// Posts of a run that lets the first calls fail; for later calls there are more.
 const POSTS: usize = 12;
@@ -155,14 +154,10 @@ async fn round(
 
 /// A script that runs the program with one call that fails.
 fn failing_binary(dir: &std::path::Path, binary: &str, rule: &str) -> String {
-    let path = dir.join("failing");
     let (call, _) = rule.split_once(':').unwrap();
-    let script = format!(
-        "#!/bin/sh\nexec strace -D -f -qq -o /dev/null -e trace={call} -e inject={rule} -- {binary} \"$@\"\n"
-    );
-    fs::write(&path, script).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-    path.to_str().unwrap().to_owned()
+    let traced = format!("-e trace={call} -e inject={rule} -- {binary} \"$@\"");
+    let text = format!("exec strace -D -f -qq -o /dev/null {traced}");
+    script::write(&dir.join("failing"), &text)
 }
 
 /// The ready line, unless the process ends before it.

@@ -9,7 +9,9 @@ mod clocks;
 mod disk;
 mod ground;
 mod injection;
+mod network;
 mod report;
+mod script;
 mod sim;
 mod starvation;
 mod storm;
@@ -22,7 +24,7 @@ use sim::model::Model;
 
 const USAGE: &str = "usage: whrelay-faults sim|disk --lifetimes N | sim|disk --seed N | planted
        whrelay-faults flips --tries N | wire --seeds N | storm --binary FILE --kills|--cuts N
-       whrelay-faults inject --binary FILE --upto N --step N | full|clocks --binary FILE";
+       whrelay-faults inject --binary FILE --upto N --step N | full|clocks|network --binary FILE";
 
 /// Steps of a single world that are told.
 const TOLD: usize = 200;
@@ -44,6 +46,9 @@ fn main() -> ExitCode {
         }
         ["wire", "--seeds", n] => wire::run(n.parse().unwrap()),
         ["clocks", "--binary", binary] => clocks::run(binary),
+        ["network", "--binary", binary] => network::run(binary),
+        ["scene", "--binary", binary, "--name", name] => network::scene(binary, name),
+        ["proxy", bind] => network::proxy(bind),
         ["full", "--binary", binary] => starvation::run(binary),
         [
             "fuzzed",

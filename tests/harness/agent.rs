@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 use whrelay_agent::lines::{AttemptLine, Line};
-use whrelay_agent::{AgentError, Config, Manner};
+use whrelay_agent::{AgentError, Config, Manner, Proxies};
 use whrelay_core::retry::RetryPolicy;
 use whrelay_core::token::Token;
 use whrelay_store::{Options, Role, Store};
@@ -86,6 +86,7 @@ impl Agent {
         let store = Store::open(dir.path(), &options).unwrap();
         let config = Config {
             forwarder: setup.forwarder,
+            proxies: Proxies::none(),
             token: setup.token,
             bucket: setup.bucket.parse().unwrap(),
             subscription: setup.name.parse().unwrap(),

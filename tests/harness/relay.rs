@@ -7,6 +7,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use url::Url;
+use whrelay_agent::Proxies;
 use whrelay_core::token::Token;
 use whrelay_forwarder::Config;
 use whrelay_store::{Medium, Options, Role, Store, StoreError};
@@ -102,7 +103,7 @@ impl Relay {
     /// The input URL of a bucket, created where it is missing.
     pub async fn input(&self, bucket: &str) -> String {
         let bucket = bucket.parse().unwrap();
-        whrelay_agent::ensure_bucket(&self.url(), &self.token, &bucket)
+        whrelay_agent::ensure_bucket(&self.url(), &Proxies::none(), &self.token, &bucket)
             .await
             .unwrap()
     }

@@ -12,6 +12,7 @@ mod error;
 mod lanes;
 mod link;
 mod provision;
+mod proxy;
 mod socket;
 
 use std::path::PathBuf;
@@ -29,6 +30,7 @@ use whrelay_store::Store;
 pub use answers::{Local, Offline};
 pub use error::AgentError;
 pub use provision::ensure_bucket;
+pub use proxy::Proxies;
 
 use crate::lanes::Lanes;
 use crate::lines::Line;
@@ -49,6 +51,8 @@ pub struct Manner {
 pub struct Config {
     /// Where the forwarder is.
     pub forwarder: Url,
+    /// What stands between here and there.
+    pub proxies: Proxies,
     /// What it is asked with.
     pub token: Token,
     /// Whose events are wanted.
@@ -78,7 +82,14 @@ pub async fn run(
     tell: Tell,
     stop: CancellationToken,
 ) -> Result<(), AgentError> {
-    let asked = ensure_bucket(&config.forwarder, &config.token, &config.bucket);
+    let Config {
+        forwarder,
+        proxies,
+        token,
+        bucket,
+        ..
+    } = &config;
+    let asked = ensure_bucket(forwarder, proxies, token, bucket);
     let input_url = tokio::select! {
         url = asked => url?,
         () = stop.cancelled() => return Ok(()),

@@ -27,6 +27,7 @@ use crate::Config;
 use crate::error::AgentError;
 use crate::lanes::Lanes;
 use crate::lines::{Line, ReadyLine, ReceivedLine};
+use crate::proxy::Proxies;
 use crate::socket::{self, Socket};
 
 /// Clocks that differ by more than this are worth a warning.
@@ -35,6 +36,7 @@ const SKEW: Duration = Duration::from_secs(30);
 /// What keeps the tunnel up.
 pub(crate) struct Link {
     forwarder: Url,
+    proxies: Proxies,
     token: Token,
     subscription: String,
     targets: Vec<Target>,
@@ -55,6 +57,7 @@ impl Link {
     pub(crate) fn new(config: &Config, input_url: String, lanes: Arc<Lanes>) -> Self {
         Self {
             forwarder: config.forwarder.clone(),
+            proxies: config.proxies.clone(),
             token: config.token.clone(),
             subscription: config.subscription.to_string(),
             targets: config.targets.clone(),
@@ -71,7 +74,7 @@ impl Link {
             forwarder: mark.forwarder,
             seq: mark.seq.0,
         });
-        let mut socket = socket::open(&self.forwarder, &self.token).await?;
+        let mut socket = socket::open(&self.forwarder, &self.proxies, &self.token).await?;
         let (mut session, hello) =
             AgentSession::begin(bucket.name.as_str(), &self.subscription, resume);
         self.send(&mut socket, Message::Binary(codec::encode(hello)))

@@ -9,6 +9,7 @@ use whrelay_core::bucket::BucketName;
 use whrelay_core::token::Token;
 
 use crate::error::AgentError;
+use crate::proxy::Proxies;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -28,6 +29,7 @@ struct ProblemAnswer {
 /// When the forwarder cannot be reached, is none, or refuses.
 pub async fn ensure_bucket(
     forwarder: &Url,
+    proxies: &Proxies,
     token: &Token,
     bucket: &BucketName,
 ) -> Result<String, AgentError> {
@@ -39,12 +41,7 @@ pub async fn ensure_bucket(
         "{}/v1/buckets/{bucket}",
         forwarder.as_str().trim_end_matches('/')
     );
-    let client = reqwest::Client::builder()
-        .timeout(TIMEOUT)
-        .no_proxy()
-        .redirect(reqwest::redirect::Policy::none())
-        .build()
-        .map_err(|e| unreachable(&e))?;
+    let client = client(forwarder, proxies).map_err(|e| unreachable(&e))?;
     let request = client.put(address).bearer_auth(token.expose());
     let response = request
         .send()
@@ -70,6 +67,21 @@ pub async fn ensure_bucket(
         forwarder: forwarder.to_string(),
         why: detail,
     })
+}
+
+fn client(forwarder: &Url, proxies: &Proxies) -> reqwest::Result<reqwest::Client> {
+    let mut client = reqwest::Client::builder()
+        .timeout(TIMEOUT)
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none());
+    if let Some(through) = proxies.toward(forwarder) {
+        let mut proxy = reqwest::Proxy::all(through.uri().to_string())?;
+        if let Some(auth) = through.basic_auth() {
+            proxy = proxy.custom_http_auth(auth.clone());
+        }
+        client = client.proxy(proxy);
+    }
+    client.build()
 }
 
 /// An error and its causes, in one line.

@@ -24,6 +24,7 @@ use whrelay_proto::{SUBPROTOCOL, TUNNEL_PATH};
 
 use crate::error::AgentError;
 use crate::provision::chain;
+use crate::proxy::{self, Proxies};
 
 trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
@@ -101,7 +102,11 @@ pub(crate) struct Socket {
 }
 
 /// Opens the tunnel's socket. The address is resolved anew each time: servers move.
-pub(crate) async fn open(forwarder: &Url, token: &Token) -> Result<Socket, AgentError> {
+pub(crate) async fn open(
+    forwarder: &Url,
+    proxies: &Proxies,
+    token: &Token,
+) -> Result<Socket, AgentError> {
     let unreachable = |why: String| AgentError::Unreachable {
         forwarder: forwarder.to_string(),
         why,
@@ -109,7 +114,7 @@ pub(crate) async fn open(forwarder: &Url, token: &Token) -> Result<Socket, Agent
     let opened = tokio::time::timeout(limits::CONNECT_TIMEOUT, async {
         let heard = Heard::new();
         let wire = Listened {
-            wire: wire(forwarder).await?,
+            wire: wire(forwarder, proxies).await?,
             heard: heard.clone(),
         };
         let request = request(forwarder, token).map_err(|e| unreachable(e.to_string()))?;
@@ -126,15 +131,22 @@ pub(crate) async fn open(forwarder: &Url, token: &Token) -> Result<Socket, Agent
         .unwrap_or_else(|_| Err(unreachable("no answer in time".into())))
 }
 
-async fn wire(forwarder: &Url) -> Result<Box<dyn Wire>, AgentError> {
+async fn wire(forwarder: &Url, proxies: &Proxies) -> Result<Box<dyn Wire>, AgentError> {
     let unreachable = |why: String| AgentError::Unreachable {
         forwarder: forwarder.to_string(),
         why,
     };
     let host = forwarder.host_str().unwrap_or_default();
     let port = forwarder.port_or_known_default().unwrap_or(443);
-    let dialled = Dialer::new(host, port).dial().await;
-    let tcp = dialled.map_err(|e| unreachable(e.to_string()))?;
+    let tcp = match proxies.toward(forwarder) {
+        None => Dialer::new(host, port)
+            .dial()
+            .await
+            .map_err(|e| unreachable(e.to_string()))?,
+        Some(proxy) => proxy::connect(&proxy, host, port)
+            .await
+            .map_err(|e| unreachable(e.to_string()))?,
+    };
     if forwarder.scheme() != "https" {
         return Ok(Box::new(tcp));
     }

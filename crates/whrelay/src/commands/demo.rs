@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Deserialize;
 use tokio::sync::mpsc;
-use whrelay_agent::Config;
 use whrelay_agent::lines::{AttemptLine, Line};
+use whrelay_agent::{Config, Proxies};
 
 use self::payloads::{Webhook, webhook};
 use self::receiver::Receiver;
@@ -64,6 +64,7 @@ pub(crate) async fn run(args: DemoArgs, output: &Output) -> Result<(), Failure> 
     let target = format!("localhost:{}", receiver.port());
     let config = Config {
         forwarder: embedded.url.clone(),
+        proxies: Proxies::none(),
         token: embedded.token.clone(),
         bucket: name.clone(),
         subscription: name,

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 use whrelay_agent::lines::{Line, ReadyLine};
-use whrelay_agent::{Config, Tell};
+use whrelay_agent::{Config, Proxies, Tell};
 use whrelay_core::target::Target;
 use whrelay_core::token::Token;
 
@@ -109,6 +109,7 @@ fn config(
 ) -> Config {
     Config {
         forwarder,
+        proxies: proxies(),
         token,
         bucket: args.bucket.clone(),
         subscription: args.name.clone(),
@@ -116,6 +117,16 @@ fn config(
         manner: args.delivery.manner(),
         dir: dir.to_owned(),
     }
+}
+
+/// The proxies that the environment names, as other programs read it: lower case comes first.
+fn proxies() -> Proxies {
+    let text = |name: &str| {
+        let lower = std::env::var(name.to_lowercase());
+        lower.or_else(|_| std::env::var(name)).unwrap_or_default()
+    };
+    let [https, http, all, no] = ["HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY"].map(text);
+    Proxies::new(&https, &http, &all, &no)
 }
 
 /// Runs the agent beside a thread that shows its lines: neither the tunnel nor a signal ever waits

@@ -1,0 +1,299 @@
+//! Ring 4, the network between agent and forwarder: three hosts in namespaces, and between them what
+//! networks do. Whatever happens, each event arrives once, and a tunnel that is dead is found out in
+//! time. Each scene runs in a process of its own, on the laptop. Needs root, iproute2 and nftables.
+
+mod hosts;
+mod scenes;
+
+use std::collections::HashSet;
+use std::fmt::Write as _;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream};
+use whrelay_tests::process::{Home, Process};
+use whrelay_tests::receiver::Receiver;
+use whrelay_tests::sender;
+
+use crate::arrivals::all_arrive;
+use crate::chance::Chance;
+use crate::report::{self, Row};
+use crate::script;
+use hosts::{CLOUD, FRONT, Host, Hosts, NAME, ROUTER};
+use scenes::{Notice, SCENES, Scene, Way};
+
+const PORT: u16 = 8080;
+const PROXY_PORT: u16 = 3128;
+/// Events before a fault, during it, and after it.
+const EVENTS: usize = 20;
+/// How long everything may take to arrive once nothing is wrong any more: the longest pause before a
+/// dial, and a silence that has to be noticed first.
+const ARRIVES_WITHIN: Duration = Duration::from_secs(60);
+/// What the forwarder logs when it finds a tunnel dead.
+const NOTICED: &str = "agent disconnected";
+
+/// Plays every scene, all at once. Says whether all held.
+pub(crate) fn run(binary: &str) -> bool {
+    let began = Instant::now();
+    let children = SCENES.iter().map(|scene| {
+        let laid = Hosts::lay(scene.name);
+        let child = Command::new("ip")
+            .args(["netns", "exec", &laid.0.namespace(Host::Laptop)])
+            .arg(std::env::current_exe().unwrap())
+            .args(["scene", "--binary", binary, "--name", scene.name])
+            .stdout(Stdio::piped())
+            .spawn();
+        (scene, laid, child.unwrap())
+    });
+    let mut held = true;
+    for (scene, laid, child) in children.collect::<Vec<_>>() {
+        let output = child.wait_with_output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let told = text.lines().last().unwrap_or("it said nothing");
+        let failed = !output.status.success();
+        held &= report::tell(&Row {
+            ring: 4,
+            fault: format!("{} ({})", scene.told, scene.ids),
+            tried: format!("{} events", 3 * EVENTS),
+            failures: u64::from(failed),
+            counted: told.to_owned(),
+            seconds: began.elapsed().as_secs_f64(),
+        });
+        drop(laid);
+    }
+    held
+}
+
+/// Plays one scene, on the laptop of hosts that are laid. Says whether it held.
+pub(crate) fn scene(binary: &str, name: &str) -> bool {
+    let scene = SCENES.iter().find(|scene| scene.name == name).unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let played = runtime.block_on(play(binary, scene));
+    println!("{}", played.as_ref().unwrap_or_else(|why| why));
+    played.is_ok()
+}
+
+async fn play(binary: &str, scene: &Scene) -> Result<String, String> {
+    let mut stage = Stage::set(binary, scene).await;
+    let mut sent = HashSet::new();
+    stage.send(EVENTS, scene, &mut sent).await;
+    all_arrive(&stage.receiver, &sent, ARRIVES_WITHIN).await?;
+    let began = Instant::now();
+    let mut told = stage.trouble(scene, &mut sent).await?;
+    stage.send(EVENTS, scene, &mut sent).await;
+    let took = all_arrive(&stage.receiver, &sent, ARRIVES_WITHIN).await?;
+    let requests = stage.receiver.count();
+    if requests != sent.len() {
+        return Err(format!("{requests} requests for {} events", sent.len()));
+    }
+    let redialled = stage.noticed().0;
+    if matches!(scene.notice, Notice::Never) && redialled > 0 {
+        return Err(format!("the tunnel was given up {redialled} times"));
+    }
+    write!(
+        told,
+        "{redialled} new tunnels, all arrived {:.1} s after it was over, {:.0} s in all",
+        took.as_secs_f64(),
+        began.elapsed().as_secs_f64()
+    )
+    .unwrap();
+    Ok(told)
+}
+
+/// Everything that takes part in a scene.
+struct Stage {
+    hosts: Hosts,
+    receiver: Receiver,
+    forwarder: Process,
+    listen: Process,
+    proxy: Option<Proxy>,
+    /// The input URL as senders reach it.
+    front: String,
+    _home: Home,
+}
+
+impl Stage {
+    async fn set(binary: &str, scene: &Scene) -> Self {
+        let hosts = Hosts::of(scene.name);
+        for (host, commands) in scene.before {
+            hosts.on(*host, commands);
+        }
+        hosts.resolve(scene.named[0]);
+        let mut home = Home::new(binary);
+        let (forwarder, token_file) = start_forwarder(&hosts, &mut home, binary).await;
+        let mut proxy = None;
+        let mut run = format!("exec {binary} \"$@\"");
+        if scene.way == Way::Proxy {
+            proxy = Some(Proxy::start(&hosts).await);
+            run = format!("HTTP_PROXY=http://{ROUTER}:{PROXY_PORT} {run}");
+        }
+        home.use_binary(&script::write(&home.path().join("here"), &run));
+        let host = match scene.way {
+            Way::Name => NAME,
+            Way::Address | Way::Proxy => CLOUD,
+        };
+        let (receiver, url) = (Receiver::start().await, format!("http://{host}:{PORT}"));
+        let to = receiver.target();
+        let flags = [
+            "--to",
+            &to,
+            "--forwarder",
+            &url,
+            "--token-file",
+            &token_file,
+        ];
+        let (listen, url) = home.listen(&flags).await;
+        Self {
+            hosts,
+            receiver,
+            forwarder,
+            listen,
+            proxy,
+            front: format!("http://{FRONT}:{PORT}{}", sender::path_of(&url)),
+            _home: home,
+        }
+    }
+
+    /// The fault, from its beginning to its end; answers with what was noticed.
+    async fn trouble(
+        &mut self,
+        scene: &Scene,
+        sent: &mut HashSet<String>,
+    ) -> Result<String, String> {
+        let before = self.noticed();
+        self.hosts.resolve(scene.named[1]);
+        for (host, commands) in scene.begin {
+            self.hosts.on(*host, commands);
+        }
+        if let Some(proxy) = &mut self.proxy {
+            proxy.process.kill();
+        }
+        let began = Instant::now();
+        self.send(EVENTS, scene, sent).await;
+        let mut told = String::new();
+        if let Notice::Within(time) = scene.notice {
+            while !(self.noticed().0 > before.0 && self.noticed().1 > before.1) {
+                if began.elapsed() > time {
+                    let (now, then) = (self.noticed(), before);
+                    return Err(format!("not noticed in {time:?}: {then:?}, then {now:?}"));
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            told = format!("noticed after {:.1} s, ", began.elapsed().as_secs_f64());
+        }
+        tokio::time::sleep(scene.holds.saturating_sub(began.elapsed())).await;
+        for (host, commands) in scene.end {
+            self.hosts.on(*host, commands);
+        }
+        self.hosts.resolve(scene.named[2]);
+        if let Some(proxy) = &mut self.proxy {
+            proxy.start_again().await;
+        }
+        Ok(told)
+    }
+
+    /// Sends so many events, by the way that no fault touches.
+    async fn send(&self, events: usize, scene: &Scene, sent: &mut HashSet<String>) {
+        let (client, mut chance) = (sender::client(), Chance::new(sent.len() as u64));
+        for _ in 0..events {
+            let length = chance.index(scene.body);
+            let answer = client.post(&self.front).body(vec![7; length]).send().await;
+            let text = answer.unwrap().text().await.unwrap();
+            sent.insert(sender::id_of(&text));
+        }
+    }
+
+    /// How often the agent and the forwarder have found the tunnel dead.
+    fn noticed(&self) -> (usize, usize) {
+        let links = self.listen.all("link");
+        let ended = |line: &&serde_json::Value| line["state"] == "disconnected";
+        (
+            links.iter().filter(ended).count(),
+            self.forwarder.stderr().matches(NOTICED).count(),
+        )
+    }
+}
+
+async fn start_forwarder(hosts: &Hosts, home: &mut Home, binary: &str) -> (Process, String) {
+    let run = format!("env WHRELAY_LOG=info {binary}");
+    home.use_binary(&hosts.program(Host::Cloud, home.path(), &run));
+    let (bind, public) = (format!("[::]:{PORT}"), format!("http://{CLOUD}:{PORT}"));
+    let process = home.start(&[
+        "forwarder",
+        "--bind",
+        &bind,
+        "--public-url",
+        &public,
+        "--json",
+    ]);
+    let ready = process.wait("ready", |_| true).await;
+    (process, ready["token_file"].as_str().unwrap().to_owned())
+}
+
+/// A proxy on the router.
+struct Proxy {
+    process: Process,
+    home: Home,
+}
+
+impl Proxy {
+    async fn start(hosts: &Hosts) -> Self {
+        let this = std::env::current_exe().unwrap();
+        let mut home = Home::new("");
+        home.use_binary(&hosts.program(Host::Router, home.path(), this.to_str().unwrap()));
+        let process = home.start(&["proxy", &format!("{ROUTER}:{PROXY_PORT}")]);
+        process.wait("ready", |_| true).await;
+        Self { process, home }
+    }
+
+    async fn start_again(&mut self) {
+        self.process = self
+            .home
+            .start(&["proxy", &format!("{ROUTER}:{PROXY_PORT}")]);
+        self.process.wait("ready", |_| true).await;
+    }
+}
+
+/// An HTTP proxy that speaks CONNECT (RFC 9110 section 9.3.6), and takes requests for other servers in
+/// absolute form, one for each connection. It runs until it is killed.
+pub(crate) fn proxy(bind: &str) -> bool {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let listener = TcpListener::bind(bind).await.unwrap();
+        println!(r#"{{"type":"ready"}}"#);
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                // Who breaks it off, and how, is what is tried.
+                let _ = pass_on(stream).await;
+            });
+        }
+    })
+}
+
+async fn pass_on(near: TcpStream) -> std::io::Result<()> {
+    let mut near = BufReader::new(near);
+    let mut line = String::new();
+    near.read_line(&mut line).await?;
+    let [method, target, version] = line.split_whitespace().collect::<Vec<_>>()[..] else {
+        return Ok(());
+    };
+    if method == "CONNECT" {
+        let mut far = TcpStream::connect(target).await?;
+        let mut field = String::new();
+        while near.read_line(&mut field).await? > 2 {
+            field.clear();
+        }
+        near.write_all(b"HTTP/1.1 200 X\r\n\r\n").await?;
+        copy_bidirectional(&mut near, &mut far).await?;
+        return Ok(());
+    }
+    let rest = target.trim_start_matches("http://");
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let mut far = TcpStream::connect(authority).await?;
+    far.write_all(format!("{method} {path} {version}\r\n").as_bytes())
+        .await?;
+    copy_bidirectional(&mut near, &mut far).await?;
+    Ok(())
+}
