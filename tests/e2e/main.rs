@@ -290,6 +290,68 @@ async fn two_buckets_side_by_side_and_the_same_twice_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_store_is_found_by_the_doctor_and_salvaged() {
+    let (home, mut receiver) = (home(), Receiver::start().await);
+    receiver.stop();
+    let to = receiver.target();
+    let (mut listen, url) = home.listen(&["--to", &to]).await;
+    let running = json_lines(&home.run(&["doctor", "--json"]).stdout);
+    assert!(
+        running.iter().all(|check| check["ok"] == true),
+        "{running:?}"
+    );
+    let mut ids = Vec::new();
+    for n in 0..20 {
+        ids.push(send(&url, n.to_string()).await);
+    }
+    for id in &ids {
+        listen
+            .wait("received", |line| line["event"] == id.as_str())
+            .await;
+    }
+    listen.kill();
+    let whole = home.run(&["doctor", "--json"]);
+    assert_eq!(whole.status.code(), Some(0), "{}", text(&whole.stdout));
+    let checks = json_lines(&whole.stdout);
+    assert_eq!(
+        checks.len(),
+        2,
+        "the agent's store and the embedded forwarder's"
+    );
+    let dir = PathBuf::from(checks[0]["what"].as_str().unwrap());
+    let mut bytes = std::fs::read(dir.join("store.redb")).unwrap();
+    bytes[..4096].fill(0xee);
+    std::fs::write(dir.join("store.redb"), bytes).unwrap();
+    let damaged = home.run(&["doctor"]);
+    assert_eq!(damaged.status.code(), Some(1));
+    assert!(
+        text(&damaged.stdout).contains("doctor --salvage"),
+        "{}",
+        text(&damaged.stdout)
+    );
+    let salvaged = home.run(&["doctor", "--salvage"]);
+    assert_eq!(
+        salvaged.status.code(),
+        Some(0),
+        "{}",
+        text(&salvaged.stdout)
+    );
+    assert!(
+        text(&salvaged.stdout).contains("saved 20 events"),
+        "{}",
+        text(&salvaged.stdout)
+    );
+    receiver.open_again().await;
+    let (_listen, _) = home.listen(&["--to", &to]).await;
+    eventually("all of them", || {
+        (receiver.count() == ids.len()).then_some(())
+    })
+    .await;
+    let nowhere = home.run(&["doctor", "nowhere"]);
+    assert_eq!(nowhere.status.code(), Some(3), "{}", text(&nowhere.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn wrong_use_gets_an_error_a_hint_and_its_code() {
     let (home, receiver) = (home(), Receiver::start().await);
     let port = receiver.target().replace("localhost", "127.0.0.1");

@@ -6,7 +6,7 @@ use crate::deliveries::{self, Waiting};
 use crate::disk::Store;
 use crate::error::StoreError;
 use crate::index::Wait;
-use crate::record;
+use crate::record::Seal;
 use crate::rows::AttemptRow;
 use crate::tables::{ATTEMPT_LOG, ATTEMPTS, SEQUENCES};
 use crate::tx::{Tx, sequence};
@@ -29,7 +29,7 @@ impl Store {
     pub async fn record(&self, attempt: Attempt) -> Result<(), StoreError> {
         self.write(512 + attempt.answer.len(), move |tx: &mut Tx<'_>| {
             let key = attempt.key;
-            if let Some(mut delivery) = deliveries::get(tx.deliveries.open()?, key)?
+            if let Some(mut delivery) = deliveries::get(tx.seal, tx.deliveries.open()?, key)?
                 && !delivery.state.is_finished()
             {
                 let before = Waiting::of(&delivery);
@@ -42,7 +42,9 @@ impl Store {
                 deliveries::update(tx, Some(before), &delivery, wait)?;
             }
             let place = tx.next(ATTEMPT_LOG)?;
-            let record = record::seal(&place.to_be_bytes(), &AttemptRow::new(attempt))?;
+            let record = tx
+                .seal
+                .seal(&place.to_be_bytes(), &AttemptRow::new(attempt))?;
             tx.attempts.open()?.insert(place, record.as_slice())?;
             Ok(())
         })
@@ -54,7 +56,7 @@ impl Store {
     /// # Errors
     /// When the store cannot be read.
     pub fn last_attempt(&self) -> Result<u64, StoreError> {
-        self.read(|tx| sequence(&tx.open_table(SEQUENCES)?, ATTEMPT_LOG))
+        self.read(|tx| sequence(self.seal, &tx.open_table(SEQUENCES)?, ATTEMPT_LOG))
     }
 
     /// Attempts after a place, oldest first, up to `max`. Damaged ones are passed over.
@@ -66,7 +68,7 @@ impl Store {
             let table = tx.open_table(ATTEMPTS)?;
             table
                 .range(after + 1..)?
-                .filter_map(logged)
+                .filter_map(|entry| logged(self.seal, entry))
                 .take(max)
                 .collect()
         })
@@ -86,7 +88,7 @@ impl Store {
             table
                 .range(..before)?
                 .rev()
-                .filter_map(logged)
+                .filter_map(|entry| logged(self.seal, entry))
                 .take(max)
                 .collect()
         })
@@ -99,6 +101,7 @@ type Entry<'a> = (
 );
 
 fn logged(
+    seal: Seal,
     entry: Result<Entry<'_>, redb::StorageError>,
 ) -> Option<Result<LoggedAttempt, StoreError>> {
     let (place, record) = match entry {
@@ -106,7 +109,7 @@ fn logged(
         Err(error) => return Some(Err(error.into())),
     };
     let place = place.value();
-    match record::open::<AttemptRow>("attempt", &place.to_be_bytes(), record.value()) {
+    match seal.open::<AttemptRow>("attempt", &place.to_be_bytes(), record.value()) {
         Ok((row, _)) => Some(Ok(LoggedAttempt {
             place,
             attempt: row.into_attempt(),

@@ -6,7 +6,7 @@ use whrelay_core::token::{Token, TokenDigest};
 
 use crate::disk::Store;
 use crate::error::StoreError;
-use crate::record;
+use crate::record::{self, Seal};
 use crate::rows::{BucketRow, TokenRow};
 use crate::tables::{BUCKETS, TOKENS};
 use crate::tx::Tx;
@@ -23,7 +23,7 @@ impl Store {
     ) -> Result<(Bucket, bool), StoreError> {
         let name = name.clone();
         self.write(256, move |tx: &mut Tx<'_>| {
-            let found = all_buckets(tx.buckets.open()?)?;
+            let found = all_buckets(tx.seal, tx.buckets.open()?)?;
             if let Some(bucket) = found.iter().find(|bucket| bucket.name == name) {
                 return Ok((bucket.clone(), false));
             }
@@ -32,7 +32,7 @@ impl Store {
                 name: name.to_string(),
                 key: key.expose().to_owned(),
             };
-            let record = record::seal(&id.0.to_be_bytes(), &row)?;
+            let record = tx.seal.seal(&id.0.to_be_bytes(), &row)?;
             tx.buckets.open()?.insert(id.0, record.as_slice())?;
             Ok((Bucket { id, name, key }, true))
         })
@@ -44,7 +44,7 @@ impl Store {
     /// # Errors
     /// When the store cannot be read, or a bucket's record is damaged.
     pub fn buckets(&self) -> Result<Vec<Bucket>, StoreError> {
-        self.read(|tx| all_buckets(&tx.open_table(BUCKETS)?))
+        self.read(|tx| all_buckets(self.seal, &tx.open_table(BUCKETS)?))
     }
 
     /// Lets a token in.
@@ -59,7 +59,7 @@ impl Store {
             },
         );
         self.write(128, move |tx: &mut Tx<'_>| {
-            let record = record::seal(id.as_bytes(), &row)?;
+            let record = tx.seal.seal(id.as_bytes(), &row)?;
             tx.tokens.open()?.insert(id.as_str(), record.as_slice())?;
             Ok(())
         })
@@ -75,7 +75,9 @@ impl Store {
             let Some(record) = tx.open_table(TOKENS)?.get(id)? else {
                 return Ok(None);
             };
-            let (row, _) = record::open::<TokenRow>("token", id.as_bytes(), record.value())?;
+            let (row, _) = self
+                .seal
+                .open::<TokenRow>("token", id.as_bytes(), record.value())?;
             Ok(Some(TokenDigest(row.digest)))
         })
     }
@@ -89,12 +91,15 @@ impl Store {
     }
 }
 
-fn all_buckets(table: &impl ReadableTable<u32, &'static [u8]>) -> Result<Vec<Bucket>, StoreError> {
+fn all_buckets(
+    seal: Seal,
+    table: &impl ReadableTable<u32, &'static [u8]>,
+) -> Result<Vec<Bucket>, StoreError> {
     let mut buckets = Vec::new();
     for entry in table.iter()? {
         let (id, record) = entry?;
         let id = BucketId(id.value());
-        let opened = record::open::<BucketRow>("bucket", &id.0.to_be_bytes(), record.value());
+        let opened = seal.open::<BucketRow>("bucket", &id.0.to_be_bytes(), record.value());
         let row = record::undamaged(opened)?.map(|(row, _)| row);
         buckets.extend(row.and_then(|row| row.into_bucket(id)));
     }

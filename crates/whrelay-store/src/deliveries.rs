@@ -11,7 +11,7 @@ use whrelay_core::time::Timestamp;
 use crate::disk::Store;
 use crate::error::StoreError;
 use crate::index::{Wait, due_entry, due_row, row, whole};
-use crate::record;
+use crate::record::{self, Seal};
 use crate::rows::{DeliveryRow, DestinationRow};
 use crate::tables::{COUNTS, DELIVERIES, DESTINATIONS, DUE, delivery_key, delivery_tuple};
 use crate::tx::{Tx, state_key};
@@ -65,8 +65,9 @@ impl Store {
     ) -> Result<DestinationId, StoreError> {
         let target = target.to_owned();
         self.write(128, move |tx: &mut Tx<'_>| {
+            let seal = tx.seal;
             let table = tx.destinations.open()?;
-            let known = all_destinations(table)?;
+            let known = all_destinations(seal, table)?;
             let same = |row: &DestinationRow| row.bucket == bucket.0 && row.target == target;
             if let Some((id, _)) = known.iter().find(|(_, row)| same(row)) {
                 return Ok(*id);
@@ -76,7 +77,7 @@ impl Store {
                 bucket: bucket.0,
                 target,
             };
-            let record = record::seal(&id.to_be_bytes(), &row)?;
+            let record = seal.seal(&id.to_be_bytes(), &row)?;
             table.insert(id, record.as_slice())?;
             Ok(DestinationId(id))
         })
@@ -88,7 +89,7 @@ impl Store {
     /// # Errors
     /// When the store cannot be read, or a record is damaged.
     pub fn destinations(&self) -> Result<Vec<(DestinationId, String)>, StoreError> {
-        let all = self.read(|tx| all_destinations(&tx.open_table(DESTINATIONS)?))?;
+        let all = self.read(|tx| all_destinations(self.seal, &tx.open_table(DESTINATIONS)?))?;
         Ok(all.into_iter().map(|(id, row)| (id, row.target)).collect())
     }
 
@@ -97,7 +98,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Damaged`] when its bytes are not those that were written.
     pub fn delivery(&self, key: DeliveryKey) -> Result<Option<Delivery>, StoreError> {
-        self.read(|tx| get(&tx.open_table(DELIVERIES)?, key))
+        self.read(|tx| get(self.seal, &tx.open_table(DELIVERIES)?, key))
     }
 
     /// The deliveries of an event, in the order they were begun.
@@ -105,7 +106,7 @@ impl Store {
     /// # Errors
     /// When the store cannot be read, or a record is damaged.
     pub fn deliveries_of(&self, bucket: BucketId, seq: Seq) -> Result<Vec<Delivery>, StoreError> {
-        self.read(|tx| of_event(&tx.open_table(DELIVERIES)?, bucket, seq))
+        self.read(|tx| of_event(self.seal, &tx.open_table(DELIVERIES)?, bucket, seq))
     }
 
     /// Begins another delivery of a stored event.
@@ -120,7 +121,7 @@ impl Store {
         new: NewDelivery,
     ) -> Result<Delivery, StoreError> {
         self.write(256, move |tx: &mut Tx<'_>| {
-            let deliveries = of_event(tx.deliveries.open()?, bucket, seq)?;
+            let deliveries = of_event(tx.seal, tx.deliveries.open()?, bucket, seq)?;
             let ordinal = deliveries.last().map_or(0, |last| last.key.ordinal + 1);
             begin(tx, bucket, seq, ordinal, event, &new)
         })
@@ -159,7 +160,7 @@ impl Store {
             for entry in tx.open_table(DUE)?.range(whole(destination))? {
                 let (at, key) = due_entry(entry?.0.value());
                 summary.next_attempt_at.get_or_insert(at);
-                if let Ok(Some(delivery)) = get(&deliveries, key) {
+                if let Ok(Some(delivery)) = get(self.seal, &deliveries, key) {
                     let oldest = summary.oldest_at.get_or_insert(delivery.created_at);
                     *oldest = delivery.created_at.min(*oldest);
                 }
@@ -170,15 +171,14 @@ impl Store {
 }
 
 fn all_destinations(
+    seal: Seal,
     table: &impl ReadableTable<u32, &'static [u8]>,
 ) -> Result<Vec<(DestinationId, DestinationRow)>, StoreError> {
     let mut all = Vec::new();
     for entry in table.iter()? {
         let (id, record) = entry?;
         let key = id.value().to_be_bytes();
-        if let Some((row, _)) =
-            record::undamaged(record::open("destination", &key, record.value()))?
-        {
+        if let Some((row, _)) = record::undamaged(seal.open("destination", &key, record.value()))? {
             all.push((DestinationId(id.value()), row));
         }
     }
@@ -186,17 +186,19 @@ fn all_destinations(
 }
 
 pub(crate) fn get(
+    seal: Seal,
     table: &impl ReadableTable<(u32, u64, u32), &'static [u8]>,
     key: DeliveryKey,
 ) -> Result<Option<Delivery>, StoreError> {
     let Some(record) = table.get(delivery_tuple(key))? else {
         return Ok(None);
     };
-    let (row, _) = record::open::<DeliveryRow>("delivery", &delivery_key(key), record.value())?;
+    let (row, _) = seal.open::<DeliveryRow>("delivery", &delivery_key(key), record.value())?;
     Ok(Some(row.into_delivery(key)))
 }
 
 pub(crate) fn of_event(
+    seal: Seal,
     table: &impl ReadableTable<(u32, u64, u32), &'static [u8]>,
     bucket: BucketId,
     seq: Seq,
@@ -209,7 +211,7 @@ pub(crate) fn of_event(
             seq,
             ordinal: key.value().2,
         };
-        let (row, _) = record::open::<DeliveryRow>("delivery", &delivery_key(key), record.value())?;
+        let (row, _) = seal.open::<DeliveryRow>("delivery", &delivery_key(key), record.value())?;
         all.push(row.into_delivery(key));
     }
     Ok(all)
@@ -286,7 +288,9 @@ pub(crate) fn update(
     wait: Wait,
 ) -> Result<(), StoreError> {
     let key = delivery.key;
-    let record = record::seal(&delivery_key(key), &DeliveryRow::new(delivery))?;
+    let record = tx
+        .seal
+        .seal(&delivery_key(key), &DeliveryRow::new(delivery))?;
     tx.deliveries
         .open()?
         .insert(delivery_tuple(key), record.as_slice())?;
@@ -323,6 +327,7 @@ pub(crate) fn stop_waiting(tx: &mut Tx<'_>, key: DeliveryKey) -> Result<(), Stor
         .collect::<Result<_, StoreError>>()?;
     for ordinal in ordinals {
         let found = get(
+            tx.seal,
             tx.deliveries.open()?,
             DeliveryKey {
                 bucket,

@@ -2,23 +2,26 @@
 //! hold.
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock, RwLockReadGuard};
 
-use redb::{Builder, Database, DatabaseError, ReadTransaction, ReadableDatabase};
+use redb::{Builder, Database, DatabaseError, ReadTransaction, ReadableDatabase, Table};
 use tokio::sync::{Semaphore, mpsc, watch};
 use whrelay_core::limits;
 
 use crate::error::{OpenError, StoreError};
 use crate::lock::{DirLock, private_file};
+use crate::record::Seal;
 use crate::reserve::Reserve;
 use crate::tables::{FORMAT, META, create_all};
 use crate::tx::Tx;
 use crate::writer::{self, Message, Purpose, Writer};
 
-const FILE: &str = "store.redb";
+pub(crate) const FILE: &str = "store.redb";
+/// Keeps a store's own name beside it: without it nothing can be told to be the store's.
+const NAME: &str = "name";
 const REDB_MAGIC: &[u8; 9] = b"redb\x1A\x0A\xA9\x0D\x0A";
 
 /// Whose store it is.
@@ -156,10 +159,7 @@ fn create_file(dir: &Path, path: &Path, options: &Options) -> Result<(), OpenErr
         error,
     };
     let draft = path.with_extension("new");
-    match fs::remove_file(&draft) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io(error)),
-        Ok(()) | Err(_) => {}
-    }
+    remove_draft(&draft).map_err(io)?;
     drop(private_file().open(&draft).map_err(io)?);
     let (file, lock) = (draft.clone(), None);
     let open = Box::new(move |builder: &Builder| builder.create(&file));
@@ -174,6 +174,48 @@ fn create_file(dir: &Path, path: &Path, options: &Options) -> Result<(), OpenErr
     File::open(&draft).and_then(|f| f.sync_all()).map_err(io)?;
     fs::rename(&draft, path).map_err(io)?;
     File::open(dir).and_then(|f| f.sync_all()).map_err(io)
+}
+
+/// Removes what a crash has left half done.
+pub(crate) fn remove_draft(draft: &Path) -> std::io::Result<()> {
+    match fs::remove_file(draft) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// A store's own name, from the randomness it is made of.
+pub(crate) fn name_from(seed: u128) -> String {
+    format!("{seed:032x}")
+}
+
+/// The name of the store in a directory, as it is kept beside it.
+pub(crate) fn kept_name(dir: &Path) -> Result<String, OpenError> {
+    let path = dir.join(NAME);
+    match fs::read_to_string(&path) {
+        Ok(name) => Ok(name.trim().to_owned()),
+        Err(error) => Err(OpenError::Io { path, error }),
+    }
+}
+
+/// Keeps a store's name beside it, where it is not kept yet.
+fn keep_name(dir: &Path, name: &str) -> Result<(), OpenError> {
+    if kept_name(dir).is_ok_and(|kept| kept == name) {
+        return Ok(());
+    }
+    let (path, draft) = (dir.join(NAME), dir.join("name.new"));
+    let write = || {
+        remove_draft(&draft)?;
+        let mut file = private_file().open(&draft)?;
+        file.write_all(name.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&draft, &path)?;
+        File::open(dir)?.sync_all()
+    };
+    write().map_err(|error| OpenError::Io {
+        path: path.clone(),
+        error,
+    })
 }
 
 fn check_magic(path: &Path) -> Result<(), OpenError> {
@@ -212,7 +254,7 @@ fn prepare(medium: &Medium, options: &Options) -> Result<(Database, String), Ope
     let id = match meta.map_err(fault)? {
         Some(meta) => meta.check(options.role, &medium.path)?,
         None if medium.may_create => {
-            let id = format!("{:032x}", options.name_seed);
+            let id = name_from(options.name_seed);
             init(&database, options.role, &id).map_err(fault)?;
             id
         }
@@ -232,6 +274,13 @@ impl Meta {
         let path = path.to_owned();
         if self.format > FORMAT {
             return Err(OpenError::Newer {
+                path,
+                found: self.format,
+                supported: FORMAT,
+            });
+        }
+        if self.format < FORMAT {
+            return Err(OpenError::Older {
                 path,
                 found: self.format,
                 supported: FORMAT,
@@ -285,11 +334,21 @@ fn init(database: &Database, role: Role, id: &str) -> Result<(), StoreError> {
     create_all(&tx)?;
     {
         let mut meta = tx.open_table(META)?;
-        meta.insert("format", FORMAT.to_string().as_bytes())?;
-        meta.insert("role", role.as_str().as_bytes())?;
-        meta.insert("id", id.as_bytes())?;
+        write_meta(&mut meta, role, id)?;
     }
     Ok(tx.commit()?)
+}
+
+/// Says whose store it is, and in which format.
+pub(crate) fn write_meta(
+    meta: &mut Table<'_, &str, &[u8]>,
+    role: Role,
+    id: &str,
+) -> Result<(), StoreError> {
+    meta.insert("format", FORMAT.to_string().as_bytes())?;
+    meta.insert("role", role.as_str().as_bytes())?;
+    meta.insert("id", id.as_bytes())?;
+    Ok(())
 }
 
 /// What the writer and all readers share.
@@ -329,6 +388,8 @@ pub struct Store {
     writes: mpsc::Sender<Message>,
     /// One permit for each byte that waits to be written.
     bytes: Arc<Semaphore>,
+    /// What records are sealed with.
+    pub(crate) seal: Seal,
     id: Arc<str>,
 }
 
@@ -338,7 +399,9 @@ impl Store {
     /// # Errors
     /// In use, not writable, another file, damaged, of a newer format: nothing is changed then.
     pub fn open(dir: &Path, options: &Options) -> Result<Self, OpenError> {
-        Self::open_on(Medium::dir(dir, options)?, options)
+        let store = Self::open_on(Medium::dir(dir, options)?, options)?;
+        keep_name(dir, &store.id)?;
+        Ok(store)
     }
 
     /// Opens the store on a medium.
@@ -353,12 +416,14 @@ impl Store {
             broken: watch::Sender::new(None),
         });
         let (writes, waiting) = mpsc::channel(limits::MAX_WAITING_WRITES);
-        Writer::start(medium, options.cache, Arc::clone(&shared), waiting);
+        let seal = Seal::of(&id);
+        Writer::start(medium, options.cache, seal, Arc::clone(&shared), waiting);
         let bytes = Arc::new(Semaphore::new(limits::MAX_WAITING_BYTES));
         Ok(Self {
             shared,
             writes,
             bytes,
+            seal,
             id: id.into(),
         })
     }

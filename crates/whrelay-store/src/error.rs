@@ -47,6 +47,16 @@ pub enum OpenError {
         /// The newest format this version reads.
         supported: u32,
     },
+    /// The file was written by an earlier version, whose format nothing reads any more.
+    #[error("{path} has format {found}, from before the first release; this whrelay reads format {supported}", path = .path.display())]
+    Older {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+        /// The oldest format this version reads.
+        supported: u32,
+    },
     /// An agent's store where a forwarder's was expected, or the other way round.
     #[error("{path} is the store of the {found}, not of the {wanted}", path = .path.display())]
     Role {
@@ -68,6 +78,7 @@ impl OpenError {
             Self::Foreign { .. }
             | Self::Damaged { .. }
             | Self::Newer { .. }
+            | Self::Older { .. }
             | Self::Role { .. } => false,
         }
     }

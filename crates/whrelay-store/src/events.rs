@@ -11,7 +11,7 @@ use crate::deliveries::{self, NewDelivery};
 use crate::disk::Store;
 use crate::error::StoreError;
 use crate::index;
-use crate::record::{self, Unsealed};
+use crate::record::{Seal, Unsealed};
 use crate::rows::EventRow;
 use crate::subscriptions::{SourceMark, put_source};
 use crate::tables::{EVENT_IDS, EVENTS, QUARANTINE, SEQUENCES, event_key};
@@ -132,7 +132,7 @@ impl Store {
         self.read(|tx| {
             let table = tx.open_table(EVENTS)?;
             // A key that has rotted may lie anywhere; nothing was ever stored past the last place.
-            let last = last_place(tx, bucket.id)?;
+            let last = last_place(self.seal, tx, bucket.id)?;
             for entry in table.range((bucket.id.0, after.0 + 1)..=(bucket.id.0, last))? {
                 let (key, record) = entry?;
                 bytes = bytes.saturating_add(record.value().len());
@@ -147,7 +147,13 @@ impl Store {
                 }
                 batch.pass_over(seq.0);
                 batch.upto = seq;
-                match open_event(bucket.id, seq, bucket.name.clone(), record.value()) {
+                match open_event(
+                    self.seal,
+                    bucket.id,
+                    seq,
+                    bucket.name.clone(),
+                    record.value(),
+                ) {
                     Ok(event) => batch.events.push(StoredEvent { seq, event }),
                     Err(_) => batch.damaged.push(seq),
                 }
@@ -182,7 +188,13 @@ impl Store {
                     break;
                 }
                 let seq = Seq(key.value().1);
-                if let Ok(event) = open_event(bucket.id, seq, bucket.name.clone(), record.value()) {
+                if let Ok(event) = open_event(
+                    self.seal,
+                    bucket.id,
+                    seq,
+                    bucket.name.clone(),
+                    record.value(),
+                ) {
                     bytes += event.request.body.len();
                     found.push(StoredEvent { seq, event });
                 }
@@ -212,13 +224,20 @@ impl Store {
     pub fn event_at(&self, bucket: &Bucket, seq: Seq) -> Result<Option<Event>, StoreError> {
         self.read(|tx| {
             let Some(record) = tx.open_table(EVENTS)?.get((bucket.id.0, seq.0))? else {
-                let last = last_place(tx, bucket.id)?;
+                let last = last_place(self.seal, tx, bucket.id)?;
                 return match (1..=last).contains(&seq.0) {
                     true => Err(StoreError::Damaged(format!("event {}", seq.0))),
                     false => Ok(None),
                 };
             };
-            open_event(bucket.id, seq, bucket.name.clone(), record.value()).map(Some)
+            open_event(
+                self.seal,
+                bucket.id,
+                seq,
+                bucket.name.clone(),
+                record.value(),
+            )
+            .map(Some)
         })
     }
 
@@ -238,7 +257,9 @@ impl Store {
             let place = (key.bucket.0, key.seq.0);
             tx.quarantine.open()?.insert(place, now.as_micros())?;
             let whole = match tx.events.open()?.get(place)? {
-                Some(record) => open_event(key.bucket, key.seq, name, record.value()).is_ok(),
+                Some(record) => {
+                    open_event(tx.seal, key.bucket, key.seq, name, record.value()).is_ok()
+                }
                 None => false,
             };
             if whole {
@@ -271,8 +292,12 @@ impl Store {
 }
 
 /// The last place given in a bucket.
-pub(crate) fn last_place(tx: &ReadTransaction, bucket: BucketId) -> Result<u64, StoreError> {
-    let last = sequence(&tx.open_table(SEQUENCES)?, bucket.0)?;
+pub(crate) fn last_place(
+    seal: Seal,
+    tx: &ReadTransaction,
+    bucket: BucketId,
+) -> Result<u64, StoreError> {
+    let last = sequence(seal, &tx.open_table(SEQUENCES)?, bucket.0)?;
     let all = (bucket.0, 0)..=(bucket.0, u64::MAX);
     if last == 0 && tx.open_table(EVENTS)?.range(all)?.next().is_some() {
         return Err(StoreError::Damaged(format!(
@@ -293,7 +318,7 @@ fn put_event(tx: &mut Tx<'_>, bucket: BucketId, new: Prepared) -> Result<Receipt
         });
     }
     let seq = Seq(tx.next(bucket.0)?);
-    let record = new.record.seal(&event_key(bucket, seq));
+    let record = new.record.seal(tx.seal, &event_key(bucket, seq));
     let taken = tx
         .events
         .open()?
@@ -315,12 +340,13 @@ fn put_event(tx: &mut Tx<'_>, bucket: BucketId, new: Prepared) -> Result<Receipt
 }
 
 fn open_event(
+    seal: Seal,
     bucket: BucketId,
     seq: Seq,
     name: BucketName,
     record: &[u8],
 ) -> Result<Event, StoreError> {
     let key = event_key(bucket, seq);
-    let (row, body): (EventRow, &[u8]) = record::open("event", &key, record)?;
+    let (row, body): (EventRow, &[u8]) = seal.open("event", &key, record)?;
     Ok(row.into_event(name, body))
 }

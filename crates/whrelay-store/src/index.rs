@@ -118,7 +118,8 @@ impl Store {
     /// When that is not on disk.
     pub async fn forget(&self, key: DeliveryKey) -> Result<(), StoreError> {
         self.write(64, move |tx: &mut Tx<'_>| {
-            let waits = get(tx.deliveries.open()?, key)?.is_some_and(|d| !d.state.is_finished());
+            let waits =
+                get(tx.seal, tx.deliveries.open()?, key)?.is_some_and(|d| !d.state.is_finished());
             if waits { Ok(()) } else { forget_due(tx, key) }
         })
         .await
@@ -190,7 +191,7 @@ pub(crate) fn forget_due(tx: &mut Tx<'_>, key: DeliveryKey) -> Result<(), StoreE
 /// The delivery of a row in the index. A row that leads to none, or is not that delivery's own, is
 /// removed.
 fn waiting_delivery(tx: &mut Tx<'_>, row: DueKey) -> Result<Option<Delivery>, StoreError> {
-    let found = match get(tx.deliveries.open()?, due_entry(row).1) {
+    let found = match get(tx.seal, tx.deliveries.open()?, due_entry(row).1) {
         Err(StoreError::Damaged(what)) => {
             tracing::error!(%what, "a delivery is set aside: its record is damaged");
             None
@@ -265,7 +266,7 @@ fn adopt_chunk(
             continue;
         };
         let siblings =
-            of_event(tx.deliveries.open()?, bucket, delivery.key.seq).unwrap_or_default();
+            of_event(tx.seal, tx.deliveries.open()?, bucket, delivery.key.seq).unwrap_or_default();
         let there = |sibling: &Delivery| sibling.destination == destination && !sibling.replay;
         let before = Waiting::of(&delivery);
         if !delivery.replay && siblings.iter().any(there) {

@@ -1,8 +1,9 @@
 //! One record's bytes: `version:u8 | checksum:u64 | length of head:u32 | head | body`, little-endian.
 //!
 //! redb does not verify checksums on ordinary reads, so each record carries its own: XXH3 over
-//! everything behind it, seeded with the record's key and version, so that a record that turns up
-//! under another key is damaged too. It must not know what a record means.
+//! everything behind it, seeded with the store's own name, the record's key and its version, so that a
+//! record that turns up under another key, or in another store, is damaged too. It must not know what a
+//! record means.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -31,40 +32,74 @@ impl Unsealed {
         Ok(Self(bytes))
     }
 
+    /// The same as a record that is sealed, for another seal.
+    pub(crate) fn of(record: &[u8]) -> Self {
+        Self(record.to_vec())
+    }
+
     /// How many bytes the record has.
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// The record, for this key only.
-    pub(crate) fn seal(mut self, key: &[u8]) -> Vec<u8> {
-        let checksum = checksum(key, &self.0);
+    /// The record, for this store and this key only.
+    pub(crate) fn seal(mut self, seal: Seal, key: &[u8]) -> Vec<u8> {
+        let checksum = seal.checksum(key, &self.0);
         self.0[CHECKSUM].copy_from_slice(&checksum.to_le_bytes());
         self.0
     }
 }
 
-/// Encodes a record without a body.
-pub(crate) fn seal<T: Serialize>(key: &[u8], head: &T) -> Result<Vec<u8>, StoreError> {
-    Ok(Unsealed::new(head, &[])?.seal(key))
-}
+/// What a store's records are sealed with. It is made of the store's own name, which nobody who only
+/// sends knows: no body can have the bytes of a record that would pass for one of the store's.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seal(u64);
 
-/// Verifies a record and answers its head and body.
-pub(crate) fn open<'a, T: DeserializeOwned>(
-    what: &str,
-    key: &[u8],
-    record: &'a [u8],
-) -> Result<(T, &'a [u8]), StoreError> {
-    let parts = || {
+impl Seal {
+    /// Of the store that has this name.
+    pub(crate) fn of(store: &str) -> Self {
+        Self(XxHash3_64::oneshot(store.as_bytes()))
+    }
+
+    /// Encodes a record without a body.
+    pub(crate) fn seal<T: Serialize>(self, key: &[u8], head: &T) -> Result<Vec<u8>, StoreError> {
+        Ok(Unsealed::new(head, &[])?.seal(self, key))
+    }
+
+    /// Verifies a record and answers its head and body.
+    pub(crate) fn open<'a, T: DeserializeOwned>(
+        self,
+        what: &str,
+        key: &[u8],
+        record: &'a [u8],
+    ) -> Result<(T, &'a [u8]), StoreError> {
+        let opened = self.parts(key, record).and_then(|(head, body)| {
+            let head = postcard::from_bytes(head).ok()?;
+            Some((head, body))
+        });
+        opened.ok_or_else(|| StoreError::Damaged(format!("{what} {}", hex(key))))
+    }
+
+    /// Head and body of a record that is whole, and is this store's under this key.
+    pub(crate) fn parts<'a>(self, key: &[u8], record: &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
         let stored = u64::from_le_bytes(record.get(CHECKSUM)?.try_into().ok()?);
         let head_len = u32::from_le_bytes(record.get(HEAD_LEN)?.try_into().ok()?) as usize;
-        if record[0] != VERSION || stored != checksum(key, record) {
+        if record[0] != VERSION || stored != self.checksum(key, record) {
             return None;
         }
-        let (head, body) = record[HEAD_LEN.end..].split_at_checked(head_len)?;
-        Some((postcard::from_bytes(head).ok()?, body))
-    };
-    parts().ok_or_else(|| StoreError::Damaged(format!("{what} {}", hex(key))))
+        record[HEAD_LEN.end..].split_at_checked(head_len)
+    }
+
+    /// What stands beside a number that has no record, so that one that rots is noticed.
+    pub(crate) fn check(self, of: u32, number: u64) -> u64 {
+        let seed = self.0 ^ u64::from(of);
+        XxHash3_64::oneshot_with_seed(seed, &number.to_le_bytes())
+    }
+
+    fn checksum(self, key: &[u8], record: &[u8]) -> u64 {
+        let seed = XxHash3_64::oneshot_with_seed(self.0 ^ u64::from(record[0]), key);
+        XxHash3_64::oneshot_with_seed(seed, &record[CHECKSUM.end..])
+    }
 }
 
 /// A record, or nothing where it is damaged: that is logged, and the rest flows.
@@ -78,11 +113,6 @@ pub(crate) fn undamaged<T>(opened: Result<T, StoreError>) -> Result<Option<T>, S
     }
 }
 
-fn checksum(key: &[u8], record: &[u8]) -> u64 {
-    let seed = XxHash3_64::oneshot_with_seed(u64::from(record[0]), key);
-    XxHash3_64::oneshot_with_seed(seed, &record[CHECKSUM.end..])
-}
-
 fn hex(key: &[u8]) -> String {
     key.iter().map(|b| format!("{b:02x}")).collect()
 }
@@ -92,26 +122,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_single_bit_flip_is_noticed_and_so_is_another_key() {
+    fn every_single_bit_flip_is_noticed_and_so_is_another_key_or_store() {
         let body = vec![7u8; 40];
         let head = ("head".to_owned(), 5u32);
-        let good = Unsealed::new(&head, &body).expect("encodable").seal(b"key");
-        let read: (String, u32) = open("record", b"key", &good).expect("undamaged").0;
-        assert_eq!(read, head);
-        assert!(open::<(String, u32)>("record", b"kez", &good).is_err());
+        let (ours, another) = (Seal::of("ours"), Seal::of("another"));
+        let good = Unsealed::new(&head, &body)
+            .expect("encodable")
+            .seal(ours, b"key");
+        let opens = |seal: Seal, key: &[u8], record: &[u8]| {
+            let opened = seal.open::<(String, u32)>("record", key, record);
+            opened.is_ok_and(|(read, _)| read == head)
+        };
+        assert!(opens(ours, b"key", &good));
+        assert!(!opens(ours, b"kez", &good) && !opens(another, b"key", &good));
         for bit in 0..good.len() * 8 {
             let mut bad = good.clone();
             bad[bit / 8] ^= 1 << (bit % 8);
-            assert!(
-                open::<(String, u32)>("record", b"key", &bad).is_err(),
-                "bit {bit}"
-            );
+            assert!(!opens(ours, b"key", &bad), "bit {bit}");
         }
         for cut in 0..good.len() {
-            assert!(
-                open::<(String, u32)>("record", b"key", &good[..cut]).is_err(),
-                "cut at {cut}"
-            );
+            assert!(!opens(ours, b"key", &good[..cut]), "cut at {cut}");
         }
     }
 }

@@ -67,6 +67,10 @@ impl EventRow {
         (row, body)
     }
 
+    pub(crate) fn id(&self) -> EventId {
+        EventId::from_bytes(self.id)
+    }
+
     pub(crate) fn into_event(self, bucket: BucketName, body: &[u8]) -> Event {
         let Self {
             id,

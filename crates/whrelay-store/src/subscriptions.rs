@@ -6,7 +6,7 @@ use whrelay_core::bucket::{BucketId, Seq};
 use crate::disk::Store;
 use crate::error::StoreError;
 use crate::events::last_place;
-use crate::record;
+use crate::record::{self, Seal};
 use crate::rows::{SourceRow, SubscriptionRow};
 use crate::tables::{SOURCES, SUBSCRIPTIONS};
 use crate::tx::Tx;
@@ -27,7 +27,9 @@ impl Store {
     /// # Errors
     /// When the store cannot be read.
     pub fn acked(&self, bucket: BucketId, name: &str) -> Result<Seq, StoreError> {
-        self.read(|tx| Ok(acked(&tx.open_table(SUBSCRIPTIONS)?, bucket, name)?.unwrap_or_default()))
+        self.read(|tx| {
+            Ok(acked(self.seal, &tx.open_table(SUBSCRIPTIONS)?, bucket, name)?.unwrap_or_default())
+        })
     }
 
     /// Moves a subscription's place forward: everything up to `upto` is on the agent's disk. Never
@@ -38,7 +40,7 @@ impl Store {
     pub async fn ack(&self, bucket: BucketId, name: &str, upto: Seq) -> Result<(), StoreError> {
         let name = name.to_owned();
         self.write(64, move |tx: &mut Tx<'_>| {
-            match acked(tx.subscriptions.open()?, bucket, &name)? {
+            match acked(tx.seal, tx.subscriptions.open()?, bucket, &name)? {
                 Some(seq) if seq >= upto => Ok(()),
                 Some(_) | None => put(tx, bucket, &name, upto),
             }
@@ -51,7 +53,7 @@ impl Store {
     /// # Errors
     /// When the store cannot be read.
     pub fn last_seq(&self, bucket: BucketId) -> Result<Seq, StoreError> {
-        self.read(|tx| last_place(tx, bucket).map(Seq))
+        self.read(|tx| last_place(self.seal, tx, bucket).map(Seq))
     }
 
     /// How far this agent's store has come, if it ever stored anything of the bucket's.
@@ -64,7 +66,7 @@ impl Store {
                 return Ok(None);
             };
             let key = bucket.0.to_be_bytes();
-            let opened = record::open::<SourceRow>("source", &key, record.value());
+            let opened = self.seal.open::<SourceRow>("source", &key, record.value());
             let mark = |(row, _): (SourceRow, _)| SourceMark {
                 forwarder: row.forwarder,
                 seq: Seq(row.seq),
@@ -74,11 +76,12 @@ impl Store {
     }
 }
 
-fn key(bucket: BucketId, name: &str) -> Vec<u8> {
+pub(crate) fn key(bucket: BucketId, name: &str) -> Vec<u8> {
     [&bucket.0.to_be_bytes(), name.as_bytes()].concat()
 }
 
 fn acked(
+    seal: Seal,
     table: &impl ReadableTable<(u32, &'static str), &'static [u8]>,
     bucket: BucketId,
     name: &str,
@@ -88,12 +91,19 @@ fn acked(
     };
     let key = key(bucket, name);
     // Ids absorb what is sent again, so a place that is damaged costs only time.
-    let opened = record::open::<SubscriptionRow>("subscription", &key, record.value());
+    let opened = seal.open::<SubscriptionRow>("subscription", &key, record.value());
     Ok(record::undamaged(opened)?.map(|(row, _)| Seq(row.acked)))
 }
 
-fn put(tx: &mut Tx<'_>, bucket: BucketId, name: &str, seq: Seq) -> Result<(), StoreError> {
-    let record = record::seal(&key(bucket, name), &SubscriptionRow { acked: seq.0 })?;
+pub(crate) fn put(
+    tx: &mut Tx<'_>,
+    bucket: BucketId,
+    name: &str,
+    seq: Seq,
+) -> Result<(), StoreError> {
+    let record = tx
+        .seal
+        .seal(&key(bucket, name), &SubscriptionRow { acked: seq.0 })?;
     tx.subscriptions
         .open()?
         .insert((bucket.0, name), record.as_slice())?;
@@ -110,7 +120,7 @@ pub(crate) fn put_source(
         forwarder: mark.forwarder.clone(),
         seq: mark.seq.0,
     };
-    let record = record::seal(&bucket.0.to_be_bytes(), &row)?;
+    let record = tx.seal.seal(&bucket.0.to_be_bytes(), &row)?;
     tx.sources.open()?.insert(bucket.0, record.as_slice())?;
     Ok(())
 }

@@ -6,12 +6,12 @@ use whrelay_core::bucket::{BucketId, Seq};
 use whrelay_core::delivery::DeliveryKey;
 
 /// The newest format this version reads and writes.
-pub(crate) const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 2;
 
 /// Key: a name. Value: plain bytes (`format`, `role`, `id`, and notes).
 pub(crate) const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta_v1");
 /// Key: what is counted (a bucket's number, or [`ATTEMPT_LOG`]). Value: the last number given, and
-/// the same with every bit inverted, since a number that rots would be given twice.
+/// its checksum under the store's seal, since a number that rots would be given twice.
 pub(crate) const SEQUENCES: TableDefinition<'_, u32, (u64, u64)> =
     TableDefinition::new("sequences_v1");
 /// Key: bucket. Value: record of `BucketRow`.

@@ -7,6 +7,7 @@ use redb::{Key, ReadableTable, Table, TableDefinition, Value, WriteTransaction};
 use whrelay_core::delivery::{DestinationId, State};
 
 use crate::error::StoreError;
+use crate::record::Seal;
 use crate::tables::*;
 
 /// A table that is opened when first used.
@@ -39,6 +40,8 @@ type Place = (DestinationId, State);
 
 /// A write transaction under way.
 pub(crate) struct Tx<'txn> {
+    /// What records are sealed with.
+    pub(crate) seal: Seal,
     pub(crate) meta: Lazy<'txn, &'static str, &'static [u8]>,
     pub(crate) buckets: Lazy<'txn, u32, &'static [u8]>,
     pub(crate) events: Lazy<'txn, (u32, u64), &'static [u8]>,
@@ -60,8 +63,9 @@ pub(crate) struct Tx<'txn> {
 }
 
 impl<'txn> Tx<'txn> {
-    pub(crate) fn new(tx: &'txn WriteTransaction) -> Self {
+    pub(crate) fn new(tx: &'txn WriteTransaction, seal: Seal) -> Self {
         Self {
+            seal,
             meta: Lazy::new(tx, META),
             buckets: Lazy::new(tx, BUCKETS),
             events: Lazy::new(tx, EVENTS),
@@ -85,10 +89,15 @@ impl<'txn> Tx<'txn> {
     pub(crate) fn next(&mut self, sequence: u32) -> Result<u64, StoreError> {
         let last = match self.given.get(&sequence) {
             Some(last) => *last,
-            None => self::sequence(self.sequences.open()?, sequence)?,
+            None => self::sequence(self.seal, self.sequences.open()?, sequence)?,
         };
         self.given.insert(sequence, last + 1);
         Ok(last + 1)
+    }
+
+    /// Numbers up to this one were given before.
+    pub(crate) fn reach(&mut self, sequence: u32, last: u64) {
+        self.given.insert(sequence, last);
     }
 
     /// A delivery went from one destination and state to another.
@@ -105,7 +114,8 @@ impl<'txn> Tx<'txn> {
     /// Writes what was counted.
     pub(crate) fn finish(mut self) -> Result<(), StoreError> {
         for (sequence, last) in self.given.drain() {
-            self.sequences.open()?.insert(sequence, (last, !last))?;
+            let check = self.seal.check(sequence, last);
+            self.sequences.open()?.insert(sequence, (last, check))?;
         }
         for (key, change) in self.moved.drain().filter(|(_, change)| *change != 0) {
             let table = self.counts.open()?;
@@ -118,12 +128,13 @@ impl<'txn> Tx<'txn> {
 
 /// The last number given of a sequence.
 pub(crate) fn sequence(
+    seal: Seal,
     table: &impl ReadableTable<u32, (u64, u64)>,
     sequence: u32,
 ) -> Result<u64, StoreError> {
     match table.get(sequence)?.map(|value| value.value()) {
         None => Ok(0),
-        Some((last, inverted)) if last == !inverted => Ok(last),
+        Some((last, check)) if check == seal.check(sequence, last) => Ok(last),
         Some(_) => Err(StoreError::Damaged(format!("sequence {sequence}"))),
     }
 }

@@ -13,6 +13,7 @@ use whrelay_core::limits;
 
 use crate::disk::{Medium, Shared};
 use crate::error::StoreError;
+use crate::record::Seal;
 use crate::tx::Tx;
 
 /// What the writer is asked.
@@ -140,6 +141,7 @@ pub(crate) fn begin(database: &Database) -> Result<WriteTransaction, StoreError>
 pub(crate) struct Writer {
     medium: Medium,
     cache: usize,
+    seal: Seal,
     shared: Arc<Shared>,
     /// Until then a full disk is not asked again.
     full_until: Option<Instant>,
@@ -153,12 +155,14 @@ impl Writer {
     pub(crate) fn start(
         medium: Medium,
         cache: usize,
+        seal: Seal,
         shared: Arc<Shared>,
         waiting: mpsc::Receiver<Message>,
     ) {
         let writer = Self {
             medium,
             cache,
+            seal,
             shared,
             full_until: None,
             starving: None,
@@ -324,7 +328,7 @@ impl Writer {
         }
         let database = self.shared.database().ok_or(StoreError::Reopening)?;
         let transaction = begin(&database)?;
-        let mut tx = Tx::new(&transaction);
+        let mut tx = Tx::new(&transaction, self.seal);
         for operation in group {
             operation.apply(&mut tx)?;
         }

@@ -24,7 +24,8 @@ const PAUSE: Duration = Duration::from_millis(25);
 const CACHE: usize = 8 * 1024 * 1024;
 const ANSWER_PIECES: usize = 64;
 
-fn options(purpose: &'static str) -> Options {
+/// How an agent's store is opened.
+pub(crate) fn options(purpose: &'static str) -> Options {
     Options {
         role: Role::Agent,
         cache: CACHE,

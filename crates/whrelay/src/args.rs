@@ -61,6 +61,8 @@ pub(crate) enum Command {
     Replay(ReplayArgs),
     /// Show how the agents stand
     Status(StatusArgs),
+    /// Check what is kept on this machine, and save what is whole in a damaged store
+    Doctor(DoctorArgs),
     /// Run the cloud side: public input URLs and tunnels
     Forwarder(ForwarderArgs),
     /// Show the whole way on this machine, with a receiver that fails and goes away
@@ -276,6 +278,19 @@ pub(crate) struct ReplayArgs {
 #[derive(Debug, Args)]
 pub(crate) struct StatusArgs {
     /// JSON Lines: one for each agent
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Only these directories of stores [default: all that are known]
+    #[arg(value_name = "DIR")]
+    pub(crate) dirs: Vec<PathBuf>,
+    /// Put what is whole in each damaged store into a new one; the damaged file is kept beside it
+    #[arg(long)]
+    pub(crate) salvage: bool,
+    /// JSON Lines: one for each check
     #[arg(long)]
     pub(crate) json: bool,
 }

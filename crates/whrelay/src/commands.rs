@@ -1,6 +1,7 @@
 //! One file per command: its flags in, lines out.
 
 pub(crate) mod demo;
+pub(crate) mod doctor;
 pub(crate) mod events;
 pub(crate) mod forwarder;
 pub(crate) mod listen;

@@ -98,7 +98,9 @@ impl From<OpenError> for Failure {
             OpenError::Newer { .. } => {
                 Self::new(Code::Failed, message).hint("install the newer whrelay")
             }
-            OpenError::Foreign { .. } | OpenError::Damaged { .. } | OpenError::Role { .. } => {
+            OpenError::Damaged { .. } => Self::new(Code::Failed, message)
+                .hint("`whrelay doctor --salvage` saves what is whole in it"),
+            OpenError::Foreign { .. } | OpenError::Older { .. } | OpenError::Role { .. } => {
                 Self::new(Code::Failed, message)
                     .hint("move the file away to begin with an empty store")
             }

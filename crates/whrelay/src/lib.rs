@@ -70,6 +70,7 @@ fn run(command: Command, output: &Output) -> Result<(), Failure> {
             Command::Events(args) => Box::pin(commands::events::run(args, output)).await,
             Command::Replay(args) => Box::pin(commands::replay::run(args, output)).await,
             Command::Status(args) => Box::pin(commands::status::run(args, output)).await,
+            Command::Doctor(args) => Box::pin(commands::doctor::run(args, output)).await,
             Command::Forwarder(args) => Box::pin(commands::forwarder::run(args, output)).await,
             Command::Demo(args) => Box::pin(commands::demo::run(args, output)).await,
         }

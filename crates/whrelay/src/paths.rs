@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use directories::ProjectDirs;
 use url::Url;
 use whrelay_core::bucket::BucketName;
+use whrelay_store::Role;
 
 use crate::failure::{Code, Failure};
 
@@ -71,6 +72,17 @@ impl Paths {
             .into_iter()
             .filter(|dir| dir.join(STORE_FILE).exists())
             .collect()
+    }
+
+    /// The directories of all stores, and whose they are.
+    pub(crate) fn all_stores(&self) -> Vec<(PathBuf, Role)> {
+        let agents = self.all_agents().into_iter().map(|dir| (dir, Role::Agent));
+        let embedded = subdirs(&self.data.join("embedded")).into_iter();
+        let forwarders = embedded
+            .chain([self.forwarder()])
+            .filter(|dir| dir.join(STORE_FILE).exists())
+            .map(|dir| (dir, Role::Forwarder));
+        agents.chain(forwarders).collect()
     }
 
     fn agents(&self) -> PathBuf {

@@ -14,11 +14,13 @@ use whrelay_core::time::Timestamp;
 use whrelay_store::{NewDelivery, NewEvent, Store, StoreError};
 
 use super::lying::LyingDisk;
-use super::real::open;
+use super::real::{open, options};
 use crate::chance::Chance;
 use crate::report::{self, Row};
 
 const EVENTS: u64 = 200;
+/// What the store's name is made of.
+const NAME: u128 = 1;
 const TARGET: &str = "http://localhost:1";
 /// Flips of one process.
 const BATCH: u64 = 500;
@@ -62,6 +64,20 @@ pub(crate) fn flip_bits(tries: u64) -> bool {
         let from = found.len() as u64;
         found.extend(child(from, (tries - from).min(BATCH)));
     }
+    let specimen = Specimen::new();
+    let (mut salvaged, mut lost, mut unsaved) = (0, 0, 0);
+    for (flip, found) in (0..).zip(&found) {
+        if matches!(found, Found::Failed | Found::Refused | Found::Aborted) {
+            salvaged += 1;
+            match specimen.salvage(flip) {
+                Ok(missing) => lost += missing,
+                Err(why) => {
+                    println!("flip {flip}: salvage: {why}");
+                    unsaved += 1;
+                }
+            }
+        }
+    }
     let times = |wanted| found.iter().filter(|found| **found == wanted).count();
     let told = Found::iter().map(|wanted| format!("{} {wanted}", times(wanted)));
     let told: Vec<_> = told.collect();
@@ -69,8 +85,11 @@ pub(crate) fn flip_bits(tries: u64) -> bool {
         ring: 2,
         fault: "one bit flipped in a closed store's file (D6)".to_owned(),
         tried: format!("{tries} bits"),
-        failures: (times(Found::Wrong) + times(Found::Silent)) as u64,
-        counted: told.join(", "),
+        failures: (times(Found::Wrong) + times(Found::Silent)) as u64 + unsaved,
+        counted: format!(
+            "{}; of {salvaged} files salvaged, of {EVENTS} events each, {lost} events lost and named",
+            told.join(", ")
+        ),
         seconds: began.elapsed().as_secs_f64(),
     })
 }
@@ -97,22 +116,73 @@ fn child(from: u64, count: u64) -> Vec<Found> {
 
 /// Flips some bits in this process, and tells of each.
 pub(crate) fn flip_some(from: u64, count: u64) -> bool {
-    let runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = { runtime }.build().expect("a runtime");
-    let mut chance = Chance::new(0);
-    let events: Vec<_> = (1..=EVENTS).map(|n| event(n, &mut chance)).collect();
-    let disk = LyingDisk::default();
-    let bucket = runtime.block_on(fill(&disk, &events));
-    let image = disk.bytes();
+    let Specimen {
+        events,
+        bucket,
+        image,
+    } = Specimen::new();
     for flip in from..from + count {
-        let mut chance = Chance::new(flip);
-        let (byte, bit) = (chance.index(image.len()), chance.below(8));
-        let mut flipped = image.clone();
-        flipped[byte] ^= 1 << bit;
+        let (flipped, place) = flipped(&image, flip);
         let found = look(LyingDisk::with(flipped), &bucket, &events);
-        println!("{found} byte {byte} bit {bit}");
+        println!("{found} {place}");
     }
     true
+}
+
+/// An image with one bit flipped, and which.
+fn flipped(image: &[u8], flip: u64) -> (Vec<u8>, String) {
+    let mut chance = Chance::new(flip);
+    let (byte, bit) = (chance.index(image.len()), chance.below(8));
+    let mut flipped = image.to_vec();
+    flipped[byte] ^= 1 << bit;
+    (flipped, format!("byte {byte} bit {bit}"))
+}
+
+/// A closed store, and what is in it.
+struct Specimen {
+    events: Vec<Event>,
+    bucket: Bucket,
+    image: Vec<u8>,
+}
+
+impl Specimen {
+    fn new() -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.build().expect("a runtime");
+        let mut chance = Chance::new(0);
+        let events: Vec<_> = (1..=EVENTS).map(|n| event(n, &mut chance)).collect();
+        let disk = LyingDisk::default();
+        let bucket = runtime.block_on(fill(&disk, &events));
+        let image = disk.bytes();
+        Self {
+            events,
+            bucket,
+            image,
+        }
+    }
+
+    /// Salvages the file with one bit flipped. Answers how many events are lost: each is named, and the
+    /// others are as they were.
+    fn salvage(&self, flip: u64) -> Result<u64, String> {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (flipped, _) = flipped(&self.image, flip);
+        std::fs::write(dir.path().join("store.redb"), flipped).expect("written");
+        std::fs::write(dir.path().join("name"), format!("{NAME:032x}")).expect("written");
+        let ids = || u128::from(flip);
+        let saved = whrelay_store::salvage(dir.path(), NOW, NOW, ids).map_err(|e| e.to_string())?;
+        let store = Store::open(dir.path(), &options(NAME)).map_err(|e| e.to_string())?;
+        let batch = store.read_after(&self.bucket, Seq(0), usize::MAX, usize::MAX);
+        let batch = batch.map_err(|e| e.to_string())?;
+        let right = |seq: Seq, event: &Event| self.events.get(seq.0 as usize - 1) == Some(event);
+        if let Some(wrong) = batch.events.iter().find(|s| !right(s.seq, &s.event)) {
+            return Err(format!("event {} changed", wrong.seq.0));
+        }
+        let lost = saved.lost.len() as u64;
+        match EVENTS - batch.events.len() as u64 {
+            missing if missing == lost => Ok(lost),
+            missing => Err(format!("{missing} events are missing, {lost} named")),
+        }
+    }
 }
 
 fn event(n: u64, chance: &mut Chance) -> Event {
@@ -136,7 +206,7 @@ fn event(n: u64, chance: &mut Chance) -> Event {
 }
 
 async fn fill(disk: &LyingDisk, events: &[Event]) -> Bucket {
-    let store = open(disk, 1).expect("a new store");
+    let store = open(disk, NAME).expect("a new store");
     let name = "shop".parse().expect("a name");
     let key = BucketKey::from_text("shop");
     let (bucket, _) = store.ensure_bucket(&name, key).await.expect("a bucket");
@@ -160,7 +230,7 @@ async fn fill(disk: &LyingDisk, events: &[Event]) -> Bucket {
 
 /// Opens the file and reads everything in it in each of the ways there are.
 fn look(disk: LyingDisk, bucket: &Bucket, events: &[Event]) -> Found {
-    let Ok(store) = open(&disk, 1) else {
+    let Ok(store) = open(&disk, NAME) else {
         return Found::Refused;
     };
     let found = [

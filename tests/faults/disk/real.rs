@@ -55,13 +55,16 @@ fn bump(counter: &AtomicU64) {
 pub(crate) fn open(disk: &LyingDisk, name: u128) -> Result<Store, OpenError> {
     let disk = disk.clone();
     let medium = move |builder: &redb::Builder| builder.create_with_backend(disk.clone());
-    let options = Options {
+    Store::open_on(Medium::custom(medium), &options(name))
+}
+
+pub(crate) fn options(name_seed: u128) -> Options {
+    Options {
         role: Role::Agent,
         cache: 1 << 20,
-        name_seed: name,
+        name_seed,
         purpose: "attack",
-    };
-    Store::open_on(Medium::custom(medium), &options)
+    }
 }
 
 impl Real {

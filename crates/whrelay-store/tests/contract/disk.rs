@@ -83,35 +83,31 @@ async fn a_redb_file_of_someone_else_is_refused() {
 }
 
 #[tokio::test]
-async fn a_newer_format_is_refused() {
+async fn a_newer_format_and_an_older_one_are_refused() {
     let dir = tempfile::tempdir().expect("a directory");
     Store::open(dir.path(), &options(Role::Agent))
         .expect("opened")
         .close()
         .await;
-    let database = redb::Database::open(dir.path().join("store.redb")).expect("opened");
-    let tx = database.begin_write().expect("begun");
-    let meta = redb::TableDefinition::<&str, &[u8]>::new("meta_v1");
-    tx.open_table(meta)
-        .expect("there")
-        .insert("format", b"2".as_slice())
-        .expect("put");
-    tx.commit().expect("committed");
-    drop(database);
-    let refused = Store::open(dir.path(), &options(Role::Agent))
-        .err()
-        .expect("refused");
-    assert!(
-        matches!(
-            refused,
-            OpenError::Newer {
-                found: 2,
-                supported: 1,
-                ..
-            }
-        ),
-        "{refused}"
-    );
+    for (format, newer) in [(b"3", true), (b"1", false)] {
+        let database = redb::Database::open(dir.path().join("store.redb")).expect("opened");
+        let tx = database.begin_write().expect("begun");
+        let meta = redb::TableDefinition::<&str, &[u8]>::new("meta_v1");
+        tx.open_table(meta)
+            .expect("there")
+            .insert("format", format.as_slice())
+            .expect("put");
+        tx.commit().expect("committed");
+        drop(database);
+        let refused = Store::open(dir.path(), &options(Role::Agent))
+            .err()
+            .expect("refused");
+        let right = match newer {
+            true => matches!(refused, OpenError::Newer { found: 3, .. }),
+            false => matches!(refused, OpenError::Older { found: 1, .. }),
+        };
+        assert!(right, "{refused}");
+    }
 }
 
 #[tokio::test]

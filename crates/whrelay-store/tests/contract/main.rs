@@ -6,4 +6,5 @@ mod disk;
 mod faults;
 mod promises;
 mod rot;
+mod salvage;
 mod setup;

@@ -1,0 +1,160 @@
+//! What a pair of a leaf is, if it is whole: the store's seal decides. It must not know what is made of it.
+
+use std::io;
+
+use serde::de::DeserializeOwned;
+use whrelay_core::bucket::{BucketId, BucketName, Seq};
+use whrelay_core::delivery::{Delivery, DeliveryKey};
+use whrelay_core::id::EventId;
+
+use crate::pages::{Pages, Shape};
+use crate::record::{Seal, Unsealed};
+use crate::rows::{BucketRow, DeliveryRow, DestinationRow, EventRow, SourceRow, SubscriptionRow};
+use crate::subscriptions::{self, SourceMark};
+use crate::tables::{delivery_key, event_key};
+
+/// Something whole.
+pub(super) enum Found {
+    Event(BucketId, Seq, EventId, Unsealed),
+    Delivery(Delivery, Unsealed),
+    Attempt(u64, Unsealed),
+    Bucket(u32, BucketRow, Unsealed),
+    Destination(u32, DestinationRow, Unsealed),
+    Source(BucketId, SourceMark),
+    Subscription(BucketId, BucketName, Seq),
+    /// The last number given.
+    Last(u32, u64),
+}
+
+impl Found {
+    pub(super) fn is_an_agents(&self) -> bool {
+        match self {
+            Self::Delivery(..) | Self::Attempt(..) | Self::Destination(..) | Self::Source(..) => {
+                true
+            }
+            // An agent's bucket has no input URL, and so no secret.
+            Self::Bucket(_, BucketRow { name, key }, _) => name == key,
+            Self::Event(..) | Self::Subscription(..) | Self::Last(..) => false,
+        }
+    }
+}
+
+/// What a table's pairs look like, and what each of them is.
+type Reader = fn(Seal, &[u8], &[u8]) -> Option<Found>;
+
+const SHAPES: [(Shape, Reader); 6] = [
+    (shape(Some(12), None), read_event),
+    (shape(Some(16), None), read_delivery),
+    (shape(Some(8), None), read_attempt),
+    (shape(Some(4), None), read_small),
+    (shape(None, None), read_subscription),
+    (shape(Some(4), Some(16)), read_last),
+];
+
+const fn shape(key: Option<usize>, value: Option<usize>) -> Shape {
+    Shape { key, value }
+}
+
+/// Everything whole in a leaf, read as each kind of table until one makes sense.
+pub(super) fn read_leaf(pages: &mut Pages, pairs: usize, seal: Seal) -> io::Result<Vec<Found>> {
+    for (shape, read) in SHAPES {
+        let (mut found, mut end) = (Vec::new(), 0);
+        for n in 0..pairs {
+            let one = pages.pair(shape, pairs, n)?;
+            let one = one.and_then(|(key, value)| read(seal, key, value));
+            if one.is_some() {
+                end = end.max(pages.end(shape, pairs, n)?);
+            }
+            found.extend(one);
+        }
+        if !found.is_empty() {
+            pages.pass(end);
+            return Ok(found);
+        }
+    }
+    Ok(Vec::new())
+}
+
+/// The row of a record that is whole, and has nothing behind it.
+fn whole<T: DeserializeOwned>(seal: Seal, key: &[u8], record: &[u8]) -> Option<T> {
+    let (head, body) = seal.parts(key, record)?;
+    let (row, rest) = postcard::take_from_bytes(head).ok()?;
+    (rest.is_empty() && body.is_empty()).then_some(row)
+}
+
+fn number<const N: usize>(bytes: &[u8]) -> Option<[u8; N]> {
+    bytes.try_into().ok()
+}
+
+fn place(key: &[u8]) -> Option<(BucketId, Seq)> {
+    let (bucket, seq) = key.split_at_checked(4)?;
+    Some((
+        BucketId(u32::from_le_bytes(number(bucket)?)),
+        Seq(u64::from_le_bytes(number(seq)?)),
+    ))
+}
+
+fn read_event(seal: Seal, key: &[u8], record: &[u8]) -> Option<Found> {
+    let (bucket, seq) = place(key)?;
+    let (head, _) = seal.parts(&event_key(bucket, seq), record)?;
+    let row: EventRow = postcard::from_bytes(head).ok()?;
+    let record = Unsealed::of(record);
+    Some(Found::Event(bucket, seq, row.id(), record))
+}
+
+fn read_delivery(seal: Seal, key: &[u8], record: &[u8]) -> Option<Found> {
+    let (bucket, seq) = place(key.get(..12)?)?;
+    let key = DeliveryKey {
+        bucket,
+        seq,
+        ordinal: u32::from_le_bytes(number(&key[12..])?),
+    };
+    let row: DeliveryRow = whole(seal, &delivery_key(key), record)?;
+    Some(Found::Delivery(
+        row.into_delivery(key),
+        Unsealed::of(record),
+    ))
+}
+
+fn read_attempt(seal: Seal, key: &[u8], record: &[u8]) -> Option<Found> {
+    let place = u64::from_le_bytes(number(key)?);
+    seal.parts(&place.to_be_bytes(), record)?;
+    Some(Found::Attempt(place, Unsealed::of(record)))
+}
+
+/// Tables with numbers as keys: what a record says tells which it is of. Tokens are not saved: they let
+/// people in, and who has the token file makes its own good again.
+fn read_small(seal: Seal, key: &[u8], record: &[u8]) -> Option<Found> {
+    let id = u32::from_le_bytes(number(key)?);
+    let key = id.to_be_bytes();
+    if let Some(row) = whole::<BucketRow>(seal, &key, record)
+        && row.name.parse::<BucketName>().is_ok()
+        && row.key.starts_with(&row.name)
+    {
+        return Some(Found::Bucket(id, row, Unsealed::of(record)));
+    }
+    if let Some(row) = whole::<DestinationRow>(seal, &key, record)
+        && row.target.contains("://")
+    {
+        return Some(Found::Destination(id, row, Unsealed::of(record)));
+    }
+    let SourceRow { forwarder, seq } = whole(seal, &key, record)?;
+    let seq = Seq(seq);
+    Some(Found::Source(BucketId(id), SourceMark { forwarder, seq }))
+}
+
+fn read_subscription(seal: Seal, key: &[u8], record: &[u8]) -> Option<Found> {
+    let (bucket, name) = key.split_at_checked(4)?;
+    let bucket = BucketId(u32::from_le_bytes(number(bucket)?));
+    let name: BucketName = std::str::from_utf8(name).ok()?.parse().ok()?;
+    let row: SubscriptionRow = whole(seal, &subscriptions::key(bucket, name.as_str()), record)?;
+    Some(Found::Subscription(bucket, name, Seq(row.acked)))
+}
+
+fn read_last(seal: Seal, key: &[u8], value: &[u8]) -> Option<Found> {
+    let (last, check) = value.split_at_checked(8)?;
+    let of = u32::from_le_bytes(number(key)?);
+    let last = u64::from_le_bytes(number(last)?);
+    let check = u64::from_le_bytes(number(check)?);
+    (check == seal.check(of, last)).then_some(Found::Last(of, last))
+}

@@ -1,0 +1,233 @@
+//! Stores that nothing opens any more: what is whole is saved, what is lost is named, and nothing that a
+//! sender wrote is taken for the store's own.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::Path;
+
+use whrelay_core::bucket::{Bucket, Seq};
+use whrelay_core::delivery::{DestinationId, State};
+use whrelay_core::retry::Verdict;
+use whrelay_core::time::Timestamp;
+use whrelay_store::{NewEvent, Role, SalvageError, Salvaged, SourceMark, Store, salvage};
+
+use crate::setup::*;
+
+const LATER: Timestamp = Timestamp::from_micros(i64::MAX);
+const EVENTS: u64 = 60;
+
+fn save(dir: &Path) -> Result<Salvaged, SalvageError> {
+    let mut n = 1000;
+    let ids = || {
+        n += 1;
+        n
+    };
+    salvage(dir, NOW, LATER, ids)
+}
+
+fn file(dir: &Path) -> std::path::PathBuf {
+    dir.join("store.redb")
+}
+
+/// Makes redb's own structure senseless: what leads to the leaves is at the front.
+fn behead(dir: &Path) {
+    let mut bytes = fs::read(file(dir)).expect("a store");
+    bytes[..4096].fill(0xee);
+    fs::write(file(dir), bytes).expect("written");
+}
+
+/// Changes a byte of every copy of a text in the file; answers how many there were.
+fn blot(dir: &Path, text: &[u8]) -> usize {
+    let mut bytes = fs::read(file(dir)).expect("a store");
+    let places: Vec<_> = bytes
+        .windows(text.len())
+        .enumerate()
+        .filter(|(_, window)| *window == text)
+        .map(|(place, _)| place)
+        .collect();
+    for place in &places {
+        bytes[*place] ^= 1;
+    }
+    fs::write(file(dir), bytes).expect("written");
+    places.len()
+}
+
+/// An agent with events of which the odd ones are sent.
+async fn agent(dir: &Path) -> (Bucket, DestinationId) {
+    let store = Store::open(dir, &options(Role::Agent)).expect("opens");
+    let name = "shop".parse().expect("a name");
+    let key = whrelay_core::bucket::BucketKey::from_text("shop");
+    let (bucket, _) = store.ensure_bucket(&name, key).await.expect("a bucket");
+    let there = store.ensure_destination(bucket.id, "http://localhost:1");
+    let there = there.await.expect("stored");
+    for n in 1..=EVENTS {
+        let mark = SourceMark {
+            forwarder: "cloud".into(),
+            seq: Seq(n),
+        };
+        let stored = store
+            .append(bucket.id, vec![to(n, there)], Some(mark))
+            .await;
+        let seq = stored.expect("stored")[0].seq;
+        if n % 2 == 1 {
+            let delivery = store.deliveries_of(bucket.id, seq).expect("read").remove(0);
+            let recorded = store.record(attempt(&delivery, Verdict::Sent)).await;
+            recorded.expect("stored");
+        }
+    }
+    store.close().await;
+    (bucket, there)
+}
+
+#[tokio::test]
+async fn a_store_without_a_head_comes_back_whole() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (bucket, there) = agent(dir.path()).await;
+    behead(dir.path());
+    assert!(Store::open(dir.path(), &options(Role::Agent)).is_err());
+    let saved = save(dir.path()).expect("saved");
+    assert_eq!(
+        (saved.role, saved.events, saved.deliveries, saved.attempts),
+        (Role::Agent, EVENTS, EVENTS, EVENTS / 2)
+    );
+    assert!(saved.lost.is_empty() && saved.begun_again == 0);
+    assert!(saved.kept.exists(), "the damaged file is kept");
+    let store = Store::open(dir.path(), &options(Role::Agent)).expect("opens");
+    for n in 1..=EVENTS {
+        let found = store.event_at(&bucket, Seq(n)).expect("read");
+        assert_eq!(found, Some(event(n)));
+    }
+    let counts = store.counts(there).expect("read");
+    assert_eq!((counts.queued, counts.sent), (EVENTS / 2, EVENTS / 2));
+    let due = store.due(there, NOW, &HashSet::new(), 99).expect("read");
+    let even: Vec<_> = due.ready.iter().map(|key| key.seq.0).collect();
+    assert_eq!(even, (2..=EVENTS).step_by(2).collect::<Vec<_>>());
+    assert!(store.index_is_whole(there, || true).expect("read"));
+    let mark = store.source(bucket.id).expect("read").expect("a mark");
+    assert_eq!(mark.seq, Seq(EVENTS));
+    let next = store.append(bucket.id, vec![to(99, there)], None).await;
+    assert_eq!(next.expect("stored")[0].seq, Seq(EVENTS + 1));
+}
+
+#[tokio::test]
+async fn an_agent_asks_its_forwarder_again_for_what_is_lost_and_for_nothing_that_was_sent() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (bucket, there) = agent(dir.path()).await;
+    // The paths of an event that was sent and of one that was not, as their records have them.
+    for n in [7, 8] {
+        let tail = [&[2, b'/', b'0' + n][..], &[1, 9][..]].concat();
+        assert!(blot(dir.path(), &tail) > 0);
+    }
+    let saved = save(dir.path()).expect("saved");
+    assert_eq!(saved.events, EVENTS - 2);
+    assert_eq!(saved.lost, [(bucket.id, Seq(8))]);
+    let store = Store::open(dir.path(), &options(Role::Agent)).expect("opens");
+    let mark = store.source(bucket.id).expect("read").expect("a mark");
+    assert_eq!((mark.forwarder.as_str(), mark.seq), ("cloud", Seq(0)));
+    let again = vec![to(7, there), to(8, there), to(9, there)];
+    let receipts = store.append(bucket.id, again, None).await.expect("stored");
+    let new: Vec<_> = receipts.iter().map(|receipt| !receipt.duplicate).collect();
+    assert_eq!(new, [false, true, false]);
+}
+
+#[tokio::test]
+async fn an_event_that_lost_its_deliveries_is_delivered_again() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path(), &options(Role::Agent)).expect("opens");
+    let bucket = bucket(&store).await;
+    let there = store.ensure_destination(bucket.id, "http://localhost:1");
+    let there = there.await.expect("stored");
+    let bare = NewEvent {
+        event: event(1),
+        deliveries: Vec::new(),
+    };
+    store
+        .append(bucket.id, vec![bare], None)
+        .await
+        .expect("stored");
+    store.close().await;
+    behead(dir.path());
+    assert_eq!(save(dir.path()).expect("saved").begun_again, 1);
+    let store = Store::open(dir.path(), &options(Role::Agent)).expect("opens");
+    let deliveries = store.deliveries_of(bucket.id, Seq(1)).expect("read");
+    assert_eq!(deliveries[0].state, State::Queued);
+    assert_eq!(deliveries[0].destination, there);
+    let due = store.due(there, NOW, &HashSet::new(), 9).expect("read");
+    assert_eq!(due.ready.len(), 1);
+}
+
+#[tokio::test]
+async fn a_forwarder_keeps_keys_and_receipts_under_a_new_name() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path(), &options(Role::Forwarder)).expect("opens");
+    let bucket = bucket(&store).await;
+    for n in 1..=EVENTS {
+        let stored = store.append(bucket.id, vec![plain(n)], None).await;
+        stored.expect("stored");
+        store
+            .ack(bucket.id, "laptop", Seq(n / 2))
+            .await
+            .expect("stored");
+    }
+    let old = store.id().to_owned();
+    store.close().await;
+    behead(dir.path());
+    let saved = save(dir.path()).expect("saved");
+    assert_eq!((saved.role, saved.events), (Role::Forwarder, EVENTS));
+    let store = Store::open(dir.path(), &options(Role::Forwarder)).expect("opens");
+    assert_ne!(store.id(), old, "what agents know of places may go too far");
+    assert_eq!(
+        store.buckets().expect("read"),
+        std::slice::from_ref(&bucket)
+    );
+    assert_eq!(
+        store.acked(bucket.id, "laptop").expect("read"),
+        Seq(EVENTS / 2)
+    );
+    let all = store
+        .read_after(&bucket, Seq(0), 999, usize::MAX)
+        .expect("read");
+    assert!(all.damaged.is_empty());
+    assert!(all.events.iter().zip(1..).all(|(s, n)| s.event == event(n)));
+    assert_eq!(all.upto, Seq(EVENTS));
+}
+
+#[tokio::test]
+async fn pages_in_a_body_are_a_body() {
+    let (there, here) = (tempfile::tempdir(), tempfile::tempdir());
+    let (there, here) = (there.expect("a directory"), here.expect("a directory"));
+    agent(there.path()).await;
+    let planted = fs::read(file(there.path())).expect("a store");
+    let mut other = options(Role::Forwarder);
+    other.name_seed = 8;
+    let store = Store::open(here.path(), &other).expect("opens");
+    let bucket = bucket(&store).await;
+    // At every place that a page can have within a body.
+    for shift in (0..4096).step_by(512) {
+        let mut new = plain(shift);
+        new.event.request.body = [vec![0; shift as usize], planted.clone()].concat().into();
+        store
+            .append(bucket.id, vec![new], None)
+            .await
+            .expect("stored");
+    }
+    store.close().await;
+    behead(here.path());
+    let saved = save(here.path()).expect("saved");
+    assert_eq!((saved.role, saved.events), (Role::Forwarder, 8));
+    assert_eq!((saved.deliveries, saved.attempts), (0, 0));
+}
+
+#[tokio::test]
+async fn what_is_no_store_is_left_alone() {
+    let dir = tempfile::tempdir().expect("a directory");
+    agent(dir.path()).await;
+    let length = fs::metadata(file(dir.path())).expect("a store").len();
+    let noise: Vec<u8> = (0..length).map(|n| (n * n % 251) as u8).collect();
+    fs::write(file(dir.path()), &noise).expect("written");
+    let refused = save(dir.path()).expect_err("nothing is whole");
+    assert!(matches!(refused, SalvageError::Nothing { .. }), "{refused}");
+    assert_eq!(fs::read(file(dir.path())).expect("there"), noise);
+    let left = fs::read_dir(dir.path()).expect("listed").count();
+    assert_eq!(left, 4, "the file, the lock, the name and the reserve");
+}
