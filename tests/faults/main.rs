@@ -10,6 +10,7 @@ mod disk;
 mod ground;
 mod injection;
 mod network;
+mod receivers;
 mod report;
 mod script;
 mod sim;
@@ -24,7 +25,7 @@ use sim::model::Model;
 
 const USAGE: &str = "usage: whrelay-faults sim|disk --lifetimes N | sim|disk --seed N | planted
        whrelay-faults flips --tries N | wire --seeds N | storm --binary FILE --kills|--cuts N
-       whrelay-faults inject --binary FILE --upto N --step N | full|clocks|network --binary FILE";
+       whrelay-faults inject --binary FILE --upto N --step N | full|clocks|network|receivers --binary FILE";
 
 /// Steps of a single world that are told.
 const TOLD: usize = 200;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         ["network", "--binary", binary] => network::run(binary),
         ["scene", "--binary", binary, "--name", name] => network::scene(binary, name),
         ["proxy", bind] => network::proxy(bind),
+        ["receivers", "--binary", binary] => receivers::run(binary),
         ["full", "--binary", binary] => starvation::run(binary),
         [
             "fuzzed",

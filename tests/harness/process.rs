@@ -70,14 +70,18 @@ impl Home {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let lines = Arc::<Mutex<Vec<Value>>>::default();
-        let (told, out) = (Arc::clone(&lines), child.stdout.take().unwrap());
+        let (lines, printed) = <(Arc<Mutex<Vec<Value>>>, Arc<Mutex<Vec<u8>>>)>::default();
+        let (told, raw) = (Arc::clone(&lines), Arc::clone(&printed));
+        let mut out = BufReader::new(child.stdout.take().unwrap());
         std::thread::spawn(move || {
-            for line in BufReader::new(out).lines().map_while(Result::ok) {
-                let parsed = serde_json::from_str(&line);
+            let mut line = Vec::new();
+            while let Ok(1..) = out.read_until(b'\n', &mut line) {
+                let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+                let parsed = serde_json::from_str(&text);
                 told.lock()
                     .unwrap()
-                    .push(parsed.unwrap_or(Value::String(line)));
+                    .push(parsed.unwrap_or(Value::String(text)));
+                raw.lock().unwrap().append(&mut line);
             }
         });
         let said = Arc::<Mutex<String>>::default();
@@ -91,7 +95,12 @@ impl Home {
                     .push_str(&String::from_utf8_lossy(&buffer[..n]));
             }
         });
-        Process { child, lines, said }
+        Process {
+            child,
+            lines,
+            printed,
+            said,
+        }
     }
 
     /// Starts `listen --json` and waits until it is ready; answers with its input URL.
@@ -141,6 +150,7 @@ impl Cloud {
 pub struct Process {
     child: Child,
     lines: Arc<Mutex<Vec<Value>>>,
+    printed: Arc<Mutex<Vec<u8>>>,
     said: Arc<Mutex<String>>,
 }
 
@@ -153,6 +163,11 @@ impl Process {
     /// What it has said on stderr.
     pub fn stderr(&self) -> String {
         self.said.lock().unwrap().clone()
+    }
+
+    /// What it has printed on stdout, to the byte.
+    pub fn stdout(&self) -> Vec<u8> {
+        self.printed.lock().unwrap().clone()
     }
 
     /// The lines of a type that it has printed.

@@ -95,7 +95,12 @@ impl Receiver {
 
     /// A target for it.
     pub fn target(&self) -> String {
-        format!("localhost:{}", self.address.port())
+        format!("localhost:{}", self.port())
+    }
+
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.address.port()
     }
 
     /// Closes the port and cuts every connection.
