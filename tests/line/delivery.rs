@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::io::AsyncWriteExt;
 use whrelay_agent::lines::Line;
 use whrelay_core::retry::Schedule;
 use whrelay_tests::agent::{Agent, Setup};
@@ -331,4 +332,34 @@ async fn hostile_answers_cost_an_attempt_and_no_more() {
             "{path}"
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_to_an_unread_request_keeps_no_connection_behind_it() {
+    let relay = Relay::start().await;
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+        .await
+        .unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut setup = Setup::new(&relay, format!("localhost:{port}"));
+    setup.manner.timeout = Duration::from_secs(3);
+    let agent = Agent::start(setup).await;
+    let answered = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.readable().await.unwrap();
+        let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+        stream.write_all(answer).await.unwrap();
+        stream
+    });
+    let length = 16 << 20;
+    let id = send(&relay.input("default").await, vec![7; length]).await;
+    let mut stream = answered.await.unwrap();
+    let sent = agent.wait_state(&id, "sent").await;
+    assert_eq!((sent.attempt, sent.status), (1, Some(200)));
+    // Closed or reset, with less than was to come.
+    let mut sink = tokio::io::sink();
+    let reading = tokio::io::copy(&mut stream, &mut sink);
+    let read = tokio::time::timeout(Duration::from_secs(5), reading).await;
+    let read = read.expect("the connection is kept").unwrap_or(0);
+    assert!(read < length as u64, "{read} bytes were kept for it");
 }

@@ -8,13 +8,12 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, Response, Uri};
+use http::{Method, Request, Response, Uri, Version};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 use tower_service::Service;
 use whrelay_core::delivery::Delivery;
@@ -25,6 +24,7 @@ use whrelay_core::target::Target;
 
 use crate::dial::{DialError, Dialer};
 use crate::headers::outgoing;
+use crate::wire::{Grip, Wire};
 
 /// What came of an exchange.
 #[derive(Clone, Debug)]
@@ -113,7 +113,12 @@ impl Client {
         let forever = Duration::from_secs(365 * 86_400);
         let deadline = Instant::now() + if timeout.is_zero() { forever } else { timeout };
         match timeout_at(deadline, self.inner.request(request)).await {
-            Ok(Ok(response)) => read_answer(response, deadline).await,
+            Ok(Ok(response)) => {
+                let grip = grip(&response);
+                let reply = read_answer(response, deadline).await;
+                let_go(grip, deadline).await;
+                reply
+            }
             Ok(Err(error)) => failure(&error),
             Err(_) => {
                 let said = format!("no answer within {} s", timeout.as_secs_f64());
@@ -192,6 +197,22 @@ async fn read_answer(response: Response<Incoming>, deadline: Instant) -> Reply {
     }
 }
 
+/// The connection an answer came over, where it is that attempt's alone.
+fn grip(response: &Response<Incoming>) -> Option<Grip> {
+    let alone = response.version() < Version::HTTP_2;
+    response.extensions().get().filter(|_| alone).cloned()
+}
+
+/// A target may answer before it has read the request, and still read it: but not for longer than the
+/// attempt may take, since hyper keeps connection and body until then.
+async fn let_go(grip: Option<Grip>, deadline: Instant) {
+    if let Some(grip) = grip
+        && timeout_at(deadline, grip.written()).await.is_err()
+    {
+        grip.cut();
+    }
+}
+
 fn failure(error: &legacy::Error) -> Reply {
     let (mut text, mut cause) = (error.to_string(), error.source());
     while let Some(inner) = cause {
@@ -214,7 +235,7 @@ struct Connector {
 }
 
 impl Service<Uri> for Connector {
-    type Response = TokioIo<TcpStream>;
+    type Response = TokioIo<Wire>;
     type Error = DialError;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, DialError>> + Send>>;
 
@@ -224,6 +245,6 @@ impl Service<Uri> for Connector {
 
     fn call(&mut self, _: Uri) -> Self::Future {
         let dialer = Arc::clone(&self.dialer);
-        Box::pin(async move { dialer.dial().await.map(TokioIo::new) })
+        Box::pin(async move { dialer.dial().await.map(Wire::new) })
     }
 }

@@ -9,6 +9,7 @@ mod engine;
 mod headers;
 mod http;
 mod tls;
+mod wire;
 
 pub use clock::Clock;
 pub use dial::{DialError, Dialer};

@@ -1,0 +1,129 @@
+//! A connection to a target that knows whether its request has gone out whole, and can be cut where
+//! it has not. It must not know when that is: an attempt does.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use hyper_util::client::legacy::connect::{Connected, Connection};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+
+/// A connection.
+pub(crate) struct Wire {
+    stream: TcpStream,
+    grip: Grip,
+}
+
+/// What an attempt holds of the connection its answer came over.
+#[derive(Clone)]
+pub(crate) struct Grip {
+    /// Whether something has been written since the last flush: hyper flushes a whole request.
+    unwritten: Arc<watch::Sender<bool>>,
+    cut: Arc<Mutex<Cut>>,
+}
+
+#[derive(Default)]
+struct Cut {
+    done: bool,
+    writing: Option<Waker>,
+}
+
+impl Grip {
+    /// Waits until the request has gone out whole.
+    pub(crate) async fn written(&self) {
+        // The sender is held here, so that this cannot fail.
+        let _ = self
+            .unwritten
+            .subscribe()
+            .wait_for(|unwritten| !unwritten)
+            .await;
+    }
+
+    /// Lets the connection go: its next write fails, and one that waits does now.
+    pub(crate) fn cut(&self) {
+        let mut cut = self.lock();
+        cut.done = true;
+        if let Some(waker) = cut.writing.take() {
+            waker.wake();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Cut> {
+        self.cut.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Called at each write.
+    fn check(&self, cx: &Context<'_>) -> io::Result<()> {
+        self.unwritten
+            .send_if_modified(|unwritten| !std::mem::replace(unwritten, true));
+        let mut cut = self.lock();
+        cut.writing = Some(cx.waker().clone());
+        if cut.done {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        Ok(())
+    }
+}
+
+impl Wire {
+    pub(crate) fn new(stream: TcpStream) -> TokioIo<Self> {
+        let grip = Grip {
+            unwritten: Arc::new(watch::Sender::new(false)),
+            cut: Arc::default(),
+        };
+        TokioIo::new(Self { stream, grip })
+    }
+}
+
+impl Connection for Wire {
+    fn connected(&self) -> Connected {
+        Connected::new().extra(self.grip.clone())
+    }
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.grip.check(cx)?;
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.grip.check(cx)?;
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.grip.unwritten.send_if_modified(std::mem::take);
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
