@@ -27,12 +27,14 @@ pub(crate) fn outgoing(event: &Event, delivery: &Delivery, number: u32) -> Heade
     let named = named_by_connection(&event.request.headers);
     let mut headers = HeaderMap::new();
     for Header { name, value } in &event.request.headers {
-        let ours = name.starts_with("x-whrelay-");
-        if ours || REBUILT.contains(&name.as_str()) || named.contains(name) {
-            continue;
-        }
+        // Parsed first: a forwarder may spell a name in capitals.
         let parsed = (HeaderName::try_from(name), HeaderValue::from_bytes(value));
-        if let (Ok(name), Ok(value)) = parsed {
+        let (Ok(name), Ok(value)) = parsed else {
+            continue;
+        };
+        let plain = name.as_str();
+        let ours = plain.starts_with("x-whrelay-");
+        if !ours && !REBUILT.contains(&plain) && !named.iter().any(|n| n == plain) {
             headers.append(name, value);
         }
     }
@@ -56,7 +58,9 @@ pub(crate) fn outgoing(event: &Event, delivery: &Delivery, number: u32) -> Heade
 
 /// Fields that the sender's `Connection` declares to be of its own connection.
 fn named_by_connection(headers: &[Header]) -> Vec<String> {
-    let connection = headers.iter().filter(|header| header.name == "connection");
+    let connection = headers
+        .iter()
+        .filter(|header| header.name.eq_ignore_ascii_case("connection"));
     let tokens = connection.flat_map(|header| header.value.split(|b| *b == b','));
     tokens
         .map(|token| String::from_utf8_lossy(token).trim().to_ascii_lowercase())
@@ -123,6 +127,26 @@ mod tests {
         let values: Vec<_> = headers.get_all("x-a").iter().collect();
         assert_eq!(values, ["one", "two"]);
         assert_eq!(headers["x-b"].as_bytes(), b"\xff\xfe");
+    }
+
+    #[test]
+    fn capitals_from_a_rogue_forwarder_do_not_carry_framing_or_forged_fields_to_a_target() {
+        let headers = sent(
+            &[
+                ("Connection", b"close, X-Hop"),
+                ("X-Hop", b"1"),
+                ("Transfer-Encoding", b"chunked"),
+                ("Content-Length", b"5"),
+                ("HOST", b"evil.test"),
+                ("X-Whrelay-Attempt", b"99"),
+                ("X-Whrelay-Replay", b"1"),
+                ("X-Mine", b"1"),
+            ],
+            false,
+        );
+        assert_eq!(headers.len(), 6, "{headers:?}");
+        assert_eq!(headers["x-whrelay-attempt"], "3");
+        assert_eq!(headers["x-mine"], "1");
     }
 
     #[test]
