@@ -1,9 +1,12 @@
 //! Agents that should not be served, and agents that share.
 
 use futures_util::{SinkExt, StreamExt};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use whrelay_agent::AgentError;
+use whrelay_core::limits;
 use whrelay_core::token::Token;
 use whrelay_proto::frame::{Ack, Frame, Refused, RefusedCode, Resume};
 use whrelay_proto::{AgentSession, SUBPROTOCOL, codec};
@@ -12,6 +15,9 @@ use whrelay_tests::eventually;
 use whrelay_tests::receiver::Receiver;
 use whrelay_tests::relay::Relay;
 use whrelay_tests::sender::{client, send};
+
+/// Far beyond what the system's own buffers hold of what a peer does not read.
+const HELD_UP: usize = 64 << 20;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_newest_of_two_agents_wins() {
@@ -101,6 +107,31 @@ async fn nobody_at_the_forwarders_address_is_said_at_once() {
         matches!(refused, AgentError::Unreachable { .. }),
         "{refused}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_without_end_does_not_fill_an_agents_memory() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let writing = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let head = b"HTTP/1.1 200 OK\r\n\r\n{\"url\":\"";
+        stream.write_all(head).await.unwrap();
+        let (more, mut written) = ([b'a'; 4096], 0);
+        while stream.write_all(&more).await.is_ok() {
+            written += more.len();
+        }
+        written
+    });
+    let mut setup = Setup::new(&Relay::start().await, "localhost:1");
+    setup.forwarder = format!("http://{address}").parse().unwrap();
+    let refused = Agent::fails(setup).await;
+    assert!(
+        matches!(refused, AgentError::Unreachable { .. }),
+        "{refused}"
+    );
+    let written = writing.await.unwrap();
+    assert!(written < HELD_UP, "{written} bytes were taken");
 }
 
 type Socket = tokio_tungstenite::WebSocketStream<tokio::net::TcpStream>;
@@ -193,6 +224,22 @@ async fn last_words(socket: &mut Socket, message: Message) -> Option<Refused> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn pings_whose_answers_nobody_reads_do_not_fill_the_forwarders_memory() {
+    let relay = Relay::start().await;
+    let mut socket = dial(&relay, |_| {}).await.unwrap();
+    let ping = [&[0x89, 0xfd, 0, 0, 0, 0][..], &[7; 125]].concat();
+    let (burst, mut written) = (ping.repeat(500), 0);
+    let sending = async {
+        while written < HELD_UP && socket.get_mut().write_all(&burst).await.is_ok() {
+            written += burst.len();
+        }
+    };
+    // Either it is held up, or it is cut off for want of a hello.
+    let _ = tokio::time::timeout(limits::HELLO_TIMEOUT, sending).await;
+    assert!(written < HELD_UP, "{written} bytes were taken");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn garbage_on_a_tunnel_ends_that_tunnel_only() {
     let relay = Relay::start().await;
     let receiver = Receiver::start().await;
@@ -203,7 +250,7 @@ async fn garbage_on_a_tunnel_ends_that_tunnel_only() {
         Message::Binary(codec::encode(hello))
     };
     let ack = |upto| Message::Binary(codec::encode(Frame::Ack(Ack { upto })));
-    let huge = Message::Binary(vec![1; whrelay_core::limits::MAX_AGENT_FRAME + 1].into());
+    let huge = Message::Binary(vec![1; limits::MAX_AGENT_FRAME + 1].into());
     for (first, second, code) in [
         (
             Message::Binary(vec![9, 9, 9].into()),

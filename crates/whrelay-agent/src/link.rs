@@ -82,7 +82,7 @@ impl Link {
         let welcomed = timeout(limits::HELLO_TIMEOUT, async {
             loop {
                 let message = socket.stream.next().await;
-                match self.on_message(&mut session, message)? {
+                match self.on_message(&mut socket, &mut session, message).await? {
                     Some(AgentAction::Welcomed(welcome)) => return Ok(welcome),
                     Some(AgentAction::Refused(refused)) => return Err(self.refused(refused)),
                     Some(AgentAction::Store { .. }) | None => {}
@@ -110,7 +110,7 @@ impl Link {
             bucket: self.lanes.bucket.name.to_string(),
             forwarder: self.forwarder.as_str().trim_end_matches('/').to_owned(),
             targets: self.targets.iter().map(Target::to_string).collect(),
-            queued: self.lanes.waiting() + first.welcome.waiting,
+            queued: self.lanes.waiting().saturating_add(first.welcome.waiting),
             pid: std::process::id(),
         }));
         let (mut live, mut failures) = (Some(first), 0);
@@ -215,7 +215,7 @@ impl Link {
                     return Ok(());
                 }
                 message = socket.stream.next() => {
-                    match self.on_message(&mut session, message)? {
+                    match self.on_message(&mut socket, &mut session, message).await? {
                         Some(AgentAction::Store { events, upto }) => waiting.push_back((events, upto)),
                         Some(AgentAction::Refused(refused)) => return Err(self.refused(refused)),
                         Some(AgentAction::Welcomed(_)) | None => {}
@@ -301,8 +301,9 @@ impl Link {
         })
     }
 
-    fn on_message(
+    async fn on_message(
         &self,
+        socket: &mut Socket,
         session: &mut AgentSession,
         message: Option<Result<Message, tokio_tungstenite::tungstenite::Error>>,
     ) -> Result<Option<AgentAction>, AgentError> {
@@ -315,7 +316,13 @@ impl Link {
                     Err(error) => Err(AgentError::Refused(error.to_string())),
                 }
             }
-            Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Ok(None),
+            // Its answer goes out before more is read: the answers to a forwarder that pings and reads
+            // nothing would pile up in memory.
+            Some(Ok(Message::Ping(_))) => {
+                self.written(socket.stream.flush()).await?;
+                Ok(None)
+            }
+            Some(Ok(Message::Pong(_) | Message::Frame(_))) => Ok(None),
             Some(Ok(Message::Text(_))) => Err(self.lost("it sent text, which is not spoken here")),
             Some(Ok(Message::Close(_))) | None => Err(self.lost("the forwarder closed the tunnel")),
             Some(Err(error)) => Err(self.lost(&error.to_string())),
@@ -323,7 +330,14 @@ impl Link {
     }
 
     async fn send(&self, socket: &mut Socket, message: Message) -> Result<(), AgentError> {
-        match timeout(limits::TUNNEL_WRITE_TIMEOUT, socket.stream.send(message)).await {
+        self.written(socket.stream.send(message)).await
+    }
+
+    async fn written(
+        &self,
+        writing: impl Future<Output = tokio_tungstenite::tungstenite::Result<()>>,
+    ) -> Result<(), AgentError> {
+        match timeout(limits::TUNNEL_WRITE_TIMEOUT, writing).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(self.lost(&error.to_string())),
             Err(_) => Err(self.lost("it stopped reading")),

@@ -6,6 +6,7 @@ use reqwest::StatusCode;
 use serde::Deserialize;
 use url::Url;
 use whrelay_core::bucket::BucketName;
+use whrelay_core::limits;
 use whrelay_core::token::Token;
 
 use crate::error::AgentError;
@@ -48,14 +49,13 @@ pub async fn ensure_bucket(
         .await
         .map_err(|e| unreachable(&e.without_url()))?;
     let status = response.status();
+    let answer = read(response).await;
+    let answer = answer.map_err(|e| unreachable(&e.without_url()))?;
     if status.is_success() {
-        let answer: BucketAnswer = response
-            .json()
-            .await
-            .map_err(|e| unreachable(&e.without_url()))?;
+        let answer: BucketAnswer = serde_json::from_slice(&answer).map_err(|e| unreachable(&e))?;
         return Ok(answer.url);
     }
-    let problem = response.json::<ProblemAnswer>().await;
+    let problem = serde_json::from_slice::<ProblemAnswer>(&answer);
     let detail = problem.map_or_else(|_| format!("it answered {status}"), |p| p.detail);
     if status == StatusCode::UNAUTHORIZED || status == StatusCode::FORBIDDEN {
         return Err(AgentError::Unauthorised(detail));
@@ -82,6 +82,18 @@ fn client(forwarder: &Url, proxies: &Proxies) -> reqwest::Result<reqwest::Client
         client = client.proxy(proxy);
     }
     client.build()
+}
+
+/// The body of an answer, as far as a forwarder's goes: that of a stranger may have no end.
+async fn read(mut response: reqwest::Response) -> Result<Vec<u8>, reqwest::Error> {
+    let mut body = Vec::new();
+    while body.len() < limits::MAX_API_ANSWER {
+        let Some(chunk) = response.chunk().await? else {
+            break;
+        };
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
 }
 
 /// An error and its causes, in one line.

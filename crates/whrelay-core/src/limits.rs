@@ -54,6 +54,9 @@ pub const TUNNEL_WRITE_TIMEOUT: Duration = Duration::from_secs(25);
 /// Slowest link on which a large event still gets through, in bytes per second.
 pub const MIN_TUNNEL_RATE: u64 = 32 * 1024;
 
+/// Bytes after which an agent reads no more of a forwarder's answer to a request.
+pub const MAX_API_ANSWER: usize = 64 * 1024;
+
 /// First ceiling of the reconnect backoff.
 pub const RECONNECT_BASE: Duration = Duration::from_millis(500);
 /// Last ceiling of the reconnect backoff.

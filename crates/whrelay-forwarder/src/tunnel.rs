@@ -10,6 +10,7 @@ use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use futures_util::SinkExt;
 use tokio::time::timeout;
 use whrelay_core::bucket::{Bucket, BucketName, Seq};
 use whrelay_core::limits;
@@ -120,7 +121,7 @@ impl Tunnel {
                 }
                 message = self.socket.recv() => {
                     liveness.heard(Instant::now());
-                    if let Some(ForwarderAction::Acked(upto)) = self.on_message(message)? {
+                    if let Some(ForwarderAction::Acked(upto)) = self.on_message(message).await? {
                         record_ack(shared, &subscription, Seq(upto));
                     }
                 }
@@ -134,7 +135,7 @@ impl Tunnel {
     async fn hello(&mut self) -> Result<Hello, End> {
         loop {
             let message = self.socket.recv().await;
-            match self.on_message(message)? {
+            match self.on_message(message).await? {
                 Some(ForwarderAction::Subscribe(hello)) => return Ok(hello),
                 Some(ForwarderAction::Acked(_)) | None => {}
             }
@@ -214,7 +215,7 @@ impl Tunnel {
         Ok(true)
     }
 
-    fn on_message(
+    async fn on_message(
         &mut self,
         message: Option<Result<Message, axum::Error>>,
     ) -> Result<Option<ForwarderAction>, End> {
@@ -232,7 +233,13 @@ impl Tunnel {
                 })?;
                 Ok(Some(action))
             }
-            Some(Ok(Message::Ping(_) | Message::Pong(_))) => Ok(None),
+            // Its answer goes out before more is read: the answers to an agent that pings and reads
+            // nothing would pile up in memory.
+            Some(Ok(Message::Ping(_))) => {
+                written(limits::TUNNEL_WRITE_TIMEOUT, self.socket.flush()).await?;
+                Ok(None)
+            }
+            Some(Ok(Message::Pong(_))) => Ok(None),
             Some(Ok(Message::Text(_))) => Err(breach("text is not spoken here".into())),
             Some(Ok(Message::Close(_))) | None => Err(End::Gone("closed by the agent")),
             Some(Err(_)) => Err(End::Gone("the connection broke")),
@@ -242,11 +249,7 @@ impl Tunnel {
     async fn send(&mut self, message: Message) -> Result<(), End> {
         let earned = Duration::from_secs(message_len(&message) / limits::MIN_TUNNEL_RATE);
         let time = limits::TUNNEL_WRITE_TIMEOUT + earned;
-        match timeout(time, self.socket.send(message)).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(End::Gone("the connection broke")),
-            Err(_) => Err(End::Gone("the agent stopped reading")),
-        }
+        written(time, self.socket.send(message)).await
     }
 
     async fn finish(mut self, end: End) {
@@ -260,6 +263,17 @@ impl Tunnel {
                 let _ = self.send(Message::Close(None)).await;
             }
         }
+    }
+}
+
+async fn written(
+    within: Duration,
+    writing: impl Future<Output = Result<(), axum::Error>>,
+) -> Result<(), End> {
+    match timeout(within, writing).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(End::Gone("the connection broke")),
+        Err(_) => Err(End::Gone("the agent stopped reading")),
     }
 }
 
