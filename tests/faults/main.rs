@@ -10,6 +10,7 @@ mod disk;
 mod ground;
 mod injection;
 mod network;
+mod peers;
 mod receivers;
 mod report;
 mod script;
@@ -25,7 +26,8 @@ use sim::model::Model;
 
 const USAGE: &str = "usage: whrelay-faults sim|disk --lifetimes N | sim|disk --seed N | planted
        whrelay-faults flips --tries N | wire --seeds N | storm --binary FILE --kills|--cuts N
-       whrelay-faults inject --binary FILE --upto N --step N | full|clocks|network|receivers --binary FILE";
+       whrelay-faults inject --binary FILE --upto N --step N | full|clocks|network|receivers --binary FILE
+       whrelay-faults peers --binary FILE [--agents N]";
 
 /// Steps of a single world that are told.
 const TOLD: usize = 200;
@@ -51,6 +53,8 @@ fn main() -> ExitCode {
         ["scene", "--binary", binary, "--name", name] => network::scene(binary, name),
         ["proxy", bind] => network::proxy(bind),
         ["receivers", "--binary", binary] => receivers::run(binary),
+        ["peers", "--binary", binary] => peers::run(binary, peers::AGENTS),
+        ["peers", "--binary", binary, "--agents", n] => peers::run(binary, n.parse().unwrap()),
         ["full", "--binary", binary] => starvation::run(binary),
         [
             "fuzzed",

@@ -180,6 +180,13 @@ impl Process {
             .collect()
     }
 
+    /// The lines that it has printed and that are no JSON.
+    pub fn printed(&self) -> Vec<String> {
+        let lines = self.lines.lock().unwrap();
+        let text = lines.iter().filter_map(Value::as_str);
+        text.map(str::to_owned).collect()
+    }
+
     /// Waits for a line of a type.
     pub async fn wait(&self, kind: &str, fits: impl Fn(&Value) -> bool) -> Value {
         let what = format!("a {kind} line");
