@@ -4,11 +4,13 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-lifetimes=1000000 disk_lifetimes=20000 flips=10000 wires=200 kills=200 cuts=52 calls=60 step=3 fuzz=60 publish=no
+lifetimes=1000000 disk_lifetimes=20000 flips=10000 wires=200 kills=200 cuts=52 calls=60 step=3
+agents=2000 minutes=1 gigabytes=1 fuzz=60 reproduce=no publish=no
 for argument in "$@"; do
     case "$argument" in
     --full)
-        lifetimes=100000000 disk_lifetimes=100000 flips=100000 wires=2000 kills=2000 cuts=2000 calls=500 step=1 fuzz=3600
+        lifetimes=100000000 disk_lifetimes=100000 flips=100000 wires=2000 kills=2000 cuts=4000 calls=500 step=1
+        agents=10000 minutes=20 gigabytes=10 fuzz=3600 reproduce=yes
         ;;
     --publish) publish=yes ;;
     *)
@@ -58,28 +60,69 @@ attack() { # attack ARGUMENT...: goes on after a failure, so that the table has 
     "$faults" "$@" || failed=1
 }
 
+together() { # together "ARGUMENT..."...: attacks that mostly wait, at once
+    local pids=() arguments log
+    log="$target/together"
+    for arguments in "$@"; do
+        # shellcheck disable=SC2086 # each is several arguments
+        "$faults" $arguments >"$log-${#pids[@]}" 2>&1 &
+        pids+=($!)
+    done
+    for arguments in "$@"; do
+        printf '\n== %s\n' "$arguments"
+        wait "${pids[0]}" || failed=1
+        cat "$log-$(($# - ${#pids[@]}))"
+        pids=("${pids[@]:1}")
+    done
+}
+
 attack sim --lifetimes "$lifetimes"
 attack planted
 attack disk --lifetimes "$disk_lifetimes"
 attack flips --tries "$flips"
-attack wire --seeds "$wires"
+together "wire --seeds $wires" "network --binary $target/whrelay" \
+    "soak --binary $target/whrelay --minutes $minutes"
 attack storm --binary "$target/whrelay" --kills "$kills"
 attack storm --binary "$target/whrelay" --cuts "$cuts"
 attack full --binary "$target/whrelay"
 attack clocks --binary "$target/whrelay"
-attack network --binary "$target/whrelay"
+attack restart --binary "$target/whrelay" --gigabytes "$gigabytes"
+attack receivers --binary "$target/whrelay"
+attack senders --binary "$target/whrelay"
+attack peers --binary "$target/whrelay" --agents "$agents"
 attack inject --binary "$target/whrelay" --upto "$calls" --step "$step"
 
-# Coverage needs an unstable flag; the stable compiler takes it when asked like this.
-for input in frames sessions targets retry_after; do
-    printf '\n== fuzz %s\n' "$input"
-    log="$target/fuzz-$input.log"
-    crashed=0
-    RUSTC_BOOTSTRAP=1 "$tools/bin/cargo-fuzz" fuzz run --fuzz-dir tests/fuzz --target-dir "$target/fuzz" \
-        --sanitizer none "$input" -- -max_total_time="$fuzz" -max_len=4096 2>"$log" || crashed=1
-    [ "$crashed" = 0 ] || tail -n 40 "$log"
-    attack fuzzed --input "$input" --log "$log" --crashed "$crashed" --seconds "$fuzz"
-done
+fuzz() { # fuzz INPUT...: all of them at once
+    local pids=() input log n crashed
+    for input in "$@"; do
+        mkdir -p "$target/corpus/$input"
+        # Coverage needs an unstable flag; the stable compiler takes it when asked like this.
+        RUSTC_BOOTSTRAP=1 "$tools/bin/cargo-fuzz" fuzz run --fuzz-dir tests/fuzz --target-dir "$target/fuzz" \
+            --sanitizer none "$input" "$target/corpus/$input" "tests/fuzz/corpus/$input" \
+            -- -max_total_time="$fuzz" -max_len=4096 2>"$target/fuzz-$input.log" &
+        pids+=($!)
+    done
+    n=0
+    for input in "$@"; do
+        log="$target/fuzz-$input.log"
+        crashed=0
+        wait "${pids[$n]}" || crashed=1
+        [ "$crashed" = 0 ] || tail -n 40 "$log"
+        attack fuzzed --input "$input" --log "$log" --crashed "$crashed" --seconds "$fuzz"
+        n=$((n + 1))
+    done
+}
+
+RUSTC_BOOTSTRAP=1 "$tools/bin/cargo-fuzz" fuzz build --fuzz-dir tests/fuzz --target-dir "$target/fuzz" \
+    --sanitizer none 2>"$target/fuzz-build.log" || { cat "$target/fuzz-build.log"; exit 1; }
+fuzz frames requests
+fuzz sessions records
+fuzz targets arguments
+fuzz retry_after
+
+if [ "$reproduce" = yes ]; then
+    tests/reproducible.sh || failed=1
+fi
 
 if [ "$publish" = yes ]; then
     "$faults" publish "$WHRELAY_FAULTS_REPORT" docs/guarantees.md

@@ -13,8 +13,10 @@ mod network;
 mod peers;
 mod receivers;
 mod report;
+mod restart;
 mod script;
 mod sim;
+mod soak;
 mod starvation;
 mod storm;
 mod wire;
@@ -25,9 +27,10 @@ use sim::Campaign;
 use sim::model::Model;
 
 const USAGE: &str = "usage: whrelay-faults sim|disk --lifetimes N | sim|disk --seed N | planted
-       whrelay-faults flips --tries N | wire --seeds N | storm --binary FILE --kills|--cuts N
-       whrelay-faults inject --binary FILE --upto N --step N | full|clocks|network|receivers --binary FILE
-       whrelay-faults peers --binary FILE [--agents N]";
+       whrelay-faults flips --tries N | wire --seeds N
+       whrelay-faults storm --binary FILE --kills|--cuts N | inject --binary FILE --upto N --step N
+       whrelay-faults full|clocks|network|receivers --binary FILE | peers --binary FILE [--agents N]
+       whrelay-faults soak --binary FILE --minutes N | restart --binary FILE --gigabytes N";
 
 /// Steps of a single world that are told.
 const TOLD: usize = 200;
@@ -49,6 +52,10 @@ fn main() -> ExitCode {
         }
         ["wire", "--seeds", n] => wire::run(n.parse().unwrap()),
         ["clocks", "--binary", binary] => clocks::run(binary),
+        ["soak", "--binary", binary, "--minutes", n] => soak::run(binary, n.parse().unwrap()),
+        ["restart", "--binary", binary, "--gigabytes", n] => {
+            restart::run(binary, n.parse().unwrap())
+        }
         ["network", "--binary", binary] => network::run(binary),
         ["scene", "--binary", binary, "--name", name] => network::scene(binary, name),
         ["proxy", bind] => network::proxy(bind),

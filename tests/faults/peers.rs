@@ -20,6 +20,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use socket::Gate;
+use whrelay_agent::Proxies;
 use whrelay_core::bucket::BucketName;
 use whrelay_core::token::Token;
 use whrelay_tests::process::Cloud;
@@ -139,7 +140,8 @@ async fn ensure(gate: &Gate, bucket: &str) -> String {
         Token::parse(&gate.token).unwrap(),
     );
     let bucket: BucketName = bucket.parse().unwrap();
-    let made = whrelay_agent::ensure_bucket(&url.parse().unwrap(), &token, &bucket).await;
+    let url = url.parse().unwrap();
+    let made = whrelay_agent::ensure_bucket(&url, &Proxies::none(), &token, &bucket).await;
     made.unwrap()
 }
 

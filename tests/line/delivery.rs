@@ -363,3 +363,32 @@ async fn an_answer_to_an_unread_request_keeps_no_connection_behind_it() {
     let read = read.expect("the connection is kept").unwrap_or(0);
     assert!(read < length as u64, "{read} bytes were kept for it");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_does_not_wait_for_a_request_that_is_refused_unread() {
+    let relay = Relay::start().await;
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+        .await
+        .unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut setup = Setup::new(&relay, format!("localhost:{port}"));
+    // As for a breakpoint: only the connection's end can end the wait.
+    setup.manner.timeout = Duration::ZERO;
+    let agent = Agent::start(setup).await;
+    let answered = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.readable().await.unwrap();
+        let answer = b"HTTP/1.1 413 X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+        stream.write_all(answer).await.unwrap();
+        stream.shutdown().await.unwrap();
+        stream
+    });
+    let id = send(&relay.input("default").await, vec![7; 16 << 20]).await;
+    let stream = answered.await.unwrap();
+    drop(stream);
+    let attempt = agent.wait("an attempt", |line| match line {
+        Line::Attempt(attempt) if attempt.event == id => Some(attempt.clone()),
+        _ => None,
+    });
+    assert_eq!(attempt.await.attempt, 1);
+}

@@ -79,6 +79,13 @@ impl Wire {
     }
 }
 
+impl Drop for Wire {
+    /// What has not gone out by now never will: nobody has to wait for it.
+    fn drop(&mut self) {
+        self.grip.unwritten.send_replace(false);
+    }
+}
+
 impl Connection for Wire {
     fn connected(&self) -> Connected {
         Connected::new().extra(self.grip.clone())
