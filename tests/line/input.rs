@@ -183,6 +183,37 @@ async fn two_lengths_are_never_two_readings() {
     assert_eq!(input.stored().len(), before);
 }
 
+/// It was answered 2xx, and delivered still coded, without a word of the coding.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_in_a_transfer_coding_other_than_chunked_is_not_accepted() {
+    let input = Input::new().await;
+    for coding in [
+        "gzip, chunked",
+        "identity, chunked",
+        "chunked, chunked",
+        "gzip\r\nTransfer-Encoding: chunked",
+    ] {
+        let head = format!("POST PATH HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: {coding}\r\n\r\n");
+        assert_eq!(
+            input.raw(&head, b"1\r\nx\r\n0\r\n\r\n").await,
+            501,
+            "{coding}"
+        );
+    }
+    assert!(input.stored().is_empty());
+    let head = "POST PATH HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: Chunked\r\n\r\n";
+    assert_eq!(input.raw(head, b"1\r\nx\r\n0\r\n\r\n").await, 200);
+}
+
+/// It was answered 2xx, without an id, and could never be delivered.
+#[tokio::test(flavor = "multi_thread")]
+async fn connect_is_not_accepted() {
+    let input = Input::new().await;
+    let head = "CONNECT PATH HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n";
+    assert_eq!(input.raw(head, b"x").await, 501);
+    assert!(input.stored().is_empty());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn header_bytes_that_are_no_utf8_are_kept() {
     let input = Input::new().await;

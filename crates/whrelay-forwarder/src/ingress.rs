@@ -9,7 +9,8 @@ use std::time::Duration;
 use axum::Json;
 use axum::body::{Body, HttpBody};
 use axum::extract::State;
-use axum::http::{HeaderMap, Request, StatusCode, Uri, header};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, Method, Request, StatusCode, Uri, header};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use serde::Serialize;
@@ -49,6 +50,9 @@ pub(crate) async fn receive(
         let why = "the path has dot segments (`.` or `..`, plain or encoded)";
         return Err(Problem::new(StatusCode::BAD_REQUEST, why));
     }
+    if let Some(why) = unsupported(&parts) {
+        return Err(Problem::new(StatusCode::NOT_IMPLEMENTED, why));
+    }
     let (body, _permit) = read_body(&shared, body).await?;
     let request = event::Request {
         method: parts.method.as_str().to_owned(),
@@ -65,6 +69,25 @@ pub(crate) async fn receive(
 fn split_path(uri: &Uri) -> (&str, &str) {
     let rest = uri.path().strip_prefix("/in/").unwrap_or_default();
     rest.split_at(rest.find('/').unwrap_or(rest.len()))
+}
+
+/// Why a request cannot be passed on as it was meant, where it cannot.
+fn unsupported(parts: &Parts) -> Option<&'static str> {
+    if parts.method == Method::CONNECT {
+        return Some("CONNECT asks for a tunnel, which cannot be delivered");
+    }
+    let codings: Vec<_> = parts
+        .headers
+        .get_all(header::TRANSFER_ENCODING)
+        .iter()
+        .collect();
+    match codings[..] {
+        [] => None,
+        [one] if one.as_bytes().eq_ignore_ascii_case(b"chunked") => None,
+        // Only chunks are taken apart: the body would be stored in its other coding, which nobody
+        // would be told of, for the field is of this hop.
+        _ => Some("the body has a transfer coding other than `chunked`"),
+    }
 }
 
 fn copy_headers(headers: &HeaderMap) -> Vec<Header> {
