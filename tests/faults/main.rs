@@ -15,6 +15,7 @@ mod receivers;
 mod report;
 mod restart;
 mod script;
+mod senders;
 mod sim;
 mod soak;
 mod starvation;
@@ -29,7 +30,7 @@ use sim::model::Model;
 const USAGE: &str = "usage: whrelay-faults sim|disk --lifetimes N | sim|disk --seed N | planted
        whrelay-faults flips --tries N | wire --seeds N
        whrelay-faults storm --binary FILE --kills|--cuts N | inject --binary FILE --upto N --step N
-       whrelay-faults full|clocks|network|receivers --binary FILE | peers --binary FILE [--agents N]
+       whrelay-faults full|clocks|network|receivers|senders --binary FILE | peers --binary FILE [--agents N]
        whrelay-faults soak --binary FILE --minutes N | restart --binary FILE --gigabytes N";
 
 /// Steps of a single world that are told.
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
         ["receivers", "--binary", binary] => receivers::run(binary),
         ["peers", "--binary", binary] => peers::run(binary, peers::AGENTS),
         ["peers", "--binary", binary, "--agents", n] => peers::run(binary, n.parse().unwrap()),
+        ["senders", "--binary", binary] => senders::run(binary),
         ["full", "--binary", binary] => starvation::run(binary),
         [
             "fuzzed",
