@@ -381,9 +381,11 @@ const PLAIN: &[&str] = &[
     "POST {path} HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
 ];
 
-/// The tables' rows in one shape: header lines, what follows, and the body that is read or the
-/// statuses of a refusal.
-fn framings() -> Vec<(String, String, Result<&'static str, &'static [u16]>)> {
+/// Header lines, what follows, and the body that is read or the statuses of a refusal.
+type Row = (String, String, Result<&'static str, &'static [u16]>);
+
+/// The tables' rows in one shape.
+fn framings() -> Vec<Row> {
     let chunked = "Transfer-Encoding: chunked\r\n";
     let row = |lines: &str, rest: &str, must| (lines.to_owned(), rest.to_owned(), must);
     let mut rows = Vec::new();
