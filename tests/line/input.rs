@@ -271,6 +271,7 @@ async fn slow_heads_and_bodies_are_cut_off() {
     body.write_all(start.as_bytes()).await.unwrap();
     let (head, body) = tokio::join!(read_answer(&mut head), read_answer(&mut body));
     assert_eq!(body.status, 408, "{}", body.text);
+    assert!(body.text.contains("connection: close"), "{}", body.text);
     assert!(matches!(head.status, 0 | 408), "{}", head.text);
     assert!(began.elapsed() < limits::HEAD_TIMEOUT * 2);
     assert!(input.stored().is_empty());
