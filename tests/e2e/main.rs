@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test panics where it has to fail")]
 
+mod tls;
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 

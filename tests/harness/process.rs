@@ -14,6 +14,8 @@ use crate::eventually;
 pub struct Home {
     dir: TempDir,
     binary: String,
+    /// What its commands find in their environment, beside the usual.
+    set: Vec<(String, String)>,
 }
 
 impl Home {
@@ -22,6 +24,7 @@ impl Home {
         Self {
             dir: tempfile::tempdir().unwrap(),
             binary: binary.to_owned(),
+            set: Vec::new(),
         }
     }
 
@@ -30,12 +33,18 @@ impl Home {
         Self {
             dir: tempfile::tempdir_in(dir).unwrap(),
             binary: binary.to_owned(),
+            set: Vec::new(),
         }
     }
 
     /// From now on, runs another binary.
     pub fn use_binary(&mut self, binary: &str) {
         binary.clone_into(&mut self.binary);
+    }
+
+    /// From now on, commands find this in their environment.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.set.push((name.to_owned(), value.to_owned()));
     }
 
     /// Its directory.
@@ -53,7 +62,8 @@ impl Home {
             .env_clear()
             .env("HOME", self.path())
             .env("NO_COLOR", "1")
-            .env("TZ", "UTC");
+            .env("TZ", "UTC")
+            .envs(self.set.iter().cloned());
         command
     }
 

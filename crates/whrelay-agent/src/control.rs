@@ -25,9 +25,8 @@ use whrelay_core::time::Timestamp;
 use whrelay_core::token::{Token, TokenDigest};
 
 use crate::answers::Local;
-use crate::error::AgentError;
+use crate::error::{AgentError, chain};
 use crate::lines::Line;
-use crate::provision::chain;
 
 const FILE: &str = "control.json";
 /// Pieces of an answer that may wait for their reader.

@@ -9,7 +9,7 @@ use whrelay_core::bucket::BucketName;
 use whrelay_core::limits;
 use whrelay_core::token::Token;
 
-use crate::error::AgentError;
+use crate::error::{AgentError, chain};
 use crate::proxy::Proxies;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -94,14 +94,4 @@ async fn read(mut response: reqwest::Response) -> Result<Vec<u8>, reqwest::Error
         body.extend_from_slice(&chunk);
     }
     Ok(body)
-}
-
-/// An error and its causes, in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let (mut text, mut cause) = (error.to_string(), error.source());
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    text
 }

@@ -59,7 +59,7 @@ pub(crate) async fn connect(
     }
     let connected = tunnel.call(format!("{host}:{port}").parse()?).await;
     let through = |e| format!("through the proxy {}: {e}", proxy.uri());
-    let connected = connected.map_err(|e| through(crate::provision::chain(&e)))?;
+    let connected = connected.map_err(|e| through(crate::error::chain(&e)))?;
     Ok(connected.into_inner())
 }
 

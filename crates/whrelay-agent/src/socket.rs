@@ -22,8 +22,7 @@ use whrelay_core::token::Token;
 use whrelay_delivery::Dialer;
 use whrelay_proto::{SUBPROTOCOL, TUNNEL_PATH};
 
-use crate::error::AgentError;
-use crate::provision::chain;
+use crate::error::{AgentError, chain};
 use crate::proxy::{self, Proxies};
 
 trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}

@@ -1,0 +1,113 @@
+//! A forwarder behind TLS: who cannot prove to be it gets nothing, not even a try in the clear.
+
+use std::sync::Arc;
+
+use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+use rustls::ServerConfig;
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use whrelay_tests::eventually;
+use whrelay_tests::process::Cloud;
+use whrelay_tests::receiver::Receiver;
+use whrelay_tests::sender::send;
+
+use crate::{home, text};
+
+/// A certificate that vouches for itself.
+struct Identity {
+    pem: String,
+    config: Arc<ServerConfig>,
+}
+
+fn identity(host: &str, last_year: i32) -> Identity {
+    let mut params = CertificateParams::new(vec![host.to_owned()]).unwrap();
+    params.not_before = date_time_ymd(2020, 1, 1);
+    params.not_after = date_time_ymd(last_year, 12, 31);
+    let key = KeyPair::generate().unwrap();
+    let certificate = params.self_signed(&key).unwrap();
+    let secret = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], secret)
+        .unwrap();
+    Identity {
+        pem: certificate.pem(),
+        config: Arc::new(config),
+    }
+}
+
+/// Takes the TLS off and passes on what is left; answers with its port.
+async fn terminate(identity: &Identity, server: &str) -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (acceptor, server) = (
+        TlsAcceptor::from(Arc::clone(&identity.config)),
+        server.trim_start_matches("http://").to_owned(),
+    );
+    tokio::spawn(async move {
+        while let Ok((near, _)) = listener.accept().await {
+            let (acceptor, server) = (acceptor.clone(), server.clone());
+            tokio::spawn(async move {
+                // A client that does not trust us goes away here.
+                let Ok(mut near) = acceptor.accept(near).await else {
+                    return;
+                };
+                let mut far = TcpStream::connect(server).await.unwrap();
+                let _ = copy_bidirectional(&mut near, &mut far).await;
+            });
+        }
+    });
+    port
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forwarder_behind_tls_is_reached_only_where_its_certificate_is_right() {
+    let (there, receiver) = (home(), Receiver::start().await);
+    let cloud = Cloud::start(&there, "127.0.0.1:0").await;
+    for (name, last_year, trusted, right) in [
+        ("localhost", 2099, true, true),
+        ("localhost", 2099, false, false),
+        ("localhost", 2021, true, false),
+        ("elsewhere.test", 2099, true, false),
+    ] {
+        let identity = identity(name, last_year);
+        let mut here = home();
+        if trusted {
+            let roots = here.path().join("roots.pem");
+            std::fs::write(&roots, &identity.pem).unwrap();
+            here.set("SSL_CERT_FILE", roots.to_str().unwrap());
+        }
+        let port = terminate(&identity, &cloud.url).await;
+        let (to, url) = (receiver.target(), format!("https://localhost:{port}"));
+        let flags = [
+            "--to",
+            &to,
+            "--forwarder",
+            &url,
+            "--token-file",
+            &cloud.token_file,
+        ];
+        if right {
+            let (_listen, input) = here.listen(&flags).await;
+            let id = send(&input, "over TLS").await;
+            eventually("it arrives", || {
+                receiver.events().contains(&id).then_some(())
+            })
+            .await;
+        } else {
+            let refused = here.run(&[&["listen"][..], &flags].concat());
+            let said = text(&refused.stderr);
+            assert_eq!(
+                refused.status.code(),
+                Some(5),
+                "{name} until {last_year}: {said}"
+            );
+            assert!(said.contains("certificate"), "{said}");
+        }
+    }
+}
