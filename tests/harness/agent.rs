@@ -45,6 +45,7 @@ impl Setup {
                 policy: RetryPolicy::default(),
                 timeout: Duration::from_secs(30),
                 max_in_flight: 16,
+                rate: None,
             },
         }
     }

@@ -392,3 +392,20 @@ async fn an_attempt_does_not_wait_for_a_request_that_is_refused_unread() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rate_is_never_exceeded_and_holds_nothing_back_for_good() {
+    let (relay, receiver) = (Relay::start().await, Receiver::start().await);
+    let url = relay.input("default").await;
+    for n in 0..10 {
+        send(&url, n.to_string()).await;
+    }
+    let mut setup = Setup::new(&relay, receiver.target());
+    setup.manner.rate = Some("20/s".parse().unwrap());
+    let _agent = Agent::start(setup).await;
+    eventually("all arrive", || (receiver.count() == 10).then_some(())).await;
+    let seen = receiver.seen();
+    let took = seen[9].at - seen[0].at;
+    // Nine pauses of 50 ms, less what the first request may have been late.
+    assert!(took >= Duration::from_millis(400), "{took:?}");
+}

@@ -119,6 +119,7 @@ impl Lanes {
             policy,
             timeout,
             max_in_flight,
+            rate,
         } = self.manner.clone();
         let client = Client::new(target.clone(), max_in_flight)?;
         let bucket = self.bucket.clone();
@@ -128,6 +129,7 @@ impl Lanes {
             policy,
             timeout,
             max_in_flight,
+            rate,
         };
         let (store, clock) = (self.store.clone(), Arc::clone(&self.clock));
         let engine = Engine::new(destination, store, client, clock, self.notify(target));

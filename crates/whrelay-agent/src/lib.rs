@@ -22,6 +22,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 use whrelay_core::bucket::{BucketKey, BucketName};
+use whrelay_core::pace::Rate;
 use whrelay_core::retry::RetryPolicy;
 use whrelay_core::target::Target;
 use whrelay_core::token::Token;
@@ -44,6 +45,8 @@ pub struct Manner {
     pub timeout: Duration,
     /// Attempts at once, for each target.
     pub max_in_flight: usize,
+    /// How fast attempts may start, for each target.
+    pub rate: Option<Rate>,
 }
 
 /// How an agent runs.

@@ -1,4 +1,4 @@
-//! Who may start now at one destination: its slots, and its breaker. It must not know where
+//! Who may start now at one destination: its slots, its rate, and its breaker. It must not know where
 //! deliveries are kept, nor how one is tried.
 
 use std::collections::HashSet;
@@ -7,6 +7,7 @@ use std::time::Instant;
 use crate::breaker::{Breaker, Change};
 use crate::delivery::DeliveryKey;
 use crate::outcome::Outcome;
+use crate::pace::{Pace, Rate};
 
 /// Deliveries looked at, oldest due first, for a deadline that passed while the endpoint was
 /// offline.
@@ -16,14 +17,16 @@ const EXPIRING: usize = 64;
 #[derive(Clone, Debug)]
 pub struct Dispatcher {
     breaker: Breaker,
+    pace: Option<Pace>,
     in_flight: HashSet<DeliveryKey>,
 }
 
 impl Dispatcher {
-    /// For a destination that may have so many attempts in flight.
-    pub fn new(max_in_flight: usize) -> Self {
+    /// For a destination that may have so many attempts in flight, and begin them so fast.
+    pub fn new(max_in_flight: usize, rate: Option<Rate>) -> Self {
         Self {
             breaker: Breaker::new(max_in_flight),
+            pace: rate.map(Pace::new),
             in_flight: HashSet::new(),
         }
     }
@@ -43,13 +46,32 @@ impl Dispatcher {
         window.saturating_sub(self.in_flight.len())
     }
 
-    /// Takes a slot for a due delivery. An offline endpoint is asked for nothing, but deadlines
-    /// pass all the same, so that `expired` ones get a slot to be given up in.
-    pub fn claim(&mut self, key: DeliveryKey, expired: impl FnOnce() -> bool) -> bool {
-        if self.room() == 0 || (self.breaker.is_offline() && !expired()) {
+    /// From when on the rate lets the next attempt start; `None` where it does now.
+    pub fn paced_until(&self, now: Instant) -> Option<Instant> {
+        self.pace.and_then(|pace| pace.next_at(now))
+    }
+
+    /// Takes a slot for a due delivery. An offline endpoint is asked for nothing, and others no faster
+    /// than their rate, but deadlines pass all the same: `expired` ones get a slot to be given up in.
+    pub fn claim(
+        &mut self,
+        key: DeliveryKey,
+        now: Instant,
+        expired: impl FnOnce() -> bool,
+    ) -> bool {
+        if self.room() == 0 {
             return false;
         }
-        self.in_flight.insert(key)
+        let waits = self.breaker.is_offline() || self.paced_until(now).is_some();
+        let expired = (waits || self.pace.is_some()) && expired();
+        if waits && !expired {
+            return false;
+        }
+        let claimed = self.in_flight.insert(key);
+        if let Some(pace) = self.pace.as_mut().filter(|_| claimed && !expired) {
+            pace.start(now);
+        }
+        claimed
     }
 
     /// Gives a slot back, and learns from what the endpoint did, if it was asked.
@@ -89,29 +111,42 @@ mod tests {
 
     #[test]
     fn a_slot_is_given_once_and_no_more_slots_than_there_are() {
-        let mut dispatcher = Dispatcher::new(2);
-        assert!(dispatcher.claim(key(1), || false));
-        assert!(!dispatcher.claim(key(1), || false), "it has one");
-        assert!(dispatcher.claim(key(2), || false));
+        let (mut dispatcher, now) = (Dispatcher::new(2, None), Instant::now());
+        assert!(dispatcher.claim(key(1), now, || false));
+        assert!(!dispatcher.claim(key(1), now, || false), "it has one");
+        assert!(dispatcher.claim(key(2), now, || false));
         assert_eq!(dispatcher.room(), 0);
-        assert!(!dispatcher.claim(key(3), || true));
-        dispatcher.finish(key(1), None, Instant::now());
-        assert!(dispatcher.claim(key(3), || false));
+        assert!(!dispatcher.claim(key(3), now, || true));
+        dispatcher.finish(key(1), None, now);
+        assert!(dispatcher.claim(key(3), now, || false));
     }
 
     #[test]
     fn offline_it_lets_only_the_expired_through() {
         let now = Instant::now();
-        let mut dispatcher = Dispatcher::new(1);
-        assert!(dispatcher.claim(key(1), || false));
+        let mut dispatcher = Dispatcher::new(1, None);
+        assert!(dispatcher.claim(key(1), now, || false));
         let change = dispatcher.finish(key(1), Some(&Outcome::Unreachable), now);
         assert_eq!(change, Some(Change::Offline));
-        assert!(!dispatcher.claim(key(2), || false));
-        assert!(dispatcher.claim(key(3), || true));
+        assert!(!dispatcher.claim(key(2), now, || false));
+        assert!(dispatcher.claim(key(3), now, || true));
         assert_eq!(dispatcher.on_probe(true, now), Some(Change::Online));
         assert!(
-            !dispatcher.claim(key(2), || false),
+            !dispatcher.claim(key(2), now, || false),
             "one slot, and it is taken"
         );
+    }
+
+    #[test]
+    fn a_rate_holds_attempts_back_and_nothing_that_is_only_given_up() {
+        let now = Instant::now();
+        let rate = "10/s".parse().expect("a rate");
+        let mut dispatcher = Dispatcher::new(9, Some(rate));
+        assert!(dispatcher.claim(key(1), now, || false));
+        assert!(!dispatcher.claim(key(2), now, || false));
+        assert!(dispatcher.claim(key(3), now, || true));
+        let next = dispatcher.paced_until(now).expect("a rate");
+        assert_eq!(next, now + std::time::Duration::from_millis(100));
+        assert!(dispatcher.claim(key(2), next, || false));
     }
 }

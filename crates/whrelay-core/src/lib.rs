@@ -11,6 +11,7 @@ pub mod event;
 pub mod id;
 pub mod limits;
 pub mod outcome;
+pub mod pace;
 pub mod retry;
 pub mod secret;
 pub mod tail;

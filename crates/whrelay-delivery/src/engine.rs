@@ -15,6 +15,7 @@ use whrelay_core::dispatch::Dispatcher;
 use whrelay_core::event::Event;
 use whrelay_core::limits;
 use whrelay_core::outcome::Outcome;
+use whrelay_core::pace::Rate;
 use whrelay_core::retry::{DeliveryHistory, Jitter, RetryPolicy, Verdict, decide};
 use whrelay_core::time::Timestamp;
 use whrelay_store::{Store, StoreError};
@@ -35,6 +36,8 @@ pub struct Destination {
     pub timeout: Duration,
     /// Attempts at once.
     pub max_in_flight: usize,
+    /// How fast attempts may start.
+    pub rate: Option<Rate>,
 }
 
 /// What happened, for whoever watches.
@@ -113,7 +116,7 @@ impl Engine {
             () = stop.cancelled() => return Ok(()),
         };
         let mut lane = Lane {
-            dispatcher: Dispatcher::new(engine.destination.max_in_flight),
+            dispatcher: Dispatcher::new(engine.destination.max_in_flight, engine.destination.rate),
             attempts: JoinSet::new(),
             probe: None,
         };
@@ -159,17 +162,21 @@ impl Engine {
             Err(error) if error.is_retryable() => return Ok(limits::REOPEN_EVERY),
             Err(error) => return Err(error),
         };
-        for key in scan.ready {
-            if lane.dispatcher.claim(key, || self.is_expired(key)) {
+        for key in &scan.ready {
+            let key = *key;
+            let instant = Instant::now();
+            if lane.dispatcher.claim(key, instant, || self.is_expired(key)) {
                 let engine = Arc::clone(self);
                 lane.attempts
                     .spawn(async move { engine.attempt(key).await });
             }
         }
-        let wait = scan
-            .next_at
-            .map_or(limits::REARM, |at| at.since(now).min(limits::REARM));
-        Ok(wait)
+        let due = scan.next_at.map(|at| at.since(now));
+        let instant = Instant::now();
+        let paced = lane.dispatcher.paced_until(instant);
+        let paced = paced.map(|at| at.saturating_duration_since(instant));
+        let soonest = paced.filter(|_| !scan.ready.is_empty()).or(due);
+        Ok(soonest.map_or(limits::REARM, |wait| wait.min(limits::REARM)))
     }
 
     fn is_expired(&self, key: DeliveryKey) -> bool {

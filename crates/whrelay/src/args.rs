@@ -10,6 +10,7 @@ use whrelay_core::bucket::BucketName;
 use whrelay_core::delivery::State;
 use whrelay_core::limits;
 use whrelay_core::outcome::RetryOn;
+use whrelay_core::pace::Rate;
 use whrelay_core::retry::{RetryPolicy, Schedule};
 use whrelay_core::target::Target;
 
@@ -153,6 +154,9 @@ pub(crate) struct DeliveryArgs {
     /// Deliveries at once, for each target
     #[arg(long, default_value_t = limits::MAX_IN_FLIGHT as u32, env = "WHRELAY_MAX_IN_FLIGHT", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) max_in_flight: u32,
+    /// Attempts in a second, minute or hour, for each target: 10/s, 600/m, 100/h [default: no bound]
+    #[arg(long, env = "WHRELAY_RATE", value_name = "N/UNIT")]
+    pub(crate) rate: Option<Rate>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -180,6 +184,7 @@ impl DeliveryArgs {
             policy,
             timeout: self.timeout,
             max_in_flight,
+            rate: self.rate,
         }
     }
 }
@@ -424,6 +429,7 @@ mod tests {
                 &["listen", "3000", "--max-in-flight", "0"],
                 "--max-in-flight",
             ),
+            (&["listen", "3000", "--rate", "fast"], "--rate"),
             (&["listen", "3000", "--forwarder", "ftp://x"], "--forwarder"),
             (&["logs", "--since", "yesterday"], "--since"),
             (&["logs", "--status", "happy"], "--status"),

@@ -37,7 +37,10 @@ impl<V: Vault> World<V> {
         if (1..=last).flat_map(deliveries).any(|d| ahead(&d)) {
             self.seen.note(Point::QueuedAheadOfTheClock);
         }
+        let rate = self.rate.filter(|_| self.planted != Some(Bug::RateIgnored));
         for (index, (id, endpoint)) in node.targets.iter().enumerate() {
+            // A process does not know how fast the one before it was.
+            self.ledger.forget_pace(n, *id);
             // Nobody knows what the endpoint did while nobody looked: all that backs off is due.
             let write = Write::Release {
                 destination: *id,
@@ -48,7 +51,7 @@ impl<V: Vault> World<V> {
             lanes.push(Lane {
                 id: *id,
                 endpoint: *endpoint,
-                dispatcher: Dispatcher::new(self.max_in_flight),
+                dispatcher: Dispatcher::new(self.max_in_flight, rate),
                 flights: Vec::new(),
                 begun: false,
                 wake: true,

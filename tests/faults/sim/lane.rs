@@ -48,10 +48,29 @@ impl<V: Vault> World<V> {
             let wait = at.since(now.now).as_micros() as Time;
             lane.look_at = Some(self.time + wait);
         }
+        let ready = !scan.ready.is_empty();
         for key in scan.ready {
             self.claim(n, l, key, now)?;
         }
+        if ready {
+            self.look_when_paced(n, l);
+        }
         Ok(())
+    }
+
+    /// What the rate holds back is looked at again when it no longer does.
+    fn look_when_paced(&mut self, n: usize, l: usize) {
+        let node = &mut self.agents[n];
+        let Some(process) = &mut node.process else {
+            return;
+        };
+        let instant = process.clock.instant(self.origin, &node.machine, self.time);
+        let lane = &mut process.lanes[l];
+        if let Some(at) = lane.dispatcher.paced_until(instant) {
+            self.seen.note(Point::Paced);
+            let wait = at.saturating_duration_since(instant).as_micros() as Time;
+            lane.look_at = Some(self.time + wait);
+        }
     }
 
     fn claim(&mut self, n: usize, l: usize, key: DeliveryKey, now: Moment) -> Verdicts {
@@ -60,12 +79,13 @@ impl<V: Vault> World<V> {
         let Some(process) = &mut node.process else {
             return Ok(());
         };
+        let instant = process.clock.instant(self.origin, &node.machine, self.time);
         let lane = &mut process.lanes[l];
         let delivery = node.vault.delivery(key);
         let expired = delivery
             .as_ref()
             .is_some_and(|d| d.step(now.certain) == Step::Expire);
-        let claimed = lane.dispatcher.claim(key, || expired);
+        let claimed = lane.dispatcher.claim(key, instant, || expired);
         if !claimed && !matches!(planted, Some(Bug::DoubleClaim | Bug::WindowIgnored)) {
             return Ok(());
         }
@@ -110,6 +130,8 @@ impl<V: Vault> World<V> {
             now,
             running,
             max_in_flight: self.max_in_flight,
+            time: self.time,
+            rate: self.rate,
         })
     }
 

@@ -11,10 +11,11 @@ use whrelay_core::event::{Event, Request};
 use whrelay_core::id::{DeliveryId, EventId};
 use whrelay_core::limits;
 use whrelay_core::outcome::{Outcome, RetryOn};
+use whrelay_core::pace::Rate;
 use whrelay_core::retry::{Phase, RetryPolicy, Schedule, Verdict};
 use whrelay_core::time::{Moment, Timestamp};
 
-use super::node::AgentNode;
+use super::node::{AgentNode, Time};
 use super::vault::Vault;
 
 /// An invariant that does not hold, and how that was seen.
@@ -86,6 +87,23 @@ impl Default for Track {
     }
 }
 
+/// I10: from any start until now there are no more than the rate allows, and one burst.
+fn keeps_rate(starts: &[Time], rate: Rate) -> Verdicts {
+    let now = starts.last().copied().unwrap_or_default();
+    let interval = rate.interval().as_micros() as Time;
+    let broken = starts
+        .iter()
+        .zip((1..=starts.len()).rev())
+        .find(|(at, count)| {
+            let allowed = (now - **at) / interval + Time::from(rate.burst());
+            *count as Time > allowed
+        });
+    hold(broken.is_none(), "I10", || {
+        let (at, count) = broken.unwrap_or((&now, 0));
+        format!("{count} attempts start within {} us at {rate}", now - at)
+    })
+}
+
 /// An attempt about to start.
 pub(crate) struct Start<'a> {
     pub(crate) agent: usize,
@@ -95,6 +113,9 @@ pub(crate) struct Start<'a> {
     /// Attempts at the destination, this one included.
     pub(crate) running: usize,
     pub(crate) max_in_flight: usize,
+    /// The world's own time.
+    pub(crate) time: Time,
+    pub(crate) rate: Option<Rate>,
 }
 
 /// An attempt, what it was made on and when it was judged: it is on disk.
@@ -113,6 +134,8 @@ pub(crate) struct Ledger {
     tracks: HashMap<DeliveryId, Track>,
     /// The one delivery that an event begins at each target of each agent.
     first: HashMap<(usize, EventId, DestinationId), DeliveryId>,
+    /// When attempts of the running process started, for each agent and target.
+    starts: HashMap<(usize, DestinationId), Vec<Time>>,
 }
 
 impl Ledger {
@@ -162,6 +185,8 @@ impl Ledger {
             now,
             running,
             max_in_flight,
+            time,
+            rate,
         } = *start;
         let id = delivery.id;
         if !delivery.replay {
@@ -192,9 +217,22 @@ impl Ledger {
         hold(running <= max_in_flight, "I10", || {
             format!("{running} attempts at once, {max_in_flight} allowed")
         })?;
+        if let Some(rate) = rate {
+            let starts = self
+                .starts
+                .entry((agent, delivery.destination))
+                .or_default();
+            starts.push(time);
+            keeps_rate(starts, rate)?;
+        }
         (track.last_number, track.running, track.cut) = (number, true, false);
         track.not_before = WHENEVER;
         Ok(())
+    }
+
+    /// A new process begins its pace anew.
+    pub(crate) fn forget_pace(&mut self, agent: usize, destination: DestinationId) {
+        self.starts.remove(&(agent, destination));
     }
 
     /// A crash cut the attempt off.

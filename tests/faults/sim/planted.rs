@@ -27,6 +27,7 @@ pub(crate) enum Bug {
     AttemptNumberStartsOver,
     DoubleClaim,
     WindowIgnored,
+    RateIgnored,
     SlotNeverGivenBack,
     BreakerNeverProbes,
     RetriesWhatIsRejected,

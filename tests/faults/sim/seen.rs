@@ -48,6 +48,7 @@ pub(crate) enum Point {
     Online,
     ProbeRefused,
     SlotsFull,
+    Paced,
     AnswerLost,
     TimedOut,
     Unreachable,

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use whrelay_core::outcome::RetryOn;
+use whrelay_core::pace::Rate;
 use whrelay_core::retry::{RetryPolicy, Schedule};
 
 use super::ledger::{Ledger, Verdicts, Violation, hold};
@@ -60,6 +61,7 @@ pub(crate) struct World<V> {
     pub(crate) trouble: Trouble,
     pub(crate) policy: RetryPolicy,
     pub(crate) max_in_flight: usize,
+    pub(crate) rate: Option<Rate>,
     pub(crate) ledger: Ledger,
     pub(crate) seen: Seen,
     pub(crate) planted: Option<Bug>,
@@ -126,6 +128,7 @@ impl<V: Vault> World<V> {
             endpoints: Vec::new(),
             policy: policy(&mut chance),
             max_in_flight: 1 + chance.index(4),
+            rate: rate(&mut chance),
             ledger: Ledger::default(),
             seen: Seen::default(),
             planted: plan.planted,
@@ -463,6 +466,12 @@ impl std::fmt::Write for Sink<'_> {
         std::hash::Hasher::write(self.0, text.as_bytes());
         Ok(())
     }
+}
+
+fn rate(chance: &mut Chance) -> Option<Rate> {
+    let rates = ["500/s", "10/s", "1/s", "30/m"];
+    let rate = chance.permille(250).then(|| *chance.pick(&rates));
+    rate.map(|rate| rate.parse().expect("a rate"))
 }
 
 fn policy(chance: &mut Chance) -> RetryPolicy {

@@ -23,6 +23,7 @@ pub(crate) fn default_manner() -> Manner {
         policy: RetryPolicy::default(),
         timeout: std::time::Duration::from_secs(30),
         max_in_flight: limits::MAX_IN_FLIGHT,
+        rate: None,
     }
 }
 
