@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use whrelay_agent::Proxies;
 use whrelay_core::token::Token;
+use whrelay_delivery::Trust;
 use whrelay_tests::relay::Relay;
 use whrelay_tests::sender::path_of;
 
@@ -93,10 +94,15 @@ pub(crate) async fn run() {
     let forwarder = Running::forwarder(home.path());
     let token = Token::parse(&forwarder.token()).unwrap();
     let url = forwarder.text("url").parse().unwrap();
-    let input =
-        whrelay_agent::ensure_bucket(&url, &Proxies::none(), &token, &"bench".parse().unwrap())
-            .await
-            .unwrap();
+    let input = whrelay_agent::ensure_bucket(
+        &url,
+        &Proxies::none(),
+        &Trust::default(),
+        &token,
+        &"bench".parse().unwrap(),
+    )
+    .await
+    .unwrap();
     let path = path_of(&input);
     let plain = Running::start(&this_program(), &["spike"], home.path());
     println!(

@@ -10,6 +10,7 @@ use futures_util::{SinkExt, StreamExt};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use whrelay_agent::Proxies;
+use whrelay_delivery::Trust;
 use whrelay_proto::{AgentSession, SUBPROTOCOL, codec};
 
 const TUNNELS: usize = 5000;
@@ -131,9 +132,15 @@ pub(crate) async fn tunnels() {
     let (url, token) = (forwarder.text("url"), forwarder.token());
     let parsed = whrelay_core::token::Token::parse(&token).unwrap();
     let bucket = "bench".parse().unwrap();
-    whrelay_agent::ensure_bucket(&url.parse().unwrap(), &Proxies::none(), &parsed, &bucket)
-        .await
-        .unwrap();
+    whrelay_agent::ensure_bucket(
+        &url.parse().unwrap(),
+        &Proxies::none(),
+        &Trust::default(),
+        &parsed,
+        &bucket,
+    )
+    .await
+    .unwrap();
     let address = url.trim_start_matches("http://").to_owned();
     let before = forwarder.resident();
     let mut sockets = Vec::new();

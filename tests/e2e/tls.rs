@@ -111,3 +111,46 @@ async fn a_forwarder_behind_tls_is_reached_only_where_its_certificate_is_right()
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn targets_behind_tls_are_trusted_as_the_user_says_and_get_the_users_fields() {
+    let receiver = Receiver::start().await;
+    let identity = identity("localhost", 2099);
+    let port = terminate(&identity, &receiver.target()).await;
+    let to = format!("https://localhost:{port}/base");
+    let here = home();
+    let ca_file = here.path().join("ca.pem");
+    std::fs::write(&ca_file, &identity.pem).unwrap();
+    let ca_file = ca_file.to_str().unwrap();
+    for (n, (trust, state)) in [
+        (&[][..], "stalled"),
+        (&["--insecure"], "sent"),
+        (&["--ca-file", ca_file], "sent"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let bucket = format!("bucket-{n}");
+        let own = ["-H", "X-Own: 1", "--host-header", "shop.test"];
+        let flags = [&["--to", &to, "--bucket", &bucket][..], trust, &own].concat();
+        let (listen, url) = here.listen(&flags).await;
+        let id = send(&url, "x").await;
+        let attempt = listen.wait_state(&id, state).await;
+        if state == "stalled" {
+            let error = attempt["error"].as_str().unwrap();
+            assert!(error.contains("certificate"), "{error}");
+            continue;
+        }
+        let arrived = receiver.seen().pop().unwrap();
+        assert_eq!((arrived.event(), arrived.path.as_str()), (id, "/base"));
+        assert_eq!(
+            (arrived.header("x-own"), arrived.all("host")),
+            ("1".into(), vec!["shop.test".into()])
+        );
+    }
+    assert_eq!(
+        receiver.count(),
+        2,
+        "nothing was sent to whom nobody trusts"
+    );
+}

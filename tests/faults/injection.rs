@@ -5,6 +5,7 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
 use strum::IntoEnumIterator;
 use whrelay_tests::process::{Home, Process};
 use whrelay_tests::receiver::Receiver;
@@ -15,6 +16,8 @@ use crate::script;
 
 /// Posts of a run that lets the first calls fail; for later calls there are more.
 const POSTS: usize = 12;
+/// Runs at once: most of one is waiting.
+const TOGETHER: usize = 4;
 /// How long everything accepted may take to arrive once nothing fails any more.
 const ARRIVES_WITHIN: Duration = Duration::from_secs(20);
 
@@ -39,25 +42,37 @@ pub(crate) fn run(binary: &str, upto: usize, step: usize) -> bool {
     let (began, mut failures) = (Instant::now(), 0);
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let (mut runs, mut accepted, mut stopped) = (0u32, 0, 0u32);
+    let mut planned = Vec::new();
     for program in Program::iter() {
         for (call, error) in FAILURES {
             for nth in (1..=upto).step_by(step) {
                 let rule = format!("{call}:error={error}:when={nth}");
-                let found = runtime.block_on(try_once(binary, program, &rule, POSTS + nth / 2));
-                runs += 1;
-                match found {
-                    Ok(Run { heard, ended }) => {
-                        accepted += heard;
-                        stopped += u32::from(ended);
-                    }
-                    Err(why) => {
-                        println!("{program:?} {rule}: {why}");
-                        failures += 1;
-                    }
-                }
+                planned.push((program, rule, POSTS + nth / 2));
             }
         }
     }
+    let tries = planned
+        .into_iter()
+        .map(|(program, rule, posts)| async move {
+            let found = try_once(binary, program, &rule, posts).await;
+            found.map_err(|why| format!("{program:?} {rule}: {why}"))
+        });
+    runtime.block_on(async {
+        let mut tries = futures_util::stream::iter(tries).buffer_unordered(TOGETHER);
+        while let Some(found) = tries.next().await {
+            runs += 1;
+            match found {
+                Ok(Run { heard, ended }) => {
+                    accepted += heard;
+                    stopped += u32::from(ended);
+                }
+                Err(why) => {
+                    println!("{why}");
+                    failures += 1;
+                }
+            }
+        }
+    });
     report::tell(&Row {
         ring: 4,
         fault: "a write, sync or change of length that fails (D3, D4)".to_owned(),

@@ -23,6 +23,7 @@ use socket::Gate;
 use whrelay_agent::Proxies;
 use whrelay_core::bucket::BucketName;
 use whrelay_core::token::Token;
+use whrelay_delivery::Trust;
 use whrelay_tests::process::Cloud;
 
 use crate::report::{self, Row};
@@ -141,7 +142,9 @@ async fn ensure(gate: &Gate, bucket: &str) -> String {
     );
     let bucket: BucketName = bucket.parse().unwrap();
     let url = url.parse().unwrap();
-    let made = whrelay_agent::ensure_bucket(&url, &Proxies::none(), &token, &bucket).await;
+    let made =
+        whrelay_agent::ensure_bucket(&url, &Proxies::none(), &Trust::default(), &token, &bucket)
+            .await;
     made.unwrap()
 }
 

@@ -204,6 +204,8 @@ impl Storm {
                     }
                     None => {
                         unheard.fetch_add(1, Ordering::Relaxed);
+                        // Nobody is there: the core is worth more to those who start.
+                        tokio::time::sleep(Duration::from_millis(1)).await;
                     }
                 }
                 busy.fetch_sub(1, Ordering::SeqCst);

@@ -11,6 +11,7 @@ use whrelay_agent::lines::{AttemptLine, Line};
 use whrelay_agent::{AgentError, Config, Manner, Proxies};
 use whrelay_core::retry::RetryPolicy;
 use whrelay_core::token::Token;
+use whrelay_delivery::{Fields, Trust};
 use whrelay_store::{Options, Role, Store};
 
 use crate::eventually;
@@ -46,6 +47,8 @@ impl Setup {
                 timeout: Duration::from_secs(30),
                 max_in_flight: 16,
                 rate: None,
+                fields: Fields::default(),
+                trust: Trust::default(),
             },
         }
     }
@@ -88,6 +91,7 @@ impl Agent {
         let config = Config {
             forwarder: setup.forwarder,
             proxies: Proxies::none(),
+            trust: Trust::default(),
             token: setup.token,
             bucket: setup.bucket.parse().unwrap(),
             subscription: setup.name.parse().unwrap(),

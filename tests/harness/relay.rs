@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 use whrelay_agent::Proxies;
 use whrelay_core::token::Token;
+use whrelay_delivery::Trust;
 use whrelay_forwarder::Config;
 use whrelay_store::{Medium, Options, Role, Store, StoreError};
 
@@ -103,8 +104,14 @@ impl Relay {
     /// The input URL of a bucket, created where it is missing.
     pub async fn input(&self, bucket: &str) -> String {
         let bucket = bucket.parse().unwrap();
-        whrelay_agent::ensure_bucket(&self.url(), &Proxies::none(), &self.token, &bucket)
-            .await
-            .unwrap()
+        whrelay_agent::ensure_bucket(
+            &self.url(),
+            &Proxies::none(),
+            &Trust::default(),
+            &self.token,
+            &bucket,
+        )
+        .await
+        .unwrap()
     }
 }

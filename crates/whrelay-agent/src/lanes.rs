@@ -120,8 +120,10 @@ impl Lanes {
             timeout,
             max_in_flight,
             rate,
+            fields,
+            trust,
         } = self.manner.clone();
-        let client = Client::new(target.clone(), max_in_flight)?;
+        let client = Client::new(target.clone(), fields, &trust, max_in_flight)?;
         let bucket = self.bucket.clone();
         let destination = Destination {
             id,

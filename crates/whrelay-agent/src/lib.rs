@@ -26,6 +26,7 @@ use whrelay_core::pace::Rate;
 use whrelay_core::retry::RetryPolicy;
 use whrelay_core::target::Target;
 use whrelay_core::token::Token;
+use whrelay_delivery::{Fields, Trust};
 use whrelay_store::Store;
 
 pub use answers::{Local, Offline};
@@ -47,6 +48,10 @@ pub struct Manner {
     pub max_in_flight: usize,
     /// How fast attempts may start, for each target.
     pub rate: Option<Rate>,
+    /// What requests say beside what the event does.
+    pub fields: Fields,
+    /// Which targets are believed to be who they say.
+    pub trust: Trust,
 }
 
 /// How an agent runs.
@@ -56,6 +61,8 @@ pub struct Config {
     pub forwarder: Url,
     /// What stands between here and there.
     pub proxies: Proxies,
+    /// Whom the tunnel trusts.
+    pub trust: Trust,
     /// What it is asked with.
     pub token: Token,
     /// Whose events are wanted.
@@ -88,11 +95,12 @@ pub async fn run(
     let Config {
         forwarder,
         proxies,
+        trust,
         token,
         bucket,
         ..
     } = &config;
-    let asked = ensure_bucket(forwarder, proxies, token, bucket);
+    let asked = ensure_bucket(forwarder, proxies, trust, token, bucket);
     let input_url = tokio::select! {
         url = asked => url?,
         () = stop.cancelled() => return Ok(()),

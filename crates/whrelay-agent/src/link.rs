@@ -18,6 +18,7 @@ use whrelay_core::retry::{Jitter, reconnect_pause};
 use whrelay_core::target::Target;
 use whrelay_core::time::Timestamp;
 use whrelay_core::token::Token;
+use whrelay_delivery::Trust;
 use whrelay_proto::frame::{Refused, RefusedCode, Resume, Welcome, WireEvent};
 use whrelay_proto::liveness::{Liveness, Pulse};
 use whrelay_proto::{AgentAction, AgentSession, codec};
@@ -37,6 +38,7 @@ const SKEW: Duration = Duration::from_secs(30);
 pub(crate) struct Link {
     forwarder: Url,
     proxies: Proxies,
+    trust: Trust,
     token: Token,
     subscription: String,
     targets: Vec<Target>,
@@ -58,6 +60,7 @@ impl Link {
         Self {
             forwarder: config.forwarder.clone(),
             proxies: config.proxies.clone(),
+            trust: config.trust.clone(),
             token: config.token.clone(),
             subscription: config.subscription.to_string(),
             targets: config.targets.clone(),
@@ -74,7 +77,8 @@ impl Link {
             forwarder: mark.forwarder,
             seq: mark.seq.0,
         });
-        let mut socket = socket::open(&self.forwarder, &self.proxies, &self.token).await?;
+        let mut socket =
+            socket::open(&self.forwarder, &self.proxies, &self.trust, &self.token).await?;
         let (mut session, hello) =
             AgentSession::begin(bucket.name.as_str(), &self.subscription, resume);
         self.send(&mut socket, Message::Binary(codec::encode(hello)))

@@ -8,6 +8,7 @@ use url::Url;
 use whrelay_core::bucket::BucketName;
 use whrelay_core::limits;
 use whrelay_core::token::Token;
+use whrelay_delivery::{Trust, client_config};
 
 use crate::error::{AgentError, chain};
 use crate::proxy::Proxies;
@@ -31,6 +32,7 @@ struct ProblemAnswer {
 pub async fn ensure_bucket(
     forwarder: &Url,
     proxies: &Proxies,
+    trust: &Trust,
     token: &Token,
     bucket: &BucketName,
 ) -> Result<String, AgentError> {
@@ -42,7 +44,7 @@ pub async fn ensure_bucket(
         "{}/v1/buckets/{bucket}",
         forwarder.as_str().trim_end_matches('/')
     );
-    let client = client(forwarder, proxies).map_err(|e| unreachable(&e))?;
+    let client = client(forwarder, proxies, client_config(trust)?).map_err(|e| unreachable(&e))?;
     let request = client.put(address).bearer_auth(token.expose());
     let response = request
         .send()
@@ -69,10 +71,15 @@ pub async fn ensure_bucket(
     })
 }
 
-fn client(forwarder: &Url, proxies: &Proxies) -> reqwest::Result<reqwest::Client> {
+fn client(
+    forwarder: &Url,
+    proxies: &Proxies,
+    tls: rustls::ClientConfig,
+) -> reqwest::Result<reqwest::Client> {
     let mut client = reqwest::Client::builder()
         .timeout(TIMEOUT)
         .no_proxy()
+        .tls_backend_preconfigured(tls)
         .redirect(reqwest::redirect::Policy::none());
     if let Some(through) = proxies.toward(forwarder) {
         let mut proxy = reqwest::Proxy::all(through.uri().to_string())?;

@@ -19,7 +19,7 @@ use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 use url::Url;
 use whrelay_core::limits;
 use whrelay_core::token::Token;
-use whrelay_delivery::Dialer;
+use whrelay_delivery::{Dialer, Trust, client_config};
 use whrelay_proto::{SUBPROTOCOL, TUNNEL_PATH};
 
 use crate::error::{AgentError, chain};
@@ -104,6 +104,7 @@ pub(crate) struct Socket {
 pub(crate) async fn open(
     forwarder: &Url,
     proxies: &Proxies,
+    trust: &Trust,
     token: &Token,
 ) -> Result<Socket, AgentError> {
     let unreachable = |why: String| AgentError::Unreachable {
@@ -113,7 +114,7 @@ pub(crate) async fn open(
     let opened = tokio::time::timeout(limits::CONNECT_TIMEOUT, async {
         let heard = Heard::new();
         let wire = Listened {
-            wire: wire(forwarder, proxies).await?,
+            wire: wire(forwarder, proxies, trust).await?,
             heard: heard.clone(),
         };
         let request = request(forwarder, token).map_err(|e| unreachable(e.to_string()))?;
@@ -130,7 +131,11 @@ pub(crate) async fn open(
         .unwrap_or_else(|_| Err(unreachable("no answer in time".into())))
 }
 
-async fn wire(forwarder: &Url, proxies: &Proxies) -> Result<Box<dyn Wire>, AgentError> {
+async fn wire(
+    forwarder: &Url,
+    proxies: &Proxies,
+    trust: &Trust,
+) -> Result<Box<dyn Wire>, AgentError> {
     let unreachable = |why: String| AgentError::Unreachable {
         forwarder: forwarder.to_string(),
         why,
@@ -149,7 +154,7 @@ async fn wire(forwarder: &Url, proxies: &Proxies) -> Result<Box<dyn Wire>, Agent
     if forwarder.scheme() != "https" {
         return Ok(Box::new(tcp));
     }
-    let config = Arc::new(whrelay_delivery::client_config()?);
+    let config = Arc::new(client_config(trust)?);
     let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned());
     let name = name.map_err(|e| unreachable(e.to_string()))?;
     let tls = TlsConnector::from(config).connect(name, tcp).await;

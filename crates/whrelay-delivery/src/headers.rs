@@ -1,5 +1,7 @@
 //! Which header fields reach a target. It must not know the body.
 
+use std::str::FromStr;
+
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use whrelay_core::delivery::Delivery;
 use whrelay_core::event::{Event, Header};
@@ -22,8 +24,114 @@ const REBUILT: [&str; 13] = [
     "upgrade",
 ];
 
-/// The sender's fields, in order, then ours. A name or value that HTTP cannot carry is left out.
-pub(crate) fn outgoing(event: &Event, delivery: &Delivery, number: u32) -> HeaderMap {
+/// What `Host` a target gets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum HostField {
+    /// The target's own.
+    #[default]
+    Target,
+    /// The one that the sender used.
+    Sender,
+    /// This one.
+    Fixed(HeaderValue),
+}
+
+impl FromStr for HostField {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "rewrite" => Ok(Self::Target),
+            "preserve" => Ok(Self::Sender),
+            value => HeaderValue::try_from(value)
+                .map(Self::Fixed)
+                .map_err(|_| "use rewrite, preserve, or a host such as shop.test".to_owned()),
+        }
+    }
+}
+
+/// A field of the user's own for requests, written `Name: value`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Field {
+    name: HeaderName,
+    value: HeaderValue,
+}
+
+/// Why a field cannot be set.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FieldError {
+    /// It is not `Name: value`.
+    #[error("`{0}` is no header field: write Name: value")]
+    Malformed(String),
+    /// Its value is made for each message, or by whrelay.
+    #[error("`{0}` cannot be set: it is made anew for each request")]
+    Ours(String),
+}
+
+impl FromStr for Field {
+    type Err = FieldError;
+
+    fn from_str(text: &str) -> Result<Self, FieldError> {
+        let malformed = || FieldError::Malformed(text.to_owned());
+        let (name, value) = text.split_once(':').ok_or_else(malformed)?;
+        let name = HeaderName::try_from(name.trim()).map_err(|_| malformed())?;
+        let value = HeaderValue::try_from(value.trim()).map_err(|_| malformed())?;
+        let plain = name.as_str();
+        if plain != "host" && (REBUILT.contains(&plain) || plain.starts_with("x-whrelay-")) {
+            return Err(FieldError::Ours(name.to_string()));
+        }
+        Ok(Self { name, value })
+    }
+}
+
+/// What the user wants in requests, beside what the event says.
+#[derive(Clone, Debug, Default)]
+pub struct Fields {
+    host: HostField,
+    /// Fields that take the place of the sender's of the same name.
+    set: Vec<Field>,
+}
+
+impl Fields {
+    /// These fields, and this `Host` unless one of them is that.
+    pub fn new(host: HostField, mut set: Vec<Field>) -> Self {
+        let hosts = set.extract_if(.., |field| field.name == http::header::HOST);
+        let host = hosts
+            .last()
+            .map_or(host, |field| HostField::Fixed(field.value));
+        Self { host, set }
+    }
+
+    fn apply(&self, sent: &[Header], headers: &mut HeaderMap) {
+        for field in &self.set {
+            headers.remove(&field.name);
+        }
+        for Field { name, value } in &self.set {
+            headers.append(name, value.clone());
+        }
+        let host = match &self.host {
+            HostField::Target => None,
+            HostField::Fixed(value) => Some(value.clone()),
+            HostField::Sender => {
+                let sent = sent.iter().find(|h| h.name.eq_ignore_ascii_case("host"));
+                sent.and_then(|host| HeaderValue::from_bytes(&host.value).ok())
+            }
+        };
+        // Where there is none, the connection puts the target's there.
+        if let Some(host) = host {
+            headers.insert(http::header::HOST, host);
+        }
+    }
+}
+
+/// The sender's fields, in order, with those that the user has set, then ours. A name or value that HTTP
+/// cannot carry is left out.
+pub(crate) fn outgoing(
+    event: &Event,
+    delivery: &Delivery,
+    number: u32,
+    fields: &Fields,
+) -> HeaderMap {
     let named = named_by_connection(&event.request.headers);
     let mut headers = HeaderMap::new();
     for Header { name, value } in &event.request.headers {
@@ -38,6 +146,7 @@ pub(crate) fn outgoing(event: &Event, delivery: &Delivery, number: u32) -> Heade
             headers.append(name, value);
         }
     }
+    fields.apply(&event.request.headers, &mut headers);
     let own = [
         ("x-whrelay-event-id", event.id.to_string()),
         ("x-whrelay-delivery-id", delivery.id.to_string()),
@@ -115,7 +224,7 @@ mod tests {
             next_attempt_at: None,
             replay,
         };
-        outgoing(&event, &delivery, 3)
+        outgoing(&event, &delivery, 3, &Fields::default())
     }
 
     #[test]
@@ -187,6 +296,47 @@ mod tests {
         #[test]
         fn no_field_however_absurd_panics(name in ".*", value: Vec<u8>) {
             sent(&[(&name, &value)], false);
+        }
+    }
+
+    #[test]
+    fn fields_that_are_set_replace_the_senders_and_the_rest_is_not_ours_to_set() {
+        let typed = [
+            "Authorization: Bearer x",
+            "X-Two: 1",
+            "x-two:2",
+            "Host: shop.test",
+        ];
+        let typed = typed.map(|field| field.parse().expect("a field"));
+        let fields = Fields::new(HostField::Target, typed.to_vec());
+        let sent = [
+            ("authorization", "theirs"),
+            ("host", "hooks.test"),
+            ("x-two", "0"),
+        ];
+        let sent = sent.map(|(name, value)| Header {
+            name: name.to_owned(),
+            value: Bytes::from_static(value.as_bytes()),
+        });
+        let mut headers = HeaderMap::new();
+        headers.append("authorization", HeaderValue::from_static("theirs"));
+        headers.append("x-two", HeaderValue::from_static("0"));
+        fields.apply(&sent, &mut headers);
+        assert_eq!(headers["authorization"], "Bearer x");
+        assert_eq!(
+            headers.get_all("x-two").iter().collect::<Vec<_>>(),
+            ["1", "2"]
+        );
+        assert_eq!(headers["host"], "shop.test");
+        Fields::new(HostField::Sender, Vec::new()).apply(&sent, &mut headers);
+        assert_eq!(headers["host"], "hooks.test");
+        for bad in ["", "x", "a b: c", "X: a\nb", ": x"] {
+            let refused = bad.parse::<Field>().expect_err("refused");
+            assert_eq!(refused, FieldError::Malformed(bad.to_owned()));
+        }
+        for ours in ["Content-Length: 1", "connection: x", "X-Whrelay-Attempt: 9"] {
+            let refused = ours.parse::<Field>().expect_err("refused");
+            assert!(matches!(refused, FieldError::Ours(_)), "{ours}");
         }
     }
 }

@@ -23,7 +23,8 @@ use whrelay_core::outcome::{Outcome, RetryAfter};
 use whrelay_core::target::Target;
 
 use crate::dial::{DialError, Dialer};
-use crate::headers::outgoing;
+use crate::headers::{Fields, outgoing};
+use crate::tls::{Trust, client_config};
 use crate::wire::{Grip, Wire};
 
 /// What came of an exchange.
@@ -56,19 +57,26 @@ type Inner = legacy::Client<HttpsConnector<Connector>, Full<Bytes>>;
 #[derive(Clone)]
 pub struct Client {
     target: Target,
+    fields: Arc<Fields>,
     dialer: Arc<Dialer>,
     inner: Inner,
 }
 
 impl Client {
-    /// For a target, with at most this many connections kept idle.
+    /// For a target, with the user's fields in its requests and at most this many connections kept
+    /// idle.
     ///
     /// # Errors
     /// When TLS cannot be set up.
-    pub fn new(target: Target, max_idle: usize) -> Result<Self, rustls::Error> {
+    pub fn new(
+        target: Target,
+        fields: Fields,
+        trust: &Trust,
+        max_idle: usize,
+    ) -> Result<Self, rustls::Error> {
         let dialer = Arc::new(Dialer::new(&target.host().to_string(), target.port()));
         let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(crate::tls::client_config()?)
+            .with_tls_config(client_config(trust)?)
             .https_or_http()
             .enable_all_versions()
             .wrap_connector(Connector {
@@ -83,6 +91,7 @@ impl Client {
             .build(connector);
         Ok(Self {
             target,
+            fields: Arc::new(fields),
             dialer,
             inner,
         })
@@ -153,7 +162,7 @@ impl Client {
         }
         let mut request = Request::new(Full::new(sent.body.clone()));
         (*request.method_mut(), *request.uri_mut()) = (method, uri);
-        *request.headers_mut() = outgoing(event, delivery, number);
+        *request.headers_mut() = outgoing(event, delivery, number, &self.fields);
         // RFC 9110 section 8.6: a method that expects content says so when there is none.
         let expects = [Method::POST, Method::PUT, Method::PATCH].contains(request.method());
         if sent.body.is_empty() && expects {

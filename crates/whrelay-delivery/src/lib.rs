@@ -14,5 +14,6 @@ mod wire;
 pub use clock::Clock;
 pub use dial::{DialError, Dialer};
 pub use engine::{Destination, Engine, Notice, Notify};
+pub use headers::{Field, FieldError, Fields, HostField};
 pub use http::{Client, Reply};
-pub use tls::client_config;
+pub use tls::{NoCertificate, Trust, client_config};

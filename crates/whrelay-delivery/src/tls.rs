@@ -3,17 +3,108 @@
 use std::sync::Arc;
 
 use rustls::ClientConfig;
-use rustls_platform_verifier::BuilderVerifierExt;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{DigitallySignedStruct, SignatureScheme};
+use rustls_platform_verifier::Verifier;
 
-/// A client configuration that trusts what the machine trusts (`SSL_CERT_FILE` is honoured on
-/// Linux).
+/// Whom a connection of ours trusts: what the machine trusts (`SSL_CERT_FILE` is honoured on Linux), and
+/// what is added.
+#[derive(Clone, Debug, Default)]
+pub struct Trust {
+    added: Vec<CertificateDer<'static>>,
+    anyone: bool,
+}
+
+/// A text that holds no certificate.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("it holds no certificate in PEM form")]
+pub struct NoCertificate;
+
+impl Trust {
+    /// Anyone, whatever certificate they show.
+    pub fn anyone() -> Self {
+        Self {
+            added: Vec::new(),
+            anyone: true,
+        }
+    }
+
+    /// The certificates of a PEM text (RFC 7468) too.
+    ///
+    /// # Errors
+    /// When there is none in it.
+    pub fn with_pem(mut self, pem: &[u8]) -> Result<Self, NoCertificate> {
+        let certificates = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
+        let certificates = certificates.map_err(|_| NoCertificate)?;
+        if certificates.is_empty() {
+            return Err(NoCertificate);
+        }
+        self.added.extend(certificates);
+        Ok(self)
+    }
+}
+
+/// A client configuration.
 ///
 /// # Errors
-/// When the machine's trust store cannot be used.
-pub fn client_config() -> Result<ClientConfig, rustls::Error> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
+/// When the machine's trust store cannot be used, or what was added is no certificate.
+pub fn client_config(trust: &Trust) -> Result<ClientConfig, rustls::Error> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()?
-        .with_platform_verifier()?;
-    Ok(builder.with_no_client_auth())
+        .dangerous();
+    let verifier: Arc<dyn ServerCertVerifier> = if trust.anyone {
+        Arc::new(Anyone(provider))
+    } else {
+        Arc::new(Verifier::new_with_extra_roots(
+            trust.added.iter().cloned(),
+            provider,
+        )?)
+    };
+    let config = builder.with_custom_certificate_verifier(verifier);
+    Ok(config.with_no_client_auth())
+}
+
+/// Believes every certificate; that its owner speaks is still checked.
+#[derive(Debug)]
+struct Anyone(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anyone {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signed, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signed, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
 }

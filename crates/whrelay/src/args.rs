@@ -13,9 +13,11 @@ use whrelay_core::outcome::RetryOn;
 use whrelay_core::pace::Rate;
 use whrelay_core::retry::{RetryPolicy, Schedule};
 use whrelay_core::target::Target;
+use whrelay_delivery::{Field, Fields, HostField, Trust};
 
 /// The heading of flags that every command has.
 const GLOBAL: &str = "Everywhere";
+const REQUESTS: &str = "Requests to targets";
 
 /// Webhooks to machines the internet cannot reach, and none lost.
 ///
@@ -53,7 +55,7 @@ pub(crate) enum When {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Receive webhooks and deliver them to a local or private target
-    Listen(ListenArgs),
+    Listen(Box<ListenArgs>),
     /// Show delivery attempts, newest last
     Logs(LogsArgs),
     /// List events, or show one
@@ -104,6 +106,18 @@ pub(crate) struct ListenArgs {
     pub(crate) bind: Option<SocketAddr>,
     #[command(flatten)]
     pub(crate) delivery: DeliveryArgs,
+    /// A header field for every request to a target, in place of the sender's of that name; repeatable
+    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", help_heading = REQUESTS)]
+    pub(crate) headers: Vec<Field>,
+    /// The Host that targets get: rewrite (their own), preserve (the sender's), or a value
+    #[arg(long, default_value = "rewrite", value_name = "WHICH", env = "WHRELAY_HOST_HEADER", help_heading = REQUESTS)]
+    pub(crate) host_header: HostField,
+    /// Do not check targets' certificates
+    #[arg(long, alias = "skip-verify", env = "WHRELAY_INSECURE", help_heading = REQUESTS)]
+    pub(crate) insecure: bool,
+    /// Certificates (PEM) that targets and the forwarder may have been signed with, beside the machine's
+    #[arg(long, value_name = "FILE", env = "WHRELAY_CA_FILE", value_parser = ca_file, help_heading = REQUESTS)]
+    pub(crate) ca_file: Option<CaFile>,
     /// How to show what happens [default: interactive on a terminal, else compact]
     #[arg(long, value_enum, env = "WHRELAY_OUTPUT")]
     pub(crate) output: Option<ListenOutput>,
@@ -166,25 +180,31 @@ pub(crate) enum RetryOnArg {
     NonSuccess,
 }
 
-impl DeliveryArgs {
+impl ListenArgs {
     /// The manner of delivery these flags ask for.
     pub(crate) fn manner(&self) -> whrelay_agent::Manner {
+        let delivery = &self.delivery;
         let policy = RetryPolicy {
-            schedule: self.schedule.clone(),
-            deadline: self.deadline,
-            handoff_after: self.handoff_after,
-            max_attempts: self.max_attempts,
-            retry_on: match self.retry_on {
+            schedule: delivery.schedule.clone(),
+            deadline: delivery.deadline,
+            handoff_after: delivery.handoff_after,
+            max_attempts: delivery.max_attempts,
+            retry_on: match delivery.retry_on {
                 RetryOnArg::Transient => RetryOn::Transient,
                 RetryOnArg::NonSuccess => RetryOn::NonSuccess,
             },
         };
-        let max_in_flight = self.max_in_flight as usize;
         whrelay_agent::Manner {
             policy,
-            timeout: self.timeout,
-            max_in_flight,
-            rate: self.rate,
+            timeout: delivery.timeout,
+            max_in_flight: delivery.max_in_flight as usize,
+            rate: delivery.rate,
+            fields: Fields::new(self.host_header.clone(), self.headers.clone()),
+            trust: match (self.insecure, &self.ca_file) {
+                (true, _) => Trust::anyone(),
+                (false, Some(CaFile(trust))) => trust.clone(),
+                (false, None) => Trust::default(),
+            },
         }
     }
 }
@@ -331,6 +351,16 @@ pub(crate) struct DemoArgs {
     pub(crate) down: Duration,
 }
 
+/// Certificates that were read from a file.
+#[derive(Clone, Debug)]
+pub(crate) struct CaFile(pub(crate) Trust);
+
+fn ca_file(path: &str) -> Result<CaFile, String> {
+    let pem = std::fs::read(path).map_err(|e| format!("{path}: {e}"))?;
+    let trust = Trust::default().with_pem(&pem);
+    trust.map(CaFile).map_err(|e| format!("{path}: {e}"))
+}
+
 fn duration(text: &str) -> Result<Duration, String> {
     let hint = |e| format!("{e}; write a number and a unit, such as 500ms, 30s, 5m, 2h or 7d");
     humantime::parse_duration(text.trim()).map_err(hint)
@@ -430,6 +460,8 @@ mod tests {
                 "--max-in-flight",
             ),
             (&["listen", "3000", "--rate", "fast"], "--rate"),
+            (&["listen", "3000", "-H", "no field"], "--header"),
+            (&["listen", "3000", "--ca-file", "/nowhere"], "--ca-file"),
             (&["listen", "3000", "--forwarder", "ftp://x"], "--forwarder"),
             (&["logs", "--since", "yesterday"], "--since"),
             (&["logs", "--status", "happy"], "--status"),

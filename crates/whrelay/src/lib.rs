@@ -65,7 +65,7 @@ fn run(command: Command, output: &Output) -> Result<(), Failure> {
         .map_err(|e| Failure::new(Code::Failed, format!("no runtime: {e}")))?;
     let finished = runtime.block_on(async {
         match command {
-            Command::Listen(args) => Box::pin(commands::listen::run(args, output)).await,
+            Command::Listen(args) => Box::pin(commands::listen::run(*args, output)).await,
             Command::Logs(args) => Box::pin(commands::logs::run(args, output)).await,
             Command::Events(args) => Box::pin(commands::events::run(args, output)).await,
             Command::Replay(args) => Box::pin(commands::replay::run(args, output)).await,

@@ -24,7 +24,7 @@ fuzz_target!(|data: &[u8]| {
             command: Command::Listen(listen),
             ..
         }) => {
-            let manner = listen.delivery.manner();
+            let manner = listen.manner();
             assert!(manner.max_in_flight > 0);
         }
         Ok(_) => {}

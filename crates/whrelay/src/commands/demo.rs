@@ -16,6 +16,7 @@ use serde::Deserialize;
 use tokio::sync::mpsc;
 use whrelay_agent::lines::{AttemptLine, Line};
 use whrelay_agent::{Config, Proxies};
+use whrelay_delivery::Trust;
 
 use self::payloads::{Webhook, webhook};
 use self::receiver::Receiver;
@@ -65,6 +66,7 @@ pub(crate) async fn run(args: DemoArgs, output: &Output) -> Result<(), Failure> 
     let config = Config {
         forwarder: embedded.url.clone(),
         proxies: Proxies::none(),
+        trust: Trust::default(),
         token: embedded.token.clone(),
         bucket: name.clone(),
         subscription: name,

@@ -110,11 +110,12 @@ fn config(
     Config {
         forwarder,
         proxies: proxies(),
+        trust: args.ca_file.clone().map(|ca| ca.0).unwrap_or_default(),
         token,
         bucket: args.bucket.clone(),
         subscription: args.name.clone(),
         targets,
-        manner: args.delivery.manner(),
+        manner: args.manner(),
         dir: dir.to_owned(),
     }
 }

@@ -10,6 +10,7 @@ use whrelay_agent::control::{Ask, Piece};
 use whrelay_agent::lines::Line;
 use whrelay_core::limits;
 use whrelay_core::retry::RetryPolicy;
+use whrelay_delivery::{Fields, Trust};
 
 use crate::agents::{self, Door};
 use crate::args::ReplayArgs;
@@ -24,6 +25,8 @@ pub(crate) fn default_manner() -> Manner {
         timeout: std::time::Duration::from_secs(30),
         max_in_flight: limits::MAX_IN_FLIGHT,
         rate: None,
+        fields: Fields::default(),
+        trust: Trust::default(),
     }
 }
 
