@@ -305,6 +305,22 @@ async fn a_sender_that_gives_up_leaves_nothing_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_sender_that_closes_its_side_early_still_gets_its_answer() {
+    let input = Input::new().await;
+    for n in 1..=20 {
+        let mut stream = TcpStream::connect(input.relay.address).await.unwrap();
+        let request = format!(
+            "POST {} HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx",
+            input.path
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream.shutdown().await.unwrap();
+        assert_eq!(read_answer(&mut stream).await.status, 200);
+        assert_eq!(input.stored().len(), n);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_pipelined_burst_is_all_stored() {
     let input = Input::new().await;
     let one = format!(

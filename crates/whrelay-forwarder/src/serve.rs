@@ -65,6 +65,8 @@ async fn connection(stream: TcpStream, router: Router, stop: CancellationToken) 
         .timer(TokioTimer::new())
         .header_read_timeout(limits::HEAD_TIMEOUT)
         .max_header_size(limits::MAX_HEAD)
+        // A sender that says no more still wants to know whether its event is on disk.
+        .half_close(true)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
         .with_upgrades();
     let mut serving = std::pin::pin!(serving);

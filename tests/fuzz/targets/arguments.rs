@@ -1,10 +1,6 @@
 //! Any words are a command or wrong use, which says what is wrong.
 
 #![no_main]
-#![expect(
-    dead_code,
-    reason = "the program uses more of what was typed than is tried here"
-)]
 
 #[path = "../../../crates/whrelay/src/args.rs"]
 mod args;
