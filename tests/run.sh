@@ -26,6 +26,8 @@ need shellcheck shellcheck
 need curl curl
 need dash dash
 need ps procps
+# Of every platform: the dependencies are checked for all.
+cargo fetch --locked --quiet
 npm ci --prefix tests/payloads --ignore-scripts --no-audit --no-fund --loglevel=error
 if ! "$tools/bin/cargo-deny" --version 2>/dev/null | grep -qF "$DENY_VERSION"; then
     cargo install cargo-deny --version "$DENY_VERSION" --locked --quiet --root "$tools"

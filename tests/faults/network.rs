@@ -18,7 +18,7 @@ use whrelay_tests::sender;
 
 use crate::arrivals::all_arrive;
 use crate::chance::Chance;
-use crate::report::{self, Row};
+use crate::report;
 use crate::script;
 use hosts::{CLOUD, FRONT, Host, Hosts, NAME, ROUTER};
 use scenes::{Notice, SCENES, Scene, Way};
@@ -50,16 +50,10 @@ pub(crate) fn run(binary: &str) -> bool {
     for (scene, laid, child) in children.collect::<Vec<_>>() {
         let output = child.wait_with_output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
-        let told = text.lines().last().unwrap_or("it said nothing");
-        let failed = !output.status.success();
-        held &= report::tell(&Row {
-            ring: 4,
-            fault: format!("{} ({})", scene.told, scene.ids),
-            tried: format!("{} events", 3 * EVENTS),
-            failures: u64::from(failed),
-            counted: told.to_owned(),
-            seconds: began.elapsed().as_secs_f64(),
-        });
+        let told = text.lines().last().unwrap_or("it said nothing").to_owned();
+        let fault = format!("{} ({})", scene.told, scene.ids);
+        let found = output.status.success().then(|| told.clone()).ok_or(told);
+        held &= report::judge(&fault, format!("{} events", 3 * EVENTS), began, found);
         drop(laid);
     }
     held

@@ -5,6 +5,7 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::Path;
 use std::process::Command;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +49,27 @@ pub(crate) fn tell(row: &Row) -> bool {
         writeln!(file, "{}", serde_json::to_string(row).unwrap()).unwrap();
     }
     *failures == 0
+}
+
+/// Tells of something that held, and what was seen, or that did not, and why.
+pub(crate) fn judge(
+    fault: &str,
+    tried: String,
+    began: Instant,
+    found: Result<String, String>,
+) -> bool {
+    let (failures, counted) = match found {
+        Ok(seen) => (0, seen),
+        Err(why) => (1, why),
+    };
+    tell(&Row {
+        ring: 4,
+        fault: fault.to_owned(),
+        tried,
+        failures,
+        counted,
+        seconds: began.elapsed().as_secs_f64(),
+    })
 }
 
 /// Tells of a fuzzer's run, whose last word is how many inputs it has tried.

@@ -7,7 +7,7 @@ use whrelay_tests::process::Home;
 use whrelay_tests::receiver::Receiver;
 use whrelay_tests::sender;
 
-use crate::report::{self, Row};
+use crate::report;
 
 /// Bytes of a body.
 const BODY: usize = 16 * 1024;
@@ -25,18 +25,9 @@ pub(crate) fn run(binary: &str, gigabytes: u64) -> bool {
     let began = Instant::now();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let started = runtime.block_on(start_again(binary, gigabytes));
-    let (failures, counted) = match started {
-        Ok(told) => (0, told),
-        Err(why) => (1, why),
-    };
-    report::tell(&Row {
-        ring: 4,
-        fault: "kill -9 with everything waiting, and a cold cache (finding 5)".to_owned(),
-        tried: format!("{STARTS} starts with {gigabytes} GB in each store"),
-        failures,
-        counted,
-        seconds: began.elapsed().as_secs_f64(),
-    })
+    let fault = "kill -9 with everything waiting, and a cold cache (finding 5)";
+    let tried = format!("{STARTS} starts with {gigabytes} GB in each store");
+    report::judge(fault, tried, began, started)
 }
 
 async fn start_again(binary: &str, gigabytes: u64) -> Result<String, String> {

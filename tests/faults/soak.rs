@@ -12,7 +12,7 @@ use whrelay_tests::sender;
 
 use crate::arrivals::all_arrive;
 use crate::chance::Chance;
-use crate::report::{self, Row};
+use crate::report;
 
 /// Events a second.
 const RATE: u64 = 200;
@@ -36,18 +36,9 @@ pub(crate) fn run(binary: &str, minutes: u64) -> bool {
     let began = Instant::now();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let soaked = runtime.block_on(soak(binary, Duration::from_secs(60 * minutes)));
-    let (failures, counted) = match soaked {
-        Ok(told) => (0, told),
-        Err(why) => (1, why),
-    };
-    report::tell(&Row {
-        ring: 4,
-        fault: "a long run with a receiver that fails and goes away (D12)".to_owned(),
-        tried: format!("{minutes} min at {RATE} events/s"),
-        failures,
-        counted,
-        seconds: began.elapsed().as_secs_f64(),
-    })
+    let fault = "a long run with a receiver that fails and goes away (D12)";
+    let tried = format!("{minutes} min at {RATE} events/s");
+    report::judge(fault, tried, began, soaked)
 }
 
 /// What a process has at one moment.
