@@ -3,6 +3,7 @@
 //! how a delivery is tried.
 
 use std::collections::HashSet;
+use std::ops::Bound;
 
 use redb::ReadableTable;
 use whrelay_core::bucket::{BucketId, Seq};
@@ -248,15 +249,26 @@ fn adopt_chunk(
     from: DueKey,
 ) -> Result<(u64, Option<DueKey>), StoreError> {
     let (mut rows, mut next) = (Vec::new(), None);
-    // By what waits, not by the list of targets, one of which may be damaged.
-    for (n, entry) in tx.due.open()?.range(from..)?.enumerate() {
+    let own = whole(destination);
+    let behind = match from > *own.end() {
+        true => Bound::Included(from),
+        false => Bound::Excluded(*own.end()),
+    };
+    let table = tx.due.open()?;
+    // By what waits, not by the list of targets, one of which may be damaged. What waits for the
+    // destination itself is passed over: there may be millions.
+    let elsewhere = table.range(from..from.max(*own.start()))?;
+    for (n, entry) in elsewhere
+        .chain(table.range((behind, Bound::Unbounded))?)
+        .enumerate()
+    {
         let (row, wait) = entry?;
         let row = row.value();
         if n == CHUNK {
             next = Some(row);
             break;
         }
-        if row.0 != destination.0 && row.2 == bucket.0 {
+        if row.2 == bucket.0 {
             rows.push((row, Wait::read(wait.value())));
         }
     }

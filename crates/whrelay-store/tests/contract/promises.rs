@@ -7,7 +7,7 @@ use whrelay_core::bucket::Seq;
 use whrelay_core::delivery::{DeadReason, State};
 use whrelay_core::retry::{Phase, Verdict};
 use whrelay_core::token::Token;
-use whrelay_store::{Role, SourceMark, StateCounts};
+use whrelay_store::{NewEvent, Role, SourceMark, StateCounts};
 
 use crate::setup::*;
 
@@ -409,4 +409,46 @@ async fn buckets_tokens_and_notes_are_kept() {
     assert!(store.token("nobody").expect("read").is_none());
     store.set_note("port", "4141").await.expect("stored");
     assert_eq!(store.note("port").expect("read").as_deref(), Some("4141"));
+}
+
+#[tokio::test]
+async fn a_start_does_not_take_longer_the_more_waits() {
+    let store = memory(Role::Agent);
+    let bucket = bucket(&store).await;
+    let mut there = Vec::new();
+    for port in 1..=3 {
+        let target = format!("http://localhost:{port}");
+        let id = store.ensure_destination(bucket.id, &target).await;
+        there.push(id.expect("stored"));
+    }
+    let to_all = |n| NewEvent {
+        deliveries: there
+            .iter()
+            .map(|id| new_delivery(3 * n + u64::from(id.0), *id))
+            .collect(),
+        event: event(n),
+    };
+    let waiting = (1..=2500).map(to_all).collect();
+    store
+        .append(bucket.id, waiting, None)
+        .await
+        .expect("stored");
+    let commits = || *store.commits().borrow();
+    // The one in the middle: others lie on both sides of it in the index.
+    let before = commits();
+    assert_eq!(store.adopt(bucket.id, there[1]).await.expect("stored"), 0);
+    let took = commits() - before;
+    let counts = |id| store.counts(id).expect("read");
+    assert_eq!(
+        (counts(there[1]).queued, counts(there[0]).dead),
+        (2500, 2500)
+    );
+    assert_eq!(counts(there[2]).dead, 2500);
+    let before = commits();
+    assert_eq!(store.adopt(bucket.id, there[1]).await.expect("stored"), 0);
+    assert_eq!(
+        (took, commits() - before),
+        (6, 1),
+        "what waits there is not walked"
+    );
 }
