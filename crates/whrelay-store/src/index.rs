@@ -268,7 +268,8 @@ fn adopt_chunk(
             next = Some(row);
             break;
         }
-        if row.2 == bucket.0 {
+        // Rot can put the destination's own rows anywhere.
+        if row.0 != destination.0 && row.2 == bucket.0 {
             rows.push((row, Wait::read(wait.value())));
         }
     }

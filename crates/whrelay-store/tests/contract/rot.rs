@@ -123,3 +123,39 @@ async fn a_place_is_never_given_twice_though_the_last_one_rotted() {
         assert!(written.is_err(), "{rotten:?}: {written:?}");
     }
 }
+
+#[tokio::test]
+async fn rows_hidden_behind_a_stray_one_are_not_given_up_when_waiting_ones_are_adopted() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (store, bucket, there) = filled(dir.path()).await;
+    let (b, at) = (bucket.id.0, NOW.as_micros());
+    // The destination of the second row has rotted, in place: the file is altered, not the table.
+    store.close().await;
+    let file = dir.path().join("store.redb");
+    let row = |destination: u32| {
+        let key = [
+            &destination.to_le_bytes()[..],
+            &at.to_le_bytes(),
+            &b.to_le_bytes(),
+        ]
+        .concat();
+        [&key[..], &2u64.to_le_bytes(), &0u32.to_le_bytes()].concat()
+    };
+    let (whole, rotten) = (row(there.0), row(there.0 | 16));
+    let mut bytes = std::fs::read(&file).expect("a store");
+    let places: Vec<_> = bytes
+        .windows(whole.len())
+        .enumerate()
+        .filter(|(_, window)| *window == whole)
+        .map(|(place, _)| place)
+        .collect();
+    for place in places {
+        bytes[place..place + rotten.len()].copy_from_slice(&rotten);
+    }
+    std::fs::write(&file, bytes).expect("written");
+    let store = Store::open(dir.path(), &options(Role::Agent)).expect("opens");
+    store.adopt(bucket.id, there).await.expect("stored");
+    assert!(!store.index_is_whole(there, || true).expect("read"));
+    store.restore_index(there).await.expect("restored");
+    assert_eq!(due(&store, there), [1, 2, 3, 4]);
+}
