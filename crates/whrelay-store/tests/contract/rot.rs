@@ -129,7 +129,8 @@ async fn rows_hidden_behind_a_stray_one_are_not_given_up_when_waiting_ones_are_a
     let dir = tempfile::tempdir().expect("a directory");
     let (store, bucket, there) = filled(dir.path()).await;
     let (b, at) = (bucket.id.0, NOW.as_micros());
-    // The destination of the second row has rotted, in place: the file is altered, not the table.
+    // The destination of the third row, where a search begins, has rotted in place: the file is altered, not
+    // the table.
     store.close().await;
     let file = dir.path().join("store.redb");
     let row = |destination: u32| {
@@ -139,7 +140,7 @@ async fn rows_hidden_behind_a_stray_one_are_not_given_up_when_waiting_ones_are_a
             &b.to_le_bytes(),
         ]
         .concat();
-        [&key[..], &2u64.to_le_bytes(), &0u32.to_le_bytes()].concat()
+        [&key[..], &3u64.to_le_bytes(), &0u32.to_le_bytes()].concat()
     };
     let (whole, rotten) = (row(there.0), row(there.0 | 16));
     let mut bytes = std::fs::read(&file).expect("a store");
