@@ -117,8 +117,7 @@ RUSTC_BOOTSTRAP=1 "$tools/bin/cargo-fuzz" fuzz build --fuzz-dir tests/fuzz --tar
     --sanitizer none 2>"$target/fuzz-build.log" || { cat "$target/fuzz-build.log"; exit 1; }
 fuzz frames requests
 fuzz sessions records
-fuzz targets arguments
-fuzz retry_after
+fuzz targets arguments retry_after
 
 if [ "$reproduce" = yes ]; then
     tests/reproducible.sh || failed=1
