@@ -435,9 +435,7 @@ async fn a_start_does_not_take_longer_the_more_waits() {
         .expect("stored");
     let commits = || *store.commits().borrow();
     // The one in the middle: others lie on both sides of it in the index.
-    let before = commits();
     assert_eq!(store.adopt(bucket.id, there[1]).await.expect("stored"), 0);
-    let took = commits() - before;
     let counts = |id| store.counts(id).expect("read");
     assert_eq!(
         (counts(there[1]).queued, counts(there[0]).dead),
@@ -446,9 +444,6 @@ async fn a_start_does_not_take_longer_the_more_waits() {
     assert_eq!(counts(there[2]).dead, 2500);
     let before = commits();
     assert_eq!(store.adopt(bucket.id, there[1]).await.expect("stored"), 0);
-    assert_eq!(
-        (took, commits() - before),
-        (6, 1),
-        "what waits there is not walked"
-    );
+    // One, and one that may be counted late: a walk over what waits there would take three.
+    assert!(commits() - before <= 2, "what waits there is walked");
 }
