@@ -1,5 +1,5 @@
 //! Any bytes under a store's seal are a record of each kind or damage, and what a record means is
-//! written as the same record again. Without the seal they are damage.
+//! written as the same record again. Under another store's seal they are damage.
 
 #![no_main]
 #![expect(
@@ -28,9 +28,9 @@ fn open<T: DeserializeOwned>(seal: Seal, record: &[u8]) -> Option<(T, &[u8])> {
 }
 
 fuzz_target!(|data: &[u8]| {
+    // That bytes without a seal are damage cannot be tried here: the fuzzer reads the wanted checksum
+    // off the comparison and writes it into its next input, which a sender cannot.
     let (ours, another) = (Seal::of("ours"), Seal::of("another"));
-    // Bytes that were written for another store, or by a sender.
-    assert!(open::<BucketRow>(ours, data).is_none());
     // A record has a head of 13 bytes, which sealing completes.
     if data.len() < 13 {
         return;
