@@ -54,7 +54,7 @@ faults="$target/whrelay-faults"
 
 export WHRELAY_FAULTS_REPORT="$target/faults.jsonl"
 rm -f "$WHRELAY_FAULTS_REPORT"
-failed=0
+failed=0 began=$SECONDS
 attack() { # attack ARGUMENT...: goes on after a failure, so that the table has every one
     printf '\n== %s\n' "$*"
     "$faults" "$@" || failed=1
@@ -123,6 +123,7 @@ if [ "$reproduce" = yes ]; then
     tests/reproducible.sh || failed=1
 fi
 
+printf '\nThe attack took %d min %d s.\n' $(((SECONDS - began) / 60)) $(((SECONDS - began) % 60))
 if [ "$publish" = yes ]; then
     "$faults" publish "$WHRELAY_FAULTS_REPORT" docs/guarantees.md
 fi
