@@ -51,6 +51,9 @@ fi
 cargo build --release --locked --quiet -p whrelay -p whrelay-tests --bin whrelay --bin whrelay-faults
 target="${CARGO_TARGET_DIR:-$PWD/target}/release"
 faults="$target/whrelay-faults"
+# Coverage needs an unstable flag; the stable compiler takes it when asked like this.
+RUSTC_BOOTSTRAP=1 "$tools/bin/cargo-fuzz" fuzz build --fuzz-dir tests/fuzz --target-dir "$target/fuzz" \
+    --sanitizer none 2>"$target/fuzz-build.log" || { cat "$target/fuzz-build.log"; exit 1; }
 
 export WHRELAY_FAULTS_REPORT="$target/faults.jsonl"
 rm -f "$WHRELAY_FAULTS_REPORT"
@@ -81,11 +84,10 @@ attack planted
 attack disk --lifetimes "$disk_lifetimes"
 attack flips --tries "$flips"
 together "wire --seeds $wires" "network --binary $target/whrelay" \
-    "soak --binary $target/whrelay --minutes $minutes"
+    "soak --binary $target/whrelay --minutes $minutes" "clocks --binary $target/whrelay"
 attack storm --binary "$target/whrelay" --kills "$kills"
 attack storm --binary "$target/whrelay" --cuts "$cuts"
 attack full --binary "$target/whrelay"
-attack clocks --binary "$target/whrelay"
 attack restart --binary "$target/whrelay" --gigabytes "$gigabytes"
 attack receivers --binary "$target/whrelay"
 attack senders --binary "$target/whrelay"
@@ -96,7 +98,6 @@ fuzz() { # fuzz INPUT...: all of them at once
     local pids=() input log n crashed
     for input in "$@"; do
         mkdir -p "$target/corpus/$input"
-        # Coverage needs an unstable flag; the stable compiler takes it when asked like this.
         RUSTC_BOOTSTRAP=1 "$tools/bin/cargo-fuzz" fuzz run --fuzz-dir tests/fuzz --target-dir "$target/fuzz" \
             --sanitizer none "$input" "$target/corpus/$input" "tests/fuzz/corpus/$input" \
             -- -max_total_time="$fuzz" -max_len=4096 2>"$target/fuzz-$input.log" &
@@ -113,8 +114,6 @@ fuzz() { # fuzz INPUT...: all of them at once
     done
 }
 
-RUSTC_BOOTSTRAP=1 "$tools/bin/cargo-fuzz" fuzz build --fuzz-dir tests/fuzz --target-dir "$target/fuzz" \
-    --sanitizer none 2>"$target/fuzz-build.log" || { cat "$target/fuzz-build.log"; exit 1; }
 fuzz frames requests
 fuzz sessions records
 fuzz targets arguments retry_after

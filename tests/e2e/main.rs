@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test panics where it has to fail")]
 
+mod commands;
 mod tls;
 
 use std::os::unix::fs::PermissionsExt;

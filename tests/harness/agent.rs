@@ -8,8 +8,10 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 use whrelay_agent::lines::{AttemptLine, Line};
-use whrelay_agent::{AgentError, Config, Manner, Proxies};
+use whrelay_agent::{AgentError, Backlog, Config, Manner, Proxies};
+use whrelay_core::dispatch::Order;
 use whrelay_core::retry::RetryPolicy;
+use whrelay_core::route::Route;
 use whrelay_core::token::Token;
 use whrelay_delivery::{Fields, Trust};
 use whrelay_store::{Options, Role, Store};
@@ -29,11 +31,24 @@ pub struct Setup {
     pub name: String,
     /// Where events go.
     pub targets: Vec<String>,
+    /// How much is wanted of what came before.
+    pub backlog: Backlog,
+    /// How long its tunnel may be down.
+    pub exit_on_disconnect: Option<Duration>,
     /// How.
     pub manner: Manner,
 }
 
 impl Setup {
+    /// A target is a route for everything; `/path=target` is one for a path.
+    fn routes(&self) -> Vec<Route> {
+        let route = |text: &String| match text.starts_with('/') {
+            true => text.parse().unwrap(),
+            false => Route::rest(text.parse().unwrap()),
+        };
+        self.targets.iter().map(route).collect()
+    }
+
     /// At a forwarder, to a target, in the default manner.
     pub fn new(relay: &Relay, target: impl Into<String>) -> Self {
         Self {
@@ -42,11 +57,14 @@ impl Setup {
             bucket: "default".into(),
             name: "default".into(),
             targets: vec![target.into()],
+            backlog: Backlog::default(),
+            exit_on_disconnect: None,
             manner: Manner {
                 policy: RetryPolicy::default(),
                 timeout: Duration::from_secs(30),
                 max_in_flight: 16,
                 rate: None,
+                order: Order::default(),
                 fields: Fields::default(),
                 trust: Trust::default(),
             },
@@ -88,6 +106,7 @@ impl Agent {
             purpose: "test",
         };
         let store = Store::open(dir.path(), &options).unwrap();
+        let routes = setup.routes();
         let config = Config {
             forwarder: setup.forwarder,
             proxies: Proxies::none(),
@@ -95,7 +114,9 @@ impl Agent {
             token: setup.token,
             bucket: setup.bucket.parse().unwrap(),
             subscription: setup.name.parse().unwrap(),
-            targets: setup.targets.iter().map(|t| t.parse().unwrap()).collect(),
+            routes,
+            backlog: setup.backlog,
+            exit_on_disconnect: setup.exit_on_disconnect,
             manner: setup.manner,
             dir: dir.path().to_owned(),
         };

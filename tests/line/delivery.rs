@@ -346,7 +346,7 @@ async fn an_answer_to_an_unread_request_keeps_no_connection_behind_it() {
     let agent = Agent::start(setup).await;
     let answered = tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
-        stream.readable().await.unwrap();
+        stream.peek(&mut [0]).await.unwrap();
         let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
         stream.write_all(answer).await.unwrap();
         stream
@@ -377,7 +377,7 @@ async fn an_attempt_does_not_wait_for_a_request_that_is_refused_unread() {
     let agent = Agent::start(setup).await;
     let answered = tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
-        stream.readable().await.unwrap();
+        stream.peek(&mut [0]).await.unwrap();
         let answer = b"HTTP/1.1 413 X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
         stream.write_all(answer).await.unwrap();
         stream.shutdown().await.unwrap();

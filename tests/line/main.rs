@@ -7,3 +7,4 @@ mod durable;
 mod input;
 mod payloads;
 mod peers;
+mod routes;

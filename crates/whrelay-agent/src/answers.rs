@@ -1,6 +1,9 @@
 //! Answers to what the commands ask of an agent's store, whether the agent runs or not. It must not
 //! know through which door a question came.
 
+mod again;
+mod matches;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,24 +13,28 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use whrelay_core::bucket::{Bucket, Seq};
-use whrelay_core::delivery::{Delivery, DeliveryKey, DestinationId, State};
+use whrelay_core::delivery::{Attempt, Delivery, DestinationId, State};
 use whrelay_core::event::Event;
 use whrelay_core::id::EventId;
-use whrelay_core::limits;
-use whrelay_core::target::Target;
 use whrelay_core::time::Timestamp;
-use whrelay_store::{LoggedAttempt, Store, StoreError, StoredEvent};
+use whrelay_store::{Begin, LoggedAttempt, Store, StoreError};
 
+use self::matches::Matches;
 use crate::control::{Ask, Filter, Piece};
 use crate::error::AgentError;
 use crate::lanes::Lanes;
-use crate::lines::{
-    AttemptLine, ContentLine, EventLine, Line, ReplayLine, StatusLine, TargetStatus,
-};
+use crate::lines::{AttemptLine, ContentLine, EventLine, Line, StatusLine, TargetStatus};
 use crate::{Manner, Tell};
 
 /// Rows read at a time where many may have to be looked at.
 const CHUNK: usize = 256;
+
+type Targets = HashMap<DestinationId, String>;
+
+/// What an attempt's target is called.
+fn name<'a>(targets: &'a Targets, attempt: &'a Attempt) -> &'a str {
+    targets.get(&attempt.destination).unwrap_or(&attempt.url)
+}
 
 /// An agent's store, and its engines where it runs.
 #[derive(Clone)]
@@ -153,9 +160,9 @@ impl Local {
             } => self.attempts(&filter, last, follow, &out).await,
             Ask::Events { filter, last } => self.events(&filter, last, &out).await,
             Ask::Show { event } => self.show(&event, &out).await,
-            Ask::Replay { events, to, wait } => {
-                self.replay(&events, to.as_deref(), wait, &out).await
-            }
+            Ask::Groups { filter } => self.groups(&filter, &out).await,
+            Ask::Replay { which, how } => self.replay(&which, &how, &out).await,
+            Ask::Discard { which, dry_run } => self.discard(&which, dry_run, &out).await,
             Ask::Status => self.status(&out).await,
         };
         if let Err(Stop::Failed(line)) = answered {
@@ -172,7 +179,7 @@ impl Local {
         &self.lanes.bucket
     }
 
-    fn targets(&self) -> Result<HashMap<DestinationId, String>, StoreError> {
+    fn targets(&self) -> Result<Targets, StoreError> {
         Ok(self.store().destinations()?.into_iter().collect())
     }
 
@@ -188,7 +195,7 @@ impl Local {
         }
         let reached = self.store().last_attempt()?;
         let targets = self.targets()?;
-        for logged in self.newest(filter, last, reached)?.iter().rev() {
+        for logged in self.newest_attempts(filter, last, &targets)?.iter().rev() {
             out.line(self.attempt_line(logged, &targets)).await?;
         }
         if follow {
@@ -204,7 +211,7 @@ impl Local {
         &self,
         filter: &Filter,
         mut reached: u64,
-        mut targets: HashMap<DestinationId, String>,
+        mut targets: Targets,
         out: &Out,
     ) -> Result<(), Stop> {
         let mut commits = self.store().commits();
@@ -216,7 +223,7 @@ impl Local {
                 if !targets.contains_key(&logged.attempt.destination) {
                     targets = self.targets()?;
                 }
-                if filter.wants_attempt(&logged.attempt) {
+                if filter.wants_attempt(&logged.attempt, name(&targets, &logged.attempt)) {
                     out.line(self.attempt_line(logged, &targets)).await?;
                 }
             }
@@ -230,84 +237,43 @@ impl Local {
         }
     }
 
-    /// The newest attempts that a filter wants, newest first.
-    fn newest(
-        &self,
-        filter: &Filter,
-        last: usize,
-        reached: u64,
-    ) -> Result<Vec<LoggedAttempt>, StoreError> {
-        let (mut found, mut before) = (Vec::new(), reached.saturating_add(1));
-        while found.len() < last {
-            let chunk = self.store().attempts_before(before, CHUNK)?;
-            let Some(oldest) = chunk.last() else { break };
-            before = oldest.place;
-            let done = filter.is_past(oldest.attempt.at);
-            found.extend(
-                chunk
-                    .into_iter()
-                    .filter(|logged| filter.wants_attempt(&logged.attempt)),
-            );
-            if done {
-                break;
-            }
-        }
-        found.truncate(last);
-        Ok(found)
-    }
-
-    fn attempt_line(
-        &self,
-        logged: &LoggedAttempt,
-        targets: &HashMap<DestinationId, String>,
-    ) -> Line {
+    fn attempt_line(&self, logged: &LoggedAttempt, targets: &Targets) -> Line {
         let attempt = &logged.attempt;
-        let target = targets.get(&attempt.destination).unwrap_or(&attempt.url);
         Line::Attempt(AttemptLine::new(
             attempt,
             self.bucket().name.as_str(),
-            target,
+            name(targets, attempt),
         ))
     }
 
     async fn events(&self, filter: &Filter, last: usize, out: &Out) -> Result<(), Stop> {
-        if !filter.wants_bucket(self.bucket().name.as_str()) {
-            return Ok(());
-        }
         let targets = self.targets()?;
-        let (mut found, mut before) = (Vec::new(), Seq(u64::MAX));
-        while found.len() < last {
-            let chunk =
-                self.store()
-                    .events_before(self.bucket(), before, CHUNK, limits::MAX_BODY)?;
-            let Some(oldest) = chunk.last() else { break };
-            before = oldest.seq;
-            let done = filter.is_past(oldest.event.received_at);
-            for StoredEvent { seq, event } in chunk {
-                let line = self.event_line(seq, &event, &targets)?;
-                if filter.wants_event(&event, &line.state) {
-                    found.push(line);
-                }
-            }
-            if done || out.0.is_closed() {
+        let mut matches = Matches::new(self, filter, Begin::Newest);
+        let mut lines = Vec::new();
+        while lines.len() < last {
+            let Some(some) = matches.some(&targets)? else {
                 break;
+            };
+            lines.extend(some.into_iter().map(|matched| matched.line));
+            if out.0.is_closed() {
+                return Err(Stop::Gone);
             }
             // Many events take long to read: the tunnel and the deliveries get their turn.
             tokio::task::yield_now().await;
         }
-        found.truncate(last);
-        for line in found.into_iter().rev() {
+        lines.truncate(last);
+        for line in lines.into_iter().rev() {
             out.line(Line::Event(line)).await?;
         }
         Ok(())
     }
 
-    fn event_line(
+    /// The deliveries of an event as they are shown, each with its target.
+    fn shown_deliveries(
         &self,
         seq: Seq,
-        event: &Event,
-        targets: &HashMap<DestinationId, String>,
-    ) -> Result<EventLine, StoreError> {
+        targets: &Targets,
+    ) -> Result<Vec<(Delivery, String)>, StoreError> {
         let deliveries = self.store().deliveries_of(self.bucket().id, seq)?;
         let now = self.lanes.clock.now();
         let shown = |mut delivery: Delivery| {
@@ -323,8 +289,7 @@ impl Local {
                 .unwrap_or_default();
             (delivery, target)
         };
-        let deliveries: Vec<_> = deliveries.into_iter().map(shown).collect();
-        Ok(EventLine::new(event, &deliveries))
+        Ok(deliveries.into_iter().map(shown).collect())
     }
 
     fn find(&self, text: &str) -> Result<(Seq, Event), Stop> {
@@ -340,145 +305,14 @@ impl Local {
 
     async fn show(&self, text: &str, out: &Out) -> Result<(), Stop> {
         let (seq, event) = self.find(text)?;
-        let line = self.event_line(seq, &event, &self.targets()?)?;
-        out.line(Line::Event(line)).await?;
-        let filter = Filter {
-            event: Some(text.to_owned()),
-            ..Filter::default()
-        };
-        self.attempts(&filter, usize::MAX, false, out).await?;
-        let text = |bytes: &Bytes| String::from_utf8_lossy(bytes).into_owned();
-        let headers = event.request.headers.iter();
-        let headers = headers
-            .map(|header| (header.name.clone(), text(&header.value)))
-            .collect();
-        let body = event.request.body;
-        out.line(Line::Content(ContentLine {
-            headers,
-            body_bytes: body.len() as u64,
-        }))
-        .await?;
-        out.bytes(body).await
-    }
-
-    async fn replay(
-        &self,
-        events: &[String],
-        to: Option<&str>,
-        wait: bool,
-        out: &Out,
-    ) -> Result<(), Stop> {
-        let found: Vec<_> = events
-            .iter()
-            .map(|e| self.find(e))
-            .collect::<Result<_, _>>()?;
-        let chosen = match to {
-            Some(text) => {
-                let target: Target = text.parse().map_err(|e| Stop::failed(format!("{e}")))?;
-                Some(vec![self.lanes.serve(&target, false).await?])
-            }
-            None => None,
-        };
-        let mut reached = self.store().last_attempt()?;
-        let mut begun = Vec::new();
-        for (seq, event) in found {
-            let destinations = match &chosen {
-                Some(chosen) => chosen.clone(),
-                None => self.destinations_of(seq)?,
-            };
-            for destination in destinations {
-                let new = self.lanes.new_delivery(destination, true);
-                let bucket = self.bucket().id;
-                let begin = self.store().deliver_again(bucket, seq, event.id, new);
-                let delivery = begin.await?;
-                out.line(self.replay_line(&delivery)?).await?;
-                begun.push(delivery.key);
-            }
-        }
-        if !self.runs && chosen.is_none() {
-            let hint = "no agent runs: the next `whrelay listen` delivers it";
-            return out.line(Line::warning(hint)).await;
-        }
-        if wait {
-            self.wait_for(begun, &mut reached, out).await?;
-        }
-        Ok(())
-    }
-
-    /// Where a replay goes when nobody says: to the agent's targets, or where it does not run, to
-    /// where the event went before.
-    fn destinations_of(&self, seq: Seq) -> Result<Vec<DestinationId>, StoreError> {
-        let configured: Vec<_> = self
-            .lanes
-            .served()
-            .into_iter()
-            .filter(|s| s.configured)
-            .map(|s| s.id)
-            .collect();
-        if self.runs {
-            return Ok(configured);
-        }
-        let before = self.store().deliveries_of(self.bucket().id, seq)?;
-        let mut before: Vec<_> = before.into_iter().map(|d| d.destination).collect();
-        before.sort_unstable();
-        before.dedup();
-        Ok(before)
-    }
-
-    fn replay_line(&self, delivery: &Delivery) -> Result<Line, StoreError> {
-        let target = self
-            .targets()?
-            .remove(&delivery.destination)
-            .unwrap_or_default();
-        Ok(Line::Replay(ReplayLine {
-            event: delivery.event.to_string(),
-            delivery: delivery.id.to_string(),
-            target,
-            state: delivery.state.to_string(),
-        }))
-    }
-
-    /// Tells the attempts of some deliveries until all are finished, then how each ended.
-    async fn wait_for(
-        &self,
-        mut waiting: Vec<DeliveryKey>,
-        reached: &mut u64,
-        out: &Out,
-    ) -> Result<(), Stop> {
-        let mut commits = self.store().commits();
         let targets = self.targets()?;
-        while !waiting.is_empty() {
-            commits.mark_unchanged();
-            let new = self.store().attempts_after(*reached, CHUNK)?;
-            for logged in &new {
-                *reached = logged.place;
-                if waiting.contains(&logged.attempt.key) {
-                    out.line(self.attempt_line(logged, &targets)).await?;
-                }
-            }
-            if !new.is_empty() {
-                continue;
-            }
-            let mut left = Vec::new();
-            for key in waiting {
-                match self.store().delivery(key)? {
-                    Some(delivery) if delivery.state.is_finished() => {
-                        out.line(self.replay_line(&delivery)?).await?;
-                    }
-                    Some(_) => left.push(key),
-                    None => {}
-                }
-            }
-            waiting = left;
-            if !waiting.is_empty() {
-                tokio::select! {
-                    changed = commits.changed() => changed.map_err(|_| Stop::Gone)?,
-                    () = out.0.closed() => return Err(Stop::Gone),
-                    () = self.lanes.stopped() => return Ok(()),
-                }
-            }
+        let line = EventLine::new(&event, &self.shown_deliveries(seq, &targets)?);
+        out.line(Line::Event(line)).await?;
+        for logged in self.attempts_at(seq)?.iter().rev() {
+            out.line(self.attempt_line(logged, &targets)).await?;
         }
-        Ok(())
+        out.line(Line::Content(ContentLine::new(&event))).await?;
+        out.bytes(event.request.body).await
     }
 
     async fn status(&self, out: &Out) -> Result<(), Stop> {
@@ -495,20 +329,21 @@ impl Local {
             sent: 0,
             dead: 0,
             quarantined: store.quarantined()?.len() as u64,
-            oldest_waiting_at: None,
+            oldest_waiting_at: store
+                .oldest_waiting(self.bucket().id)?
+                .map(|at| at.to_string()),
             next_attempt_at: None,
             disk_bytes: store.disk_used(&self.dir)?,
         };
-        let (mut oldest, mut next): (Vec<Timestamp>, Vec<Timestamp>) = (Vec::new(), Vec::new());
+        let mut next: Vec<Timestamp> = Vec::new();
         let served = self.lanes.served();
         for (id, target) in store.destinations()? {
-            let (counts, waiting) = (store.counts(id)?, store.waiting(id)?);
-            oldest.extend(waiting.oldest_at);
+            let counts = store.counts(id)?;
             let offline = self.lanes.is_offline(id);
             let soonest = offline.then(|| self.lanes.clock.now());
             next.extend(
-                waiting
-                    .next_attempt_at
+                store
+                    .next_due(id)?
                     .map(|at| soonest.map_or(at, |now| at.max(now))),
             );
             line.queued += if offline { 0 } else { counts.queued };
@@ -527,7 +362,6 @@ impl Local {
                 waiting,
             });
         }
-        line.oldest_waiting_at = oldest.into_iter().min().map(|at| at.to_string());
         line.next_attempt_at = next.into_iter().min().map(|at| at.to_string());
         out.line(Line::Status(line)).await
     }

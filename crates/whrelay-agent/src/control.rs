@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Json, State};
+use axum::extract::{self, Json};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
@@ -19,14 +19,14 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use whrelay_core::delivery::Attempt;
-use whrelay_core::event::Event;
+use whrelay_core::delivery::{Attempt, DeadReason, Delivery, State};
+use whrelay_core::id::EventId;
 use whrelay_core::time::Timestamp;
 use whrelay_core::token::{Token, TokenDigest};
 
 use crate::answers::Local;
 use crate::error::{AgentError, chain};
-use crate::lines::Line;
+use crate::lines::{EventLine, Line};
 
 const FILE: &str = "control.json";
 /// Pieces of an answer that may wait for their reader.
@@ -59,21 +59,58 @@ pub enum Ask {
         /// Its id.
         event: String,
     },
+    /// Events that were given up, counted by what their last attempts came to.
+    Groups {
+        /// Which.
+        filter: Filter,
+    },
     /// Deliver events again.
     Replay {
-        /// Their ids.
-        events: Vec<String>,
-        /// Another target than the agent's.
-        to: Option<String>,
-        /// Whether to answer only when all are finished.
-        wait: bool,
+        /// Which.
+        which: Which,
+        /// How.
+        how: ReplayHow,
+    },
+    /// Give up what waits.
+    Discard {
+        /// Which.
+        which: Which,
+        /// Whether only to tell which they are.
+        dry_run: bool,
     },
     /// How the agent stands.
     Status,
 }
 
-/// Which attempts or events are wanted.
+/// The events that something is done to.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Which {
+    /// These.
+    Ids(Vec<String>),
+    /// All that a filter lets through.
+    Filter(Filter),
+}
+
+/// How events are delivered again.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ReplayHow {
+    /// Another target than the agent's.
+    pub to: Option<String>,
+    /// How fast they begin: a number and a unit, as in `10/s`.
+    pub rate: Option<String>,
+    /// In any order, instead of the oldest first.
+    pub shuffle: bool,
+    /// How often each.
+    pub times: u32,
+    /// Whether to answer only when all are finished.
+    pub wait: bool,
+    /// Whether only to tell which they are.
+    pub dry_run: bool,
+}
+
+/// Which attempts or events are wanted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Filter {
     /// From then on, in microseconds since 1970.
     pub since: Option<i64>,
@@ -81,6 +118,10 @@ pub struct Filter {
     pub until: Option<i64>,
     /// In this state.
     pub status: Option<String>,
+    /// Given up for this reason.
+    pub reason: Option<String>,
+    /// To this target.
+    pub target: Option<String>,
     /// Of this event.
     pub event: Option<String>,
     /// Of this bucket.
@@ -92,32 +133,63 @@ impl Filter {
         self.bucket.as_deref().is_none_or(|wanted| wanted == bucket)
     }
 
-    pub(crate) fn wants_attempt(&self, attempt: &Attempt) -> bool {
-        self.wants(
-            attempt.at,
-            attempt.state().as_str(),
-            &attempt.event.to_string(),
-        )
+    /// The states that are wanted; what it does not know it does not want.
+    pub(crate) fn states(&self) -> Vec<State> {
+        let wanted = |state: &State| match (&self.status, &self.reason) {
+            (Some(status), _) => status == state.as_str(),
+            (None, Some(_)) => *state == State::Dead,
+            (None, None) => true,
+        };
+        State::ALL.into_iter().filter(wanted).collect()
     }
 
-    pub(crate) fn wants_event(&self, event: &Event, state: &str) -> bool {
-        self.wants(event.received_at, state, &event.id.to_string())
+    pub(crate) fn wants_attempt(&self, attempt: &Attempt, target: &str) -> bool {
+        self.wants_time(attempt.at)
+            && self.wants_event(attempt.event)
+            && self.wants_state(attempt.state(), attempt.reason())
+            && self.wants_target(target)
     }
 
-    fn wants(&self, at: Timestamp, state: &str, event: &str) -> bool {
-        let at = at.as_micros();
-        self.since.is_none_or(|since| at >= since)
-            && self.until.is_none_or(|until| at <= until)
-            && self.status.as_deref().is_none_or(|wanted| wanted == state)
+    /// Whether an event as it is shown, and one of its deliveries, are what the filter is about.
+    pub(crate) fn wants_event_line(
+        &self,
+        line: &EventLine,
+        deliveries: &[(Delivery, String)],
+    ) -> bool {
+        let status = self.status.as_deref();
+        let reason = self.reason.as_deref();
+        status.is_none_or(|wanted| wanted == line.state)
+            && reason.is_none_or(|wanted| Some(wanted) == line.reason.as_deref())
+            && (self.target.is_none() || deliveries.iter().any(|(_, to)| self.wants_target(to)))
+    }
+
+    /// Whether a delivery is one of those that the filter is about.
+    pub(crate) fn wants_delivery(&self, delivery: &Delivery, target: &str) -> bool {
+        self.wants_state(delivery.state, delivery.reason) && self.wants_target(target)
+    }
+
+    fn wants_state(&self, state: State, reason: Option<DeadReason>) -> bool {
+        let reason = reason.map(DeadReason::as_str);
+        let status = self.status.as_deref();
+        status.is_none_or(|wanted| wanted == state.as_str())
             && self
-                .event
+                .reason
                 .as_deref()
-                .is_none_or(|wanted| wanted.eq_ignore_ascii_case(event))
+                .is_none_or(|wanted| Some(wanted) == reason)
     }
 
-    /// Whether nothing older than this can be wanted.
-    pub(crate) fn is_past(&self, at: Timestamp) -> bool {
-        self.since.is_some_and(|since| at.as_micros() < since)
+    pub(crate) fn wants_target(&self, target: &str) -> bool {
+        self.target.as_deref().is_none_or(|wanted| wanted == target)
+    }
+
+    fn wants_event(&self, event: EventId) -> bool {
+        let wanted = self.event.as_deref();
+        wanted.is_none_or(|wanted| wanted.eq_ignore_ascii_case(&event.to_string()))
+    }
+
+    pub(crate) fn wants_time(&self, at: Timestamp) -> bool {
+        let at = at.as_micros();
+        self.since.is_none_or(|since| at >= since) && self.until.is_none_or(|until| at <= until)
     }
 }
 
@@ -201,7 +273,7 @@ fn announce(path: &Path, notice: &Notice) -> io::Result<()> {
 }
 
 async fn ask(
-    State(door): State<Arc<Door>>,
+    extract::State(door): extract::State<Arc<Door>>,
     headers: HeaderMap,
     Json(ask): Json<Ask>,
 ) -> Result<Response, StatusCode> {
@@ -331,6 +403,7 @@ mod tests {
     fn pieces_are_found_however_the_bytes_are_cut() {
         let content = Line::Content(ContentLine {
             headers: Vec::new(),
+            replaced: Vec::new(),
             body_bytes: 3,
         });
         let warning = Line::warning("x\ny");

@@ -11,6 +11,7 @@ use whrelay_core::breaker::Change;
 use whrelay_core::bucket::Bucket;
 use whrelay_core::delivery::DestinationId;
 use whrelay_core::id::DeliveryId;
+use whrelay_core::route::{self, Prefix, Route};
 use whrelay_core::target::Target;
 use whrelay_delivery::{Client, Clock, Destination, Engine, Notice};
 use whrelay_store::{NewDelivery, Store, StoreError};
@@ -23,8 +24,8 @@ use crate::{Manner, Tell};
 #[derive(Clone, Debug)]
 pub(crate) struct Served {
     pub(crate) id: DestinationId,
-    /// Whether new events go there.
-    pub(crate) configured: bool,
+    /// Which new events go there.
+    prefixes: Vec<Prefix>,
 }
 
 /// The running engines.
@@ -66,9 +67,9 @@ impl Lanes {
         }
     }
 
-    /// Starts the configured targets. With only one, what waits for others goes there too.
-    pub(crate) async fn configure(&self, targets: &[Target]) -> Result<(), AgentError> {
-        if let [only] = targets {
+    /// Starts the targets of the routes. With only one, what waits for others goes there too.
+    pub(crate) async fn configure(&self, routes: &[Route]) -> Result<(), AgentError> {
+        if let [Route { target: only, .. }] = routes {
             let id = self
                 .store
                 .ensure_destination(self.bucket.id, &only.to_string())
@@ -79,10 +80,24 @@ impl Lanes {
                 (self.tell)(Line::warning(message));
             }
         }
-        for target in targets {
-            self.serve(target, true).await?;
+        for Route { prefix, target } in routes {
+            let id = self.serve(target).await?;
+            let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+            let same = served.iter_mut().filter(|served| served.id == id);
+            same.for_each(|served| served.prefixes.push(prefix.clone()));
         }
         Ok(self.warn_of_orphans(&self.served())?)
+    }
+
+    /// Which events go where.
+    pub(crate) fn routes(&self) -> Vec<(Prefix, DestinationId)> {
+        let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        let of = |served: &Served| {
+            let id = served.id;
+            let prefixes = served.prefixes.clone().into_iter();
+            prefixes.map(move |prefix| (prefix, id))
+        };
+        served.iter().flat_map(of).collect()
     }
 
     fn warn_of_orphans(&self, served: &[Served]) -> Result<(), StoreError> {
@@ -99,11 +114,7 @@ impl Lanes {
     }
 
     /// Delivers to a target, from now on and once.
-    pub(crate) async fn serve(
-        &self,
-        target: &Target,
-        configured: bool,
-    ) -> Result<DestinationId, AgentError> {
+    pub(crate) async fn serve(&self, target: &Target) -> Result<DestinationId, AgentError> {
         let id = self
             .store
             .ensure_destination(self.bucket.id, &target.to_string())
@@ -113,13 +124,15 @@ impl Lanes {
             if served.iter().any(|served| served.id == id) {
                 return Ok(id);
             }
-            served.push(Served { id, configured });
+            let prefixes = Vec::new();
+            served.push(Served { id, prefixes });
         }
         let Manner {
             policy,
             timeout,
             max_in_flight,
             rate,
+            order,
             fields,
             trust,
         } = self.manner.clone();
@@ -132,6 +145,7 @@ impl Lanes {
             timeout,
             max_in_flight,
             rate,
+            order,
         };
         let (store, clock) = (self.store.clone(), Arc::clone(&self.clock));
         let engine = Engine::new(destination, store, client, clock, self.notify(target));
@@ -210,14 +224,16 @@ impl Lanes {
     }
 
     /// The delivery of an event to a destination, begun now.
-    pub(crate) fn new_delivery(&self, destination: DestinationId, replay: bool) -> NewDelivery {
+    pub(crate) fn new_delivery(&self, destination: DestinationId) -> NewDelivery {
         let created_at = self.clock.now();
         NewDelivery {
             id: DeliveryId::from_parts(created_at, rand::random()),
             destination,
             created_at,
+            due_at: created_at,
             deadline_at: self.manner.policy.deadline_of(created_at),
-            replay,
+            replay: false,
+            passed_over: false,
         }
     }
 
@@ -254,4 +270,13 @@ impl Lanes {
         self.engines.close();
         self.engines.wait().await;
     }
+}
+
+/// Where an event goes that has this tail: to each target once.
+pub(crate) fn taking(routes: &[(Prefix, DestinationId)], tail: &str) -> Vec<DestinationId> {
+    let mut ids: Vec<_> = route::taking(routes, |(prefix, _)| prefix, tail)
+        .map(|(_, id)| *id)
+        .collect();
+    ids.dedup();
+    ids
 }

@@ -8,6 +8,7 @@ pub mod control;
 pub mod lines;
 
 mod answers;
+mod backlog;
 mod error;
 mod lanes;
 mod link;
@@ -22,15 +23,17 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 use whrelay_core::bucket::{BucketKey, BucketName};
+use whrelay_core::dispatch::Order;
 use whrelay_core::pace::Rate;
 use whrelay_core::retry::RetryPolicy;
-use whrelay_core::target::Target;
+use whrelay_core::route::Route;
 use whrelay_core::token::Token;
 use whrelay_delivery::{Fields, Trust};
 use whrelay_store::Store;
 
 pub use answers::{Local, Offline};
-pub use error::AgentError;
+pub use backlog::Backlog;
+pub use error::{AgentError, chain};
 pub use provision::ensure_bucket;
 pub use proxy::Proxies;
 
@@ -48,6 +51,8 @@ pub struct Manner {
     pub max_in_flight: usize,
     /// How fast attempts may start, for each target.
     pub rate: Option<Rate>,
+    /// In which order deliveries are made, for each target.
+    pub order: Order,
     /// What requests say beside what the event does.
     pub fields: Fields,
     /// Which targets are believed to be who they say.
@@ -70,7 +75,11 @@ pub struct Config {
     /// The agent's own place in the bucket.
     pub subscription: BucketName,
     /// Where events go.
-    pub targets: Vec<Target>,
+    pub routes: Vec<Route>,
+    /// How much is wanted of what came before.
+    pub backlog: Backlog,
+    /// How long the tunnel may be down before that ends the agent; nothing for ever.
+    pub exit_on_disconnect: Option<Duration>,
     /// How they get there.
     pub manner: Manner,
     /// Where the control endpoint is announced.
@@ -124,12 +133,13 @@ pub async fn run(
         ended.clone(),
     );
     let lanes = Arc::new(lanes);
-    let link = link::Link::new(&config, input_url, Arc::clone(&lanes));
+    let mut link = link::Link::new(&config, input_url, Arc::clone(&lanes));
     let first = tokio::select! {
         first = link.connect() => first?,
         () = stop.cancelled() => return Ok(()),
     };
-    lanes.configure(&config.targets).await?;
+    link.begin(&first.welcome, config.backlog).await?;
+    lanes.configure(&config.routes).await?;
     let control =
         control::Server::start(&config.dir, Local::running(Arc::clone(&lanes), &config.dir))
             .await?;

@@ -2,8 +2,8 @@
 //! the control endpoint and the commands. It must not know who reads it, nor how it is coloured.
 
 use serde::{Deserialize, Serialize};
-use whrelay_core::delivery::{Attempt, Delivery, State};
-use whrelay_core::event::Event;
+use whrelay_core::delivery::{self, Attempt, Delivery, State};
+use whrelay_core::event::{Event, Header};
 use whrelay_core::retry::Phase;
 use whrelay_core::time::Timestamp;
 
@@ -42,8 +42,12 @@ pub enum Line {
     Event(EventLine),
     /// An event's own bytes, for `events show`.
     Content(ContentLine),
+    /// Deliveries that came to the same.
+    Group(GroupLine),
     /// A delivery was begun again.
     Replay(ReplayLine),
+    /// A delivery was given up by a person.
+    Discard(DiscardLine),
     /// How an agent stands.
     Status(StatusLine),
     /// What was asked for cannot be done.
@@ -77,6 +81,8 @@ pub struct ReadyLine {
     pub targets: Vec<String>,
     /// Deliveries that wait from before.
     pub queued: u64,
+    /// When the oldest event that waits was received.
+    pub oldest: Option<String>,
     /// This process.
     pub pid: u32,
 }
@@ -240,12 +246,10 @@ pub struct DeliveryLine {
 impl EventLine {
     /// About an event and its deliveries, each with its target, in the order they were begun.
     pub fn new(event: &Event, deliveries: &[(Delivery, String)]) -> Self {
-        let last = current(deliveries);
-        let least = last.iter().min_by_key(|delivery| delivery.state);
-        let next = last
-            .iter()
-            .filter_map(|delivery| delivery.next_attempt_at)
-            .min();
+        let all: Vec<_> = deliveries.iter().map(|(d, _)| d.clone()).collect();
+        let last = || delivery::current(&all);
+        let least = last().min_by_key(|delivery| delivery.state);
+        let next = last().filter_map(|delivery| delivery.next_attempt_at).min();
         let request = &event.request;
         let line = |(delivery, target): &(Delivery, String)| DeliveryLine {
             delivery: delivery.id.to_string(),
@@ -276,28 +280,89 @@ impl EventLine {
     }
 }
 
-/// The newest delivery to each destination: a replay stands for what it repeats.
-fn current(deliveries: &[(Delivery, String)]) -> Vec<&Delivery> {
-    let newer = |delivery: &Delivery| {
-        let mut after = deliveries
-            .iter()
-            .filter(|(d, _)| d.key.ordinal > delivery.key.ordinal);
-        after.any(|(d, _)| d.destination == delivery.destination)
-    };
-    deliveries
-        .iter()
-        .map(|(delivery, _)| delivery)
-        .filter(|delivery| !newer(delivery))
-        .collect()
-}
-
 /// See [`Line::Content`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ContentLine {
     /// The header fields, in order; bytes that are no UTF-8 are replaced.
     pub headers: Vec<(String, String)>,
+    /// Values in which bytes were replaced, as they are, by the field's place.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub replaced: Vec<(usize, Vec<u8>)>,
     /// Bytes of the body that follow, raw, behind this line.
     pub body_bytes: u64,
+}
+
+impl ContentLine {
+    /// Of an event.
+    pub fn new(event: &Event) -> Self {
+        let headers = &event.request.headers;
+        let text = |header: &Header| {
+            let value = String::from_utf8_lossy(&header.value).into_owned();
+            (header.name.clone(), value)
+        };
+        let replaced = headers.iter().enumerate();
+        let replaced = replaced.filter(|(_, h)| std::str::from_utf8(&h.value).is_err());
+        Self {
+            headers: headers.iter().map(text).collect(),
+            replaced: replaced.map(|(n, h)| (n, h.value.to_vec())).collect(),
+            body_bytes: event.request.body.len() as u64,
+        }
+    }
+
+    /// The header fields, in order and as they are.
+    pub fn fields(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.headers.iter().enumerate().map(|(n, (name, value))| {
+            let replaced = self.replaced.iter().find(|(at, _)| *at == n);
+            let value = replaced.map_or(value.as_bytes(), |(_, bytes)| bytes);
+            (name.as_str(), value)
+        })
+    }
+}
+
+/// See [`Line::Group`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct GroupLine {
+    /// How many.
+    pub count: u64,
+    /// Where they stand.
+    pub state: String,
+    /// Why they were given up.
+    pub reason: Option<String>,
+    /// The last answer's status.
+    pub status: Option<u16>,
+    /// What went wrong where there was no answer.
+    pub error: Option<String>,
+    /// Where they went, without the query.
+    pub url: String,
+    /// The newest of their events.
+    pub newest: String,
+}
+
+impl GroupLine {
+    /// The group of a delivery to a target, by its last attempt. It counts nothing yet.
+    pub fn new(delivery: &Delivery, last: Option<Attempt>, target: &str) -> Self {
+        let url = last.as_ref().map_or(target, |attempt| &attempt.url);
+        Self {
+            count: 0,
+            state: delivery.state.to_string(),
+            reason: delivery.reason.map(|reason| reason.as_str().to_owned()),
+            status: last.as_ref().and_then(|attempt| attempt.status),
+            url: url.split('?').next().unwrap_or_default().to_owned(),
+            error: last.and_then(|attempt| attempt.error),
+            newest: String::new(),
+        }
+    }
+}
+
+/// See [`Line::Discard`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DiscardLine {
+    /// The event.
+    pub event: String,
+    /// The delivery.
+    pub delivery: String,
+    /// Where it would have gone.
+    pub target: String,
 }
 
 /// See [`Line::Replay`].
@@ -338,7 +403,7 @@ pub struct StatusLine {
     pub dead: u64,
     /// Events set aside because they are damaged on disk.
     pub quarantined: u64,
-    /// When the oldest waiting delivery was begun.
+    /// When the oldest event that waits was received, to the millisecond.
     pub oldest_waiting_at: Option<String>,
     /// When something is tried next.
     pub next_attempt_at: Option<String>,

@@ -15,18 +15,19 @@ use url::Url;
 use whrelay_core::bucket::Seq;
 use whrelay_core::limits;
 use whrelay_core::retry::{Jitter, reconnect_pause};
-use whrelay_core::target::Target;
+use whrelay_core::route::{Prefix, Route};
 use whrelay_core::time::Timestamp;
 use whrelay_core::token::Token;
 use whrelay_delivery::Trust;
 use whrelay_proto::frame::{Refused, RefusedCode, Resume, Welcome, WireEvent};
 use whrelay_proto::liveness::{Liveness, Pulse};
 use whrelay_proto::{AgentAction, AgentSession, codec};
-use whrelay_store::{NewEvent, Receipt, SourceMark, StoreError};
+use whrelay_store::{NewDelivery, NewEvent, Receipt, SourceMark, StoreError};
 
 use crate::Config;
+use crate::backlog::{self, Backlog, Cut};
 use crate::error::AgentError;
-use crate::lanes::Lanes;
+use crate::lanes::{self, Lanes};
 use crate::lines::{Line, ReadyLine, ReceivedLine};
 use crate::proxy::Proxies;
 use crate::socket::{self, Socket};
@@ -41,16 +42,19 @@ pub(crate) struct Link {
     trust: Trust,
     token: Token,
     subscription: String,
-    targets: Vec<Target>,
+    routes: Vec<Route>,
     input_url: String,
     lanes: Arc<Lanes>,
+    cut: Arc<Cut>,
+    /// How long the tunnel may be down.
+    longest_down: Option<Duration>,
 }
 
 /// A session that has been welcomed.
 pub(crate) struct Live {
     socket: Socket,
     session: AgentSession,
-    welcome: Welcome,
+    pub(crate) welcome: Welcome,
 }
 
 type Appending = Pin<Box<dyn Future<Output = Result<u64, StoreError>> + Send>>;
@@ -63,9 +67,11 @@ impl Link {
             trust: config.trust.clone(),
             token: config.token.clone(),
             subscription: config.subscription.to_string(),
-            targets: config.targets.clone(),
+            routes: config.routes.clone(),
             input_url,
             lanes,
+            cut: Arc::default(),
+            longest_down: config.exit_on_disconnect,
         }
     }
 
@@ -103,24 +109,37 @@ impl Link {
         })
     }
 
+    /// Passes over what came before the first session and is not wanted.
+    pub(crate) async fn begin(
+        &mut self,
+        first: &Welcome,
+        wanted: Backlog,
+    ) -> Result<(), StoreError> {
+        let (lanes, cut) = (&self.lanes, Cut::new(wanted, first));
+        let now = lanes.clock.now();
+        let passed_over = cut.pass_over_here(&lanes.store, &lanes.bucket, now).await?;
+        if passed_over > 0 {
+            (lanes.tell)(backlog::told(passed_over, "deliveries", "that waited here"));
+        }
+        self.cut = Arc::new(cut);
+        Ok(())
+    }
+
     /// Keeps the tunnel up until `stop`, or until dialling again cannot help.
     pub(crate) async fn run(
         &self,
         first: Live,
         stop: &CancellationToken,
     ) -> Result<(), AgentError> {
-        (self.lanes.tell)(Line::Ready(ReadyLine {
-            url: self.input_url.clone(),
-            bucket: self.lanes.bucket.name.to_string(),
-            forwarder: self.forwarder.as_str().trim_end_matches('/').to_owned(),
-            targets: self.targets.iter().map(Target::to_string).collect(),
-            queued: self.lanes.waiting().saturating_add(first.welcome.waiting),
-            pid: std::process::id(),
-        }));
+        (self.lanes.tell)(Line::Ready(self.ready(&first.welcome)?));
         let (mut live, mut failures) = (Some(first), 0);
+        let mut down_since: Option<Instant> = None;
         loop {
             let ended = match live.take() {
-                Some(session) => self.serve(session, &mut failures, stop).await,
+                Some(session) => {
+                    down_since = None;
+                    self.serve(session, &mut failures, stop).await
+                }
                 None => match self.connect_until(stop).await {
                     Ok(session) => {
                         live = Some(session);
@@ -130,7 +149,11 @@ impl Link {
                 },
             };
             let Err(error) = ended else { return Ok(()) };
-            if !error.is_retryable() {
+            let down = down_since.get_or_insert_with(Instant::now).elapsed();
+            let left = self
+                .longest_down
+                .map(|longest| longest.saturating_sub(down));
+            if !error.is_retryable() || left == Some(Duration::ZERO) {
                 return Err(error);
             }
             if self.lanes.set_connected(false) {
@@ -141,14 +164,35 @@ impl Link {
                 });
             }
             tracing::debug!(%error, failures, "the tunnel is down");
+            let pause = reconnect_pause(failures, Jitter(rand::random()));
             if !self
-                .pause(reconnect_pause(failures, Jitter(rand::random())), stop)
+                .pause(left.map_or(pause, |left| pause.min(left)), stop)
                 .await
             {
                 return Ok(());
             }
             failures = failures.saturating_add(1);
         }
+    }
+
+    fn ready(&self, welcome: &Welcome) -> Result<ReadyLine, StoreError> {
+        let lanes = &self.lanes;
+        let here = lanes.store.oldest_waiting(lanes.bucket.id)?;
+        let there = welcome.oldest.map(Timestamp::from_micros);
+        let oldest = here.into_iter().chain(there).min();
+        let shown = |route: &Route| match route.prefix == Prefix::default() {
+            true => route.target.to_string(),
+            false => format!("{}={}", route.prefix, route.target),
+        };
+        Ok(ReadyLine {
+            url: self.input_url.clone(),
+            bucket: lanes.bucket.name.to_string(),
+            forwarder: self.forwarder.as_str().trim_end_matches('/').to_owned(),
+            targets: self.routes.iter().map(shown).collect(),
+            queued: lanes.waiting().saturating_add(self.cut.expected()),
+            oldest: oldest.map(|at| at.to_string()),
+            pid: std::process::id(),
+        })
     }
 
     /// Waits before the next dial, and cuts the wait short when the machine wakes from sleep. Says
@@ -258,22 +302,22 @@ impl Link {
 
     /// Puts what waits on disk, with its deliveries and the place it reaches, in one transaction.
     fn append(&self, forwarder: &str, waiting: &mut VecDeque<(Vec<WireEvent>, u64)>) -> Appending {
-        let lanes = Arc::clone(&self.lanes);
+        let (lanes, cut) = (Arc::clone(&self.lanes), Arc::clone(&self.cut));
         let (mut new, mut lines, mut reached) = (Vec::new(), Vec::new(), 0);
-        let targets: Vec<_> = lanes
-            .served()
-            .into_iter()
-            .filter(|s| s.configured)
-            .collect();
+        let routes = lanes.routes();
         for (events, upto) in waiting.drain(..) {
             reached = upto;
             for event in events {
+                let seq = event.seq;
                 let event = event.into_event(lanes.bucket.name.clone());
-                lines.push(ReceivedLine::new(&event));
-                let deliveries = targets
-                    .iter()
-                    .map(|target| lanes.new_delivery(target.id, false))
-                    .collect();
+                let passed_over = cut.passes_over(forwarder, seq, &event);
+                lines.push((!passed_over).then(|| ReceivedLine::new(&event)));
+                let begin = |to| NewDelivery {
+                    passed_over,
+                    ..lanes.new_delivery(to)
+                };
+                let to = lanes::taking(&routes, &event.request.tail);
+                let deliveries = to.into_iter().map(begin).collect();
                 new.push(NewEvent { event, deliveries });
             }
         }
@@ -296,10 +340,17 @@ impl Link {
                     settled => break settled?,
                 }
             };
-            let fresh =
-                |(line, receipt): (ReceivedLine, Receipt)| (!receipt.duplicate).then_some(line);
+            let mut passed_over = 0;
+            let fresh = |(line, receipt): (_, Receipt)| (!receipt.duplicate).then_some(line);
             for line in lines.into_iter().zip(receipts).filter_map(fresh) {
-                (lanes.tell)(Line::Received(line));
+                match line {
+                    Some(line) => (lanes.tell)(Line::Received(line)),
+                    None => passed_over += 1,
+                }
+            }
+            if let Some(passed_over) = cut.passed_over(passed_over, reached) {
+                let whose = "that the forwarder held";
+                (lanes.tell)(backlog::told(passed_over, "events", whose));
             }
             Ok(reached)
         })

@@ -24,6 +24,14 @@ pub enum DeadReason {
 }
 
 impl DeadReason {
+    /// All of them.
+    pub const ALL: [DeadReason; 4] = [
+        DeadReason::Rejected,
+        DeadReason::Deadline,
+        DeadReason::Attempts,
+        DeadReason::Discarded,
+    ];
+
     /// The word for it in output.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -32,6 +40,17 @@ impl DeadReason {
             Self::Attempts => "attempts",
             Self::Discarded => "discarded",
         }
+    }
+}
+
+impl FromStr for DeadReason {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|r| r.as_str() == text);
+        found.ok_or_else(|| {
+            format!("`{text}` is no reason: use rejected, deadline, attempts or discarded")
+        })
     }
 }
 
@@ -130,6 +149,24 @@ pub struct Delivery {
     pub next_attempt_at: Option<Timestamp>,
     /// Whether a person asked for it again.
     pub replay: bool,
+    /// The place of its newest attempt in the log of attempts.
+    pub last_attempt: Option<u64>,
+}
+
+/// Where an event stands: the least finished state of its deliveries, of which `deliveries` are all. A
+/// replay stands for what it repeats. `None` where it has none.
+pub fn event_state(deliveries: &[Delivery]) -> Option<State> {
+    current(deliveries).map(|delivery| delivery.state).min()
+}
+
+/// An event's newest delivery to each destination.
+pub fn current(deliveries: &[Delivery]) -> impl Iterator<Item = &Delivery> {
+    deliveries.iter().filter(|delivery| {
+        let newer = |other: &Delivery| {
+            other.destination == delivery.destination && other.key.ordinal > delivery.key.ordinal
+        };
+        !deliveries.iter().any(newer)
+    })
 }
 
 /// What is to be done with a delivery that is due.
@@ -205,6 +242,33 @@ pub struct Attempt {
 }
 
 impl Attempt {
+    /// That a delivery is given up untried, as the log tells it.
+    pub fn given_up(
+        delivery: &Delivery,
+        (url, method): (String, String),
+        at: Timestamp,
+        reason: DeadReason,
+        why: &str,
+    ) -> Self {
+        Self {
+            key: delivery.key,
+            delivery: delivery.id,
+            event: delivery.event,
+            destination: delivery.destination,
+            url,
+            method,
+            number: delivery.attempts,
+            at,
+            duration: Duration::ZERO,
+            status: None,
+            error: Some(why.to_owned()),
+            answer: Vec::new(),
+            replay: delivery.replay,
+            phase: delivery.phase,
+            verdict: Verdict::Dead(reason),
+        }
+    }
+
     /// Where its delivery stands after it.
     pub fn state(&self) -> State {
         match self.verdict {

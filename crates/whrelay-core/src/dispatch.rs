@@ -1,5 +1,5 @@
-//! Who may start now at one destination: its slots, its rate, and its breaker. It must not know where
-//! deliveries are kept, nor how one is tried.
+//! Who may start now at one destination: its order, its slots, its rate, and its breaker. It must not
+//! know where deliveries are kept, nor how one is tried.
 
 use std::collections::HashSet;
 use std::time::Instant;
@@ -13,12 +13,35 @@ use crate::pace::{Pace, Rate};
 /// offline.
 const EXPIRING: usize = 64;
 
+/// In which order deliveries are made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// They start in order of arrival, and one that is tried again holds nobody up.
+    #[default]
+    Arrival,
+    /// One after the other: what is behind the oldest waits until that one has ended. Replays are
+    /// made beside the line.
+    Fifo,
+}
+
+impl Order {
+    /// The word for it in flags and output.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Arrival => "arrival",
+            Self::Fifo => "fifo",
+        }
+    }
+}
+
 /// Gives out the slots of one destination.
 #[derive(Clone, Debug)]
 pub struct Dispatcher {
     breaker: Breaker,
     pace: Option<Pace>,
     in_flight: HashSet<DeliveryKey>,
+    /// The head of the line, where there is one and it holds a slot.
+    head: Option<DeliveryKey>,
 }
 
 impl Dispatcher {
@@ -28,6 +51,7 @@ impl Dispatcher {
             breaker: Breaker::new(max_in_flight),
             pace: rate.map(Pace::new),
             in_flight: HashSet::new(),
+            head: None,
         }
     }
 
@@ -74,6 +98,25 @@ impl Dispatcher {
         claimed
     }
 
+    /// Whether the head of the line may be asked for: no other holds a slot.
+    pub fn line_is_free(&self) -> bool {
+        self.head.is_none()
+    }
+
+    /// Takes a slot for the head of the line, where none before it holds one.
+    pub fn claim_head(
+        &mut self,
+        key: DeliveryKey,
+        now: Instant,
+        expired: impl FnOnce() -> bool,
+    ) -> bool {
+        let claimed = self.line_is_free() && self.claim(key, now, expired);
+        if claimed {
+            self.head = Some(key);
+        }
+        claimed
+    }
+
     /// Gives a slot back, and learns from what the endpoint did, if it was asked.
     pub fn finish(
         &mut self,
@@ -82,6 +125,7 @@ impl Dispatcher {
         now: Instant,
     ) -> Option<Change> {
         self.in_flight.remove(&key);
+        self.head = self.head.filter(|head| *head != key);
         self.breaker.on_outcome(outcome?, now)
     }
 
@@ -119,6 +163,22 @@ mod tests {
         assert!(!dispatcher.claim(key(3), now, || true));
         dispatcher.finish(key(1), None, now);
         assert!(dispatcher.claim(key(3), now, || false));
+    }
+
+    #[test]
+    fn a_line_has_one_head_and_replays_pass_it() {
+        let (mut dispatcher, now) = (Dispatcher::new(3, None), Instant::now());
+        assert!(dispatcher.claim_head(key(1), now, || false));
+        assert!(!dispatcher.line_is_free());
+        assert!(
+            !dispatcher.claim_head(key(2), now, || false),
+            "not its turn"
+        );
+        assert!(dispatcher.claim(key(3), now, || false), "a replay");
+        dispatcher.finish(key(3), None, now);
+        assert!(!dispatcher.line_is_free());
+        dispatcher.finish(key(1), None, now);
+        assert!(dispatcher.claim_head(key(2), now, || false));
     }
 
     #[test]

@@ -31,6 +31,11 @@ macro_rules! id {
                 Self(Ulid::from_parts(at.as_millis() & ((1 << 48) - 1), random))
             }
 
+            /// When it was minted, to the millisecond.
+            pub const fn minted_at(self) -> Timestamp {
+                Timestamp::from_micros(self.0.timestamp_ms().cast_signed() * 1000)
+            }
+
             /// From its 16 bytes, big-endian.
             pub const fn from_bytes(bytes: [u8; 16]) -> Self {
                 Self(Ulid::from_bytes(bytes))
@@ -90,6 +95,7 @@ mod tests {
             prop_assert_eq!(id.to_string().len(), 30);
             prop_assert_eq!(id.to_string().parse(), Ok(id));
             prop_assert_eq!(EventId::from_bytes(id.to_bytes()), id);
+            prop_assert_eq!(id.minted_at(), Timestamp::from_micros(ms * 1000));
         }
 
         #[test]

@@ -13,6 +13,7 @@ pub mod limits;
 pub mod outcome;
 pub mod pace;
 pub mod retry;
+pub mod route;
 pub mod secret;
 pub mod tail;
 pub mod target;

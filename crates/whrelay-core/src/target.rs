@@ -26,6 +26,8 @@ pub enum TargetError {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Target {
     url: Url,
+    /// The socket it listens on, where it is no port.
+    socket: Option<String>,
 }
 
 /// The tail would climb out of the target's base path.
@@ -52,9 +54,47 @@ impl Target {
         }
     }
 
-    /// The URL an event gets here: base path, then the tail as raw bytes; the target's query, then
-    /// the sender's.
+    /// Whether it is on this machine by its name or address.
+    pub fn is_loopback(&self) -> bool {
+        match self.host() {
+            Host::Domain(name) => name == "localhost",
+            Host::Ipv4(ip) => ip.is_loopback(),
+            Host::Ipv6(ip) => ip.is_loopback(),
+        }
+    }
+
+    /// The path of the Unix socket to connect to, where it is not host and port.
+    pub fn socket(&self) -> Option<&str> {
+        self.socket.as_deref()
+    }
+
+    /// The URL an event gets here, as people read it: base path, then the tail as raw bytes; the
+    /// target's query, then the sender's.
+    ///
+    /// # Errors
+    /// When the tail could climb out of the base path.
     pub fn url_for(&self, event_tail: &str, query: Option<&str>) -> Result<String, Climbs> {
+        let path = self.path_for(event_tail, query)?;
+        Ok(match &self.socket {
+            Some(socket) => format!("unix:{socket}:{path}"),
+            None => format!("{}://{}{path}", self.url.scheme(), self.authority()),
+        })
+    }
+
+    /// The same URL as it is requested: over a socket, of `localhost`.
+    ///
+    /// # Errors
+    /// When the tail could climb out of the base path.
+    pub fn request_url(&self, event_tail: &str, query: Option<&str>) -> Result<String, Climbs> {
+        let path = self.path_for(event_tail, query)?;
+        Ok(format!(
+            "{}://{}{path}",
+            self.url.scheme(),
+            self.authority()
+        ))
+    }
+
+    fn path_for(&self, event_tail: &str, query: Option<&str>) -> Result<String, Climbs> {
         let rooted = event_tail.is_empty() || event_tail.starts_with('/');
         if !rooted || tail::climbs(event_tail) {
             return Err(Climbs);
@@ -67,19 +107,36 @@ impl Target {
         let query = query.filter(|query| !query.is_empty() || self.url.query().is_none());
         let queries: Vec<&str> = self.url.query().into_iter().chain(query).collect();
         let mark = if queries.is_empty() { "" } else { "?" };
-        let (scheme, authority) = (self.url.scheme(), self.authority());
-        Ok(format!(
-            "{scheme}://{authority}{joined}{mark}{}",
-            queries.join("&")
-        ))
+        Ok(format!("{joined}{mark}{}", queries.join("&")))
+    }
+
+    /// `unix:/path/to/socket`, and maybe a colon and a base path.
+    fn over_socket(text: &str, rest: &str) -> Result<Self, TargetError> {
+        let (socket, base) = match rest.split_once(":/") {
+            Some((socket, base)) => (socket, format!("/{base}")),
+            None => (rest, String::new()),
+        };
+        if !socket.starts_with('/') || socket.contains('\0') {
+            let why = "a socket's path begins with /, as in unix:/run/app.sock";
+            return Err(TargetError::NotAUrl(text.into(), why.into()));
+        }
+        let http: Self = format!("http://localhost{base}").parse()?;
+        Ok(Self {
+            socket: Some(socket.to_owned()),
+            ..http
+        })
     }
 }
 
-/// Accepts `3000`, `:3000`, `localhost:3000`, `localhost:3000/base` and `http(s)://host[:port]/base`.
+/// Accepts `3000`, `:3000`, `localhost:3000`, `localhost:3000/base`, `http(s)://host[:port]/base`,
+/// `unix:/path/to/socket` and `unix:/path/to/socket:/base`.
 impl FromStr for Target {
     type Err = TargetError;
 
     fn from_str(text: &str) -> Result<Self, TargetError> {
+        if let Some(rest) = text.strip_prefix("unix:") {
+            return Self::over_socket(text, rest);
+        }
         let full = if text.contains("://") {
             text.to_owned()
         } else if begins_with_port(text.strip_prefix(':').unwrap_or(text)) {
@@ -111,7 +168,8 @@ impl FromStr for Target {
         if !url.username().is_empty() || url.password().is_some() || url.fragment().is_some() {
             return Err(TargetError::Extras(text.into()));
         }
-        Ok(Self { url })
+        let socket = None;
+        Ok(Self { url, socket })
     }
 }
 
@@ -123,8 +181,13 @@ fn begins_with_port(text: &str) -> bool {
 /// The target as people read it: without a lone trailing slash.
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = self.url.as_str();
         let bare = self.url.path() == "/" && self.url.query().is_none();
+        if let Some(socket) = &self.socket {
+            write!(f, "unix:{socket}")?;
+            let base = &self.url[url::Position::BeforePath..];
+            return if bare { Ok(()) } else { write!(f, ":{base}") };
+        }
+        let text = self.url.as_str();
         f.write_str(if bare {
             text.trim_end_matches('/')
         } else {
@@ -156,6 +219,12 @@ mod tests {
                 "https://example.test:8443/x?y=1",
             ),
             ("http://[::1]:9/", "http://[::1]:9"),
+            ("unix:/run/app.sock", "unix:/run/app.sock"),
+            ("unix:/run/app.sock:/", "unix:/run/app.sock"),
+            (
+                "unix:/run/a:b.sock:/base?x=1",
+                "unix:/run/a:b.sock:/base?x=1",
+            ),
         ] {
             assert_eq!(target(typed).to_string(), shown, "{typed}");
         }
@@ -174,10 +243,24 @@ mod tests {
             "http://u:p@h/",
             "3000#x",
             "0",
-            "unix:/tmp/s",
+            "unix:",
+            "unix:s",
+            "unix::/base",
+            "unix:/s:/b#x",
         ] {
             assert!(bad.parse::<Target>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_socket_is_asked_as_localhost_and_shown_as_itself() {
+        let socket = target("unix:/run/app.sock:/base");
+        let shown = socket.url_for("/x", Some("q=1"));
+        assert_eq!(shown.as_deref(), Ok("unix:/run/app.sock:/base/x?q=1"));
+        let asked = socket.request_url("/x", Some("q=1"));
+        assert_eq!(asked.as_deref(), Ok("http://localhost/base/x?q=1"));
+        assert_eq!(socket.socket(), Some("/run/app.sock"));
+        assert_eq!(target("3000").socket(), None);
     }
 
     #[test]

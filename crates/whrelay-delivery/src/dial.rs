@@ -1,18 +1,65 @@
-//! TCP connections to targets. It must not know what is sent over them.
+//! Connections to targets. It must not know what is sent over them.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 use std::sync::Mutex;
 use std::time::Duration;
 
+#[cfg(unix)]
+use tokio::net::UnixStream;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, timeout, timeout_at};
+#[cfg(unix)]
+use tokio_util::either::Either;
 use whrelay_core::limits;
+use whrelay_core::target::Target;
+
+/// A connection.
+#[cfg(unix)]
+pub(crate) type Stream = Either<TcpStream, UnixStream>;
+/// A connection.
+#[cfg(not(unix))]
+pub(crate) type Stream = TcpStream;
 
 /// No connection came about: every address that was tried, and why.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct DialError(String);
+
+/// The way to a target.
+#[derive(Debug)]
+pub(crate) enum Way {
+    /// Over its host and port.
+    Host(Dialer),
+    /// Over the Unix socket of this path.
+    Socket(String),
+}
+
+impl Way {
+    pub(crate) fn to(target: &Target) -> Self {
+        match target.socket() {
+            Some(socket) => Self::Socket(socket.to_owned()),
+            None => Self::Host(Dialer::new(&target.host().to_string(), target.port())),
+        }
+    }
+
+    /// Connects within a time.
+    ///
+    /// # Errors
+    /// As [`Dialer::dial_within`].
+    pub(crate) async fn dial_within(&self, time: Duration) -> Result<Stream, DialError> {
+        match self {
+            Self::Socket(socket) => dial_socket(socket, time).await,
+            Self::Host(dialer) => {
+                let stream = dialer.dial_within(time).await?;
+                #[cfg(unix)]
+                let stream = Either::Left(stream);
+                Ok(stream)
+            }
+        }
+    }
+}
 
 /// Connects to one host and port. `localhost` means both loopback addresses, and the one that
 /// accepted is tried first from then on.
@@ -69,7 +116,11 @@ impl Dialer {
                 Err(_) => failures.push(format!("{address}: timed out")),
             }
         }
-        Err(DialError(failures.join("; ")))
+        let mut said = failures.join("; ");
+        if self.host == "localhost" && in_container() {
+            said += IN_A_CONTAINER;
+        }
+        Err(DialError(said))
     }
 
     async fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
@@ -100,6 +151,32 @@ impl Dialer {
     }
 }
 
+#[cfg(unix)]
+async fn dial_socket(socket: &str, time: Duration) -> Result<Stream, DialError> {
+    match timeout(time, UnixStream::connect(socket)).await {
+        Ok(Ok(stream)) => Ok(Either::Right(stream)),
+        Ok(Err(error)) => Err(DialError(format!("{socket}: {}", reason(&error)))),
+        Err(_) => Err(DialError(format!("{socket}: timed out"))),
+    }
+}
+
+#[cfg(not(unix))]
+async fn dial_socket(socket: &str, _: Duration) -> Result<Stream, DialError> {
+    Err(DialError(format!(
+        "{socket}: this system has no such sockets"
+    )))
+}
+
+const IN_A_CONTAINER: &str =
+    " (localhost is this container; its host is often called host.docker.internal)";
+
+/// Whether this process is in a container, as the runtimes mark it.
+fn in_container() -> bool {
+    ["/.dockerenv", "/run/.containerenv"]
+        .iter()
+        .any(|mark| Path::new(mark).exists())
+}
+
 fn reason(error: &io::Error) -> String {
     if error.kind() == io::ErrorKind::ConnectionRefused {
         return "connection refused".to_owned();
@@ -111,6 +188,11 @@ fn reason(error: &io::Error) -> String {
 mod tests {
     use super::*;
     use tokio::net::TcpListener;
+
+    async fn free_port() -> u16 {
+        let server = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+        server.local_addr().expect("an address").port()
+    }
 
     #[tokio::test]
     async fn localhost_finds_a_server_on_either_address_and_remembers_it() {
@@ -126,29 +208,36 @@ mod tests {
 
     #[tokio::test]
     async fn a_refusal_names_every_address() {
-        let port = {
-            let server = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
-            server.local_addr().expect("an address").port()
-        };
-        let error = Dialer::new("localhost", port)
-            .dial()
-            .await
-            .expect_err("refused")
-            .to_string();
+        let port = free_port().await;
+        let refused = Dialer::new("localhost", port).dial().await;
+        let error = refused.expect_err("refused").to_string();
         let expected =
             format!("[::1]:{port}: connection refused; 127.0.0.1:{port}: connection refused");
-        assert_eq!(error, expected);
+        let said = if in_container() { IN_A_CONTAINER } else { "" };
+        assert_eq!(error, expected + said);
     }
 
     #[tokio::test]
     async fn an_unknown_host_is_an_error_not_a_hang() {
-        let error = Dialer::new("no-such-host.invalid", 80)
-            .dial()
-            .await
-            .expect_err("unknown");
+        let unknown = Dialer::new("no-such-host.invalid", 80).dial().await;
+        let error = unknown.expect_err("unknown").to_string();
+        assert!(error.starts_with("no-such-host.invalid:80: "), "{error}");
+    }
+
+    #[cfg(unix)]
+    #[tokio::test]
+    async fn a_socket_is_connected_to_and_one_that_is_missing_is_named() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("app.sock");
+        let target = format!("unix:{}:/base", path.display());
+        let way = Way::to(&target.parse().expect("a target"));
+        let dial = || way.dial_within(limits::PROBE_TIMEOUT);
+        let missing = dial().await.expect_err("missing").to_string();
         assert!(
-            error.to_string().starts_with("no-such-host.invalid:80: "),
-            "{error}"
+            missing.starts_with(&path.display().to_string()),
+            "{missing}"
         );
+        let _server = tokio::net::UnixListener::bind(&path).expect("a socket");
+        assert!(dial().await.is_ok());
     }
 }

@@ -3,22 +3,23 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use whrelay_core::breaker::Change;
-use whrelay_core::bucket::Bucket;
+use whrelay_core::bucket::{Bucket, Seq};
 use whrelay_core::delivery::{Attempt, DeadReason, Delivery, DeliveryKey, DestinationId, Step};
-use whrelay_core::dispatch::Dispatcher;
+use whrelay_core::dispatch::{Dispatcher, Order};
 use whrelay_core::event::Event;
 use whrelay_core::limits;
 use whrelay_core::outcome::Outcome;
 use whrelay_core::pace::Rate;
 use whrelay_core::retry::{DeliveryHistory, Jitter, RetryPolicy, Verdict, decide};
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Store, StoreError};
+use whrelay_store::{DueScan, Head, Store, StoreError};
 
 use crate::clock::Clock;
 use crate::http::{Client, Reply};
@@ -38,6 +39,8 @@ pub struct Destination {
     pub max_in_flight: usize,
     /// How fast attempts may start.
     pub rate: Option<Rate>,
+    /// In which order deliveries are made.
+    pub order: Order,
 }
 
 /// What happened, for whoever watches.
@@ -70,6 +73,8 @@ pub struct Engine {
     client: Client,
     clock: Arc<Clock>,
     notify: Notify,
+    /// The place before which nothing waits in the line, where there is one.
+    line: AtomicU64,
 }
 
 struct Finished {
@@ -101,6 +106,7 @@ impl Engine {
             client,
             clock,
             notify,
+            line: AtomicU64::new(0),
         }
     }
 
@@ -115,13 +121,14 @@ impl Engine {
             released = engine.release() => released?,
             () = stop.cancelled() => return Ok(()),
         };
+        engine.find_line().await?;
         let mut lane = Lane {
             dispatcher: Dispatcher::new(engine.destination.max_in_flight, engine.destination.rate),
             attempts: JoinSet::new(),
             probe: None,
         };
         let _checking = AbortOnDropHandle::new(tokio::spawn(
-            Arc::clone(&engine).restore_index(stop.clone()),
+            Arc::clone(&engine).restore_indexes(stop.clone()),
         ));
         let mut commits = engine.store.commits();
         while !stop.is_cancelled() {
@@ -153,30 +160,88 @@ impl Engine {
             return Ok(limits::REARM);
         }
         let now = self.clock.now();
-        let scan = match self
-            .store
-            .due(self.destination.id, now, lane.dispatcher.in_flight(), room)
-        {
-            Ok(scan) => scan,
+        let (scan, head) = match self.due(&lane.dispatcher, now, room) {
+            Ok(found) => found,
             // The store reopens by itself; a commit or the timer comes back here.
             Err(error) if error.is_retryable() => return Ok(limits::REOPEN_EVERY),
             Err(error) => return Err(error),
         };
-        for key in &scan.ready {
-            let key = *key;
-            let instant = Instant::now();
-            if lane.dispatcher.claim(key, instant, || self.is_expired(key)) {
-                let engine = Arc::clone(self);
-                lane.attempts
-                    .spawn(async move { engine.attempt(key).await });
+        let mut start = |key| {
+            let engine = Arc::clone(self);
+            lane.attempts
+                .spawn(async move { engine.attempt(key).await });
+        };
+        let (mut ready, mut due) = (!scan.ready.is_empty(), scan.next_at);
+        if let Some(Head { key, due_at }) = head {
+            if due_at > now {
+                due = due.map_or(Some(due_at), |at| Some(at.min(due_at)));
+            } else {
+                ready = true;
+                let expired = || self.is_expired(key);
+                if lane.dispatcher.claim_head(key, Instant::now(), expired) {
+                    start(key);
+                }
             }
         }
-        let due = scan.next_at.map(|at| at.since(now));
+        for key in scan.ready {
+            let expired = || self.is_expired(key);
+            if lane.dispatcher.claim(key, Instant::now(), expired) {
+                start(key);
+            }
+        }
+        let due = due.map(|at| at.since(now));
         let instant = Instant::now();
         let paced = lane.dispatcher.paced_until(instant);
         let paced = paced.map(|at| at.saturating_duration_since(instant));
-        let soonest = paced.filter(|_| !scan.ready.is_empty()).or(due);
+        let soonest = paced.filter(|_| ready).or(due);
         Ok(soonest.map_or(limits::REARM, |wait| wait.min(limits::REARM)))
+    }
+
+    /// Finds where the line begins, where there is one.
+    async fn find_line(&self) -> Result<(), StoreError> {
+        let Destination {
+            id, order, bucket, ..
+        } = &self.destination;
+        if *order == Order::Fifo {
+            let start = || async { self.store.line_start(bucket.id, *id) };
+            let start = self.persist(start).await?;
+            self.line.store(start.0, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// What is due, and where there is a line, its head if that may be asked for.
+    fn due(
+        &self,
+        dispatcher: &Dispatcher,
+        now: Timestamp,
+        room: usize,
+    ) -> Result<(DueScan, Option<Head>), StoreError> {
+        let Destination {
+            id, order, bucket, ..
+        } = &self.destination;
+        let in_flight = dispatcher.in_flight();
+        match order {
+            Order::Arrival => Ok((self.store.due(*id, now, in_flight, room)?, None)),
+            Order::Fifo => {
+                let replays = self.store.due_replays(*id, now, in_flight, room)?;
+                if !dispatcher.line_is_free() {
+                    return Ok((replays, None));
+                }
+                let from = Seq(self.line.load(Ordering::Relaxed));
+                let head = self.store.head(bucket.id, *id, from)?;
+                if let Some(head) = head {
+                    // Unless the line begins anew meanwhile.
+                    let (Ok(_) | Err(_)) = self.line.compare_exchange(
+                        from.0,
+                        head.key.seq.0,
+                        Ordering::Relaxed,
+                        Ordering::Relaxed,
+                    );
+                }
+                Ok((replays, head))
+            }
+        }
     }
 
     fn is_expired(&self, key: DeliveryKey) -> bool {
@@ -245,23 +310,25 @@ impl Engine {
             .await
     }
 
-    /// Looks once for what damage has taken from the index, while deliveries go on.
-    async fn restore_index(self: Arc<Self>, stop: CancellationToken) {
+    /// Looks once for what damage has taken from the indexes, while deliveries go on.
+    async fn restore_indexes(self: Arc<Self>, stop: CancellationToken) {
         let (store, destination) = (self.store.clone(), self.destination.id);
         let looking = tokio::task::spawn_blocking(move || {
-            store.index_is_whole(destination, || !stop.is_cancelled())
+            store.indexes_are_whole(destination, || !stop.is_cancelled())
         });
         let restored = match looking.await {
             Ok(Ok(true)) => return,
-            Ok(Ok(false)) => self.store.restore_index(destination).await,
+            Ok(Ok(false)) => self.store.restore_indexes(destination).await,
             Ok(Err(error)) => Err(error),
             Err(error) => Err(StoreError::Broken(error.to_string())),
         };
+        // What was put back may stand anywhere in the line.
+        self.line.store(0, Ordering::Relaxed);
         match restored {
             // Rows that led nowhere have gone, which changes nothing for anyone.
-            Ok(0) => tracing::warn!("the index of what waits was damaged, and is whole again"),
+            Ok(0) => tracing::warn!("an index was damaged, and is whole again"),
             Ok(restored) => (self.notify)(Notice::Restored(restored)),
-            Err(error) => tracing::warn!(%error, "the index of what waits was not checked"),
+            Err(error) => tracing::warn!(%error, "the indexes were not checked"),
         }
     }
 

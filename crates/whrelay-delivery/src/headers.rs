@@ -223,6 +223,7 @@ mod tests {
             reason: None,
             next_attempt_at: None,
             replay,
+            last_attempt: None,
         };
         outgoing(&event, &delivery, 3, &Fields::default())
     }

@@ -22,7 +22,7 @@ use whrelay_core::limits;
 use whrelay_core::outcome::{Outcome, RetryAfter};
 use whrelay_core::target::Target;
 
-use crate::dial::{DialError, Dialer};
+use crate::dial::{DialError, Way};
 use crate::headers::{Fields, outgoing};
 use crate::tls::{Trust, client_config};
 use crate::wire::{Grip, Wire};
@@ -58,7 +58,7 @@ type Inner = legacy::Client<HttpsConnector<Connector>, Full<Bytes>>;
 pub struct Client {
     target: Target,
     fields: Arc<Fields>,
-    dialer: Arc<Dialer>,
+    way: Arc<Way>,
     inner: Inner,
 }
 
@@ -74,13 +74,13 @@ impl Client {
         trust: &Trust,
         max_idle: usize,
     ) -> Result<Self, rustls::Error> {
-        let dialer = Arc::new(Dialer::new(&target.host().to_string(), target.port()));
+        let way = Arc::new(Way::to(&target));
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(client_config(trust)?)
             .https_or_http()
             .enable_all_versions()
             .wrap_connector(Connector {
-                dialer: Arc::clone(&dialer),
+                way: Arc::clone(&way),
             });
         let inner = legacy::Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
@@ -92,7 +92,7 @@ impl Client {
         Ok(Self {
             target,
             fields: Arc::new(fields),
-            dialer,
+            way,
             inner,
         })
     }
@@ -104,7 +104,7 @@ impl Client {
 
     /// Whether the target accepts connections.
     pub async fn probe(&self) -> bool {
-        self.dialer.dial_within(limits::PROBE_TIMEOUT).await.is_ok()
+        self.way.dial_within(limits::PROBE_TIMEOUT).await.is_ok()
     }
 
     /// Sends an event once, and waits for the answer at most `timeout` (zero: for ever).
@@ -153,7 +153,7 @@ impl Client {
         let sent = &event.request;
         let url = self
             .target
-            .url_for(&sent.tail, sent.query.as_deref())
+            .request_url(&sent.tail, sent.query.as_deref())
             .map_err(|e| told(&e))?;
         let uri = Uri::try_from(url).map_err(|e| told(&e))?;
         let method = Method::from_bytes(sent.method.as_bytes()).map_err(|e| told(&e))?;
@@ -237,10 +237,10 @@ fn failure(error: &legacy::Error) -> Reply {
     Reply::failed(Outcome::Broken, text)
 }
 
-/// hyper's way to our [`Dialer`]: the target was fixed when it was made.
+/// hyper's way to a target: the target was fixed when it was made.
 #[derive(Clone)]
 struct Connector {
-    dialer: Arc<Dialer>,
+    way: Arc<Way>,
 }
 
 impl Service<Uri> for Connector {
@@ -253,7 +253,10 @@ impl Service<Uri> for Connector {
     }
 
     fn call(&mut self, _: Uri) -> Self::Future {
-        let dialer = Arc::clone(&self.dialer);
-        Box::pin(async move { dialer.dial().await.map(Wire::new) })
+        let way = Arc::clone(&self.way);
+        Box::pin(async move {
+            let stream = way.dial_within(limits::CONNECT_TIMEOUT).await;
+            stream.map(Wire::new)
+        })
     }
 }

@@ -9,12 +9,13 @@ use std::task::{Context, Poll, Waker};
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::sync::watch;
+
+use crate::dial::Stream;
 
 /// A connection.
 pub(crate) struct Wire {
-    stream: TcpStream,
+    stream: Stream,
     grip: Grip,
 }
 
@@ -70,7 +71,7 @@ impl Grip {
 }
 
 impl Wire {
-    pub(crate) fn new(stream: TcpStream) -> TokioIo<Self> {
+    pub(crate) fn new(stream: Stream) -> TokioIo<Self> {
         let grip = Grip {
             unwritten: Arc::new(watch::Sender::new(false)),
             cut: Arc::default(),

@@ -14,6 +14,7 @@ use futures_util::SinkExt;
 use tokio::time::timeout;
 use whrelay_core::bucket::{Bucket, BucketName, Seq};
 use whrelay_core::limits;
+use whrelay_core::time::Timestamp;
 use whrelay_proto::frame::{Frame, Hello, Refused, RefusedCode, Welcome, WireEvent};
 use whrelay_proto::liveness::{Liveness, Pulse};
 use whrelay_proto::{ForwarderAction, ForwarderSession, NEWEST_VERSION, SUBPROTOCOL, codec};
@@ -161,12 +162,15 @@ impl Tunnel {
             .filter(|resume| resume.forwarder == shared.store.id());
         // What the agent says it has on disk is its receipt, but only for what was ever stored.
         let start = resume.map_or(acked, |resume| Seq(resume.seq)).min(last);
+        let oldest = shared.store.read_after(&bucket, start, 1, 0)?;
+        let oldest = oldest.events.first().map(|first| first.event.received_at);
         let welcome = Welcome {
             version: NEWEST_VERSION,
             forwarder: shared.store.id().to_owned(),
             start: start.0,
             waiting: last.0.saturating_sub(start.0),
             clock: shared.clock.now().as_micros(),
+            oldest: oldest.map(Timestamp::as_micros),
         };
         tracing::info!(
             bucket = %bucket.name,

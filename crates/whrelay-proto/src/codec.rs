@@ -193,6 +193,7 @@ mod tests {
                     start,
                     waiting,
                     clock,
+                    oldest: (waiting > 0).then_some(clock),
                 })
             },
         );

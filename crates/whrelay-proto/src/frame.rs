@@ -79,6 +79,9 @@ pub struct Welcome {
     pub waiting: u64,
     /// The forwarder's wall clock, in microseconds since 1970.
     pub clock: i64,
+    /// When the oldest of what waits was received, in microseconds since 1970.
+    #[serde(default)]
+    pub oldest: Option<i64>,
 }
 
 /// Why there is no session.

@@ -98,6 +98,7 @@ impl World {
                     start,
                     waiting,
                     clock: 0,
+                    oldest: None,
                 }))
             }
             ForwarderAction::Acked(upto) => {
@@ -204,6 +205,7 @@ fn live(start: u64) -> ForwarderSession {
         start,
         waiting: 0,
         clock: 0,
+        oldest: None,
     };
     forwarder.start(welcome);
     forwarder
@@ -217,6 +219,7 @@ fn live_agent(start: u64) -> AgentSession {
         start,
         waiting: 0,
         clock: 0,
+        oldest: None,
     };
     agent.on_frame(Frame::Welcome(welcome)).expect("a welcome");
     agent

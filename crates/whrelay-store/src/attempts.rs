@@ -1,15 +1,17 @@
 //! The log of attempts: appended with each verdict, read by place. It must not know who follows it.
 
-use whrelay_core::delivery::Attempt;
+use redb::ReadableTable;
+use whrelay_core::delivery::{Attempt, DeliveryKey, State};
+use whrelay_core::time::Timestamp;
 
-use crate::deliveries::{self, Waiting};
+use crate::deliveries::{self, Before};
 use crate::disk::Store;
 use crate::error::StoreError;
 use crate::index::Wait;
 use crate::record::Seal;
 use crate::rows::AttemptRow;
-use crate::tables::{ATTEMPT_LOG, ATTEMPTS, SEQUENCES};
-use crate::tx::{Tx, sequence};
+use crate::tables::{ATTEMPT_LOG, ATTEMPT_STATES, ATTEMPTS, DELIVERIES, SEQUENCES};
+use crate::tx::{Tx, sequence, state_key};
 
 /// An attempt and its place in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +20,8 @@ pub struct LoggedAttempt {
     pub place: u64,
     /// The attempt.
     pub attempt: Attempt,
+    /// The place of the one before it of the same delivery.
+    pub before: Option<u64>,
 }
 
 impl Store {
@@ -28,25 +32,7 @@ impl Store {
     /// When it is unknown whether it is on disk: then it must be recorded again.
     pub async fn record(&self, attempt: Attempt) -> Result<(), StoreError> {
         self.write(512 + attempt.answer.len(), move |tx: &mut Tx<'_>| {
-            let key = attempt.key;
-            if let Some(mut delivery) = deliveries::get(tx.seal, tx.deliveries.open()?, key)?
-                && !delivery.state.is_finished()
-            {
-                let before = Waiting::of(&delivery);
-                delivery.follow(&attempt);
-                let wait = if attempt.is_held() {
-                    Wait::Held
-                } else {
-                    Wait::Backoff
-                };
-                deliveries::update(tx, Some(before), &delivery, wait)?;
-            }
-            let place = tx.next(ATTEMPT_LOG)?;
-            let record = tx
-                .seal
-                .seal(&place.to_be_bytes(), &AttemptRow::new(attempt))?;
-            tx.attempts.open()?.insert(place, record.as_slice())?;
-            Ok(())
+            record(tx, attempt)
         })
         .await
     }
@@ -74,25 +60,120 @@ impl Store {
         })
     }
 
-    /// Attempts before a place, newest first, up to `max`. Damaged ones are passed over.
+    /// Attempts after which their deliveries were in one of these states, newest first by their start,
+    /// up to `max`: those that started within the bounds, and beyond `after` where one is given.
+    /// Damaged ones are passed over.
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub fn attempts_before(
+    pub fn attempts_by_start(
         &self,
-        before: u64,
+        states: &[State],
+        (since, until): (Timestamp, Timestamp),
+        after: Option<(Timestamp, u64)>,
         max: usize,
     ) -> Result<Vec<LoggedAttempt>, StoreError> {
         self.read(|tx| {
-            let table = tx.open_table(ATTEMPTS)?;
-            table
-                .range(..before)?
-                .rev()
-                .filter_map(|entry| logged(self.seal, entry))
-                .take(max)
-                .collect()
+            let (index, log) = (tx.open_table(ATTEMPT_STATES)?, tx.open_table(ATTEMPTS)?);
+            let last = after.unwrap_or((until, u64::MAX));
+            let mut places = Vec::new();
+            for state in states {
+                let state = state_key(*state);
+                let first = (state, since.as_micros(), 0);
+                let beyond = (state, last.0.as_micros(), last.1);
+                if first > beyond {
+                    continue;
+                }
+                for row in index.range(first..=beyond)?.rev().take(max + 1) {
+                    let (_, at, place) = row?.0.value();
+                    if Some((Timestamp::from_micros(at), place)) != after {
+                        places.push((at, place));
+                    }
+                }
+            }
+            places.sort_unstable();
+            let newest = places.into_iter().rev().take(max);
+            let read = newest.map(|(_, place)| at_place(self.seal, &log, place));
+            read.filter_map(Result::transpose).collect()
         })
     }
+
+    /// The newest attempts of a delivery, newest first, up to `max`. Where one is damaged, those before
+    /// it are not found.
+    ///
+    /// # Errors
+    /// When the store cannot be read, or the delivery is damaged.
+    pub fn attempts_of(
+        &self,
+        key: DeliveryKey,
+        max: usize,
+    ) -> Result<Vec<LoggedAttempt>, StoreError> {
+        self.read(|tx| {
+            let log = tx.open_table(ATTEMPTS)?;
+            let delivery = deliveries::get(self.seal, &tx.open_table(DELIVERIES)?, key)?;
+            let (mut next, mut found) = (delivery.and_then(|d| d.last_attempt), Vec::new());
+            while let Some(place) = next.filter(|_| found.len() < max) {
+                let Some(logged) = at_place(self.seal, &log, place)? else {
+                    break;
+                };
+                // Rot could make a circle of it.
+                next = logged.before.filter(|before| *before < place);
+                found.push(logged);
+            }
+            Ok(found)
+        })
+    }
+}
+
+/// Logs an attempt, and moves its delivery on unless it has ended.
+pub(crate) fn record(tx: &mut Tx<'_>, attempt: Attempt) -> Result<(), StoreError> {
+    let key = attempt.key;
+    let found = deliveries::get(tx.seal, tx.deliveries.open()?, key)?;
+    let place = tx.next(ATTEMPT_LOG)?;
+    let before = found.as_ref().and_then(|delivery| delivery.last_attempt);
+    if let Some(mut delivery) = found {
+        let was = Before::of(&delivery);
+        delivery.last_attempt = Some(place);
+        if !delivery.state.is_finished() {
+            delivery.follow(&attempt);
+        }
+        let wait = if attempt.is_held() {
+            Wait::Held
+        } else {
+            Wait::Backoff
+        };
+        deliveries::update(tx, Some(was), &delivery, wait)?;
+    }
+    log(tx, place, attempt, before)
+}
+
+/// The row of an attempt in the index by state.
+pub(crate) fn index_row(place: u64, attempt: &Attempt) -> (u8, i64, u64) {
+    (state_key(attempt.state()), attempt.at.as_micros(), place)
+}
+
+fn log(
+    tx: &mut Tx<'_>,
+    place: u64,
+    attempt: Attempt,
+    before: Option<u64>,
+) -> Result<(), StoreError> {
+    let row = index_row(place, &attempt);
+    tx.attempt_states.open()?.insert(row, ())?;
+    let record = tx
+        .seal
+        .seal(&place.to_be_bytes(), &AttemptRow::new(attempt, before))?;
+    tx.attempts.open()?.insert(place, record.as_slice())?;
+    Ok(())
+}
+
+fn at_place(
+    seal: Seal,
+    log: &impl ReadableTable<u64, &'static [u8]>,
+    place: u64,
+) -> Result<Option<LoggedAttempt>, StoreError> {
+    let record = log.get(place)?;
+    Ok(record.and_then(|record| open(seal, place, record.value())))
 }
 
 type Entry<'a> = (
@@ -108,12 +189,16 @@ fn logged(
         Ok(entry) => entry,
         Err(error) => return Some(Err(error.into())),
     };
-    let place = place.value();
-    match seal.open::<AttemptRow>("attempt", &place.to_be_bytes(), record.value()) {
-        Ok((row, _)) => Some(Ok(LoggedAttempt {
+    open(seal, place.value(), record.value()).map(Ok)
+}
+
+fn open(seal: Seal, place: u64, record: &[u8]) -> Option<LoggedAttempt> {
+    match seal.open::<AttemptRow>("attempt", &place.to_be_bytes(), record) {
+        Ok((row, _)) => Some(LoggedAttempt {
             place,
+            before: row.before,
             attempt: row.into_attempt(),
-        })),
+        }),
         Err(error) => {
             tracing::error!(%error, "an attempt is passed over");
             None

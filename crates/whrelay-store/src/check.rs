@@ -1,11 +1,11 @@
-//! Finds what rot has done to a store, and mends the index of what is due, whose rows have no checksum
-//! of their own. It must not judge records: they judge themselves.
+//! Finds what rot has done to a store, and mends the indexes, whose rows have no checksum of their own. It
+//! must not judge records: they judge themselves.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
-use redb::ReadableTable;
+use redb::{ReadableTable, ReadableTableMetadata};
 use whrelay_core::bucket::{BucketId, Seq};
-use whrelay_core::delivery::{Delivery, DeliveryKey, DestinationId};
+use whrelay_core::delivery::{Delivery, DeliveryKey, DestinationId, event_state};
 use whrelay_core::limits;
 
 use crate::deliveries;
@@ -13,8 +13,8 @@ use crate::disk::Store;
 use crate::error::StoreError;
 use crate::index::{self, DueKey, Wait};
 use crate::record::Seal;
-use crate::tables::{ATTEMPTS, DELIVERIES, DUE, EVENTS, QUARANTINE, delivery_key};
-use crate::tx::Tx;
+use crate::tables::{ATTEMPTS, DELIVERIES, DUE, EVENT_STATES, EVENTS, QUARANTINE, delivery_key};
+use crate::tx::{Tx, state_key};
 
 /// What a store holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -93,71 +93,118 @@ impl Store {
         Ok(census)
     }
 
-    /// Whether the index leads to every delivery of a destination that waits, and nowhere else. It
-    /// looks at every row and every delivery, which takes a while where there are many; once `go_on`
-    /// says no it stops, content.
+    /// Whether the indexes lead to every delivery of a destination that waits, and to every event by its
+    /// state, and nowhere else. It looks at every row and every delivery, which takes a while where there
+    /// are many; once `go_on` says no it stops, content.
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub fn index_is_whole(
+    pub fn indexes_are_whole(
         &self,
         destination: DestinationId,
         go_on: impl Fn() -> bool,
     ) -> Result<bool, StoreError> {
         self.read(|tx| {
-            let (due, deliveries) = (tx.open_table(DUE)?, tx.open_table(DELIVERIES)?);
-            let (mut rows, mut before) = (HashSet::new(), None);
-            for entry in due.range(index::whole(destination))? {
+            let deliveries = tx.open_table(DELIVERIES)?;
+            let (mut rows, mut before) = (0u64, None);
+            for entry in tx.open_table(DUE)?.range(index::whole(destination))? {
                 let row = entry?.0.value();
                 // A row in the wrong place hides those behind it.
                 if before >= Some(row) {
                     return Ok(false);
                 }
                 before = Some(row);
-                rows.insert(row);
+                let (_, key) = index::due_entry(row);
+                let delivery = deliveries::get(self.seal, &deliveries, key).ok().flatten();
+                if delivery.as_ref().and_then(index::due_row) != Some(row) {
+                    return Ok(false);
+                }
+                rows += 1;
             }
-            let mut led_to = 0;
+            let states = tx.open_table(EVENT_STATES)?;
+            // Each row leads to a delivery of its own, so where there are as many, none is missing.
+            let (mut waiting, mut events) = (0, 0);
             for entry in deliveries.iter()? {
                 if !go_on() {
                     return Ok(true);
                 }
-                let Some(row) = waiting_row(self.seal, &deliveries, entry?.0.value(), destination)
-                else {
-                    continue;
+                let (bucket, seq, ordinal) = entry?.0.value();
+                let (bucket, seq) = (BucketId(bucket), Seq(seq));
+                let key = DeliveryKey {
+                    bucket,
+                    seq,
+                    ordinal,
                 };
-                if !rows.contains(&row) {
-                    return Ok(false);
+                if let Ok(Some(delivery)) = deliveries::get(self.seal, &deliveries, key) {
+                    let here = delivery.destination == destination;
+                    waiting += u64::from(here && index::due_row(&delivery).is_some());
                 }
-                led_to += 1;
+                if ordinal > 0 {
+                    continue;
+                }
+                if let Some((row, place)) = state_row(self.seal, &deliveries, bucket, seq)? {
+                    let found = states.get((row.0, row.1, &row.2))?;
+                    if found.map(|found| found.value()) != Some(place) {
+                        return Ok(false);
+                    }
+                    events += 1;
+                }
             }
-            Ok(led_to == rows.len())
+            Ok(waiting == rows && events == states.len()?)
         })
     }
 
-    /// Makes the index whole again: rows that lead nowhere are removed, and every delivery of the
-    /// destination that waits gets its own. Rows of what is damaged stay, so that it is named when it
-    /// is due. Answers how many were put back.
+    /// Makes the indexes whole again: rows that lead nowhere are removed, and every delivery of the
+    /// destination that waits, and every event, gets its own. Rows of what is damaged stay, so that it is
+    /// named when it is due. Answers how many deliveries were put back.
     ///
     /// # Errors
     /// When that is not on disk.
-    pub async fn restore_index(&self, destination: DestinationId) -> Result<u64, StoreError> {
+    pub async fn restore_indexes(&self, destination: DestinationId) -> Result<u64, StoreError> {
         self.write(4096, move |tx: &mut Tx<'_>| {
             let kept = clear_stray_rows(tx)?;
-            let mut missing = Vec::new();
+            let (mut missing, mut states) = (Vec::new(), HashMap::new());
             let seal = tx.seal;
             let deliveries = tx.deliveries.open()?;
             for entry in deliveries.iter()? {
                 let place = entry?.0.value();
                 let row = waiting_row(seal, deliveries, place, destination);
                 missing.extend(row.filter(|row| !kept.contains(row)));
+                if place.2 == 0 {
+                    let (bucket, seq) = (BucketId(place.0), Seq(place.1));
+                    states.extend(state_row(seal, deliveries, bucket, seq)?);
+                }
             }
             for row in &missing {
                 tx.due.open()?.insert(row, Wait::Turn as u8)?;
+            }
+            let table = tx.event_states.open()?;
+            table.retain(|(bucket, state, id), place| {
+                states.remove(&(bucket, state, *id)) == Some(place)
+            })?;
+            for ((bucket, state, id), place) in states {
+                table.insert((bucket, state, &id), place)?;
             }
             Ok(missing.len() as u64)
         })
         .await
     }
+}
+
+type StateRow = ((u32, u8, [u8; 16]), u64);
+
+/// The row that belongs to an event in the index by state, if a delivery of it is whole.
+fn state_row(
+    seal: Seal,
+    deliveries: &impl ReadableTable<(u32, u64, u32), &'static [u8]>,
+    bucket: BucketId,
+    seq: Seq,
+) -> Result<Option<StateRow>, StoreError> {
+    let of_event = deliveries::whole_of_event(seal, deliveries, bucket, seq)?;
+    let state = event_state(&of_event);
+    let event = of_event.first().map(|delivery| delivery.event.to_bytes());
+    let row = state.zip(event);
+    Ok(row.map(|(state, event)| ((bucket.0, state_key(state), event), seq.0)))
 }
 
 /// The row that belongs to the delivery at a place, if it waits for the destination and is whole.

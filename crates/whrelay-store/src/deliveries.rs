@@ -3,17 +3,21 @@
 
 use redb::ReadableTable;
 use whrelay_core::bucket::{BucketId, Seq};
-use whrelay_core::delivery::{DeadReason, Delivery, DeliveryKey, DestinationId, State};
+use whrelay_core::delivery::{
+    Attempt, DeadReason, Delivery, DeliveryKey, DestinationId, State, event_state,
+};
 use whrelay_core::id::{DeliveryId, EventId};
 use whrelay_core::retry::Phase;
 use whrelay_core::time::Timestamp;
 
+use crate::attempts;
 use crate::disk::Store;
 use crate::error::StoreError;
-use crate::index::{Wait, due_entry, due_row, row, whole};
+use crate::index::{DueKey, Wait, due_row};
 use crate::record::{self, Seal};
 use crate::rows::{DeliveryRow, DestinationRow};
-use crate::tables::{COUNTS, DELIVERIES, DESTINATIONS, DUE, delivery_key, delivery_tuple};
+use crate::states;
+use crate::tables::{COUNTS, DELIVERIES, DESTINATIONS, delivery_key, delivery_tuple};
 use crate::tx::{Tx, state_key};
 
 /// A delivery to begin.
@@ -23,12 +27,29 @@ pub struct NewDelivery {
     pub id: DeliveryId,
     /// Where it goes.
     pub destination: DestinationId,
-    /// Now: it is due at once.
+    /// Now.
     pub created_at: Timestamp,
+    /// When it is first due: now, or later.
+    pub due_at: Timestamp,
     /// After this, no attempt starts.
     pub deadline_at: Timestamp,
     /// Whether a person asked for it again.
     pub replay: bool,
+    /// Whether a person does not want it: then it is known, and ends as it begins.
+    pub passed_over: bool,
+}
+
+/// A stored event, and another delivery of it to begin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Again {
+    /// Its bucket.
+    pub bucket: BucketId,
+    /// Its place there.
+    pub seq: Seq,
+    /// Its id.
+    pub event: EventId,
+    /// The delivery.
+    pub new: NewDelivery,
 }
 
 /// Deliveries of one destination, by state.
@@ -42,15 +63,6 @@ pub struct StateCounts {
     pub sent: u64,
     /// Given up.
     pub dead: u64,
-}
-
-/// What waits at one destination.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct WaitingSummary {
-    /// When the oldest of what waits was created.
-    pub oldest_at: Option<Timestamp>,
-    /// When the next attempt is due.
-    pub next_attempt_at: Option<Timestamp>,
 }
 
 impl Store {
@@ -109,21 +121,50 @@ impl Store {
         self.read(|tx| of_event(self.seal, &tx.open_table(DELIVERIES)?, bucket, seq))
     }
 
-    /// Begins another delivery of a stored event.
+    /// Begins further deliveries of stored events: all of them or none.
     ///
     /// # Errors
-    /// When it is not on disk.
-    pub async fn deliver_again(
-        &self,
-        bucket: BucketId,
-        seq: Seq,
-        event: EventId,
-        new: NewDelivery,
-    ) -> Result<Delivery, StoreError> {
-        self.write(256, move |tx: &mut Tx<'_>| {
-            let deliveries = of_event(tx.seal, tx.deliveries.open()?, bucket, seq)?;
-            let ordinal = deliveries.last().map_or(0, |last| last.key.ordinal + 1);
-            begin(tx, bucket, seq, ordinal, event, &new)
+    /// When they are not on disk.
+    pub async fn deliver_again(&self, all: Vec<Again>) -> Result<Vec<Delivery>, StoreError> {
+        self.write(256 * all.len(), move |tx: &mut Tx<'_>| {
+            let mut begun = Vec::with_capacity(all.len());
+            for Again {
+                bucket,
+                seq,
+                event,
+                new,
+            } in &all
+            {
+                let table = tx.deliveries.open()?;
+                let last = (bucket.0, seq.0, 0)..=(bucket.0, seq.0, u32::MAX);
+                let last = table.range(last)?.next_back().transpose()?;
+                let ordinal = last.map_or(0, |(key, _)| key.value().2 + 1);
+                begun.push(begin(tx, *bucket, *seq, ordinal, *event, new)?);
+            }
+            Ok(begun)
+        })
+        .await
+    }
+
+    /// Gives deliveries up as these attempts say, where they still wait. Answers which did.
+    ///
+    /// # Errors
+    /// When that is not on disk.
+    pub async fn give_up(&self, attempts: Vec<Attempt>) -> Result<Vec<DeliveryKey>, StoreError> {
+        self.write(512 * attempts.len(), move |tx: &mut Tx<'_>| {
+            let mut given_up = Vec::new();
+            for attempt in attempts {
+                let key = attempt.key;
+                let found = get(tx.seal, tx.deliveries.open()?, key);
+                if record::undamaged(found)?
+                    .flatten()
+                    .is_some_and(|delivery| !delivery.state.is_finished())
+                {
+                    attempts::record(tx, attempt)?;
+                    given_up.push(key);
+                }
+            }
+            Ok(given_up)
         })
         .await
     }
@@ -146,26 +187,6 @@ impl Store {
                 sent: count(State::Sent)?,
                 dead: count(State::Dead)?,
             })
-        })
-    }
-
-    /// What waits at a destination.
-    ///
-    /// # Errors
-    /// When the store cannot be read, or a record is damaged.
-    pub fn waiting(&self, destination: DestinationId) -> Result<WaitingSummary, StoreError> {
-        self.read(|tx| {
-            let deliveries = tx.open_table(DELIVERIES)?;
-            let mut summary = WaitingSummary::default();
-            for entry in tx.open_table(DUE)?.range(whole(destination))? {
-                let (at, key) = due_entry(entry?.0.value());
-                summary.next_attempt_at.get_or_insert(at);
-                if let Ok(Some(delivery)) = get(self.seal, &deliveries, key) {
-                    let oldest = summary.oldest_at.get_or_insert(delivery.created_at);
-                    *oldest = delivery.created_at.min(*oldest);
-                }
-            }
-            Ok(summary)
         })
     }
 }
@@ -197,12 +218,35 @@ pub(crate) fn get(
     Ok(Some(row.into_delivery(key)))
 }
 
+/// All deliveries of an event.
 pub(crate) fn of_event(
     seal: Seal,
     table: &impl ReadableTable<(u32, u64, u32), &'static [u8]>,
     bucket: BucketId,
     seq: Seq,
 ) -> Result<Vec<Delivery>, StoreError> {
+    each_of_event(seal, table, bucket, seq)?
+        .into_iter()
+        .collect()
+}
+
+/// The deliveries of an event that are not damaged.
+pub(crate) fn whole_of_event(
+    seal: Seal,
+    table: &impl ReadableTable<(u32, u64, u32), &'static [u8]>,
+    bucket: BucketId,
+    seq: Seq,
+) -> Result<Vec<Delivery>, StoreError> {
+    let each = each_of_event(seal, table, bucket, seq)?;
+    Ok(each.into_iter().flatten().collect())
+}
+
+fn each_of_event(
+    seal: Seal,
+    table: &impl ReadableTable<(u32, u64, u32), &'static [u8]>,
+    bucket: BucketId,
+    seq: Seq,
+) -> Result<Vec<Result<Delivery, StoreError>>, StoreError> {
     let mut all = Vec::new();
     for entry in table.range((bucket.0, seq.0, 0)..=(bucket.0, seq.0, u32::MAX))? {
         let (key, record) = entry?;
@@ -211,13 +255,13 @@ pub(crate) fn of_event(
             seq,
             ordinal: key.value().2,
         };
-        let (row, _) = seal.open::<DeliveryRow>("delivery", &delivery_key(key), record.value())?;
-        all.push(row.into_delivery(key));
+        let opened = seal.open::<DeliveryRow>("delivery", &delivery_key(key), record.value());
+        all.push(opened.map(|(row, _)| row.into_delivery(key)));
     }
     Ok(all)
 }
 
-/// Begins a delivery: it waits, and is due at once.
+/// Begins a delivery: it waits until it is first due. Where that is later, it was meant to be.
 pub(crate) fn begin(
     tx: &mut Tx<'_>,
     bucket: BucketId,
@@ -230,9 +274,15 @@ pub(crate) fn begin(
         id,
         destination,
         created_at,
+        due_at,
         deadline_at,
         replay,
+        passed_over,
     } = *new;
+    let (state, reason) = match passed_over {
+        true => (State::Dead, Some(DeadReason::Discarded)),
+        false => (State::Queued, None),
+    };
     let delivery = Delivery {
         key: DeliveryKey {
             bucket,
@@ -247,60 +297,64 @@ pub(crate) fn begin(
         attempts: 0,
         first_failed_at: None,
         phase: Phase::Fast,
-        state: State::Queued,
-        reason: None,
-        next_attempt_at: Some(created_at),
+        state,
+        reason,
+        next_attempt_at: (!passed_over).then_some(due_at),
         replay,
+        last_attempt: None,
     };
-    update(tx, None, &delivery, Wait::Turn)?;
+    let wait = if due_at > created_at {
+        Wait::Held
+    } else {
+        Wait::Turn
+    };
+    update(tx, None, &delivery, wait)?;
     Ok(delivery)
 }
 
-/// Where a delivery stood in the index and the counts before a change.
+/// Where a delivery stood in the indexes and the counts before a change.
 #[derive(Clone, Copy)]
-pub(crate) struct Waiting {
+pub(crate) struct Before {
     destination: DestinationId,
     state: State,
-    due_at: Option<Timestamp>,
+    due: Option<DueKey>,
 }
 
-impl Waiting {
+impl Before {
     pub(crate) fn of(delivery: &Delivery) -> Self {
-        let Delivery {
-            destination,
-            state,
-            next_attempt_at: due_at,
-            ..
-        } = *delivery;
         Self {
-            destination,
-            state,
-            due_at,
+            destination: delivery.destination,
+            state: delivery.state,
+            due: due_row(delivery),
         }
     }
 }
 
-/// Writes a delivery, and moves it in the index and the counts.
+/// Writes a delivery, and moves it in the indexes and the counts.
 pub(crate) fn update(
     tx: &mut Tx<'_>,
-    before: Option<Waiting>,
+    before: Option<Before>,
     delivery: &Delivery,
     wait: Wait,
 ) -> Result<(), StoreError> {
     let key = delivery.key;
+    let table = tx.deliveries.open()?;
+    let mut of_event = whole_of_event(tx.seal, table, key.bucket, key.seq)?;
+    let was = event_state(&of_event);
     let record = tx
         .seal
         .seal(&delivery_key(key), &DeliveryRow::new(delivery))?;
-    tx.deliveries
-        .open()?
-        .insert(delivery_tuple(key), record.as_slice())?;
-    if let Some(Waiting {
-        destination,
-        due_at: Some(at),
-        ..
-    }) = before
-    {
-        tx.due.open()?.remove(row(destination, at, key))?;
+    table.insert(delivery_tuple(key), record.as_slice())?;
+    match of_event.iter_mut().find(|other| other.key == key) {
+        Some(same) => same.clone_from(delivery),
+        None => of_event.push(delivery.clone()),
+    }
+    let is = event_state(&of_event);
+    if was != is || before.is_none() {
+        states::change(tx, key, delivery.event, was, is)?;
+    }
+    if let Some(Before { due: Some(row), .. }) = before {
+        tx.due.open()?.remove(row)?;
     }
     if let Some(row) = due_row(delivery) {
         tx.due.open()?.insert(row, wait as u8)?;
@@ -338,7 +392,7 @@ pub(crate) fn stop_waiting(tx: &mut Tx<'_>, key: DeliveryKey) -> Result<(), Stor
         if let Ok(Some(mut delivery)) = found
             && !delivery.state.is_finished()
         {
-            let before = Waiting::of(&delivery);
+            let before = Before::of(&delivery);
             (delivery.state, delivery.reason) = (State::Dead, Some(DeadReason::Rejected));
             delivery.next_attempt_at = None;
             update(tx, Some(before), &delivery, Wait::Turn)?;

@@ -3,7 +3,7 @@
 //! how a delivery is tried.
 
 use std::collections::HashSet;
-use std::ops::Bound;
+use std::ops::{Bound, RangeInclusive};
 
 use redb::ReadableTable;
 use whrelay_core::bucket::{BucketId, Seq};
@@ -11,7 +11,7 @@ use whrelay_core::delivery::{DeadReason, Delivery, DeliveryKey, DestinationId, S
 use whrelay_core::limits;
 use whrelay_core::time::Timestamp;
 
-use crate::deliveries::{Waiting, get, of_event, update};
+use crate::deliveries::{Before, get, of_event, update};
 use crate::disk::Store;
 use crate::error::StoreError;
 use crate::tables::DUE;
@@ -41,29 +41,83 @@ impl Store {
         in_flight: &HashSet<DeliveryKey>,
         max: usize,
     ) -> Result<DueScan, StoreError> {
-        let mut scan = DueScan::default();
+        let lanes = [Lane::Line, Lane::Replays];
+        self.due_in(&lanes, destination, now, in_flight, max)
+    }
+
+    /// When the next delivery to a destination is due, whether or not that is past.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn next_due(&self, destination: DestinationId) -> Result<Option<Timestamp>, StoreError> {
         self.read(|tx| {
-            for entry in tx.open_table(DUE)?.range(whole(destination))? {
-                let (at, key) = due_entry(entry?.0.value());
-                if in_flight.contains(&key) {
-                    continue;
+            let (table, mut next) = (tx.open_table(DUE)?, None);
+            for lane in [Lane::Line, Lane::Replays] {
+                if let Some(first) = table.range(lane.rows(destination))?.next() {
+                    let (at, _) = due_entry(first?.0.value());
+                    next = next.map_or(Some(at), |next: Timestamp| Some(at.min(next)));
                 }
-                if at > now {
-                    scan.next_at = Some(at);
-                    break;
-                }
-                if scan.ready.len() == max {
-                    break;
-                }
-                scan.ready.push(key);
             }
-            Ok(scan)
+            Ok(next)
         })
+    }
+
+    /// The same as [`Store::due`], of replays only.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn due_replays(
+        &self,
+        destination: DestinationId,
+        now: Timestamp,
+        in_flight: &HashSet<DeliveryKey>,
+        max: usize,
+    ) -> Result<DueScan, StoreError> {
+        self.due_in(&[Lane::Replays], destination, now, in_flight, max)
+    }
+
+    fn due_in(
+        &self,
+        lanes: &[Lane],
+        destination: DestinationId,
+        now: Timestamp,
+        in_flight: &HashSet<DeliveryKey>,
+        max: usize,
+    ) -> Result<DueScan, StoreError> {
+        let (mut ready, mut next_at) = (Vec::new(), None);
+        self.read(|tx| {
+            let table = tx.open_table(DUE)?;
+            for lane in lanes {
+                let mut room = max;
+                for entry in table.range(lane.rows(destination))? {
+                    let (at, key) = due_entry(entry?.0.value());
+                    if in_flight.contains(&key) {
+                        continue;
+                    }
+                    if at > now {
+                        next_at = next_at.map_or(Some(at), |next| Some(at.min(next)));
+                        break;
+                    }
+                    if room == 0 {
+                        break;
+                    }
+                    room -= 1;
+                    ready.push((at, key));
+                }
+            }
+            Ok(())
+        })?;
+        if lanes.len() > 1 {
+            ready.sort_unstable();
+            ready.truncate(max);
+        }
+        let ready = ready.into_iter().map(|(_, key)| key).collect();
+        Ok(DueScan { ready, next_at })
     }
 
     /// Makes everything that waits for its backoff at a destination due now, oldest first, and with
     /// it what only waits its turn but was stored while the clock was ahead of `now`. What the
-    /// target itself asked to wait for stays, within the longest wait it may ask for.
+    /// target itself, or a person, asked to wait for stays, within the longest wait that may be asked for.
     ///
     /// # Errors
     /// When not all of it is on disk; what is, stays.
@@ -73,7 +127,7 @@ impl Store {
         now: Timestamp,
     ) -> Result<u64, StoreError> {
         let mut released = 0;
-        let mut from = (i64::MIN, 0, 0, 0);
+        let mut from = *whole(destination).start();
         loop {
             let (count, next) = self
                 .write(CHUNK * 64, move |tx: &mut Tx<'_>| {
@@ -129,11 +183,40 @@ impl Store {
 
 pub(crate) type DueKey = (u32, i64, u32, u64, u32);
 
-type DuePlace = (i64, u32, u64, u32);
+/// Which of a destination's deliveries: a replay has no place in a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lane {
+    Line,
+    Replays,
+}
 
-pub(crate) fn whole(destination: DestinationId) -> std::ops::RangeInclusive<DueKey> {
-    let id = destination.0;
-    (id, i64::MIN, 0, 0, 0)..=(id, i64::MAX, u32::MAX, u64::MAX, u32::MAX)
+impl Lane {
+    fn of(replay: bool) -> Self {
+        if replay { Self::Replays } else { Self::Line }
+    }
+
+    fn number(self, destination: DestinationId) -> u32 {
+        destination.0 * 2
+            + match self {
+                Self::Line => 0,
+                Self::Replays => 1,
+            }
+    }
+
+    pub(crate) fn rows(self, destination: DestinationId) -> RangeInclusive<DueKey> {
+        let lane = self.number(destination);
+        (lane, i64::MIN, 0, 0, 0)..=(lane, i64::MAX, u32::MAX, u64::MAX, u32::MAX)
+    }
+}
+
+/// Everything that waits for a destination.
+pub(crate) fn whole(destination: DestinationId) -> RangeInclusive<DueKey> {
+    let first = *Lane::Line.rows(destination).start();
+    first..=*Lane::Replays.rows(destination).end()
+}
+
+fn destination_of(row: DueKey) -> DestinationId {
+    DestinationId(row.0 / 2)
 }
 
 pub(crate) fn due_entry((_, at, bucket, seq, ordinal): DueKey) -> (Timestamp, DeliveryKey) {
@@ -150,7 +233,7 @@ pub(crate) fn due_entry((_, at, bucket, seq, ordinal): DueKey) -> (Timestamp, De
 pub(crate) enum Wait {
     /// It is new, or was released: due by its age.
     Turn = 0,
-    /// The target asked for the wait.
+    /// The target, or a person, asked for the wait.
     Held = 1,
     /// It failed and backs off.
     Backoff = 2,
@@ -170,16 +253,13 @@ impl Wait {
 /// The row that a delivery has in the index while it waits.
 pub(crate) fn due_row(delivery: &Delivery) -> Option<DueKey> {
     let at = delivery.next_attempt_at?;
-    Some(row(delivery.destination, at, delivery.key))
-}
-
-pub(crate) fn row(destination: DestinationId, at: Timestamp, key: DeliveryKey) -> DueKey {
+    let lane = Lane::of(delivery.replay).number(delivery.destination);
     let DeliveryKey {
         bucket,
         seq,
         ordinal,
-    } = key;
-    (destination.0, at.as_micros(), bucket.0, seq.0, ordinal)
+    } = delivery.key;
+    Some((lane, at.as_micros(), bucket.0, seq.0, ordinal))
 }
 
 /// Takes a delivery out of the index. Its row is looked for, since a damaged delivery does not say
@@ -208,17 +288,16 @@ fn waiting_delivery(tx: &mut Tx<'_>, row: DueKey) -> Result<Option<Delivery>, St
 fn release_chunk(
     tx: &mut Tx<'_>,
     destination: DestinationId,
-    (at, bucket, seq, ordinal): DuePlace,
+    from: DueKey,
     now: Timestamp,
-) -> Result<(u64, Option<DuePlace>), StoreError> {
+) -> Result<(u64, Option<DueKey>), StoreError> {
     let longest = now.after(limits::MAX_RETRY_AFTER).as_micros();
     let (mut rows, mut next) = (Vec::new(), None);
-    let from = (destination.0, at, bucket, seq, ordinal);
     for entry in tx.due.open()?.range(from..=*whole(destination).end())? {
         let (row, wait) = entry?;
         let row = row.value();
         if rows.len() == CHUNK {
-            next = Some((row.1, row.2, row.3, row.4));
+            next = Some(row);
             break;
         }
         let released = match Wait::read(wait.value()) {
@@ -233,7 +312,7 @@ fn release_chunk(
     let released = rows.len() as u64;
     for row in rows {
         if let Some(mut delivery) = waiting_delivery(tx, row)? {
-            let before = Waiting::of(&delivery);
+            let before = Before::of(&delivery);
             delivery.next_attempt_at = Some(delivery.created_at.min(now));
             update(tx, Some(before), &delivery, Wait::Turn)?;
         }
@@ -269,7 +348,7 @@ fn adopt_chunk(
             break;
         }
         // Rot can put the destination's own rows anywhere.
-        if row.0 != destination.0 && row.2 == bucket.0 {
+        if destination_of(row) != destination && row.2 == bucket.0 {
             rows.push((row, Wait::read(wait.value())));
         }
     }
@@ -281,7 +360,7 @@ fn adopt_chunk(
         let siblings =
             of_event(tx.seal, tx.deliveries.open()?, bucket, delivery.key.seq).unwrap_or_default();
         let there = |sibling: &Delivery| sibling.destination == destination && !sibling.replay;
-        let before = Waiting::of(&delivery);
+        let before = Before::of(&delivery);
         if !delivery.replay && siblings.iter().any(there) {
             (delivery.state, delivery.reason) = (State::Dead, Some(DeadReason::Discarded));
             delivery.next_attempt_at = None;

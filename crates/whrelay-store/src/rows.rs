@@ -184,6 +184,7 @@ pub(crate) struct DeliveryRow {
     state: StateRow,
     next_attempt_at: Option<i64>,
     replay: bool,
+    last_attempt: Option<u64>,
 }
 
 impl DeliveryRow {
@@ -202,6 +203,7 @@ impl DeliveryRow {
             reason,
             next_attempt_at,
             replay,
+            last_attempt,
         } = *delivery;
         Self {
             id: id.to_bytes(),
@@ -215,6 +217,7 @@ impl DeliveryRow {
             state: StateRow::new(state, reason),
             next_attempt_at: next_attempt_at.map(Timestamp::as_micros),
             replay,
+            last_attempt,
         }
     }
 
@@ -234,6 +237,7 @@ impl DeliveryRow {
             reason,
             next_attempt_at: self.next_attempt_at.map(Timestamp::from_micros),
             replay: self.replay,
+            last_attempt: self.last_attempt,
         }
     }
 }
@@ -256,10 +260,12 @@ pub(crate) struct AttemptRow {
     durable_since: Option<u32>,
     state: StateRow,
     next: Option<(i64, Option<u32>, bool)>,
+    /// The place in the log of the attempt before it of the same delivery.
+    pub(crate) before: Option<u64>,
 }
 
 impl AttemptRow {
-    pub(crate) fn new(attempt: Attempt) -> Self {
+    pub(crate) fn new(attempt: Attempt, before: Option<u64>) -> Self {
         let (state, reason) = (attempt.state(), attempt.reason());
         let Attempt {
             key,
@@ -301,6 +307,7 @@ impl AttemptRow {
             durable_since: durable_since(phase),
             state: StateRow::new(state, reason),
             next,
+            before,
         }
     }
 

@@ -347,8 +347,10 @@ impl<I: FnMut() -> u128> Salvage<I> {
                         id: DeliveryId::from_parts(self.again.now, (self.again.ids)()),
                         destination: DestinationId(*destination),
                         created_at: self.again.now,
+                        due_at: self.again.now,
                         deadline_at: self.again.deadline_at,
                         replay: false,
+                        passed_over: false,
                     };
                     deliveries::begin(tx, bucket, seq, ordinal, event, &new)?;
                 }
@@ -386,7 +388,8 @@ fn put(tx: &mut Tx<'_>, kept: &mut Kept, found: Found) -> Result<(), StoreError>
             }
             reach(&mut kept.last, delivery.key.bucket.0, delivery.key.seq.0);
         }
-        Found::Attempt(place, record) => {
+        Found::Attempt(place, row, record) => {
+            tx.attempt_states.open()?.insert(row, ())?;
             let record = record.seal(tx.seal, &place.to_be_bytes());
             let new = tx
                 .attempts

@@ -6,7 +6,7 @@ use whrelay_core::bucket::{BucketId, Seq};
 use whrelay_core::delivery::DeliveryKey;
 
 /// The newest format this version reads and writes.
-pub(crate) const FORMAT: u32 = 2;
+pub(crate) const FORMAT: u32 = 3;
 
 /// Key: a name. Value: plain bytes (`format`, `role`, `id`, and notes).
 pub(crate) const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta_v1");
@@ -31,13 +31,20 @@ pub(crate) const DESTINATIONS: TableDefinition<'_, u32, &[u8]> =
     TableDefinition::new("destinations_v1");
 /// Key: bucket, place, number of the delivery. Value: record of `DeliveryRow`.
 pub(crate) const DELIVERIES: TableDefinition<'_, (u32, u64, u32), &[u8]> =
-    TableDefinition::new("deliveries_v1");
-/// Key: destination, due in microseconds since 1970, then the delivery's key. Value: why it waits: 0
-/// for its turn, 1 where the target asked for it, 2 for its backoff. A delivery that waits has exactly one row here.
+    TableDefinition::new("deliveries_v2");
+/// Key: destination times two, and one more for replays; due in microseconds since 1970; then the
+/// delivery's key. Value: why it waits: 0 for its turn, 1 where it was asked for, 2 for its
+/// backoff. A delivery that waits has exactly one row here.
 pub(crate) const DUE: TableDefinition<'_, (u32, i64, u32, u64, u32), u8> =
-    TableDefinition::new("due_v1");
+    TableDefinition::new("due_v2");
+/// Key: bucket, state, event id. Value: place. An event that has deliveries has exactly one row here.
+pub(crate) const EVENT_STATES: TableDefinition<'_, (u32, u8, &[u8; 16]), u64> =
+    TableDefinition::new("event_states_v1");
 /// Key: place in the log of attempts. Value: record of `AttemptRow`.
-pub(crate) const ATTEMPTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("attempts_v1");
+pub(crate) const ATTEMPTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("attempts_v2");
+/// Key: the state after an attempt, its start in microseconds since 1970, its place in the log.
+pub(crate) const ATTEMPT_STATES: TableDefinition<'_, (u8, i64, u64), ()> =
+    TableDefinition::new("attempt_states_v1");
 /// Key: destination, state. Value: deliveries in that state.
 pub(crate) const COUNTS: TableDefinition<'_, (u32, u8), u64> = TableDefinition::new("counts_v1");
 /// Key: a token's public id. Value: record of `TokenRow`.
@@ -62,7 +69,9 @@ pub(crate) fn create_all(tx: &WriteTransaction) -> Result<(), TableError> {
     tx.open_table(DESTINATIONS)?;
     tx.open_table(DELIVERIES)?;
     tx.open_table(DUE)?;
+    tx.open_table(EVENT_STATES)?;
     tx.open_table(ATTEMPTS)?;
+    tx.open_table(ATTEMPT_STATES)?;
     tx.open_table(COUNTS)?;
     tx.open_table(TOKENS)?;
     tx.open_table(QUARANTINE)?;

@@ -116,6 +116,8 @@ pub(crate) fn filter(args: &FilterArgs, event: Option<&str>) -> Filter {
         since: args.since,
         until: args.until,
         status: args.status.map(|state| state.to_string()),
+        reason: args.reason.map(|reason| reason.as_str().to_owned()),
+        target: args.target.as_ref().map(ToString::to_string),
         event: event.map(str::to_owned),
         bucket: args.bucket.as_ref().map(ToString::to_string),
     }

@@ -1,10 +1,16 @@
 //! One file per command: its flags in, lines out.
 
 pub(crate) mod demo;
+pub(crate) mod discard;
 pub(crate) mod doctor;
 pub(crate) mod events;
+pub(crate) mod flaky;
 pub(crate) mod forwarder;
 pub(crate) mod listen;
 pub(crate) mod logs;
+pub(crate) mod manual;
 pub(crate) mod replay;
 pub(crate) mod status;
+pub(crate) mod test;
+pub(crate) mod trigger;
+pub(crate) mod which;

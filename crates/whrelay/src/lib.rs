@@ -8,6 +8,7 @@ mod embedded;
 mod failure;
 mod output;
 mod paths;
+mod receiver;
 mod shutdown;
 mod text;
 
@@ -69,10 +70,16 @@ fn run(command: Command, output: &Output) -> Result<(), Failure> {
             Command::Logs(args) => Box::pin(commands::logs::run(args, output)).await,
             Command::Events(args) => Box::pin(commands::events::run(args, output)).await,
             Command::Replay(args) => Box::pin(commands::replay::run(args, output)).await,
+            Command::Discard(args) => Box::pin(commands::discard::run(args, output)).await,
             Command::Status(args) => Box::pin(commands::status::run(args, output)).await,
             Command::Doctor(args) => Box::pin(commands::doctor::run(args, output)).await,
             Command::Forwarder(args) => Box::pin(commands::forwarder::run(args, output)).await,
             Command::Demo(args) => Box::pin(commands::demo::run(args, output)).await,
+            Command::Flaky(args) => Box::pin(commands::flaky::run(args, output)).await,
+            Command::Trigger(args) => Box::pin(commands::trigger::run(args, output)).await,
+            Command::Test(args) => Box::pin(commands::test::run(args, output)).await,
+            Command::Completions(args) => commands::manual::completions(&args, output),
+            Command::Man(args) => commands::manual::man(&args, output),
         }
     });
     // What still runs in the background has nothing left to say.

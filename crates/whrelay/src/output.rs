@@ -1,6 +1,8 @@
 //! Where output goes: data to stdout, talk to stderr. The only file that prints.
 
+use std::fs::File;
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 
 use serde::Serialize;
 use whrelay_agent::lines::Line;
@@ -28,6 +30,15 @@ pub(crate) fn wants_color(global: &Global, stream: &impl IsTerminal) -> bool {
             !set("NO_COLOR") && !dumb && stream.is_terminal()
         }
     }
+}
+
+/// A new or emptied file that only its owner can read.
+pub(crate) fn create_private(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.write(true).create(true).truncate(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path)
 }
 
 impl Output {

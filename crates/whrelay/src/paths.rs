@@ -90,6 +90,31 @@ impl Paths {
     }
 }
 
+/// A directory that is gone when its owner is.
+pub(crate) struct Scratch(PathBuf);
+
+impl Scratch {
+    /// A new one, for a command.
+    pub(crate) fn new(command: &str) -> Result<Self, Failure> {
+        let name = format!("whrelay-{command}-{:016x}", rand::random::<u64>());
+        let dir = std::env::temp_dir().join(name);
+        let made = fs::create_dir(&dir);
+        made.map_err(|e| Failure::new(Code::Failed, format!("{}: {e}", dir.display())))?;
+        Ok(Self(dir))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // Left-overs in a temporary directory harm nobody.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
 fn subdirs(dir: &Path) -> Vec<PathBuf> {
     // What cannot be listed holds no agent of this user's.
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use anstyle::{AnsiColor, Style};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use whrelay_agent::lines::{AttemptLine, EventLine, Line, ReceivedLine, StatusLine};
+use whrelay_agent::lines::{AttemptLine, EventLine, GroupLine, Line, ReceivedLine, StatusLine};
 
 const GOOD: Style = AnsiColor::Green.on_default();
 const BAD: Style = AnsiColor::Red.on_default();
@@ -116,6 +116,14 @@ impl Writer {
                 line.target,
                 self.state(&line.state)
             )),
+            Line::Group(line) => Some(self.group(line)),
+            Line::Discard(line) => Some(format!(
+                "{}  {}  {}  {} (discarded)",
+                line.event,
+                line.delivery,
+                line.target,
+                self.state("dead")
+            )),
             Line::Ready(_) | Line::Content(_) | Line::Failure { .. } => None,
         }
     }
@@ -203,6 +211,23 @@ impl Writer {
         )
     }
 
+    fn group(&self, line: &GroupLine) -> String {
+        let came_to = match (line.status, &line.error) {
+            (Some(status), _) => status.to_string(),
+            (None, Some(error)) => shown(error),
+            (None, None) => "no attempt".to_owned(),
+        };
+        let reason = line.reason.as_ref().map(|r| format!(" ({r})"));
+        format!(
+            "{:>6} × {came_to} at {}  {}{}  {}",
+            line.count,
+            shown(&line.url),
+            self.state(&line.state),
+            reason.unwrap_or_default(),
+            line.newest
+        )
+    }
+
     fn state(&self, state: &str) -> String {
         let style = match state {
             "sent" => GOOD,
@@ -255,6 +280,21 @@ impl Writer {
         let _ = write!(text, "\n  disk       {}", size(line.disk_bytes));
         text
     }
+}
+
+/// How long ago a time of the contract was, in the largest unit that fits.
+pub(crate) fn ago(at: &str) -> String {
+    let Ok(at) = at.parse::<Timestamp>() else {
+        return shown(at);
+    };
+    let seconds = Timestamp::now().duration_since(at).as_secs().max(0);
+    let (count, unit) = match seconds {
+        0..60 => (seconds, "s"),
+        60..3600 => (seconds / 60, "min"),
+        3600..172_800 => (seconds / 3600, "h"),
+        _ => (seconds / 86_400, "days"),
+    };
+    format!("from {count} {unit} ago")
 }
 
 /// Bytes, in the unit that fits.

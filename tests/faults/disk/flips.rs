@@ -218,8 +218,10 @@ async fn fill(disk: &LyingDisk, events: &[Event]) -> Bucket {
             id: DeliveryId::from_parts(NOW, u128::from_be_bytes(event.id.to_bytes())),
             destination,
             created_at: NOW,
+            due_at: NOW,
             deadline_at: NOW,
             replay: false,
+            passed_over: false,
         }],
     });
     let stored = store.append(bucket.id, new.collect(), None).await;
@@ -280,8 +282,8 @@ fn by_due(store: &Store, bucket: &Bucket, events: &[Event]) -> Found {
         let target = store.ensure_destination(bucket.id, TARGET).await?;
         store.adopt(bucket.id, target).await?;
         store.release(target, NOW).await?;
-        if !store.index_is_whole(target, || true)? {
-            store.restore_index(target).await?;
+        if !store.indexes_are_whole(target, || true)? {
+            store.restore_indexes(target).await?;
         }
         Ok::<_, StoreError>(target)
     });

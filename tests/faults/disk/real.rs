@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
 use whrelay_core::bucket::{Bucket, BucketId, BucketKey, BucketName, Seq};
-use whrelay_core::delivery::{Delivery, DeliveryKey, DestinationId};
+use whrelay_core::delivery::{Delivery, DeliveryKey, DestinationId, State};
 use whrelay_core::event::Event;
 use whrelay_core::id::EventId;
 use whrelay_core::time::Timestamp;
 use whrelay_store::{
-    Batch, DueScan, Medium, OpenError, Options, Role, SourceMark, StateCounts, Store, StoreError,
+    Batch, Begin, DueScan, Found, Head, Medium, OpenError, Options, Role, Search, SourceMark,
+    StateCounts, Store, StoreError,
 };
 
 use super::lying::{Fault, LyingDisk};
@@ -102,14 +103,13 @@ impl Real {
                 Write::Release { destination, now } => {
                     Done::Released(store.release(destination, now).await?)
                 }
-                Write::Again {
-                    bucket,
-                    seq,
-                    event,
-                    new,
-                } => Done::Again(Box::new(
-                    store.deliver_again(bucket, seq, event, new).await?,
-                )),
+                Write::Again(again) => {
+                    let mut begun = store.deliver_again(vec![again]).await?;
+                    Done::Again(Box::new(begun.remove(0)))
+                }
+                Write::GiveUp(attempt) => {
+                    Done::GaveUp(!store.give_up(vec![*attempt]).await?.is_empty())
+                }
             })
         })
     }
@@ -157,6 +157,16 @@ impl Real {
             let acked = ["default", "other"].map(|name| vault.acked(bucket.id, name));
             let source = vault.source(bucket.id);
             text += &format!("{batch:?} {acked:?} {source:?}\n");
+            for state in State::ALL {
+                let search = Search {
+                    bucket: bucket.id,
+                    states: vec![state],
+                    since: None,
+                    until: None,
+                };
+                let found = vault.search(&search, Begin::Oldest, None, usize::MAX);
+                text += &format!("{state} {found:?}\n");
+            }
             for seq in 1..=batch.upto.0 {
                 text += &format!("{:?}\n", vault.deliveries_of(bucket.id, Seq(seq)));
             }
@@ -164,7 +174,11 @@ impl Real {
         for target in model.targets() {
             let never = Timestamp::from_micros(i64::MAX);
             let due = vault.due(target, never, &HashSet::new(), usize::MAX);
-            text += &format!("{:?} {due:?}\n", vault.counts(target));
+            let again = vault.due_replays(target, never, &HashSet::new(), usize::MAX);
+            text += &format!("{:?} {due:?} {again:?}\n", vault.counts(target));
+            for bucket in model.buckets() {
+                text += &format!("{:?}\n", vault.head(bucket.id, target, Seq(0)));
+            }
         }
         text
     }
@@ -322,6 +336,34 @@ impl Vault for Real {
         max: usize,
     ) -> DueScan {
         self.look(|store| store.due(destination, now, in_flight, max))
+    }
+
+    fn due_replays(
+        &self,
+        destination: DestinationId,
+        now: Timestamp,
+        in_flight: &HashSet<DeliveryKey>,
+        max: usize,
+    ) -> DueScan {
+        self.look(|store| store.due_replays(destination, now, in_flight, max))
+    }
+
+    fn line_start(&self, bucket: BucketId, destination: DestinationId) -> Seq {
+        self.look(|store| store.line_start(bucket, destination))
+    }
+
+    fn head(&self, bucket: BucketId, destination: DestinationId, from: Seq) -> Option<Head> {
+        self.look(|store| store.head(bucket, destination, from))
+    }
+
+    fn search(
+        &self,
+        search: &Search,
+        begin: Begin,
+        after: Option<EventId>,
+        max: usize,
+    ) -> Vec<Found> {
+        self.look(|store| store.search(search, begin, after, max))
     }
 
     fn delivery(&self, key: DeliveryKey) -> Option<Delivery> {

@@ -244,6 +244,7 @@ fn misplaced() -> Vec<Case> {
             start: 0,
             waiting: 0,
             clock: 0,
+            oldest: None,
         })
     };
     let refused = || {

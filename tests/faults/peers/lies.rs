@@ -37,6 +37,7 @@ pub(crate) fn welcome(start: u64) -> Welcome {
         start,
         waiting: 0,
         clock: 0,
+        oldest: None,
     }
 }
 

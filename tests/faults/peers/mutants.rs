@@ -116,6 +116,7 @@ fn good(chance: &mut Chance) -> Frame {
             start: 0,
             waiting: 0,
             clock: 0,
+            oldest: None,
         }),
         3 => Frame::Refused(Refused {
             code: RefusedCode::Protocol,

@@ -7,6 +7,7 @@ use whrelay_core::delivery::Delivery;
 use whrelay_core::dispatch::Dispatcher;
 use whrelay_core::id::DeliveryId;
 use whrelay_core::retry::{Jitter, reconnect_pause};
+use whrelay_core::route;
 use whrelay_core::time::Moment;
 use whrelay_proto::frame::{Frame, RefusedCode, Resume, Welcome};
 use whrelay_proto::{AgentAction, AgentSession, ProtocolError, codec};
@@ -18,7 +19,7 @@ use super::node::{
 };
 use super::planted::Bug;
 use super::seen::Point;
-use super::vault::{Vault, Write};
+use super::vault::{Done, Vault, Write};
 use super::world::World;
 
 /// How long an attempt may take.
@@ -52,6 +53,7 @@ impl<V: Vault> World<V> {
                 id: *id,
                 endpoint: *endpoint,
                 dispatcher: Dispatcher::new(self.max_in_flight, rate),
+                line: node.vault.line_start(node.bucket.id, *id),
                 flights: Vec::new(),
                 begun: false,
                 wake: true,
@@ -223,12 +225,27 @@ impl<V: Vault> World<V> {
             reached = upto;
             for event in events {
                 let event = event.into_event(node.bucket.name.clone());
-                let deliveries = node.targets.iter().map(|(id, _)| NewDelivery {
+                let passed_over = self.passes_over && self.chance.permille(100);
+                if passed_over {
+                    self.seen.note(Point::PassedOver);
+                }
+                let to = match self.planted {
+                    Some(Bug::RouteIgnored) => node.targets.iter().map(|(id, _)| *id).collect(),
+                    _ => route::taking(&node.routes, |(prefix, _)| prefix, &event.request.tail)
+                        .map(|(_, id)| *id)
+                        .collect::<Vec<_>>(),
+                };
+                if to.len() < node.targets.len() {
+                    self.seen.note(Point::Routed);
+                }
+                let deliveries = to.into_iter().map(|destination| NewDelivery {
                     id: DeliveryId::from_parts(now.now, u128::from(self.chance.bits())),
-                    destination: *id,
+                    destination,
                     created_at: now.now,
+                    due_at: now.now,
                     deadline_at: self.policy.deadline_of(now.now),
                     replay: false,
+                    passed_over,
                 });
                 let deliveries = deliveries.collect();
                 new.push(NewEvent { event, deliveries });
@@ -255,21 +272,34 @@ impl<V: Vault> World<V> {
         };
         let group = 1 + self.chance.index(process.desk.asked.len());
         let (writes, purposes): (Vec<_>, Vec<_>) = process.desk.asked.drain(..group).unzip();
-        for write in &writes {
-            if let Write::Release { now, .. } = write {
-                self.ledger.released(*now);
-            }
-        }
+        let released = |write: &Write| {
+            let Write::Release { now, .. } = write else {
+                return None;
+            };
+            Some(*now)
+        };
+        let released: Vec<_> = writes.iter().map(released).collect();
+        // A power cut may leave any of them on disk.
+        released
+            .iter()
+            .flatten()
+            .for_each(|now| self.ledger.released(*now));
         let Ok(done) = node.vault.commit(writes) else {
             return self.crash_agent(n);
         };
+        for (released, done) in released.into_iter().zip(&done) {
+            match (released, done) {
+                (Some(now), _) => self.ledger.released(now),
+                (None, Done::Again(delivery)) => self.ledger.held(delivery),
+                (None, _) => {}
+            }
+        }
         process.desk.answered.extend(done.into_iter().zip(purposes));
         // A commit wakes every lane, as the store's own counter does.
         for lane in &mut process.lanes {
             lane.wake |= self.planted != Some(Bug::LostWakeUp);
         }
-        let targets: Vec<_> = node.targets.iter().map(|(id, _)| *id).collect();
-        Ledger::audit(&node.vault, &node.bucket, &targets)
+        Ledger::audit(node)
     }
 
     pub(crate) fn settle_agent(&mut self, n: usize) -> Verdicts {
@@ -281,7 +311,7 @@ impl<V: Vault> World<V> {
         };
         match purpose {
             Purpose::Append { link, reached } => {
-                if let super::vault::Done::Appended(receipts) = done
+                if let Done::Appended(receipts) = done
                     && receipts.iter().any(|receipt| receipt.duplicate)
                 {
                     self.seen.note(Point::DuplicateAbsorbed);
@@ -294,7 +324,13 @@ impl<V: Vault> World<V> {
                 Ok(())
             }
             Purpose::Verdict { lane, verdict } => self.finish(n, lane, &verdict),
-            Purpose::Replay { rows } => self.replayed(n, &rows),
+            Purpose::Replay { rows } => self.left_alone(n, &rows),
+            Purpose::Discard { row } => {
+                if done == Done::GaveUp(true) {
+                    self.seen.note(Point::Discarded);
+                }
+                self.left_alone(n, &[*row])
+            }
             Purpose::Post { .. } | Purpose::Ack => Ok(()),
         }
     }
@@ -328,13 +364,17 @@ impl<V: Vault> World<V> {
         Ledger::acked(&self.agents[*agent].vault, &sent)
     }
 
-    /// I17: a replay leaves the rows before it as they are.
-    fn replayed(&mut self, n: usize, rows: &[Delivery]) -> Verdicts {
+    /// I17: what a person does leaves the rows that have ended as they are.
+    fn left_alone(&mut self, n: usize, rows: &[Delivery]) -> Verdicts {
         let node = &self.agents[n];
         for row in rows.iter().filter(|row| row.state.is_finished()) {
-            let now = node.vault.delivery(row.key);
+            // An attempt that was under way is still logged.
+            let now = node.vault.delivery(row.key).map(|now| Delivery {
+                last_attempt: row.last_attempt,
+                ..now
+            });
             hold(now.as_ref() == Some(row), "I17", || {
-                format!("a replay changed {}", row.id)
+                format!("{} had ended, and was changed", row.id)
             })?;
         }
         Ok(())

@@ -182,6 +182,7 @@ impl<V: Vault> World<V> {
             start: start.0,
             waiting: last.0 - start.0,
             clock: self.forwarder.machine.wall(self.time).as_micros(),
+            oldest: None,
         };
         let Some(far) = &mut self.links[link].far else {
             return Ok(());

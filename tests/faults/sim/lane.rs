@@ -3,12 +3,15 @@
 use std::time::Duration;
 
 use whrelay_core::breaker::Change;
+use whrelay_core::bucket::Seq;
 use whrelay_core::delivery::{Attempt, DeadReason, Delivery, DeliveryKey, Step};
+use whrelay_core::dispatch::Order;
 use whrelay_core::outcome::Outcome;
 use whrelay_core::retry::{DeliveryHistory, Jitter, Phase, Verdict, decide};
 use whrelay_core::time::Moment;
+use whrelay_store::Head;
 
-use super::ledger::{Recorded, Start, Verdicts};
+use super::ledger::{Ledger, Recorded, Start, Verdicts};
 use super::node::{Flight, Purpose, Stage, Time};
 use super::planted::Bug;
 use super::seen::{Point, Seen};
@@ -43,16 +46,36 @@ impl<V: Vault> World<V> {
             Some(Bug::DoubleClaim) => &none,
             _ => lane.dispatcher.in_flight(),
         };
-        let scan = node.vault.due(lane.id, until, in_flight, room);
-        if let Some(at) = scan.next_at {
+        let in_line = self.order == Order::Fifo && planted != Some(Bug::LineIgnored);
+        let scan = match in_line {
+            true => node.vault.due_replays(lane.id, until, in_flight, room),
+            false => node.vault.due(lane.id, until, in_flight, room),
+        };
+        let mut next_at = scan.next_at;
+        let mut ready: Vec<_> = scan.ready.into_iter().map(|key| (key, false)).collect();
+        let passes = planted == Some(Bug::LineHasTwoHeads);
+        if in_line && (lane.dispatcher.line_is_free() || passes) {
+            let head = node.vault.head(node.bucket.id, lane.id, lane.line);
+            if let Some(Head { key, due_at }) = head {
+                lane.line = key.seq;
+                if passes && lane.dispatcher.in_flight().contains(&key) {
+                    lane.line = Seq(key.seq.0 + 1);
+                }
+                match due_at <= until {
+                    true => ready.insert(0, (key, true)),
+                    false => next_at = next_at.into_iter().chain([due_at]).min(),
+                }
+            }
+        }
+        if let Some(at) = next_at {
             let wait = at.since(now.now).as_micros() as Time;
             lane.look_at = Some(self.time + wait);
         }
-        let ready = !scan.ready.is_empty();
-        for key in scan.ready {
-            self.claim(n, l, key, now)?;
+        let some = !ready.is_empty();
+        for (key, heads) in ready {
+            self.claim(n, l, (key, heads), now)?;
         }
-        if ready {
+        if some {
             self.look_when_paced(n, l);
         }
         Ok(())
@@ -73,7 +96,13 @@ impl<V: Vault> World<V> {
         }
     }
 
-    fn claim(&mut self, n: usize, l: usize, key: DeliveryKey, now: Moment) -> Verdicts {
+    fn claim(
+        &mut self,
+        n: usize,
+        l: usize,
+        (key, heads): (DeliveryKey, bool),
+        now: Moment,
+    ) -> Verdicts {
         let planted = self.planted;
         let node = &mut self.agents[n];
         let Some(process) = &mut node.process else {
@@ -85,7 +114,10 @@ impl<V: Vault> World<V> {
         let expired = delivery
             .as_ref()
             .is_some_and(|d| d.step(now.certain) == Step::Expire);
-        let claimed = lane.dispatcher.claim(key, instant, || expired);
+        let claimed = match heads && planted != Some(Bug::LineHasTwoHeads) {
+            true => lane.dispatcher.claim_head(key, instant, || expired),
+            false => lane.dispatcher.claim(key, instant, || expired),
+        };
         if !claimed && !matches!(planted, Some(Bug::DoubleClaim | Bug::WindowIgnored)) {
             return Ok(());
         }
@@ -123,6 +155,10 @@ impl<V: Vault> World<V> {
             stage: Stage::Going,
         });
         let (running, flight) = (lane.flights.len(), &lane.flights[lane.flights.len() - 1]);
+        if self.order == Order::Fifo {
+            self.seen.note(Point::HeadTried);
+            Ledger::in_line(&node.vault, &flight.delivery)?;
+        }
         self.ledger.start(&Start {
             agent: n,
             delivery: &flight.delivery,

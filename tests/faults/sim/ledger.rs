@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use whrelay_core::bucket::{Bucket, Seq};
-use whrelay_core::delivery::{Attempt, DeadReason, Delivery, DestinationId};
+use whrelay_core::delivery::{Attempt, DeadReason, Delivery, DestinationId, State};
 use whrelay_core::event::{Event, Request};
 use whrelay_core::id::{DeliveryId, EventId};
 use whrelay_core::limits;
@@ -14,6 +14,7 @@ use whrelay_core::outcome::{Outcome, RetryOn};
 use whrelay_core::pace::Rate;
 use whrelay_core::retry::{Phase, RetryPolicy, Schedule, Verdict};
 use whrelay_core::time::{Moment, Timestamp};
+use whrelay_store::{Begin, Search};
 
 use super::node::{AgentNode, Time};
 use super::vault::Vault;
@@ -311,12 +312,10 @@ impl Ledger {
 
     /// I3 and I20 on an agent's disk: each delivery is in one state, counted once, and waits exactly
     /// when it is in the index; each event has one delivery per target beside its replays.
-    pub(crate) fn audit<V: Vault>(
-        vault: &V,
-        bucket: &Bucket,
-        targets: &[DestinationId],
-    ) -> Verdicts {
-        for target in targets {
+    pub(crate) fn audit<V: Vault>(node: &AgentNode<V>) -> Verdicts {
+        let (vault, bucket) = (&node.vault, &node.bucket);
+        let mut states: BTreeMap<State, Vec<EventId>> = BTreeMap::new();
+        for (target, _) in &node.targets {
             let mut counted = [0u64; 4];
             let mut waiting = 0;
             for seq in 1..=vault.last_seq(bucket.id).0 {
@@ -332,8 +331,11 @@ impl Ledger {
                         format!("{} is {} and waits: {waits}", delivery.id, delivery.state)
                     })?;
                 }
-                hold(first == 1, "I3", || {
-                    format!("event {seq} has {first} deliveries to one target")
+                let event = vault.event_at(bucket, Seq(seq));
+                let tail = event.map_or_else(String::new, |event| event.request.tail);
+                let wanted = u32::from(node.taking(&tail).contains(target));
+                hold(first == wanted, "I3", || {
+                    format!("event {seq} has {first} deliveries to a target of its {wanted}")
                 })?;
             }
             let counts = vault.counts(*target);
@@ -347,7 +349,60 @@ impl Ledger {
                 format!("{waiting} wait, {} are in the index", due.ready.len())
             })?;
         }
+        for seq in 1..=vault.last_seq(bucket.id).0 {
+            let deliveries = vault.deliveries_of(bucket.id, Seq(seq));
+            if let (Some(state), Some(first)) = (least(&deliveries), deliveries.first()) {
+                states.entry(state).or_default().push(first.event);
+            }
+        }
+        for state in State::ALL {
+            let search = Search {
+                bucket: bucket.id,
+                states: vec![state],
+                since: None,
+                until: None,
+            };
+            let found = vault.search(&search, Begin::Oldest, None, usize::MAX);
+            let found: Vec<_> = found.into_iter().map(|(id, _)| id).collect();
+            let mut kept = states.remove(&state).unwrap_or_default();
+            kept.sort();
+            hold(found == kept, "I20", || {
+                format!(
+                    "{} events are {state}, {} are found",
+                    kept.len(),
+                    found.len()
+                )
+            })?;
+        }
         Ok(())
+    }
+
+    /// C4: in a line nothing starts before what is ahead of it has ended.
+    pub(crate) fn in_line<V: Vault>(vault: &V, delivery: &Delivery) -> Verdicts {
+        let key = delivery.key;
+        let ahead = (1..=key.seq.0)
+            .flat_map(|seq| vault.deliveries_of(key.bucket, Seq(seq)))
+            .find(|other| {
+                other.destination == delivery.destination
+                    && other.key < key
+                    && !other.replay
+                    && !other.state.is_finished()
+            });
+        hold(ahead.is_none() || delivery.replay, "C4", || {
+            format!(
+                "{} is tried, and {ahead:?} is before it in line",
+                delivery.id
+            )
+        })
+    }
+
+    /// A person may want a delivery to begin later.
+    pub(crate) fn held(&mut self, delivery: &Delivery) {
+        let later = |at: &Timestamp| *at > delivery.created_at;
+        if let Some(at) = delivery.next_attempt_at.filter(later) {
+            let track = self.tracks.entry(delivery.id).or_default();
+            track.not_before = at;
+        }
     }
 
     /// I4: whether what was accepted for a bucket is on the disk of one of the agents that share a
@@ -379,6 +434,14 @@ impl Ledger {
         }
         Ok(true)
     }
+}
+
+/// The contract's word for an event: the least finished state of its deliveries, where a later one to the
+/// same target stands for those before.
+fn least(deliveries: &[Delivery]) -> Option<State> {
+    let mut newest: HashMap<DestinationId, State> = HashMap::new();
+    newest.extend(deliveries.iter().map(|d| (d.destination, d.state)));
+    newest.into_values().min()
 }
 
 /// A delivery ends only for a reason that is one.

@@ -4,14 +4,15 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use whrelay_core::bucket::{Bucket, BucketId, BucketKey, BucketName, Seq};
-use whrelay_core::delivery::{Attempt, Delivery, DeliveryKey, DestinationId, State};
+use whrelay_core::delivery::{Attempt, DeadReason, Delivery, DeliveryKey, DestinationId, State};
 use whrelay_core::event::Event;
 use whrelay_core::id::EventId;
 use whrelay_core::limits;
 use whrelay_core::retry::Phase;
 use whrelay_core::time::Timestamp;
 use whrelay_store::{
-    Batch, DueScan, NewDelivery, NewEvent, Receipt, SourceMark, StateCounts, StoredEvent,
+    Again, Batch, Begin, DueScan, Found, Head, NewDelivery, NewEvent, Receipt, Search, SourceMark,
+    StateCounts, StoredEvent,
 };
 
 use super::planted::Bug;
@@ -35,6 +36,7 @@ pub(crate) struct Model {
     deliveries: BTreeMap<DeliveryKey, Delivery>,
     due: BTreeMap<(DestinationId, Timestamp, DeliveryKey), Wait>,
     counts: HashMap<(DestinationId, State), u64>,
+    attempts: u64,
     acked: HashMap<(BucketId, String), Seq>,
     sources: HashMap<BucketId, SourceMark>,
     /// Compiled into the world's own store, switched on by one seed's run.
@@ -104,7 +106,7 @@ impl Model {
             self.places.insert(id, (bucket, seq));
             for (ordinal, new) in (0..).zip(deliveries) {
                 let delivery = begun(bucket, seq, ordinal, id, &new);
-                self.put(None, delivery, Wait::Turn);
+                self.begin(delivery, &new);
             }
         }
         if let Some(mark) = mark {
@@ -114,12 +116,13 @@ impl Model {
     }
 
     fn record(&mut self, attempt: &Attempt) -> Done {
-        let found = self.deliveries.get(&attempt.key).cloned();
-        if let Some(before) = found
-            && !before.state.is_finished()
-        {
+        self.attempts += 1;
+        if let Some(before) = self.deliveries.get(&attempt.key).cloned() {
             let mut after = before.clone();
-            after.follow(attempt);
+            after.last_attempt = Some(self.attempts);
+            if !before.state.is_finished() {
+                after.follow(attempt);
+            }
             let wait = if attempt.is_held() {
                 Wait::Held
             } else {
@@ -128,6 +131,31 @@ impl Model {
             self.put(Some(&before), after, wait);
         }
         Done::Recorded
+    }
+
+    fn due_if(
+        &self,
+        destination: DestinationId,
+        now: Timestamp,
+        in_flight: &HashSet<DeliveryKey>,
+        max: usize,
+        wanted: impl Fn(&DeliveryKey) -> bool,
+    ) -> DueScan {
+        let mut scan = DueScan::default();
+        let mine = self.due.iter().filter(|((there, _, key), _)| {
+            *there == destination && !in_flight.contains(key) && wanted(key)
+        });
+        for ((_, at, key), _) in mine {
+            if *at > now {
+                scan.next_at = Some(*at);
+                break;
+            }
+            if scan.ready.len() == max {
+                break;
+            }
+            scan.ready.push(*key);
+        }
+        scan
     }
 
     fn release(&mut self, destination: DestinationId, now: Timestamp) -> Done {
@@ -153,8 +181,14 @@ impl Model {
         Done::Released(keys.len() as u64)
     }
 
-    fn again(&mut self, bucket: BucketId, seq: Seq, event: EventId, new: &NewDelivery) -> Done {
-        let mut there = self.deliveries_of(bucket, seq);
+    fn again(&mut self, again: &Again) -> Done {
+        let Again {
+            bucket,
+            seq,
+            event,
+            new,
+        } = again;
+        let mut there = self.deliveries_of(*bucket, *seq);
         if self.planted == Some(Bug::ReplayReusesTheDelivery)
             && let Some(mut old) = there.pop()
         {
@@ -164,9 +198,49 @@ impl Model {
             return Done::Again(Box::new(old));
         }
         let ordinal = there.last().map_or(0, |last| last.key.ordinal + 1);
-        let delivery = begun(bucket, seq, ordinal, event, new);
-        self.put(None, delivery.clone(), Wait::Turn);
+        let delivery = begun(*bucket, *seq, ordinal, *event, new);
+        self.begin(delivery.clone(), new);
         Done::Again(Box::new(delivery))
+    }
+
+    fn begin(&mut self, delivery: Delivery, new: &NewDelivery) {
+        let planted = self.planted == Some(Bug::HeldReplayReleased);
+        let wait = match new.due_at > new.created_at {
+            true if planted => Wait::Backoff,
+            true => Wait::Held,
+            false => Wait::Turn,
+        };
+        self.put(None, delivery, wait);
+    }
+
+    fn give_up(&mut self, attempt: &Attempt) -> Done {
+        let waits = |d: &Delivery| !d.state.is_finished();
+        let given_up = self.deliveries.get(&attempt.key).is_some_and(waits);
+        if self.planted == Some(Bug::DiscardsWhatHasEnded)
+            && let Some(before) = self.deliveries.get(&attempt.key).cloned()
+        {
+            let mut after = before.clone();
+            after.follow(attempt);
+            self.put(Some(&before), after, Wait::Turn);
+        } else if given_up {
+            self.record(attempt);
+        }
+        Done::GaveUp(given_up)
+    }
+
+    /// The state of an event: the least finished of the newest deliveries to each destination.
+    fn state_of(&self, bucket: BucketId, seq: Seq) -> Option<State> {
+        let mut newest = HashMap::new();
+        for delivery in self.deliveries_of(bucket, seq) {
+            newest.insert(delivery.destination, delivery.state);
+        }
+        let least = |rank: &State| match rank {
+            State::Queued => 0,
+            State::Stalled => 1,
+            State::Dead => 2,
+            State::Sent => 3,
+        };
+        newest.into_values().min_by_key(least)
     }
 }
 
@@ -185,10 +259,15 @@ fn begun(bucket: BucketId, seq: Seq, ordinal: u32, event: EventId, new: &NewDeli
         attempts: 0,
         first_failed_at: None,
         phase: Phase::Fast,
-        state: State::Queued,
-        reason: None,
-        next_attempt_at: Some(new.created_at),
+        state: if new.passed_over {
+            State::Dead
+        } else {
+            State::Queued
+        },
+        reason: new.passed_over.then_some(DeadReason::Discarded),
+        next_attempt_at: (!new.passed_over).then_some(new.due_at),
         replay: new.replay,
+        last_attempt: None,
     }
 }
 
@@ -251,12 +330,8 @@ impl Vault for Model {
             }
             Write::Record(attempt) => self.record(&attempt),
             Write::Release { destination, now } => self.release(destination, now),
-            Write::Again {
-                bucket,
-                seq,
-                event,
-                new,
-            } => self.again(bucket, seq, event, &new),
+            Write::Again(again) => self.again(&again),
+            Write::GiveUp(attempt) => self.give_up(&attempt),
         };
         Ok(writes.into_iter().map(carry_out).collect())
     }
@@ -313,22 +388,73 @@ impl Vault for Model {
         in_flight: &HashSet<DeliveryKey>,
         max: usize,
     ) -> DueScan {
-        let mut scan = DueScan::default();
-        let mine = self
-            .due
-            .iter()
-            .filter(|((there, _, key), _)| *there == destination && !in_flight.contains(key));
-        for ((_, at, key), _) in mine {
-            if *at > now {
-                scan.next_at = Some(*at);
-                break;
-            }
-            if scan.ready.len() == max {
-                break;
-            }
-            scan.ready.push(*key);
+        self.due_if(destination, now, in_flight, max, |_| true)
+    }
+
+    fn due_replays(
+        &self,
+        destination: DestinationId,
+        now: Timestamp,
+        in_flight: &HashSet<DeliveryKey>,
+        max: usize,
+    ) -> DueScan {
+        self.due_if(destination, now, in_flight, max, |key| {
+            self.deliveries[key].replay
+        })
+    }
+
+    fn line_start(&self, bucket: BucketId, destination: DestinationId) -> Seq {
+        match self.head(bucket, destination, Seq(0)) {
+            Some(head) => head.key.seq,
+            None => Seq(self.last_seq(bucket).0 + 1),
         }
-        scan
+    }
+
+    fn head(&self, bucket: BucketId, destination: DestinationId, from: Seq) -> Option<Head> {
+        let mine = |d: &&Delivery| {
+            (d.key.bucket, d.destination) == (bucket, destination)
+                && d.key.seq >= from
+                && !d.replay
+                && !d.state.is_finished()
+        };
+        let first = self.deliveries.values().find(mine)?;
+        Some(Head {
+            key: first.key,
+            due_at: first.next_attempt_at?,
+        })
+    }
+
+    fn search(
+        &self,
+        search: &Search,
+        begin: Begin,
+        after: Option<EventId>,
+        max: usize,
+    ) -> Vec<Found> {
+        let mut found: Vec<Found> = self
+            .places
+            .iter()
+            .map(|(id, (_, seq))| (*id, *seq))
+            .collect();
+        found.retain(|(_, seq)| {
+            let state = match self.planted {
+                Some(Bug::StateIndexLags) => self
+                    .deliveries_of(search.bucket, *seq)
+                    .first()
+                    .map(|d| d.state),
+                _ => self.state_of(search.bucket, *seq),
+            };
+            state.is_some_and(|state| search.states.contains(&state))
+        });
+        found.sort();
+        if begin == Begin::Newest {
+            found.reverse();
+        }
+        let beyond = |(id, _): &Found| match begin {
+            Begin::Oldest => after.is_none_or(|after| *id > after),
+            Begin::Newest => after.is_none_or(|after| *id < after),
+        };
+        found.into_iter().filter(beyond).take(max).collect()
     }
 
     fn delivery(&self, key: DeliveryKey) -> Option<Delivery> {

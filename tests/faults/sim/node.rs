@@ -5,12 +5,13 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use whrelay_core::bucket::Bucket;
+use whrelay_core::bucket::{Bucket, Seq};
 use whrelay_core::delivery::{Delivery, DeliveryKey, DestinationId};
 use whrelay_core::dispatch::Dispatcher;
 use whrelay_core::event::Event;
 use whrelay_core::outcome::Outcome;
 use whrelay_core::retry::DeliveryHistory;
+use whrelay_core::route::{self, Prefix};
 use whrelay_core::time::{Moment, Timestamp, TwoClocks};
 use whrelay_proto::frame::WireEvent;
 use whrelay_proto::{AgentSession, ForwarderSession};
@@ -82,6 +83,8 @@ pub(crate) enum Purpose {
     Release { lane: usize },
     /// A person asked for an event again: the rows it must not change.
     Replay { rows: Vec<Delivery> },
+    /// A person gave a delivery up: what it was.
+    Discard { row: Box<Delivery> },
 }
 
 /// A process: what it asked its store for, and what the store has answered.
@@ -120,6 +123,8 @@ pub(crate) struct Lane {
     pub(crate) id: DestinationId,
     pub(crate) endpoint: usize,
     pub(crate) dispatcher: Dispatcher,
+    /// Before this place nothing waits in the line, where there is one.
+    pub(crate) line: Seq,
     pub(crate) flights: Vec<Flight>,
     /// Not before its release is on disk.
     pub(crate) begun: bool,
@@ -156,9 +161,19 @@ pub(crate) struct AgentNode<V> {
     pub(crate) subscription: String,
     /// Each target's number on this disk, and the endpoint behind it.
     pub(crate) targets: Vec<(DestinationId, usize)>,
+    /// Which events each target gets.
+    pub(crate) routes: Vec<(Prefix, DestinationId)>,
     pub(crate) process: Option<AgentProcess>,
     /// A second machine with the subscription of an earlier agent.
     pub(crate) twin: bool,
+}
+
+impl<V> AgentNode<V> {
+    /// Where an event goes that has this tail.
+    pub(crate) fn taking(&self, tail: &str) -> Vec<DestinationId> {
+        let found = route::taking(&self.routes, |(prefix, _)| prefix, tail);
+        found.map(|(_, id)| *id).collect()
+    }
 }
 
 /// The forwarder's machine and disk.

@@ -36,6 +36,12 @@ pub(crate) enum Bug {
     BodyTrimmed,
     RepeatedHeadersMerged,
     ReplayReusesTheDelivery,
+    HeldReplayReleased,
+    DiscardsWhatHasEnded,
+    LineIgnored,
+    LineHasTwoHeads,
+    RouteIgnored,
+    StateIndexLags,
     CountsDrift,
     /// The disk's own: only the real store can show it.
     SyncForgotten,

@@ -1,8 +1,9 @@
 //! What goes wrong, and how often: each seed draws its own mix, some none at all.
 
+use whrelay_core::delivery::{Attempt, DeadReason};
 use whrelay_core::id::DeliveryId;
 use whrelay_core::outcome::{Outcome, RetryAfter};
-use whrelay_store::NewDelivery;
+use whrelay_store::{Again, NewDelivery};
 
 use super::agent::TIMEOUT;
 use super::ledger::Verdicts;
@@ -54,9 +55,10 @@ enum Kind {
     SetClock,
     Sleep,
     Replay,
+    Discard,
 }
 
-const KINDS: [Kind; 8] = [
+const KINDS: [Kind; 9] = [
     Kind::CrashForwarder,
     Kind::CrashAgent,
     Kind::CutLink,
@@ -65,6 +67,7 @@ const KINDS: [Kind; 8] = [
     Kind::SetClock,
     Kind::Sleep,
     Kind::Replay,
+    Kind::Discard,
 ];
 
 /// A seed's mix of faults.
@@ -110,6 +113,7 @@ impl<V: Vault> World<V> {
             Kind::SetClock => self.set_clock(),
             Kind::Sleep => self.sleep(),
             Kind::Replay => self.replay(),
+            Kind::Discard => self.discard(),
         }
         Ok(())
     }
@@ -234,6 +238,8 @@ impl<V: Vault> World<V> {
         let now = self.now_at(n);
         let random = u128::from(self.chance.bits());
         let drawn = self.chance.bits();
+        let later = *self.chance.pick(&[0, 0, 1, 60, 7200]);
+        let due_at = now.now.after(std::time::Duration::from_secs(later));
         let node = &mut self.agents[n];
         // A dead node's disk is nobody's to read.
         let Some(process) = &mut node.process else {
@@ -246,24 +252,56 @@ impl<V: Vault> World<V> {
         let seq = whrelay_core::bucket::Seq(1 + drawn % last);
         let rows = node.vault.deliveries_of(node.bucket.id, seq);
         let Some(first) = rows.first() else { return };
-        self.seen.note(Point::ReplayBegun);
+        self.seen.note(match later {
+            0 => Point::ReplayBegun,
+            _ => Point::ReplayHeld,
+        });
         let new = NewDelivery {
             id: DeliveryId::from_parts(now.now, random),
             destination: first.destination,
             created_at: now.now,
-            deadline_at: self.policy.deadline_of(now.now),
+            due_at,
+            deadline_at: self.policy.deadline_of(due_at),
             replay: true,
+            passed_over: false,
         };
-        let write = Write::Again {
+        let write = Write::Again(Again {
             bucket: node.bucket.id,
             seq,
             event: first.event,
             new,
-        };
+        });
         process
             .desk
             .asked
             .push_back((write, Purpose::Replay { rows }));
+    }
+
+    /// A person gives up a delivery, whether or not it still waits.
+    fn discard(&mut self) {
+        let n = self.chance.index(self.agents.len());
+        let now = self.now_at(n);
+        let drawn = self.chance.bits();
+        let node = &mut self.agents[n];
+        let Some(process) = &mut node.process else {
+            return;
+        };
+        let last = node.vault.last_seq(node.bucket.id).0;
+        if last == 0 {
+            return;
+        }
+        let seq = whrelay_core::bucket::Seq(1 + drawn % last);
+        let rows = node.vault.deliveries_of(node.bucket.id, seq);
+        let Some(row) = rows.last() else { return };
+        let (reason, why) = (DeadReason::Discarded, "");
+        let request = (String::new(), String::new());
+        let attempt = Attempt::given_up(row, request, now.now, reason, why);
+        let write = Write::GiveUp(Box::new(attempt));
+        let row = Box::new(row.clone());
+        process
+            .desk
+            .asked
+            .push_back((write, Purpose::Discard { row }));
     }
 
     /// A request reaches its endpoint, or finds none.

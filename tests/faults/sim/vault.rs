@@ -9,7 +9,9 @@ use whrelay_core::delivery::{Attempt, Delivery, DeliveryKey, DestinationId};
 use whrelay_core::event::Event;
 use whrelay_core::id::EventId;
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Batch, DueScan, NewDelivery, NewEvent, Receipt, SourceMark, StateCounts};
+use whrelay_store::{
+    Again, Batch, Begin, DueScan, Found, Head, NewEvent, Receipt, Search, SourceMark, StateCounts,
+};
 
 /// A write, as the store's own functions take them.
 #[derive(Clone, Debug)]
@@ -29,12 +31,8 @@ pub(crate) enum Write {
         destination: DestinationId,
         now: Timestamp,
     },
-    Again {
-        bucket: BucketId,
-        seq: Seq,
-        event: EventId,
-        new: NewDelivery,
-    },
+    Again(Again),
+    GiveUp(Box<Attempt>),
 }
 
 /// What a committed write answers.
@@ -45,6 +43,7 @@ pub(crate) enum Done {
     Recorded,
     Released(u64),
     Again(Box<Delivery>),
+    GaveUp(bool),
 }
 
 /// The power went while a write was on its way: nobody knows whether it is on disk.
@@ -79,6 +78,22 @@ pub(crate) trait Vault {
         in_flight: &HashSet<DeliveryKey>,
         max: usize,
     ) -> DueScan;
+    fn due_replays(
+        &self,
+        destination: DestinationId,
+        now: Timestamp,
+        in_flight: &HashSet<DeliveryKey>,
+        max: usize,
+    ) -> DueScan;
+    fn line_start(&self, bucket: BucketId, destination: DestinationId) -> Seq;
+    fn head(&self, bucket: BucketId, destination: DestinationId, from: Seq) -> Option<Head>;
+    fn search(
+        &self,
+        search: &Search,
+        begin: Begin,
+        after: Option<EventId>,
+        max: usize,
+    ) -> Vec<Found>;
     fn delivery(&self, key: DeliveryKey) -> Option<Delivery>;
     fn deliveries_of(&self, bucket: BucketId, seq: Seq) -> Vec<Delivery>;
     fn counts(&self, destination: DestinationId) -> StateCounts;

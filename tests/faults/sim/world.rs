@@ -3,9 +3,11 @@
 
 use std::time::{Duration, Instant};
 
+use whrelay_core::dispatch::Order;
 use whrelay_core::outcome::RetryOn;
 use whrelay_core::pace::Rate;
 use whrelay_core::retry::{RetryPolicy, Schedule};
+use whrelay_core::route::Route;
 
 use super::ledger::{Ledger, Verdicts, Violation, hold};
 use super::node::{AgentNode, ForwarderNode, Link, Machine, Stage, Time};
@@ -62,6 +64,9 @@ pub(crate) struct World<V> {
     pub(crate) policy: RetryPolicy,
     pub(crate) max_in_flight: usize,
     pub(crate) rate: Option<Rate>,
+    pub(crate) order: Order,
+    /// Whether people pass over some of what comes.
+    pub(crate) passes_over: bool,
     pub(crate) ledger: Ledger,
     pub(crate) seen: Seen,
     pub(crate) planted: Option<Bug>,
@@ -129,6 +134,11 @@ impl<V: Vault> World<V> {
             policy: policy(&mut chance),
             max_in_flight: 1 + chance.index(4),
             rate: rate(&mut chance),
+            order: match chance.permille(250) {
+                true => Order::Fifo,
+                false => Order::Arrival,
+            },
+            passes_over: chance.permille(100),
             ledger: Ledger::default(),
             seen: Seen::default(),
             planted: plan.planted,
@@ -162,11 +172,14 @@ impl<V: Vault> World<V> {
             let mut vault = V::birth((u128::from(seed) << 8) + 1 + n as u128);
             vault.plant(self.planted);
             let bucket = vault.ensure_bucket(&self.forwarder.buckets[tenant].name);
-            let mut targets = Vec::new();
+            let (mut targets, mut routes) = (Vec::new(), Vec::new());
             for target in 0..=u64::from(self.chance.permille(250)) {
                 let name = format!("http://localhost:{}", 3000 + target);
                 let id = vault.ensure_destination(bucket.id, &name);
                 targets.push((id, self.endpoints.len()));
+                let apart = target > 0 && self.chance.permille(500);
+                let path = if apart { "/4=1" } else { "/=1" };
+                routes.push((path.parse::<Route>().expect("a route").prefix, id));
                 self.endpoints.push(Endpoint::default());
             }
             self.agents.push(AgentNode {
@@ -176,6 +189,7 @@ impl<V: Vault> World<V> {
                 tenant,
                 subscription: subscription.to_owned(),
                 targets,
+                routes,
                 process: None,
                 twin,
             });
@@ -442,8 +456,7 @@ impl<V: Vault> World<V> {
             hold(kept, "I1", || format!("{id} of bucket {bucket} is gone"))?;
         }
         for node in &self.agents {
-            let targets: Vec<_> = node.targets.iter().map(|(id, _)| *id).collect();
-            Ledger::audit(&node.vault, &node.bucket, &targets)?;
+            Ledger::audit(node)?;
         }
         Ok(())
     }

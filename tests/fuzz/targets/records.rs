@@ -61,9 +61,10 @@ fuzz_target!(|data: &[u8]| {
         assert_eq!(row.into_delivery(key), delivery);
     }
     if let Some((row, _)) = open::<AttemptRow>(ours, &sealed) {
+        let before = row.before;
         let attempt = row.into_attempt();
         let again = ours
-            .seal(KEY, &AttemptRow::new(attempt.clone()))
+            .seal(KEY, &AttemptRow::new(attempt.clone(), before))
             .expect("encodable");
         let (row, _) = open::<AttemptRow>(ours, &again).expect("whole");
         assert_eq!(row.into_attempt(), attempt);

@@ -27,6 +27,7 @@ fuzz_target!(|messages: Vec<Vec<u8>>| {
                 start: 0,
                 waiting: 0,
                 clock: 0,
+                oldest: None,
             };
             forwarder.start(welcome);
         }

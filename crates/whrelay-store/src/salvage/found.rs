@@ -7,9 +7,12 @@ use whrelay_core::bucket::{BucketId, BucketName, Seq};
 use whrelay_core::delivery::{Delivery, DeliveryKey};
 use whrelay_core::id::EventId;
 
+use crate::attempts;
 use crate::pages::{Pages, Shape};
 use crate::record::{Seal, Unsealed};
-use crate::rows::{BucketRow, DeliveryRow, DestinationRow, EventRow, SourceRow, SubscriptionRow};
+use crate::rows::{
+    AttemptRow, BucketRow, DeliveryRow, DestinationRow, EventRow, SourceRow, SubscriptionRow,
+};
 use crate::subscriptions::{self, SourceMark};
 use crate::tables::{delivery_key, event_key};
 
@@ -17,7 +20,8 @@ use crate::tables::{delivery_key, event_key};
 pub(super) enum Found {
     Event(BucketId, Seq, EventId, Unsealed),
     Delivery(Delivery, Unsealed),
-    Attempt(u64, Unsealed),
+    /// With its row in the index by state.
+    Attempt(u64, (u8, i64, u64), Unsealed),
     Bucket(u32, BucketRow, Unsealed),
     Destination(u32, DestinationRow, Unsealed),
     Source(BucketId, SourceMark),
@@ -118,8 +122,9 @@ fn read_delivery(seal: Seal, key: &[u8], record: &[u8]) -> Option<Found> {
 
 fn read_attempt(seal: Seal, key: &[u8], record: &[u8]) -> Option<Found> {
     let place = u64::from_le_bytes(number(key)?);
-    seal.parts(&place.to_be_bytes(), record)?;
-    Some(Found::Attempt(place, Unsealed::of(record)))
+    let row: AttemptRow = whole(seal, &place.to_be_bytes(), record)?;
+    let row = attempts::index_row(place, &row.into_attempt());
+    Some(Found::Attempt(place, row, Unsealed::of(record)))
 }
 
 /// Tables with numbers as keys: what a record says tells which it is of. Tokens are not saved: they let
@@ -134,7 +139,7 @@ fn read_small(seal: Seal, key: &[u8], record: &[u8]) -> Option<Found> {
         return Some(Found::Bucket(id, row, Unsealed::of(record)));
     }
     if let Some(row) = whole::<DestinationRow>(seal, &key, record)
-        && row.target.contains("://")
+        && row.target.contains(":/")
     {
         return Some(Found::Destination(id, row, Unsealed::of(record)));
     }

@@ -7,4 +7,5 @@ mod faults;
 mod promises;
 mod rot;
 mod salvage;
+mod search;
 mod setup;

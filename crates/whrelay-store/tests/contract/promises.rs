@@ -7,7 +7,7 @@ use whrelay_core::bucket::Seq;
 use whrelay_core::delivery::{DeadReason, State};
 use whrelay_core::retry::{Phase, Verdict};
 use whrelay_core::token::Token;
-use whrelay_store::{NewEvent, Role, SourceMark, StateCounts};
+use whrelay_store::{Again, NewEvent, Role, SourceMark, StateCounts};
 
 use crate::setup::*;
 
@@ -187,10 +187,8 @@ async fn an_attempt_on_what_is_finished_is_logged_and_changes_nothing() {
         verdicts
     );
     assert_eq!(log[1].attempt, attempt(&first, verdicts[1]));
-    assert_eq!(
-        store.attempts_before(u64::MAX, 1).expect("read")[0].place,
-        2
-    );
+    let newest = store.attempts_of(first.key, 1).expect("read");
+    assert_eq!(newest[0].place, 2);
 }
 
 #[tokio::test]
@@ -215,10 +213,14 @@ async fn a_replay_is_a_new_delivery_and_the_old_one_stays() {
         .expect("stored");
     let mut new = new_delivery(9, there);
     new.replay = true;
-    let again = store
-        .deliver_again(bucket.id, Seq(1), first.event, new)
-        .await
-        .expect("stored");
+    let again = Again {
+        bucket: bucket.id,
+        seq: Seq(1),
+        event: first.event,
+        new,
+    };
+    let again = store.deliver_again(vec![again]).await.expect("stored");
+    let again = again.first().expect("begun");
     assert_eq!(
         (again.key.ordinal, again.attempts, again.replay),
         (1, 0, true)
@@ -338,7 +340,8 @@ async fn release_does_not_leave_what_was_stored_by_a_clock_that_was_ahead() {
         .expect("stored");
     let ahead = |n| {
         let mut new = to(n, there);
-        new.deliveries[0].created_at = NOW.after(Duration::from_secs(3600 + n));
+        let then = NOW.after(Duration::from_secs(3600 + n));
+        (new.deliveries[0].created_at, new.deliveries[0].due_at) = (then, then);
         new
     };
     store
@@ -393,7 +396,8 @@ async fn what_waits_elsewhere_is_adopted_once() {
             ..StateCounts::default()
         }
     );
-    assert_eq!(store.waiting(new).expect("read").oldest_at, Some(NOW));
+    assert_eq!(store.oldest_waiting(bucket.id).expect("read"), Some(NOW));
+    assert_eq!(store.next_due(new).expect("read"), Some(NOW));
 }
 
 #[tokio::test]

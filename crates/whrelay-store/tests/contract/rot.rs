@@ -12,7 +12,7 @@ use whrelay_store::{Role, Store, StoreError};
 use crate::setup::*;
 
 const EVENTS: TableDefinition<'_, (u32, u64), &[u8]> = TableDefinition::new("events_v1");
-const DUE: TableDefinition<'_, (u32, i64, u32, u64, u32), u8> = TableDefinition::new("due_v1");
+const DUE: TableDefinition<'_, (u32, i64, u32, u64, u32), u8> = TableDefinition::new("due_v2");
 const SEQUENCES: TableDefinition<'_, u32, (u64, u64)> = TableDefinition::new("sequences_v1");
 
 async fn filled(dir: &Path) -> (Store, Bucket, DestinationId) {
@@ -49,19 +49,20 @@ fn due(store: &Store, there: DestinationId) -> Vec<u64> {
 async fn a_delivery_that_lost_its_row_gets_it_back_and_a_stray_row_goes() {
     let dir = tempfile::tempdir().expect("a directory");
     let (store, bucket, there) = filled(dir.path()).await;
-    assert!(store.index_is_whole(there, || true).expect("read"));
+    assert!(store.indexes_are_whole(there, || true).expect("read"));
     let (b, at) = (bucket.id.0, NOW.as_micros());
     let store = altered(store, dir.path(), |tx| {
         let mut table = tx.open_table(DUE).expect("the index");
-        table.remove((there.0, at, b, 2, 0)).expect("removed");
-        table.insert((there.0, at, b, 99, 0), 0).expect("put");
+        let line = there.0 * 2;
+        table.remove((line, at, b, 2, 0)).expect("removed");
+        table.insert((line, at, b, 99, 0), 0).expect("put");
     })
     .await;
     assert_eq!(due(&store, there), [1, 3, 4, 99]);
-    assert!(!store.index_is_whole(there, || true).expect("read"));
-    assert_eq!(store.restore_index(there).await.expect("restored"), 1);
+    assert!(!store.indexes_are_whole(there, || true).expect("read"));
+    assert_eq!(store.restore_indexes(there).await.expect("restored"), 1);
     assert_eq!(due(&store, there), [1, 2, 3, 4]);
-    assert!(store.index_is_whole(there, || true).expect("read"));
+    assert!(store.indexes_are_whole(there, || true).expect("read"));
 }
 
 #[tokio::test]
@@ -133,16 +134,12 @@ async fn rows_hidden_behind_a_stray_one_are_not_given_up_when_waiting_ones_are_a
     // the table.
     store.close().await;
     let file = dir.path().join("store.redb");
-    let row = |destination: u32| {
-        let key = [
-            &destination.to_le_bytes()[..],
-            &at.to_le_bytes(),
-            &b.to_le_bytes(),
-        ]
-        .concat();
+    let row = |line: u32| {
+        let key = [&line.to_le_bytes()[..], &at.to_le_bytes(), &b.to_le_bytes()].concat();
         [&key[..], &3u64.to_le_bytes(), &0u32.to_le_bytes()].concat()
     };
-    let (whole, rotten) = (row(there.0), row(there.0 | 16));
+    let line = there.0 * 2;
+    let (whole, rotten) = (row(line), row(line | 16));
     let mut bytes = std::fs::read(&file).expect("a store");
     let places: Vec<_> = bytes
         .windows(whole.len())
@@ -156,7 +153,7 @@ async fn rows_hidden_behind_a_stray_one_are_not_given_up_when_waiting_ones_are_a
     std::fs::write(&file, bytes).expect("written");
     let store = Store::open(dir.path(), &options(Role::Agent)).expect("opens");
     store.adopt(bucket.id, there).await.expect("stored");
-    assert!(!store.index_is_whole(there, || true).expect("read"));
-    store.restore_index(there).await.expect("restored");
+    assert!(!store.indexes_are_whole(there, || true).expect("read"));
+    store.restore_indexes(there).await.expect("restored");
     assert_eq!(due(&store, there), [1, 2, 3, 4]);
 }

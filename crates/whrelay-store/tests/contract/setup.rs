@@ -81,8 +81,10 @@ pub(crate) fn new_delivery(n: u64, destination: DestinationId) -> NewDelivery {
         id: DeliveryId::from_parts(NOW, u128::from(n)),
         destination,
         created_at: NOW,
+        due_at: NOW,
         deadline_at: Timestamp::from_micros(i64::MAX),
         replay: false,
+        passed_over: false,
     }
 }
 

@@ -3,11 +3,9 @@
 
 mod curve;
 mod payloads;
-mod receiver;
 
 use std::collections::HashMap;
 use std::io::IsTerminal;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,49 +13,36 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Deserialize;
 use tokio::sync::mpsc;
 use whrelay_agent::lines::{AttemptLine, Line};
-use whrelay_agent::{Config, Proxies};
+use whrelay_agent::{Backlog, Config, Proxies};
+use whrelay_core::route::Route;
 use whrelay_delivery::Trust;
 
 use self::payloads::{Webhook, webhook};
-use self::receiver::Receiver;
 use crate::agents;
 use crate::args::DemoArgs;
 use crate::commands::replay::default_manner;
 use crate::embedded::Embedded;
 use crate::failure::{Code, Failure};
 use crate::output::Output;
-use crate::paths::Paths;
+use crate::paths::{Paths, Scratch};
+use crate::receiver::Receiver;
 use crate::shutdown;
 
 /// Time the demo may take beyond what the receiver is away: retries are short here.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// A directory that is gone when the demo is.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new() -> Result<Self, Failure> {
-        let dir = std::env::temp_dir().join(format!("whrelay-demo-{:016x}", rand::random::<u64>()));
-        let made = std::fs::create_dir(&dir);
-        made.map_err(|e| Failure::new(Code::Failed, format!("{}: {e}", dir.display())))?;
-        Ok(Self(dir))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // Left-overs in a temporary directory harm nobody.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
+/// Of ten first attempts, so many fail.
+const FAILING_OF_TEN: u8 = 3;
 
 pub(crate) async fn run(args: DemoArgs, output: &Output) -> Result<(), Failure> {
-    let scratch = Scratch::new()?;
-    let paths = Paths::under(&scratch.0);
+    let scratch = Scratch::new("demo")?;
+    let paths = Paths::under(scratch.path());
     let name = "demo"
         .parse()
         .map_err(|e| Failure::new(Code::Bug, format!("{e}")))?;
-    let receiver = Receiver::start().await.map_err(|e| network(&e))?;
+    let fails = |attempt: &str| attempt == "1" && rand::random::<u8>() % 10 < FAILING_OF_TEN;
+    let receiver = Receiver::start(0, true, Arc::new(fails), Arc::new(|_| {})).await;
+    let receiver = receiver.map_err(|e| network(&e))?;
     let loopback = Some(std::net::SocketAddr::from(([127, 0, 0, 1], 0)));
     let embedded = Embedded::start(&paths.embedded(&name), loopback).await?;
     let dir = paths.agent(None, &name, &name);
@@ -70,11 +55,13 @@ pub(crate) async fn run(args: DemoArgs, output: &Output) -> Result<(), Failure> 
         token: embedded.token.clone(),
         bucket: name.clone(),
         subscription: name,
-        targets: vec![
+        routes: vec![Route::rest(
             target
                 .parse()
                 .map_err(|e| Failure::new(Code::Bug, format!("{e}")))?,
-        ],
+        )],
+        backlog: Backlog::default(),
+        exit_on_disconnect: None,
         manner: default_manner(),
         dir,
     };

@@ -1,59 +1,189 @@
 //! `whrelay events`: what was received, and one event in full. It must not change anything.
 
-use whrelay_agent::control::{Ask, Piece};
-use whrelay_agent::lines::{ContentLine, EventLine, Line};
+mod curl;
+mod export;
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use whrelay_agent::control::{Ask, Filter, Piece};
+use whrelay_agent::lines::{AttemptLine, ContentLine, EventLine, GroupLine, Line};
 
 use crate::agents::{self, Door};
-use crate::args::{EventsArgs, EventsCommand, ListArgs, ShowArgs};
-use crate::commands::replay::default_manner;
+use crate::args::{EventListArgs, EventsArgs, EventsCommand, ExportArgs, ExportFormat, ShowArgs};
+use crate::commands::replay::{default_manner, events as events_of};
+use crate::commands::which;
 use crate::failure::{Code, Failure};
-use crate::output::Output;
+use crate::output::{Output, create_private};
 use crate::paths::Paths;
 use crate::text::shown;
 
 pub(crate) async fn run(args: EventsArgs, output: &Output) -> Result<(), Failure> {
     match args.command {
         Some(EventsCommand::Show(show)) => run_show(show, output).await,
+        Some(EventsCommand::Export(export)) => run_export(export, output).await,
         Some(EventsCommand::List(list)) => run_list(list, output).await,
         None => run_list(args.list, output).await,
     }
 }
 
-async fn run_list(args: ListArgs, output: &Output) -> Result<(), Failure> {
-    let filter = agents::filter(&args.filter, args.event.as_deref());
-    let mut events: Vec<EventLine> = Vec::new();
-    for dir in Paths::resolve()?.all_agents() {
-        let Some(door) = Door::open(&dir, &default_manner()).await? else {
-            continue;
-        };
-        let ask = Ask::Events {
-            filter: filter.clone(),
-            last: args.lines,
-        };
-        let mut pieces = door.ask(ask).await?;
-        while let Some(piece) = pieces.recv().await {
-            let Piece::Line(line) = piece else { continue };
-            if let Line::Failure { message, .. } = *line {
-                return Err(Failure::new(Code::Failed, message));
-            }
-            if let Line::Event(event) = *line {
-                events.push(event);
-            }
-        }
-        door.close().await;
+async fn run_list(args: EventListArgs, output: &Output) -> Result<(), Failure> {
+    let EventListArgs { list, group } = args;
+    let filter = agents::filter(&list.filter, list.event.as_deref());
+    if group {
+        return run_groups(filter, list.json, output).await;
     }
-    events.sort_by(|a, b| a.received_at.cmp(&b.received_at));
-    for event in events.split_off(events.len().saturating_sub(args.lines)) {
-        output.line(&Line::Event(event), args.json)?;
+    for (_, event) in newest(&filter, list.lines).await? {
+        output.line(&Line::Event(event), list.json)?;
     }
     Ok(())
+}
+
+/// The newest events that a filter lets through, the newest last, and where each is.
+async fn newest(filter: &Filter, last: usize) -> Result<Vec<(PathBuf, EventLine)>, Failure> {
+    let mut events: Vec<(PathBuf, EventLine)> = Vec::new();
+    for dir in Paths::resolve()?.all_agents() {
+        let filter = filter.clone();
+        let ask = Ask::Events { filter, last };
+        for line in lines(&dir, ask).await? {
+            if let Line::Event(event) = line {
+                events.push((dir.clone(), event));
+            }
+        }
+    }
+    events.sort_by(|(_, a), (_, b)| a.received_at.cmp(&b.received_at));
+    Ok(events.split_off(events.len().saturating_sub(last)))
+}
+
+/// What an agent answers.
+async fn lines(dir: &Path, ask: Ask) -> Result<Vec<Line>, Failure> {
+    let Some(door) = Door::open(dir, &default_manner()).await? else {
+        return Ok(Vec::new());
+    };
+    let (mut pieces, mut lines) = (door.ask(ask).await?, Vec::new());
+    while let Some(piece) = pieces.recv().await {
+        let Piece::Line(line) = piece else { continue };
+        if let Line::Failure { message, .. } = *line {
+            return Err(Failure::new(Code::Failed, message));
+        }
+        lines.push(*line);
+    }
+    door.close().await;
+    Ok(lines)
+}
+
+async fn run_groups(filter: Filter, json: bool, output: &Output) -> Result<(), Failure> {
+    let mut groups: HashMap<GroupLine, (u64, String)> = HashMap::new();
+    for dir in Paths::resolve()?.all_agents() {
+        let filter = filter.clone();
+        for line in lines(&dir, Ask::Groups { filter }).await? {
+            if let Line::Group(mut group) = line {
+                let count = std::mem::take(&mut group.count);
+                let newest = std::mem::take(&mut group.newest);
+                let known = groups.entry(group).or_default();
+                known.0 += count;
+                known.1 = newest.max(std::mem::take(&mut known.1));
+            }
+        }
+    }
+    let mut groups: Vec<_> = groups.into_iter().collect();
+    groups.sort_by(|(a, (n, _)), (b, (m, _))| (m, &a.url).cmp(&(n, &b.url)));
+    for (group, (count, newest)) in groups {
+        let group = GroupLine {
+            count,
+            newest,
+            ..group
+        };
+        output.line(&Line::Group(group), json)?;
+    }
+    Ok(())
+}
+
+/// Bytes in base64 (RFC 4648 section 4).
+fn base64(bytes: &[u8]) -> String {
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}
+
+async fn run_export(args: ExportArgs, output: &Output) -> Result<(), Failure> {
+    let filter = agents::filter(&args.filter, args.event.as_deref());
+    let events = newest(&filter, args.lines.unwrap_or(usize::MAX)).await?;
+    if events.is_empty() {
+        return Err(which::no_match());
+    }
+    let mut file = match &args.output {
+        Some(path) => Some(
+            create_private(path)
+                .map_err(|e| Failure::new(Code::Failed, format!("{}: {e}", path.display())))?,
+        ),
+        None => None,
+    };
+    let mut put = |text: &str| match &mut file {
+        Some(file) => file.write_all(text.as_bytes()).map_err(Failure::from),
+        None => output.bytes(text.as_bytes()),
+    };
+    let (begin, end) = export::har_frame();
+    if args.format == ExportFormat::Har {
+        put(&begin)?;
+    }
+    let (mut exported, mut entries) = (0, 0);
+    for (dir, event) in events {
+        let Some(whole) = whole(&dir, &event.event).await? else {
+            continue;
+        };
+        exported += 1;
+        match args.format {
+            ExportFormat::Json => {
+                put(&(export::json_line(&whole).map_err(std::io::Error::from)? + "\n"))?;
+            }
+            ExportFormat::Har => {
+                for entry in export::har_entries(&whole) {
+                    put(if entries > 0 { "," } else { "" })?;
+                    put(&entry.to_string())?;
+                    entries += 1;
+                }
+            }
+        }
+    }
+    if args.format == ExportFormat::Har {
+        put(&format!("{end}\n"))?;
+    }
+    if let Some(path) = &args.output {
+        output.tell(&format!("{} in {}", events_of(exported), path.display()));
+    }
+    Ok(())
+}
+
+/// All that an agent knows of an event.
+async fn whole(dir: &Path, id: &str) -> Result<Option<export::Whole>, Failure> {
+    let Some(door) = Door::open(dir, &default_manner()).await? else {
+        return Ok(None);
+    };
+    let shown = ask(&door, id).await?;
+    door.close().await;
+    let Some(Shown {
+        event: Some(event),
+        attempts,
+        content: Some(content),
+        body,
+    }) = shown
+    else {
+        return Ok(None);
+    };
+    Ok(Some(export::Whole {
+        event,
+        content,
+        body,
+        attempts,
+    }))
 }
 
 /// One event, as an agent tells it.
 #[derive(Default)]
 struct Shown {
     event: Option<EventLine>,
-    attempts: Vec<Line>,
+    attempts: Vec<AttemptLine>,
     content: Option<ContentLine>,
     body: Vec<u8>,
 }
@@ -89,14 +219,16 @@ async fn ask(door: &Door, id: &str) -> Result<Option<Shown>, Failure> {
                     not_found: true, ..
                 } => return Ok(None),
                 Line::Failure { message, .. } => return Err(Failure::new(Code::Failed, message)),
-                other @ (Line::Attempt(_)
-                | Line::Ready(_)
+                Line::Attempt(attempt) => found.attempts.push(attempt),
+                Line::Ready(_)
                 | Line::Received(_)
                 | Line::Link { .. }
                 | Line::Endpoint { .. }
                 | Line::Warning { .. }
+                | Line::Group(_)
                 | Line::Replay(_)
-                | Line::Status(_)) => found.attempts.push(other),
+                | Line::Discard(_)
+                | Line::Status(_) => {}
             },
         }
     }
@@ -106,6 +238,9 @@ async fn ask(door: &Door, id: &str) -> Result<Option<Shown>, Failure> {
 fn print(found: &Shown, args: &ShowArgs, output: &Output) -> Result<(), Failure> {
     if args.body {
         return output.bytes(&found.body);
+    }
+    if let (true, Some(event), Some(content)) = (args.curl, &found.event, &found.content) {
+        return output.data(&curl::command(event, content, &found.body)?);
     }
     let whole = !args.headers && !args.attempts;
     if whole && let Some(event) = &found.event {
@@ -119,7 +254,7 @@ fn print(found: &Shown, args: &ShowArgs, output: &Output) -> Result<(), Failure>
     }
     if whole || args.attempts {
         for attempt in &found.attempts {
-            output.line(attempt, args.json)?;
+            output.line(&Line::Attempt(attempt.clone()), args.json)?;
         }
     }
     if let (false, true, Some(content)) = (args.json, whole || args.headers, &found.content) {

@@ -2,7 +2,7 @@
 //! must not deliver anything itself.
 
 use std::io::{IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,18 +11,21 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 use whrelay_agent::lines::{Line, ReadyLine};
-use whrelay_agent::{Config, Proxies, Tell};
-use whrelay_core::target::Target;
+use whrelay_agent::{Backlog, Config, Manner, Proxies, Tell};
+use whrelay_core::bucket::BucketName;
+use whrelay_core::route::{Prefix, Route};
+use whrelay_core::time::Timestamp;
 use whrelay_core::token::Token;
+use whrelay_delivery::Trust;
 
 use crate::agents;
-use crate::args::{ListenArgs, ListenOutput};
+use crate::args::{ForwarderChoice, ListenArgs, ListenOutput};
 use crate::embedded::Embedded;
 use crate::failure::{Code, Failure};
-use crate::output::Output;
+use crate::output::{Output, create_private};
 use crate::paths::Paths;
 use crate::shutdown;
-use crate::text::shown;
+use crate::text::{ago, shown};
 
 /// Lines that may wait for a slow terminal or pipe; more are counted and skipped.
 const WAITING_LINES: usize = 16 * 1024;
@@ -30,54 +33,134 @@ const WAITING_LINES: usize = 16 * 1024;
 const LAST_LINES: Duration = Duration::from_secs(2);
 
 pub(crate) async fn run(args: ListenArgs, output: &Output) -> Result<(), Failure> {
-    let targets = targets(&args)?;
-    let paths = Paths::resolve()?;
-    let token = given_token(&args, output)?;
-    let stop = shutdown::on_signal();
-    let Some(forwarder) = args.forwarder.clone() else {
-        let dir = paths.agent(None, &args.bucket, &args.name);
-        let store = agents::open_to_listen(&dir).await?;
-        let mut embedded = Embedded::start(&paths.embedded(&args.bucket), args.bind).await?;
-        let (url, token) = (embedded.url.clone(), embedded.token.clone());
-        let config = config(&args, targets, url, token, &dir);
-        let ended = tokio::select! {
-            ended = agent(&args, config, store, output, &stop) => ended,
-            failure = embedded.failed() => Err(failure),
-        };
-        embedded.stop().await;
-        return ended;
+    let job = Job {
+        routes: routes(&args)?,
+        choice: args.forwarder.clone(),
+        bucket: args.bucket.clone(),
+        name: args.name.clone(),
+        backlog: Backlog {
+            newest: args.backlog.0,
+            since: args.since.map(Timestamp::from_micros),
+        },
+        trust: args.ca_file.clone().map(|ca| ca.0).unwrap_or_default(),
+        manner: args.manner(),
+        exit_on_disconnect: args.exit_on_disconnect,
     };
-    let token = token.ok_or_else(|| {
-        Failure::new(
-            Code::Unauthorised,
-            format!("{forwarder} needs an access token"),
-        )
-        .hint("give it with --token-file or WHRELAY_TOKEN")
-    })?;
-    let dir = paths.agent(Some(&forwarder), &args.bucket, &args.name);
-    let store = agents::open_to_listen(&dir).await?;
-    let config = config(&args, targets, forwarder, token, &dir);
-    agent(&args, config, store, output, &stop).await
+    let stop = shutdown::on_signal();
+    let paths = Paths::resolve()?;
+    show(&args, output, &stop, |tell| {
+        job.run(paths, tell, output.clone(), stop.clone())
+    })
+    .await
 }
 
-fn targets(args: &ListenArgs) -> Result<Vec<Target>, Failure> {
-    let mut targets: Vec<Target> = Vec::new();
-    for target in args.targets.iter().chain(&args.to) {
-        if !targets.contains(target) {
-            targets.push(target.clone());
+/// What an agent is asked to do, and where: at a forwarder, or an embedded one.
+pub(crate) struct Job {
+    pub(crate) routes: Vec<Route>,
+    pub(crate) choice: ForwarderChoice,
+    pub(crate) bucket: BucketName,
+    pub(crate) name: BucketName,
+    pub(crate) backlog: Backlog,
+    /// Whom the tunnel trusts.
+    pub(crate) trust: Trust,
+    pub(crate) manner: Manner,
+    pub(crate) exit_on_disconnect: Option<Duration>,
+}
+
+impl Job {
+    /// Does it until `stop`.
+    pub(crate) async fn run(
+        self,
+        paths: Paths,
+        tell: Tell,
+        output: Output,
+        stop: CancellationToken,
+    ) -> Result<(), Failure> {
+        let token = given_token(&self.choice, &output)?;
+        let Some(forwarder) = self.choice.url.clone() else {
+            let dir = paths.agent(None, &self.bucket, &self.name);
+            let store = agents::open_to_listen(&dir).await?;
+            let there = paths.embedded(&self.bucket);
+            let mut embedded = Embedded::start(&there, self.choice.bind).await?;
+            let config = self.config(embedded.url.clone(), embedded.token.clone(), dir);
+            let ended = tokio::select! {
+                ended = whrelay_agent::run(config, store, tell, stop) => ended.map_err(Failure::from),
+                failure = embedded.failed() => Err(failure),
+            };
+            embedded.stop().await;
+            return ended;
+        };
+        let token = token.ok_or_else(|| {
+            Failure::new(
+                Code::Unauthorised,
+                format!("{forwarder} needs an access token"),
+            )
+            .hint("give it with --token-file or WHRELAY_TOKEN")
+        })?;
+        let dir = paths.agent(Some(&forwarder), &self.bucket, &self.name);
+        let store = agents::open_to_listen(&dir).await?;
+        let config = self.config(forwarder, token, dir);
+        Ok(whrelay_agent::run(config, store, tell, stop).await?)
+    }
+
+    fn config(self, forwarder: Url, token: Token, dir: PathBuf) -> Config {
+        let Self {
+            routes,
+            choice: _,
+            bucket,
+            name,
+            backlog,
+            trust,
+            manner,
+            exit_on_disconnect,
+        } = self;
+        Config {
+            forwarder,
+            proxies: proxies(),
+            trust,
+            token,
+            bucket,
+            subscription: name,
+            routes,
+            backlog,
+            exit_on_disconnect,
+            manner,
+            dir,
         }
     }
-    if targets.is_empty() {
+}
+
+/// Where events go; nothing that no route takes may be lost for it.
+fn routes(args: &ListenArgs) -> Result<Vec<Route>, Failure> {
+    let rest = args
+        .targets
+        .iter()
+        .chain(&args.to)
+        .cloned()
+        .map(Route::rest);
+    let mut routes: Vec<Route> = Vec::new();
+    for route in rest.chain(args.route.iter().cloned()) {
+        if !routes.contains(&route) {
+            routes.push(route);
+        }
+    }
+    if routes.is_empty() {
         return Err(
             Failure::new(Code::Usage, "no target: where should events go?")
                 .hint("whrelay listen --to localhost:3000"),
         );
     }
-    Ok(targets)
+    if routes.iter().all(|route| route.prefix != Prefix::default()) {
+        return Err(
+            Failure::new(Code::Usage, "no target for what no --route takes")
+                .hint("say where the rest goes with --to, or with --route /=TARGET"),
+        );
+    }
+    Ok(routes)
 }
 
 /// A token typed on the command line, else that of the token file, else that of the environment.
-fn given_token(args: &ListenArgs, output: &Output) -> Result<Option<Token>, Failure> {
+fn given_token(args: &ForwarderChoice, output: &Output) -> Result<Option<Token>, Failure> {
     let typed = std::env::args_os().any(|arg| {
         let arg = arg.to_string_lossy();
         arg == "--token" || arg.starts_with("--token=")
@@ -100,26 +183,6 @@ fn given_token(args: &ListenArgs, output: &Output) -> Result<Option<Token>, Fail
         .map_err(|e| Failure::new(Code::Unauthorised, e.to_string()))
 }
 
-fn config(
-    args: &ListenArgs,
-    targets: Vec<Target>,
-    forwarder: Url,
-    token: Token,
-    dir: &Path,
-) -> Config {
-    Config {
-        forwarder,
-        proxies: proxies(),
-        trust: args.ca_file.clone().map(|ca| ca.0).unwrap_or_default(),
-        token,
-        bucket: args.bucket.clone(),
-        subscription: args.name.clone(),
-        targets,
-        manner: args.manner(),
-        dir: dir.to_owned(),
-    }
-}
-
 /// The proxies that the environment names, as other programs read it: lower case comes first.
 fn proxies() -> Proxies {
     let text = |name: &str| {
@@ -130,15 +193,17 @@ fn proxies() -> Proxies {
     Proxies::new(&https, &http, &all, &no)
 }
 
-/// Runs the agent beside a thread that shows its lines: neither the tunnel nor a signal ever waits
-/// for a terminal that is stopped or a pipe that is full.
-async fn agent(
+/// Runs an agent beside a thread that shows its lines: neither the tunnel nor a signal ever waits for a
+/// terminal that is stopped or a pipe that is full.
+async fn show<F>(
     args: &ListenArgs,
-    config: Config,
-    store: whrelay_store::Store,
     output: &Output,
     stop: &CancellationToken,
-) -> Result<(), Failure> {
+    agent: impl FnOnce(Tell) -> F,
+) -> Result<(), Failure>
+where
+    F: Future<Output = Result<(), Failure>> + Send + 'static,
+{
     let (lines, coming) = mpsc::channel(WAITING_LINES);
     let skipped = Arc::new(AtomicU64::new(0));
     let counter = Arc::clone(&skipped);
@@ -154,19 +219,18 @@ async fn agent(
         skipped,
     };
     let mut printing = tokio::task::spawn_blocking(move || printer.run(coming));
-    let running = whrelay_agent::run(config, store, tell, stop.clone());
-    let mut running = tokio::spawn(running);
+    let mut running = tokio::spawn(agent(tell));
     let bug = |e: tokio::task::JoinError| Failure::new(Code::Bug, e.to_string());
     tokio::select! {
         ran = &mut running => {
-            let ran = ran.map_err(bug)?.map_err(Failure::from);
+            let ran = ran.map_err(bug)?;
             // What is left to print may have no reader.
             let printed = tokio::time::timeout(LAST_LINES, printing).await;
             ran.and(printed.map_or(Ok(()), |printed| printed.map_err(bug)?))
         }
         printed = &mut printing => {
             stop.cancel();
-            let ran = running.await.map_err(bug)?.map_err(Failure::from);
+            let ran = running.await.map_err(bug)?;
             printed.map_err(bug)?.and(ran)
         }
     }
@@ -196,7 +260,9 @@ impl Printer {
     fn show(&self, line: &Line) -> Result<(), Failure> {
         if let (Line::Ready(_), Some(path)) = (line, &self.ready_file) {
             let json = serde_json::to_string(line).map_err(std::io::Error::from)?;
-            write_private(path, &(json + "\n"))
+            // The line has the input URL in it, and whoever has that can send.
+            create_private(path)
+                .and_then(|mut file| file.write_all((json + "\n").as_bytes()))
                 .map_err(|e| Failure::new(Code::Failed, format!("{}: {e}", path.display())))?;
         }
         let output = &self.output;
@@ -213,15 +279,6 @@ impl Printer {
             (line, style) => output.line(line, style == ListenOutput::Json),
         }
     }
-}
-
-/// The line has the input URL in it, and whoever has that can send.
-fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create(true).truncate(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(path)?.write_all(text.as_bytes())
 }
 
 fn style(args: &ListenArgs) -> ListenOutput {
@@ -244,7 +301,15 @@ fn header(ready: &ReadyLine, output: &Output) {
         output.tell(&format!("  They go to        {target}"));
     }
     if ready.queued > 0 {
-        output.tell(&format!("  Still queued      {} from before", ready.queued));
+        let oldest = ready
+            .oldest
+            .as_deref()
+            .map(|at| format!(", the oldest {}", ago(at)));
+        let oldest = oldest.unwrap_or_default();
+        output.tell(&format!(
+            "  Still queued      {} from before{oldest}",
+            ready.queued
+        ));
     }
     output.tell("  Ctrl-C stops; what is queued stays.\n");
 }

@@ -2,21 +2,21 @@
 
 use std::collections::HashMap;
 use std::io::IsTerminal;
-use std::path::PathBuf;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use whrelay_agent::Manner;
-use whrelay_agent::control::{Ask, Piece};
+use whrelay_agent::control::{Ask, Piece, ReplayHow, Which};
 use whrelay_agent::lines::Line;
+use whrelay_core::dispatch::Order;
 use whrelay_core::limits;
 use whrelay_core::retry::RetryPolicy;
 use whrelay_delivery::{Fields, Trust};
 
-use crate::agents::{self, Door};
+use crate::agents::Door;
 use crate::args::ReplayArgs;
+use crate::commands::which;
 use crate::failure::{Code, Failure};
 use crate::output::Output;
-use crate::paths::Paths;
 
 /// The manner of an agent that delivers nothing: for commands that only read.
 pub(crate) fn default_manner() -> Manner {
@@ -25,52 +25,45 @@ pub(crate) fn default_manner() -> Manner {
         timeout: std::time::Duration::from_secs(30),
         max_in_flight: limits::MAX_IN_FLIGHT,
         rate: None,
+        order: Order::default(),
         fields: Fields::default(),
         trust: Trust::default(),
     }
 }
 
+/// What came of the replays of all agents.
+#[derive(Default)]
+struct Tally {
+    /// Events that would be delivered again.
+    listed: u64,
+    begun: u64,
+    sent: u64,
+}
+
 pub(crate) async fn run(args: ReplayArgs, output: &Output) -> Result<(), Failure> {
-    let mut wanted: Vec<String> = Vec::new();
-    for id in &args.ids {
-        if !wanted.contains(id) {
-            wanted.push(id.clone());
-        }
-    }
-    let homes = homes(&wanted).await?;
-    let bar = progress(&args, wanted.len() as u64);
-    let (mut delivered, mut begun) = (0, 0);
-    for (dir, events) in homes {
+    let mut tally = Tally::default();
+    for (dir, which) in which::choose(&args.which, "replay").await? {
         let Some(door) = Door::open(&dir, &default_manner()).await? else {
             continue;
         };
-        let idle = matches!(door, Door::Idle(_));
-        // Nobody else would deliver to a target of its own: this process does, and stays for it.
-        let wait = args.wait || (idle && args.to.is_some());
-        let to = args.to.as_ref().map(ToString::to_string);
-        let mut pieces = door.ask(Ask::Replay { events, to, wait }).await?;
-        let mut states: HashMap<String, String> = HashMap::new();
-        while let Some(piece) = pieces.recv().await {
-            let Piece::Line(line) = piece else { continue };
-            if let Line::Failure { message, .. } = *line {
-                return Err(Failure::new(Code::Failed, message));
-            }
-            if let Line::Replay(replay) = &*line {
-                let before = states.insert(replay.delivery.clone(), replay.state.clone());
-                bar.inc(u64::from(before.is_some()));
-                if wait && before.is_none() {
-                    continue;
-                }
-            }
-            bar.suspend(|| output.line(&line, args.json))?;
-        }
+        replay(&door, which, &args, &mut tally, output).await?;
         door.close().await;
-        begun += states.len();
-        delivered += states.values().filter(|state| *state == "sent").count();
     }
-    bar.finish_and_clear();
-    if args.wait && delivered < begun {
-        let missed = begun - delivered;
+    let Tally {
+        listed,
+        begun,
+        sent,
+    } = tally;
+    if listed + begun == 0 {
+        return Err(which::no_match());
+    }
+    if args.which.dry_run {
+        output.tell(&format!("{} would be delivered again", events(listed)));
+    } else if args.which.ids.is_empty() {
+        output.tell(&format!("{begun} deliveries begun again"));
+    }
+    if args.wait && sent < begun {
+        let missed = begun - sent;
         return Err(Failure::new(
             Code::Failed,
             format!("{missed} of {begun} were not delivered"),
@@ -80,46 +73,83 @@ pub(crate) async fn run(args: ReplayArgs, output: &Output) -> Result<(), Failure
     Ok(())
 }
 
-/// Which agent has which of the events: all are found before any is delivered again.
-async fn homes(wanted: &[String]) -> Result<HashMap<PathBuf, Vec<String>>, Failure> {
-    let mut homes: HashMap<PathBuf, Vec<String>> = HashMap::new();
-    let mut left = wanted.to_vec();
-    for dir in Paths::resolve()?.all_agents() {
-        let Some(door) = Door::open(&dir, &default_manner()).await? else {
-            continue;
-        };
-        let mut elsewhere = Vec::new();
-        for id in left {
-            if has(&door, &id).await? {
-                homes.entry(dir.clone()).or_default().push(id);
-            } else {
-                elsewhere.push(id);
+/// A number of events, in words.
+pub(crate) fn events(count: u64) -> String {
+    match count {
+        1 => "1 event".to_owned(),
+        _ => format!("{count} events"),
+    }
+}
+
+async fn replay(
+    door: &Door,
+    which: Which,
+    args: &ReplayArgs,
+    tally: &mut Tally,
+    output: &Output,
+) -> Result<(), Failure> {
+    let idle = matches!(door, Door::Idle(_));
+    // Nobody else would deliver to a target of its own: this process does, and stays for it.
+    let wait = args.wait || (idle && args.to.is_some());
+    let json = args.which.json;
+    let named = matches!(which, Which::Ids(_));
+    let how = ReplayHow {
+        to: args.to.as_ref().map(ToString::to_string),
+        rate: args.rate.map(|rate| rate.to_string()),
+        shuffle: args.shuffle,
+        times: args.times,
+        wait,
+        dry_run: args.which.dry_run,
+    };
+    let bar = progress(wait && !json);
+    let mut states: HashMap<String, String> = HashMap::new();
+    let mut pieces = door.ask(Ask::Replay { which, how }).await?;
+    while let Some(piece) = pieces.recv().await {
+        let Piece::Line(line) = piece else { continue };
+        match &*line {
+            Line::Failure { message, .. } => {
+                return Err(Failure::new(Code::Failed, message.clone()));
             }
+            Line::Event(_) => tally.listed += 1,
+            Line::Replay(replay) => {
+                let before = states.insert(replay.delivery.clone(), replay.state.clone());
+                match before {
+                    Some(_) => bar.inc(1),
+                    None => bar.inc_length(1),
+                }
+                // A begun one is told again when it has ended.
+                let again = wait && before.is_none();
+                if again || !(named || json) {
+                    continue;
+                }
+            }
+            // Of many, the log tells each attempt.
+            Line::Attempt(_) if !(named || json) => continue,
+            Line::Ready(_)
+            | Line::Received(_)
+            | Line::Attempt(_)
+            | Line::Link { .. }
+            | Line::Endpoint { .. }
+            | Line::Warning { .. }
+            | Line::Content(_)
+            | Line::Group(_)
+            | Line::Discard(_)
+            | Line::Status(_) => {}
         }
-        door.close().await;
-        left = elsewhere;
+        bar.suspend(|| output.line(&line, json))?;
     }
-    match left.first() {
-        Some(id) => Err(agents::unknown_event(id)),
-        None => Ok(homes),
-    }
+    bar.finish_and_clear();
+    tally.begun += states.len() as u64;
+    tally.sent += states.values().filter(|state| *state == "sent").count() as u64;
+    Ok(())
 }
 
-async fn has(door: &Door, id: &str) -> Result<bool, Failure> {
-    let mut pieces = door
-        .ask(Ask::Show {
-            event: id.to_owned(),
-        })
-        .await?;
-    let first = pieces.recv().await;
-    Ok(matches!(first, Some(Piece::Line(line)) if matches!(*line, Line::Event(_))))
-}
-
-fn progress(args: &ReplayArgs, count: u64) -> ProgressBar {
-    if !args.wait || args.json || !std::io::stderr().is_terminal() {
+fn progress(wanted: bool) -> ProgressBar {
+    if !wanted || !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let bar = ProgressBar::with_draw_target(Some(count), ProgressDrawTarget::stderr());
-    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} delivered or given up");
+    let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+    let template = "{bar:30} {pos}/{len} delivered or given up  {per_sec}  {eta} left";
+    let style = ProgressStyle::with_template(template);
     style.map_or(bar.clone(), |style| bar.with_style(style))
 }

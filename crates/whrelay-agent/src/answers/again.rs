@@ -1,0 +1,333 @@
+//! What a person does to events: delivering them again, and giving them up. It must not change what was
+//! recorded before.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use rand::seq::SliceRandom;
+use tokio::time::{Instant, timeout};
+use whrelay_core::bucket::Seq;
+use whrelay_core::delivery::{Attempt, DeadReason, Delivery, DeliveryKey, DestinationId};
+use whrelay_core::event::Event;
+use whrelay_core::id::EventId;
+use whrelay_core::limits;
+use whrelay_core::pace::Rate;
+use whrelay_core::target::Target;
+use whrelay_core::time::Timestamp;
+use whrelay_store::{Again, Begin, NewDelivery, StoreError};
+
+use super::matches::{Matched, Matches};
+use super::{CHUNK, Local, Out, Stop, Targets};
+use crate::control::{Filter, ReplayHow, Which};
+use crate::lanes;
+use crate::lines::{DiscardLine, EventLine, Line, ReplayLine};
+
+/// How often what is waited for is looked up, beside what the log tells of it.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// An event to deliver again, and where.
+type Turn = (Seq, EventId, DestinationId);
+
+impl Local {
+    pub(super) async fn replay(
+        &self,
+        which: &Which,
+        how: &ReplayHow,
+        out: &Out,
+    ) -> Result<(), Stop> {
+        let rate = match how.rate.as_deref().map(str::parse::<Rate>) {
+            Some(Err(error)) => return Err(Stop::failed(error.to_string())),
+            Some(Ok(rate)) => Some(rate),
+            None => None,
+        };
+        let to = match how.to.as_deref().map(str::parse::<Target>) {
+            Some(Err(error)) => return Err(Stop::failed(error.to_string())),
+            Some(Ok(target)) if !how.dry_run => Some(self.lanes.serve(&target).await?),
+            Some(Ok(_)) | None => None,
+        };
+        let mut turns = self.choose(which, how, to, out).await?;
+        if how.dry_run {
+            return Ok(());
+        }
+        if how.shuffle {
+            turns.shuffle(&mut rand::rng());
+        }
+        let pause = rate.map_or(Duration::ZERO, Rate::interval);
+        let whole = pause.saturating_mul(u32::try_from(turns.len()).unwrap_or(u32::MAX));
+        if whole > limits::MAX_RETRY_AFTER {
+            let hours = whole.as_secs() / 3600;
+            let why = format!("at that rate the last would begin after {hours} h: at most 24 h");
+            return Err(Stop::failed(why));
+        }
+        let (mut reached, targets) = (self.store().last_attempt()?, self.targets()?);
+        let mut begun = HashSet::new();
+        let began = self.lanes.clock.now();
+        let mut turns = turns.into_iter().zip(0..).peekable();
+        while turns.peek().is_some() {
+            let again = turns.by_ref().take(CHUNK).map(|((seq, event, to), n)| {
+                let due_at = began.after(pause.saturating_mul(n));
+                self.again(seq, event, to, due_at)
+            });
+            for delivery in self.store().deliver_again(again.collect()).await? {
+                out.line(replay_line(&delivery, &targets)).await?;
+                begun.insert(delivery.key);
+            }
+        }
+        if !self.runs && to.is_none() && !begun.is_empty() {
+            let hint = "no agent runs: the next `whrelay listen` delivers it";
+            return out.line(Line::warning(hint)).await;
+        }
+        if how.wait {
+            self.wait_for(begun, &mut reached, &targets, out).await?;
+        }
+        Ok(())
+    }
+
+    /// The replays that are asked for, oldest event first: each event, to each place, as often as asked.
+    /// For a dry run their events are told instead.
+    async fn choose(
+        &self,
+        which: &Which,
+        how: &ReplayHow,
+        to: Option<DestinationId>,
+        out: &Out,
+    ) -> Result<Vec<Turn>, Stop> {
+        let targets = self.targets()?;
+        let mut turns: Vec<Turn> = Vec::new();
+        let mut add = |seq, event: &Event, places: Vec<DestinationId>| {
+            for _ in 0..how.times {
+                turns.extend(places.iter().map(|place| (seq, event.id, *place)));
+            }
+        };
+        match which {
+            Which::Ids(ids) => {
+                // All are found before any is delivered again.
+                let found: Result<Vec<_>, Stop> = ids.iter().map(|id| self.find(id)).collect();
+                for (seq, event) in found? {
+                    if how.dry_run {
+                        let line = EventLine::new(&event, &self.shown_deliveries(seq, &targets)?);
+                        out.line(Line::Event(line)).await?;
+                    }
+                    let places = match to {
+                        Some(to) => vec![to],
+                        None => self.destinations_of(seq, &event)?,
+                    };
+                    add(seq, &event, places);
+                }
+            }
+            Which::Filter(filter) => {
+                let mut matches = Matches::new(self, filter, Begin::Oldest);
+                while let Some(some) = matches.some(&targets)? {
+                    for matched in some {
+                        if how.dry_run {
+                            out.line(Line::Event(matched.line)).await?;
+                            continue;
+                        }
+                        let places = match to {
+                            Some(to) => vec![to],
+                            None => self.places_of(&matched, filter)?,
+                        };
+                        add(matched.seq, &matched.event, places);
+                    }
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+        Ok(turns)
+    }
+
+    /// Where a replay goes when nobody says: to the agent's targets that take it, or where it does not
+    /// run, to where the event went before.
+    fn destinations_of(&self, seq: Seq, event: &Event) -> Result<Vec<DestinationId>, StoreError> {
+        if self.runs {
+            return Ok(lanes::taking(&self.lanes.routes(), &event.request.tail));
+        }
+        let before = self.store().deliveries_of(self.bucket().id, seq)?;
+        let mut before: Vec<_> = before.into_iter().map(|d| d.destination).collect();
+        before.sort_unstable();
+        before.dedup();
+        Ok(before)
+    }
+
+    /// Where an event goes again that was found by a filter: only to where its delivery is what the
+    /// filter is about, unless that is no target now.
+    fn places_of(
+        &self,
+        matched: &Matched,
+        filter: &Filter,
+    ) -> Result<Vec<DestinationId>, StoreError> {
+        let all = self.destinations_of(matched.seq, &matched.event)?;
+        let meant: Vec<_> = matched
+            .current(filter)
+            .into_iter()
+            .map(|delivery| delivery.destination)
+            .filter(|destination| all.contains(destination))
+            .collect();
+        Ok(if meant.is_empty() { all } else { meant })
+    }
+
+    fn again(&self, seq: Seq, event: EventId, to: DestinationId, due_at: Timestamp) -> Again {
+        let new = self.lanes.new_delivery(to);
+        let new = NewDelivery {
+            due_at: due_at.max(new.created_at),
+            deadline_at: new.deadline_at.after(due_at.since(new.created_at)),
+            replay: true,
+            ..new
+        };
+        Again {
+            bucket: self.bucket().id,
+            seq,
+            event,
+            new,
+        }
+    }
+
+    /// Tells the attempts of some deliveries until all are finished, and how each ended.
+    async fn wait_for(
+        &self,
+        mut waiting: HashSet<DeliveryKey>,
+        reached: &mut u64,
+        targets: &Targets,
+        out: &Out,
+    ) -> Result<(), Stop> {
+        let mut commits = self.store().commits();
+        let mut look_at = Instant::now();
+        while !waiting.is_empty() {
+            commits.mark_unchanged();
+            let new = self.store().attempts_after(*reached, CHUNK)?;
+            let mut ended: Vec<DeliveryKey> = Vec::new();
+            for logged in &new {
+                *reached = logged.place;
+                if waiting.contains(&logged.attempt.key) {
+                    out.line(self.attempt_line(logged, targets)).await?;
+                    if logged.attempt.state().is_finished() {
+                        ended.push(logged.attempt.key);
+                    }
+                }
+            }
+            // What is set aside because it is damaged has no attempt to tell of it.
+            if Instant::now() >= look_at {
+                ended.extend(&waiting);
+                look_at = Instant::now() + LOOK_EVERY;
+            }
+            for key in ended {
+                let delivery = self.store().delivery(key)?;
+                if delivery.as_ref().is_some_and(|d| !d.state.is_finished()) {
+                    continue;
+                }
+                if waiting.remove(&key)
+                    && let Some(delivery) = delivery
+                {
+                    out.line(replay_line(&delivery, targets)).await?;
+                }
+            }
+            if new.is_empty() && !waiting.is_empty() {
+                tokio::select! {
+                    // A look at the store, at latest then.
+                    changed = timeout(LOOK_EVERY, commits.changed()) => {
+                        changed.unwrap_or(Ok(())).map_err(|_| Stop::Gone)?;
+                    }
+                    () = out.0.closed() => return Err(Stop::Gone),
+                    () = self.lanes.stopped() => return Ok(()),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives up what waits of some events.
+    pub(super) async fn discard(
+        &self,
+        which: &Which,
+        dry_run: bool,
+        out: &Out,
+    ) -> Result<(), Stop> {
+        let targets = self.targets()?;
+        match which {
+            Which::Ids(ids) => {
+                let found: Result<Vec<_>, Stop> = ids.iter().map(|id| self.find(id)).collect();
+                for (seq, event) in found? {
+                    let deliveries = self.shown_deliveries(seq, &targets)?;
+                    if dry_run {
+                        let line = EventLine::new(&event, &deliveries);
+                        out.line(Line::Event(line)).await?;
+                        continue;
+                    }
+                    let given_up = self.given_up(&event, deliveries);
+                    self.give_up(given_up, &targets, out).await?;
+                }
+            }
+            Which::Filter(filter) => {
+                let mut matches = Matches::new(self, filter, Begin::Oldest);
+                while let Some(some) = matches.some(&targets)? {
+                    let mut given_up = Vec::new();
+                    for mut matched in some {
+                        matched.deliveries.retain(|(delivery, target)| {
+                            !delivery.state.is_finished() && filter.wants_target(target)
+                        });
+                        if dry_run && !matched.deliveries.is_empty() {
+                            out.line(Line::Event(matched.line)).await?;
+                            continue;
+                        }
+                        given_up.extend(self.given_up(&matched.event, matched.deliveries));
+                    }
+                    self.give_up(given_up, &targets, out).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What the log will say of an event's deliveries that wait.
+    fn given_up(&self, event: &Event, deliveries: Vec<(Delivery, String)>) -> Vec<Attempt> {
+        let now = self.lanes.clock.now();
+        let waits = |(delivery, _): &(Delivery, String)| !delivery.state.is_finished();
+        let attempt = |(delivery, target): (Delivery, String)| {
+            let url = target.parse::<Target>().ok().and_then(|target| {
+                let request = &event.request;
+                target.url_for(&request.tail, request.query.as_deref()).ok()
+            });
+            let request = (url.unwrap_or(target), event.request.method.clone());
+            let why = "given up by a person";
+            Attempt::given_up(&delivery, request, now, DeadReason::Discarded, why)
+        };
+        deliveries.into_iter().filter(waits).map(attempt).collect()
+    }
+
+    async fn give_up(
+        &self,
+        attempts: Vec<Attempt>,
+        targets: &Targets,
+        out: &Out,
+    ) -> Result<(), Stop> {
+        let told: HashMap<_, _> = attempts
+            .iter()
+            .map(|attempt| {
+                let line = DiscardLine {
+                    event: attempt.event.to_string(),
+                    delivery: attempt.delivery.to_string(),
+                    target: super::name(targets, attempt).to_owned(),
+                };
+                (attempt.key, line)
+            })
+            .collect();
+        for key in self.store().give_up(attempts).await? {
+            if let Some(line) = told.get(&key) {
+                out.line(Line::Discard(line.clone())).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn replay_line(delivery: &Delivery, targets: &Targets) -> Line {
+    Line::Replay(ReplayLine {
+        event: delivery.event.to_string(),
+        delivery: delivery.id.to_string(),
+        target: targets
+            .get(&delivery.destination)
+            .cloned()
+            .unwrap_or_default(),
+        state: delivery.state.to_string(),
+    })
+}

@@ -1,0 +1,208 @@
+//! What a filter lets through: events and attempts, from the store's indexes. It must not know what is
+//! done with them.
+
+use std::collections::HashMap;
+
+use whrelay_core::bucket::Seq;
+use whrelay_core::delivery::{Attempt, Delivery, State, current};
+use whrelay_core::event::Event;
+use whrelay_core::id::EventId;
+use whrelay_core::time::Timestamp;
+use whrelay_store::{Begin, LoggedAttempt, Search, StoreError};
+
+use super::{CHUNK, Local, Out, Stop, Targets, name};
+use crate::control::Filter;
+use crate::lines::{EventLine, GroupLine, Line};
+
+/// An event that a filter wants.
+pub(super) struct Matched {
+    pub(super) seq: Seq,
+    pub(super) event: Event,
+    /// All its deliveries, as they are shown, each with its target.
+    pub(super) deliveries: Vec<(Delivery, String)>,
+    pub(super) line: EventLine,
+}
+
+/// Events that a filter wants, some at a time.
+pub(super) struct Matches<'a> {
+    local: &'a Local,
+    filter: &'a Filter,
+    /// None where nothing can be found any more.
+    search: Option<Search>,
+    begin: Begin,
+    after: Option<EventId>,
+}
+
+impl<'a> Matches<'a> {
+    pub(super) fn new(local: &'a Local, filter: &'a Filter, begin: Begin) -> Self {
+        let mut states = filter.states();
+        // What waits for an endpoint that is offline is shown as stalled, and stored as it was.
+        if states.contains(&State::Stalled) && !states.contains(&State::Queued) {
+            states.push(State::Queued);
+        }
+        let wanted = filter.wants_bucket(local.bucket().name.as_str());
+        let search = Search {
+            bucket: local.bucket().id,
+            states,
+            since: filter.since.map(Timestamp::from_micros),
+            until: filter.until.map(Timestamp::from_micros),
+        };
+        Self {
+            local,
+            filter,
+            search: wanted.then_some(search),
+            begin,
+            after: None,
+        }
+    }
+
+    /// The next of them, maybe none; `None` when there are no more.
+    pub(super) fn some(&mut self, targets: &Targets) -> Result<Option<Vec<Matched>>, StoreError> {
+        let Some(search) = &self.search else {
+            return Ok(None);
+        };
+        let store = self.local.store();
+        let found = match self.filter.event.as_deref().map(str::parse::<EventId>) {
+            Some(Ok(id)) => {
+                let place = store.find_event(id)?;
+                self.search = None;
+                place.map(|(_, seq)| (id, seq)).into_iter().collect()
+            }
+            Some(Err(_)) => return Ok(None),
+            None => store.search(search, self.begin, self.after, CHUNK)?,
+        };
+        match found.last() {
+            Some((last, _)) => self.after = Some(*last),
+            None => return Ok(None),
+        }
+        let mut matched = Vec::new();
+        for (_, seq) in found {
+            matched.extend(self.look(seq, targets)?);
+        }
+        Ok(Some(matched))
+    }
+
+    fn look(&self, seq: Seq, targets: &Targets) -> Result<Option<Matched>, StoreError> {
+        let local = self.local;
+        // What is damaged is set aside, and the rest is shown.
+        let event = match local.store().event_at(local.bucket(), seq) {
+            Err(StoreError::Damaged(_)) | Ok(None) => return Ok(None),
+            Err(error) => return Err(error),
+            Ok(Some(event)) => event,
+        };
+        let deliveries = match local.shown_deliveries(seq, targets) {
+            Err(StoreError::Damaged(_)) => return Ok(None),
+            other => other?,
+        };
+        let line = EventLine::new(&event, &deliveries);
+        let wanted = self.filter.wants_time(event.received_at)
+            && self.filter.wants_event_line(&line, &deliveries);
+        Ok(wanted.then_some(Matched {
+            seq,
+            event,
+            deliveries,
+            line,
+        }))
+    }
+}
+
+impl Matched {
+    /// The newest delivery to each target, where the filter is about it.
+    pub(super) fn current(&self, filter: &Filter) -> Vec<Delivery> {
+        let all: Vec<_> = self.deliveries.iter().map(|(d, _)| d.clone()).collect();
+        let target = |delivery: &Delivery| {
+            let mut same = self
+                .deliveries
+                .iter()
+                .filter(|(d, _)| d.key == delivery.key);
+            same.next().map(|(_, target)| target.as_str())
+        };
+        let wanted = |delivery: &&Delivery| {
+            filter.wants_delivery(delivery, target(delivery).unwrap_or_default())
+        };
+        current(&all).filter(wanted).cloned().collect()
+    }
+}
+
+impl Local {
+    /// The newest attempts that a filter wants, newest first.
+    pub(super) fn newest_attempts(
+        &self,
+        filter: &Filter,
+        last: usize,
+        targets: &Targets,
+    ) -> Result<Vec<LoggedAttempt>, StoreError> {
+        let wanted = |logged: &LoggedAttempt| {
+            let attempt: &Attempt = &logged.attempt;
+            filter.wants_attempt(attempt, name(targets, attempt))
+        };
+        if let Some(event) = &filter.event {
+            let Ok(id) = event.parse() else {
+                return Ok(Vec::new());
+            };
+            let Some((_, seq)) = self.store().find_event(id)? else {
+                return Ok(Vec::new());
+            };
+            let mut all = self.attempts_at(seq)?;
+            all.retain(wanted);
+            all.truncate(last);
+            return Ok(all);
+        }
+        let bound = |at: Option<i64>, none| Timestamp::from_micros(at.unwrap_or(none));
+        let bounds = (bound(filter.since, i64::MIN), bound(filter.until, i64::MAX));
+        let (states, mut found, mut after) = (filter.states(), Vec::new(), None);
+        while found.len() < last {
+            let chunk = self
+                .store()
+                .attempts_by_start(&states, bounds, after, CHUNK)?;
+            let Some(oldest) = chunk.last() else { break };
+            after = Some((oldest.attempt.at, oldest.place));
+            found.extend(chunk.into_iter().filter(wanted));
+        }
+        found.truncate(last);
+        Ok(found)
+    }
+
+    /// All attempts of an event, newest first.
+    pub(super) fn attempts_at(&self, seq: Seq) -> Result<Vec<LoggedAttempt>, StoreError> {
+        let mut all = Vec::new();
+        for delivery in self.store().deliveries_of(self.bucket().id, seq)? {
+            all.extend(self.store().attempts_of(delivery.key, usize::MAX)?);
+        }
+        all.sort_by_key(|logged| std::cmp::Reverse((logged.attempt.at, logged.place)));
+        Ok(all)
+    }
+
+    /// Deliveries that a filter is about, counted by what their last attempt came to, where, and why
+    /// they were given up.
+    pub(super) async fn groups(&self, filter: &Filter, out: &Out) -> Result<(), Stop> {
+        let targets = self.targets()?;
+        let mut matches = Matches::new(self, filter, Begin::Oldest);
+        let mut groups: HashMap<GroupLine, (u64, String)> = HashMap::new();
+        while let Some(some) = matches.some(&targets)? {
+            for matched in some {
+                for delivery in matched.current(filter) {
+                    let last = self.store().attempts_of(delivery.key, 1)?.pop();
+                    let target = targets.get(&delivery.destination);
+                    let target = target.map_or("", String::as_str);
+                    let group = GroupLine::new(&delivery, last.map(|l| l.attempt), target);
+                    let id = matched.event.id.to_string();
+                    let (count, newest) = groups.entry(group).or_default();
+                    (*count, *newest) = (*count + 1, id);
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+        let mut groups: Vec<_> = groups.into_iter().collect();
+        groups.sort_by(|(a, (n, _)), (b, (m, _))| (m, &a.url).cmp(&(n, &b.url)));
+        for (group, (count, newest)) in groups {
+            let line = GroupLine {
+                count,
+                newest,
+                ..group
+            };
+            out.line(Line::Group(line)).await?;
+        }
+        Ok(())
+    }
+}

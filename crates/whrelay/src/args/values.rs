@@ -1,0 +1,139 @@
+//! Values as they are typed. It must not know which flag they are for.
+
+use std::time::Duration;
+
+use url::Url;
+use whrelay_core::retry::Schedule;
+use whrelay_core::route::Prefix;
+use whrelay_delivery::Trust;
+
+/// Something an event has to be like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Matcher {
+    Path(Prefix),
+    Method(String),
+    Kind(String),
+}
+
+pub(super) fn matcher(text: &str) -> Result<Matcher, String> {
+    match text.split_once('=') {
+        Some(("path", path)) => {
+            let prefix = path.parse::<Prefix>();
+            prefix.map(Matcher::Path).map_err(|e| e.to_string())
+        }
+        Some(("method", method)) => Ok(Matcher::Method(method.to_uppercase())),
+        Some(("kind", kind)) => Ok(Matcher::Kind(kind.to_owned())),
+        Some(_) | None => Err("use path=/…, method=… or kind=…".into()),
+    }
+}
+
+/// A share, in percent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Percent(pub(crate) u8);
+
+pub(super) fn percent(text: &str) -> Result<Percent, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).parse();
+    let percent = number.ok().filter(|percent| *percent <= 100);
+    percent
+        .map(Percent)
+        .ok_or_else(|| "use 0% to 100%".to_owned())
+}
+
+/// Certificates that were read from a file.
+#[derive(Clone, Debug)]
+pub(crate) struct CaFile(pub(crate) Trust);
+
+pub(super) fn ca_file(path: &str) -> Result<CaFile, String> {
+    let pem = std::fs::read(path).map_err(|e| format!("{path}: {e}"))?;
+    let trust = Trust::default().with_pem(&pem);
+    trust.map(CaFile).map_err(|e| format!("{path}: {e}"))
+}
+
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    let hint = |e| format!("{e}; write a number and a unit, such as 500ms, 30s, 5m, 2h or 7d");
+    humantime::parse_duration(text.trim()).map_err(hint)
+}
+
+pub(super) fn schedule(text: &str) -> Result<Schedule, String> {
+    match text {
+        "seconds" => Ok(Schedule::Seconds),
+        "medium" => Ok(Schedule::Medium),
+        "long" => Ok(Schedule::Long),
+        list => {
+            let pauses = list.split(',').map(duration).collect::<Result<_, _>>();
+            let hint = |e| format!("{e}; or use seconds, medium or long");
+            pauses.map(Schedule::Listed).map_err(hint)
+        }
+    }
+}
+
+/// How many of the events from before are wanted; all where nothing is said.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Newest(pub(crate) Option<u64>);
+
+pub(super) fn backlog(text: &str) -> Result<Newest, String> {
+    match (text, text.strip_prefix("newest=").map(str::parse)) {
+        ("all", _) => Ok(Newest(None)),
+        ("none", _) => Ok(Newest(Some(0))),
+        (_, Some(Ok(newest))) => Ok(Newest(Some(newest))),
+        (_, Some(Err(_)) | None) => Err("use all, none or newest=N".into()),
+    }
+}
+
+/// A point in time, in microseconds since 1970: a time, or a duration back from now.
+pub(super) fn when(text: &str) -> Result<i64, String> {
+    if let Ok(at) = text.parse::<jiff::Timestamp>() {
+        return Ok(at.as_microsecond());
+    }
+    let back =
+        duration(text).map_err(|e| format!("{e}; or a time such as 2026-11-22T10:15:03Z"))?;
+    let back = jiff::SignedDuration::try_from(back).map_err(|e| e.to_string())?;
+    let then = jiff::Timestamp::now()
+        .checked_sub(back)
+        .map_err(|e| e.to_string())?;
+    Ok(then.as_microsecond())
+}
+
+/// A forwarder's address. Without a scheme it is https, except on this machine: a token must not
+/// cross a network in the clear unless somebody says so.
+pub(super) fn forwarder_url(text: &str) -> Result<Url, String> {
+    let host = text.split(['/', ':']).next().unwrap_or_default();
+    let local = host == "localhost" || host.starts_with("127.") || text.starts_with("[::1]");
+    let full = match (text.contains("://"), local) {
+        (true, _) => text.to_owned(),
+        (false, true) => format!("http://{text}"),
+        (false, false) => format!("https://{text}"),
+    };
+    let url = Url::parse(&full).map_err(|e| e.to_string())?;
+    let nobody = url.username().is_empty() && url.password().is_none();
+    let plain = url.query().is_none() && url.fragment().is_none() && nobody;
+    if !matches!(url.scheme(), "http" | "https") || !url.has_host() || !plain {
+        return Err("a forwarder's URL is http(s)://host[:port]".into());
+    }
+    Ok(url)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_crosses_no_network_in_the_clear_by_default() {
+        let url = |text| forwarder_url(text).map(|url| url.to_string());
+        assert_eq!(
+            url("hooks.example.com"),
+            Ok("https://hooks.example.com/".into())
+        );
+        assert_eq!(url("localhost:8080"), Ok("http://localhost:8080/".into()));
+        assert_eq!(url("http://10.0.0.1"), Ok("http://10.0.0.1/".into()));
+        assert!(url("https://u:p@h").is_err() && url("https://h/?q").is_err());
+    }
+
+    #[test]
+    fn schedules_and_durations() {
+        let list = [30, 300, 7200].map(Duration::from_secs).to_vec();
+        assert_eq!(schedule("30s,5m,2h"), Ok(Schedule::Listed(list)));
+        assert_eq!(duration("0s"), Ok(Duration::ZERO));
+        assert!(when("2026-11-22T10:15:03Z").is_ok() && when("2h").is_ok());
+    }
+}

@@ -1,0 +1,55 @@
+//! `whrelay discard`: what waits is given up. It must not touch what has ended.
+
+use whrelay_agent::control::{Ask, Piece};
+use whrelay_agent::lines::Line;
+
+use crate::agents::Door;
+use crate::args::DiscardArgs;
+use crate::commands::replay::{default_manner, events};
+use crate::commands::which;
+use crate::failure::{Code, Failure};
+use crate::output::Output;
+
+pub(crate) async fn run(args: DiscardArgs, output: &Output) -> Result<(), Failure> {
+    let (mut listed, mut given_up) = (0, 0);
+    let (dry_run, json) = (args.which.dry_run, args.which.json);
+    for (dir, which) in which::choose(&args.which, "discard").await? {
+        let Some(door) = Door::open(&dir, &default_manner()).await? else {
+            continue;
+        };
+        let mut pieces = door.ask(Ask::Discard { which, dry_run }).await?;
+        while let Some(piece) = pieces.recv().await {
+            let Piece::Line(line) = piece else { continue };
+            match &*line {
+                Line::Failure { message, .. } => {
+                    return Err(Failure::new(Code::Failed, message.clone()));
+                }
+                Line::Event(_) => listed += 1,
+                Line::Discard(_) => given_up += 1,
+                Line::Ready(_)
+                | Line::Received(_)
+                | Line::Attempt(_)
+                | Line::Link { .. }
+                | Line::Endpoint { .. }
+                | Line::Warning { .. }
+                | Line::Content(_)
+                | Line::Group(_)
+                | Line::Replay(_)
+                | Line::Status(_) => {}
+            }
+            if json || dry_run || !args.which.ids.is_empty() {
+                output.line(&line, json)?;
+            }
+        }
+        door.close().await;
+    }
+    match (dry_run, listed + given_up) {
+        (_, 0) if args.which.ids.is_empty() => return Err(which::no_match()),
+        (true, _) => output.tell(&format!("{} would be discarded", events(listed))),
+        (false, 0) => output.tell("nothing of it waits: nothing was discarded"),
+        (false, _) => output.tell(&format!(
+            "{given_up} deliveries discarded; `whrelay replay` brings an event back"
+        )),
+    }
+    Ok(())
+}

@@ -1,0 +1,114 @@
+//! A curl command that makes an event's request, byte for byte. It must not run it.
+
+use std::fmt::Write as _;
+
+use whrelay_agent::lines::{ContentLine, EventLine};
+use whrelay_core::target::Target;
+
+use crate::failure::{Code, Failure};
+use crate::text::shown;
+
+/// Longest body that stands in the command as text: shells take no longer argument than 128 KiB.
+const LONGEST_TEXT: usize = 32 * 1024;
+/// Fields that curl would add by itself.
+const ADDED: [&str; 4] = ["user-agent", "accept", "content-type", "expect"];
+/// Fields that belong to a connection or to the framing: curl makes its own (RFC 9110 section 7.6.1).
+const REBUILT: [&str; 9] = [
+    "host",
+    "content-length",
+    "transfer-encoding",
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "upgrade",
+];
+
+/// The command for an event at its first target.
+pub(super) fn command(
+    event: &EventLine,
+    content: &ContentLine,
+    body: &[u8],
+) -> Result<String, Failure> {
+    let failed = |why: &str| Failure::new(Code::Failed, why);
+    let target = event.deliveries.first().map(|first| first.target.parse());
+    let target: Target = match target {
+        Some(Ok(target)) => target,
+        Some(Err(_)) | None => return Err(failed("the event has no target")),
+    };
+    let (tail, query) = match event.path.split_once('?') {
+        Some((tail, query)) => (tail, Some(query)),
+        None => (event.path.as_str(), None),
+    };
+    let url = target.request_url(tail, query);
+    let url = url.map_err(|e| failed(&e.to_string()))?;
+    let mut command = format!(
+        "curl --globoff --path-as-is -X {} {}",
+        quoted(event.method.as_bytes()),
+        quoted(url.as_bytes())
+    );
+    if let Some(socket) = target.socket() {
+        put(&mut command, "--unix-socket", socket.as_bytes());
+    }
+    let is = |name: &str, other: &&str| name.eq_ignore_ascii_case(other);
+    let rebuilt = |name: &str| REBUILT.iter().any(|other| is(name, other));
+    for (name, value) in content.fields().filter(|(name, _)| !rebuilt(name)) {
+        // curl sends an empty value only where a semicolon stands in the colon's place.
+        let field = match value.is_empty() {
+            true => format!("{name};").into_bytes(),
+            false => [name.as_bytes(), b": ", value].concat(),
+        };
+        put(&mut command, "-H", &field);
+    }
+    let given = |other: &&&str| content.fields().any(|(name, _)| is(name, other));
+    for name in ADDED.iter().filter(|other| !given(other)) {
+        put(&mut command, "-H", format!("{name}:").as_bytes());
+    }
+    // RFC 9110 section 8.6: a method that expects content says so when there is none.
+    if body.is_empty() && !["POST", "PUT", "PATCH"].contains(&event.method.as_str()) {
+        return Ok(command);
+    }
+    let text = std::str::from_utf8(body).ok();
+    match text.filter(|text| text.len() <= LONGEST_TEXT && can_be_shown(text)) {
+        Some(text) => {
+            put(&mut command, "--data-raw", text.as_bytes());
+            Ok(command)
+        }
+        None => {
+            put(&mut command, "--data-binary", b"@-");
+            let lines = wrapped(&super::base64(body));
+            Ok(format!("base64 -d <<'BODY' | {command}\n{lines}BODY"))
+        }
+    }
+}
+
+fn put(command: &mut String, flag: &str, value: &[u8]) {
+    // Writing to a String cannot fail.
+    let _ = write!(command, " \\\n  {flag} {}", quoted(value));
+}
+
+/// Whether a terminal shows it as it is, and takes it as it is when it is pasted.
+fn can_be_shown(text: &str) -> bool {
+    text.split('\n').all(|line| shown(line) == line)
+}
+
+/// Bytes as one word of a POSIX shell.
+fn quoted(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(text) if can_be_shown(text) => format!("'{}'", text.replace('\'', r"'\''")),
+        Ok(_) | Err(_) => {
+            let octal: String = bytes.iter().map(|b| format!("\\{b:03o}")).collect();
+            format!("\"$(printf '{octal}')\"")
+        }
+    }
+}
+
+fn wrapped(text: &str) -> String {
+    let mut lines = String::with_capacity(text.len() + text.len() / 76 + 1);
+    for line in text.as_bytes().chunks(76) {
+        lines.push_str(&String::from_utf8_lossy(line));
+        lines.push('\n');
+    }
+    lines
+}

@@ -1,0 +1,32 @@
+//! `whrelay completions` and `whrelay man`: what shells and `man` show, from the flags themselves.
+
+use std::path::Path;
+
+use clap::CommandFactory;
+
+use crate::args::{Cli, CompletionsArgs, ManArgs};
+use crate::failure::{Code, Failure};
+use crate::output::Output;
+
+pub(crate) fn completions(args: &CompletionsArgs, output: &Output) -> Result<(), Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "whrelay", &mut script);
+    output.bytes(&script)
+}
+
+pub(crate) fn man(args: &ManArgs, output: &Output) -> Result<(), Failure> {
+    let command = Cli::command().disable_help_subcommand(true);
+    let Some(dir) = &args.dir else {
+        let mut page = Vec::new();
+        clap_mangen::Man::new(command).render(&mut page)?;
+        return output.bytes(&page);
+    };
+    let written = write_all(command, dir);
+    written.map_err(|e| Failure::new(Code::Failed, format!("{}: {e}", dir.display())))
+}
+
+/// A page for each command.
+fn write_all(command: clap::Command, dir: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(dir)?;
+    clap_mangen::generate_to(command, dir)
+}

@@ -1,0 +1,210 @@
+//! `whrelay test`: listens until so many events were delivered, while a command runs. It must not count
+//! what was not delivered.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::process::Command;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use whrelay_agent::Backlog;
+use whrelay_agent::lines::{Line, ReceivedLine};
+use whrelay_core::bucket::BucketName;
+use whrelay_core::retry::{RetryPolicy, Schedule};
+use whrelay_core::route::Route;
+use whrelay_delivery::Trust;
+
+use crate::args::{Matcher, TestArgs};
+use crate::commands::listen::Job;
+use crate::commands::replay::{default_manner, events};
+use crate::failure::{Code, Failure};
+use crate::output::Output;
+use crate::paths::{Paths, Scratch};
+use crate::shutdown;
+
+pub(crate) async fn run(args: TestArgs, output: &Output) -> Result<(), Failure> {
+    let scratch = Scratch::new("test")?;
+    let interrupted = shutdown::on_signal();
+    let stop = interrupted.child_token();
+    let (lines, coming) = mpsc::unbounded_channel();
+    let tell = Arc::new(move |line| {
+        // Once enough is known, nobody needs to know more.
+        let _ = lines.send(line);
+    });
+    let job = job(&args)?;
+    let paths = Paths::under(scratch.path());
+    let mut agent = tokio::spawn(job.run(paths, tell, output.clone(), stop.clone()));
+    let until = Instant::now() + args.timeout;
+    let watch = Watch {
+        args: &args,
+        output,
+        coming,
+        matched: HashMap::new(),
+        delivered: 0,
+    };
+    let bug = |e: tokio::task::JoinError| Failure::new(Code::Bug, e.to_string());
+    let tested = tokio::select! {
+        tested = watch.run(until) => tested,
+        () = interrupted.cancelled() => Err(Failure::new(Code::Failed, "interrupted")),
+        ended = &mut agent => {
+            return ended.map_err(bug)?.and(Err(Failure::new(Code::Failed, "the agent has stopped")));
+        }
+    };
+    stop.cancel();
+    // What was asked for is known by now.
+    let _ = agent.await;
+    tested
+}
+
+fn job(args: &TestArgs) -> Result<Job, Failure> {
+    let bug = |e| Failure::new(Code::Bug, format!("{e}"));
+    let name: BucketName = "test".parse().map_err(bug)?;
+    let mut manner = default_manner();
+    manner.policy = RetryPolicy {
+        schedule: Schedule::Seconds,
+        ..manner.policy
+    };
+    Ok(Job {
+        routes: args.to.iter().cloned().map(Route::rest).collect(),
+        choice: args.forwarder.clone(),
+        bucket: args.bucket.clone(),
+        name,
+        // What others have left behind is not part of the test.
+        backlog: Backlog {
+            newest: Some(0),
+            since: None,
+        },
+        trust: Trust::default(),
+        manner,
+        exit_on_disconnect: None,
+    })
+}
+
+struct Watch<'a> {
+    args: &'a TestArgs,
+    output: &'a Output,
+    coming: mpsc::UnboundedReceiver<Line>,
+    /// Targets that each matching event has still to reach.
+    matched: HashMap<String, usize>,
+    delivered: u32,
+}
+
+impl Watch<'_> {
+    async fn run(mut self, until: Instant) -> Result<(), Failure> {
+        let mut command = None;
+        loop {
+            let running = async {
+                match &mut command {
+                    Some(running) => wait(running).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                line = self.coming.recv() => {
+                    let line = line.ok_or_else(|| Failure::new(Code::Failed, "the agent has stopped"))?;
+                    self.output.line(&line, self.args.json)?;
+                    if let Line::Ready(ready) = &line {
+                        self.output.tell(&format!("waiting for {} at {}", events(self.args.expect.into()), ready.url));
+                        command = start(&self.args.command, &ready.url)?;
+                        if command.is_none() && self.args.json {
+                            continue;
+                        }
+                    }
+                    self.take(&line);
+                }
+                ended = running => {
+                    ended?;
+                    command = None;
+                }
+                () = tokio::time::sleep_until(until) => return Err(self.too_few()),
+            }
+            if self.delivered >= self.args.expect && command.is_none() {
+                self.output
+                    .tell(&format!("{} delivered", events(self.delivered.into())));
+                return Ok(());
+            }
+        }
+    }
+
+    fn take(&mut self, line: &Line) {
+        if let Line::Received(received) = line
+            && self
+                .args
+                .matches
+                .iter()
+                .all(|matcher| fits(matcher, received))
+        {
+            self.matched
+                .insert(received.event.clone(), self.args.to.len());
+        }
+        if let Line::Attempt(attempt) = line
+            && attempt.state == "sent"
+            && let Some(left) = self.matched.get_mut(&attempt.event)
+        {
+            *left = left.saturating_sub(1);
+            if *left == 0 {
+                self.matched.remove(&attempt.event);
+                self.delivered += 1;
+            }
+        }
+    }
+
+    fn too_few(&self) -> Failure {
+        let message = format!(
+            "{} of {} were delivered within {} s",
+            self.delivered,
+            events(self.args.expect.into()),
+            self.args.timeout.as_secs_f64()
+        );
+        let hint = match self.matched.len() {
+            0 => "nothing else that matches was received".to_owned(),
+            waiting => format!("{} more were received, and not delivered", waiting),
+        };
+        Failure::new(Code::Failed, message).hint(hint)
+    }
+}
+
+fn fits(matcher: &Matcher, received: &ReceivedLine) -> bool {
+    match matcher {
+        Matcher::Path(prefix) => {
+            let tail = received.path.split('?').next().unwrap_or_default();
+            prefix.takes(tail)
+        }
+        Matcher::Method(method) => received.method == *method,
+        Matcher::Kind(kind) => received.kind.as_ref() == Some(kind),
+    }
+}
+
+/// Starts the command. It is killed where the test ends before it does.
+fn start(command: &[OsString], url: &str) -> Result<Option<tokio::process::Child>, Failure> {
+    let Some((program, args)) = command.split_first() else {
+        return Ok(None);
+    };
+    let child = Command::new(program)
+        .args(args)
+        .env("WHRELAY_URL", url)
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .spawn();
+    let named = program.to_string_lossy();
+    child
+        .map(Some)
+        .map_err(|e| Failure::new(Code::NotFound, format!("{named}: {e}")))
+}
+
+async fn wait(child: &mut tokio::process::Child) -> Result<(), Failure> {
+    let status = child.wait().await;
+    let status = status.map_err(|e| Failure::new(Code::Failed, e.to_string()))?;
+    // Its last webhooks may still be on their way.
+    tokio::time::sleep(Duration::ZERO).await;
+    match status.success() {
+        true => Ok(()),
+        false => Err(Failure::new(
+            Code::Failed,
+            format!("the command failed: {status}"),
+        )),
+    }
+}

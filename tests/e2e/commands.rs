@@ -1,0 +1,333 @@
+//! What people do to events from another terminal, and the commands around it.
+
+use serde_json::Value;
+use whrelay_tests::eventually;
+use whrelay_tests::process::Home;
+use whrelay_tests::receiver::{Received, Receiver, Reply};
+use whrelay_tests::sender::send;
+
+use crate::{home, json_lines, text};
+
+/// Bodies that begin with `bad` are refused.
+fn picky(r: &Received) -> Reply {
+    match r.body.starts_with(b"bad") && r.header("x-whrelay-replay").is_empty() {
+        true => Reply::Status(422),
+        false => Reply::Status(200),
+    }
+}
+
+fn code(home: &Home, args: &[&str]) -> (Option<i32>, String) {
+    let out = home.run(args);
+    (out.status.code(), text(&out.stdout) + &text(&out.stderr))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_dead_are_grouped_replayed_by_filter_and_history_stays() {
+    let (home, receiver) = (home(), Receiver::scripted(picky).await);
+    let (mut listen, url) = home.listen(&["--to", &receiver.target()]).await;
+    let mut last = String::new();
+    for n in 0..5 {
+        last = send(&format!("{url}/orders?n={n}"), format!("bad {n}")).await;
+    }
+    let good = send(&url, "good").await;
+    listen.wait_state(&last, "dead").await;
+    listen.wait_state(&good, "sent").await;
+    let groups = home.run(&["events", "--status", "dead", "--group", "--json"]);
+    let groups = json_lines(&groups.stdout);
+    assert_eq!(groups.len(), 1, "{groups:?}");
+    let said = (groups[0]["count"].as_u64(), groups[0]["status"].as_u64());
+    assert_eq!(said, (Some(5), Some(422)));
+    let people = text(&home.run(&["events", "--group"]).stdout);
+    let place = format!("5 × 422 at http://{}/orders", receiver.target());
+    assert!(people.contains(&place), "{people}");
+
+    let dry = home.run(&["replay", "--status", "dead", "--dry-run", "--json"]);
+    assert_eq!(json_lines(&dry.stdout).len(), 5);
+    assert_eq!(receiver.count(), 6, "a dry run delivers nothing");
+    let (done, said) = code(&home, &["replay", "--status", "dead", "--wait"]);
+    assert_eq!(done, Some(0), "{said}");
+    assert_eq!(receiver.count(), 11);
+    let dead = json_lines(&home.run(&["events", "--status", "dead", "--json"]).stdout);
+    assert!(dead.is_empty(), "{dead:?}");
+    let shown = home.run(&["events", "show", &last, "--attempts", "--json"]);
+    let states: Vec<Value> = json_lines(&shown.stdout)
+        .into_iter()
+        .map(|attempt| attempt["state"].clone())
+        .collect();
+    assert_eq!(states, ["dead", "sent"], "the old record stays");
+    let (none, said) = code(&home, &["replay", "--status", "dead"]);
+    assert_eq!(none, Some(3), "{said}");
+    for unclear in [&["replay"][..], &["discard"], &["replay", &good, "--all"]] {
+        let (unclear, said) = code(&home, unclear);
+        assert_eq!(unclear, Some(2), "{said}");
+        assert!(
+            said.contains("error: ") && said.contains("hint: "),
+            "{said}"
+        );
+    }
+    let (times, said) = code(
+        &home,
+        &["replay", &good, "--times", "3", "--shuffle", "--wait"],
+    );
+    assert_eq!(times, Some(0), "{said}");
+    assert_eq!(receiver.count(), 14);
+    assert_eq!(listen.terminate().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replays_keep_to_their_rate() {
+    let (home, receiver) = (home(), Receiver::start().await);
+    let (mut listen, url) = home.listen(&["--to", &receiver.target()]).await;
+    let mut last = String::new();
+    for n in 0..6 {
+        last = send(&url, n.to_string()).await;
+    }
+    listen.wait_state(&last, "sent").await;
+    let (done, said) = code(&home, &["replay", "--all", "--rate", "20/s", "--wait"]);
+    assert_eq!(done, Some(0), "{said}");
+    let seen = receiver.seen();
+    let took = seen[11].at - seen[6].at;
+    // Five pauses of 50 ms, less what the first request may have been late.
+    assert!(took >= std::time::Duration::from_millis(200), "{took:?}");
+    let (slow, said) = code(&home, &["replay", "--all", "--rate", "1/h", "--times", "9"]);
+    assert_eq!(slow, Some(1), "{said}");
+    assert!(said.contains("at most 24 h"), "{said}");
+    assert_eq!(listen.terminate().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_is_discarded_by_a_person_and_stays_visible() {
+    let (home, mut receiver) = (home(), Receiver::start().await);
+    receiver.stop();
+    let to = receiver.target();
+    let (mut listen, url) = home.listen(&["--to", &to]).await;
+    let mut ids = Vec::new();
+    for n in 0..4 {
+        ids.push(send(&url, n.to_string()).await);
+    }
+    listen
+        .wait("received", |line| line["event"] == ids[3].as_str())
+        .await;
+    let (one, said) = code(&home, &["discard", &ids[0]]);
+    assert_eq!(one, Some(0), "{said}");
+    let (dry, said) = code(&home, &["discard", "--all", "--dry-run"]);
+    assert_eq!(dry, Some(0));
+    assert!(said.contains("3 events would be discarded"), "{said}");
+    assert_eq!(listen.terminate().await, Some(0));
+    let (rest, said) = code(&home, &["discard", "--until", "0s"]);
+    assert_eq!(rest, Some(0), "{said}");
+    let dead = home.run(&["events", "--reason", "discarded", "--json"]);
+    assert_eq!(json_lines(&dead.stdout).len(), 4);
+    let logs = json_lines(&home.run(&["logs", "--event", &ids[3], "--json"]).stdout);
+    assert_eq!(logs.last().unwrap()["reason"], "discarded");
+    receiver.open_again().await;
+    let (_listen, _) = home.listen(&["--to", &to]).await;
+    let (back, said) = code(&home, &["replay", &ids[2], "--wait"]);
+    assert_eq!(back, Some(0), "{said}");
+    assert_eq!(receiver.events(), [ids[2].clone()]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_curl_command_makes_the_same_request_to_the_byte() {
+    let (home, receiver) = (home(), Receiver::start().await);
+    let (listen, url) = home.listen(&["--to", &receiver.target()]).await;
+    let bodies: [Vec<u8>; 3] = [
+        b"it's {\"a\": \"b c\"}\n\n".to_vec(),
+        (0..=255).cycle().take(70_000).collect(),
+        Vec::new(),
+    ];
+    let client = whrelay_tests::sender::client();
+    for body in bodies {
+        let bytes = http::HeaderValue::from_bytes(b"caf\xe9 'quoted'").unwrap();
+        let request = client
+            .put(format!("{url}/a%20b/[x]?q=1&q='2'"))
+            .header("x-bytes", bytes)
+            .header("x-twice", "1")
+            .header("x-twice", "2")
+            .header("x-empty", "")
+            .body(body);
+        let answer = request.send().await.unwrap().text().await.unwrap();
+        let id = whrelay_tests::sender::id_of(&answer);
+        listen.wait_state(&id, "sent").await;
+        let delivered = receiver.seen().pop().unwrap();
+        let command = text(&home.run(&["events", "show", &id, "--curl"]).stdout);
+        let ran = std::process::Command::new("sh")
+            .args(["-c", &command])
+            .output();
+        assert!(ran.unwrap().status.success(), "{command}");
+        let made = receiver.seen().pop().unwrap();
+        assert!(
+            made.header("x-whrelay-event-id").is_empty(),
+            "curl has made it"
+        );
+        let plain = |r: &Received| {
+            let ours = |name: &str| name.to_lowercase().starts_with("x-whrelay-");
+            let mut fields: Vec<_> = r.headers.clone();
+            fields.retain(|(name, _)| !ours(name));
+            fields
+                .iter_mut()
+                .for_each(|(name, _)| *name = name.to_lowercase());
+            fields.sort();
+            (r.method.clone(), r.path.clone(), fields, r.body.clone())
+        };
+        assert_eq!(plain(&made), plain(&delivered), "{command}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_are_exported_whole() {
+    let (home, receiver) = (home(), Receiver::start().await);
+    let (listen, url) = home.listen(&["--to", &receiver.target()]).await;
+    let one = send(&format!("{url}/x?y=1"), "hello").await;
+    let two = send(&url, b"\xff\x00".to_vec()).await;
+    for id in [&one, &two] {
+        listen.wait_state(id, "sent").await;
+    }
+    let lines = json_lines(&home.run(&["events", "export", "--format", "json"]).stdout);
+    assert_eq!(lines.len(), 2);
+    assert_eq!(
+        (&lines[0]["event"], &lines[1]["body_base64"]),
+        (&Value::from(one.clone()), &Value::from("/wA="))
+    );
+    assert_eq!(lines[0]["log"][0]["status"], 200);
+    let file = home.path().join("out.har");
+    let file = file.to_str().unwrap();
+    let (done, said) = code(
+        &home,
+        &["events", "export", "--format", "har", "--output", file],
+    );
+    assert_eq!(done, Some(0), "{said}");
+    let har: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    let entries = har["log"]["entries"].as_array().unwrap();
+    assert_eq!(entries.len(), 2);
+    assert_eq!(entries[0]["request"]["postData"]["text"], "hello");
+    assert_eq!(entries[0]["request"]["queryString"][0]["name"], "y");
+    assert_eq!(entries[1]["request"]["postData"]["encoding"], "base64");
+    let (none, _) = code(
+        &home,
+        &["events", "export", "--format", "har", "--status", "dead"],
+    );
+    assert_eq!(none, Some(3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn samples_are_sent_signed_and_the_test_command_waits_for_them() {
+    let (home, receiver) = (home(), Receiver::start().await);
+    let to = receiver.target();
+    let binary = env!("CARGO_BIN_EXE_whrelay-e2e");
+    let trigger =
+        format!("{binary} trigger github push --secret s --to $WHRELAY_URL/github --count 3");
+    let test = |expect: &str, kind: &str, command: &str| {
+        let kind = format!("kind={kind}");
+        let args = [
+            "test",
+            "--expect",
+            expect,
+            "--match",
+            "path=/github",
+            "--match",
+            &kind,
+            "--to",
+            &to,
+            "--timeout",
+            "20s",
+            "--",
+            "sh",
+            "-c",
+            command,
+        ];
+        code(&home, &args)
+    };
+    let (done, said) = test("3", "push", &trigger);
+    assert_eq!(done, Some(0), "{said}");
+    let seen = receiver.seen();
+    assert_eq!(seen.len(), 3);
+    for request in &seen {
+        assert_eq!(request.header("x-github-event"), "push");
+        let signature = request.header("x-hub-signature-256");
+        assert_eq!(signature, hub_signature("s", &request.body));
+    }
+    let (failed, said) = test("1", "push", "exit 7");
+    assert_eq!(failed, Some(1), "{said}");
+    let args = ["test", "--expect", "1", "--to", &to, "--timeout", "300ms"];
+    let (late, said) = code(&home, &args);
+    assert_eq!(late, Some(1), "{said}");
+    assert!(said.contains("0 of 1 event were delivered"), "{said}");
+    for unclear in [
+        &["trigger"][..],
+        &["trigger", "gitlab"],
+        &["trigger", "github", "nothing"],
+        &["trigger", "github", "push"],
+    ] {
+        let (unclear, said) = code(&home, unclear);
+        assert_eq!(unclear, Some(2), "{said}");
+        assert!(said.contains("hint: "), "{said}");
+    }
+}
+
+fn hub_signature(secret: &str, body: &[u8]) -> String {
+    use hmac::{Hmac, KeyInit, Mac};
+    let mut mac = Hmac::<sha2::Sha256>::new_from_slice(secret.as_bytes()).unwrap();
+    mac.update(body);
+    let bytes = mac.finalize().into_bytes();
+    let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+    format!("sha256={hex}")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_flaky_receiver_stands_by_itself() {
+    let home = home();
+    let flaky = home.start(&["flaky", "--port", "0", "--fail", "50%", "--json"]);
+    let ready = flaky.wait("ready", |_| true).await;
+    let to = format!("localhost:{}", ready["port"]);
+    let (listen, url) = home
+        .listen(&["--to", &to, "--schedule", "1s,1s,1s,1s,1s,1s,1s,1s"])
+        .await;
+    for n in 0..8 {
+        let id = send(&url, n.to_string()).await;
+        listen.wait_state(&id, "sent").await;
+    }
+    eventually("both answers", || {
+        let requests = flaky.all("request");
+        let some = |status| requests.iter().any(|r| r["status"] == status);
+        (some(503) && some(200)).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_without_its_forwarder_ends_where_it_is_told_to() {
+    let (there, here) = (home(), home());
+    let receiver = Receiver::start().await;
+    let mut cloud = whrelay_tests::process::Cloud::start(&there, "127.0.0.1:0").await;
+    let (forwarder, file) = (cloud.url.clone(), cloud.token_file.clone());
+    let to = receiver.target();
+    let flags = [
+        "--to",
+        &to,
+        "--forwarder",
+        &forwarder,
+        "--token-file",
+        &file,
+        "--exit-on-disconnect",
+        "1s",
+    ];
+    let (mut listen, _) = here.listen(&flags).await;
+    cloud.process.kill();
+    let ended = listen.ended().await;
+    assert_eq!(ended.code(), Some(5), "{}", listen.stderr());
+}
+
+#[test]
+fn shells_and_man_are_told_of_every_command() {
+    let home = home();
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        let script = text(&home.run(&["completions", shell]).stdout);
+        assert!(script.contains("exit-on-disconnect"), "{shell}");
+    }
+    assert!(text(&home.run(&["man"]).stdout).contains(".TH whrelay"));
+    let dir = home.path().join("man");
+    let written = home.run(&["man", "--dir", dir.to_str().unwrap()]);
+    assert_eq!(written.status.code(), Some(0));
+    assert!(dir.join("whrelay-listen.1").exists());
+}
