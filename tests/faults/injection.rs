@@ -20,6 +20,8 @@ const POSTS: usize = 12;
 const TOGETHER: usize = 4;
 /// How long everything accepted may take to arrive once nothing fails any more.
 const ARRIVES_WITHIN: Duration = Duration::from_secs(20);
+/// A sender's own patience: no provider's is longer than half a minute.
+const SENDER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Which program's call fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, strum::EnumIter)]
@@ -189,7 +191,8 @@ async fn ready(process: &mut Process) -> Option<serde_json::Value> {
 async fn post(url: &str, posts: usize, heard: &mut HashSet<String>) {
     let client = sender::client();
     for n in 0..posts {
-        let Ok(answer) = client.post(url).body(n.to_string()).send().await else {
+        let post = client.post(url).body(n.to_string()).timeout(SENDER_TIMEOUT);
+        let Ok(answer) = post.send().await else {
             continue;
         };
         if answer.status().is_success()
