@@ -168,6 +168,11 @@ impl Agent {
         self.task.await.unwrap()
     }
 
+    /// Where its data is.
+    pub fn dir(&self) -> &std::path::Path {
+        self.dir.path()
+    }
+
     /// Everything it has told.
     pub fn lines(&self) -> Vec<Line> {
         self.lines.lock().unwrap().clone()

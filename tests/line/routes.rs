@@ -36,6 +36,17 @@ async fn in_a_line_everything_waits_for_the_head() {
     let third =
         |line: &Line| matches!(line, Line::Attempt(attempt) if attempt.attempt == 3).then_some(());
     agent.wait("a third attempt", third).await;
+    let local = whrelay_agent::control::Client::find(agent.dir()).unwrap();
+    let asked = local.ask(&whrelay_agent::control::Ask::Status).await;
+    let status = asked.unwrap().recv().await.unwrap();
+    let whrelay_agent::control::Piece::Line(line) = status else {
+        unreachable!("a line")
+    };
+    let Line::Status(status) = *line else {
+        unreachable!("a status")
+    };
+    let head = status.targets[0].head.clone().unwrap();
+    assert_eq!((&head.event, head.state.as_str()), (&ids[0], "stalled"));
     let only_head = receiver.events().iter().all(|id| *id == ids[0]);
     assert!(
         only_head,

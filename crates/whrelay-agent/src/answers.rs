@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use whrelay_core::bucket::{Bucket, Seq};
 use whrelay_core::delivery::{Attempt, Delivery, DestinationId, State};
+use whrelay_core::dispatch::Order;
 use whrelay_core::event::Event;
 use whrelay_core::id::EventId;
 use whrelay_core::time::Timestamp;
@@ -23,7 +24,7 @@ use self::matches::Matches;
 use crate::control::{Ask, Filter, Piece};
 use crate::error::AgentError;
 use crate::lanes::Lanes;
-use crate::lines::{AttemptLine, ContentLine, EventLine, Line, StatusLine, TargetStatus};
+use crate::lines::{AttemptLine, ContentLine, EventLine, HeadLine, Line, StatusLine, TargetStatus};
 use crate::{Manner, Tell};
 
 /// Rows read at a time where many may have to be looked at.
@@ -360,10 +361,30 @@ impl Local {
                 target,
                 endpoint: endpoint.into(),
                 waiting,
+                head: self.head(id)?,
             });
         }
         line.next_attempt_at = next.into_iter().min().map(|at| at.to_string());
         out.line(Line::Status(line)).await
+    }
+
+    /// The head of a target's line, where the agent runs and keeps one.
+    fn head(&self, destination: DestinationId) -> Result<Option<HeadLine>, StoreError> {
+        let (store, bucket) = (self.store(), self.bucket().id);
+        if !self.runs || self.lanes.order() != Order::Fifo {
+            return Ok(None);
+        }
+        let start = store.line_start(bucket, destination)?;
+        let Some(head) = store.head(bucket, destination, start)? else {
+            return Ok(None);
+        };
+        let delivery = store.delivery(head.key)?;
+        Ok(delivery.map(|delivery| HeadLine {
+            event: delivery.event.to_string(),
+            state: delivery.state.to_string(),
+            attempts: delivery.attempts,
+            next_attempt_at: delivery.next_attempt_at.map(|at| at.to_string()),
+        }))
     }
 
     fn link_state(&self) -> &'static str {

@@ -10,6 +10,7 @@ use tokio_util::task::TaskTracker;
 use whrelay_core::breaker::Change;
 use whrelay_core::bucket::Bucket;
 use whrelay_core::delivery::DestinationId;
+use whrelay_core::dispatch::Order;
 use whrelay_core::id::DeliveryId;
 use whrelay_core::route::{self, Prefix, Route};
 use whrelay_core::target::Target;
@@ -235,6 +236,11 @@ impl Lanes {
             replay: false,
             passed_over: false,
         }
+    }
+
+    /// In which order deliveries are made.
+    pub(crate) fn order(&self) -> Order {
+        self.manner.order
     }
 
     /// Deliveries that wait, over all targets served.

@@ -420,4 +420,19 @@ pub struct TargetStatus {
     pub endpoint: String,
     /// Deliveries that wait.
     pub waiting: u64,
+    /// What everything behind it waits for, where deliveries are made in order.
+    pub head: Option<HeadLine>,
+}
+
+/// The head of a line that is served in order.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HeadLine {
+    /// Its event.
+    pub event: String,
+    /// Where it stands.
+    pub state: String,
+    /// Attempts made.
+    pub attempts: u32,
+    /// When it is tried next.
+    pub next_attempt_at: Option<String>,
 }

@@ -255,6 +255,17 @@ impl Writer {
                 "\n  target     {name}  {}, {waiting} waiting",
                 target.endpoint
             );
+            if let Some(head) = &target.head {
+                let next = head.next_attempt_at.as_deref().map(|at| self.local(at));
+                let _ = write!(
+                    text,
+                    "\n  in order   all wait for {}: {}, attempt {}, next {}",
+                    head.event,
+                    self.state(&head.state),
+                    head.attempts,
+                    next.unwrap_or_default()
+                );
+            }
         }
         let StatusLine {
             queued,
