@@ -116,7 +116,7 @@ fuzz() { # fuzz INPUT...: all of them at once
 
 fuzz frames requests
 fuzz sessions records
-fuzz targets arguments retry_after
+fuzz targets arguments retry_after files
 
 if [ "$reproduce" = yes ]; then
     tests/reproducible.sh || failed=1

@@ -331,3 +331,94 @@ fn shells_and_man_are_told_of_every_command() {
     assert_eq!(written.status.code(), Some(0));
     assert!(dir.join("whrelay-listen.1").exists());
 }
+
+/// What `config show` says of a key: its value and where that is from.
+fn configured(home: &Home, args: &[&str], key: &str) -> (Value, String) {
+    let out = home.run(&[args, &["config", "show", "--json"]].concat());
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+    let lines = json_lines(&out.stdout);
+    let line = lines.iter().find(|line| line["key"] == key).unwrap();
+    let origin = line["origin"].as_str().unwrap().to_owned();
+    (line["values"].clone(), origin)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_typed_comes_before_the_environment_and_the_files() {
+    let (mut home, receiver) = (home(), Receiver::start().await);
+    let user = home.path().join(".config/whrelay");
+    std::fs::create_dir_all(&user).unwrap();
+    let user_file = user.join("config.toml");
+    std::fs::write(
+        &user_file,
+        "bucket = \"user\"\nmax_in_flight = 3\nrate = \"5/s\"\n",
+    )
+    .unwrap();
+    let project = format!(
+        "to = \"{}\"\nbucket = \"project\"\n[profile.prod]\nbucket = \"prod\"\n",
+        receiver.target()
+    );
+    std::fs::write(home.path().join("whrelay.toml"), project).unwrap();
+    let is = |home: &Home, args: &[&str], key, value: &str, from: &str| {
+        let (values, origin) = configured(home, args, key);
+        assert_eq!(values, serde_json::json!([value]), "{key}");
+        assert!(origin.ends_with(from), "{key}: {origin}");
+    };
+    is(&home, &[], "bucket", "project", "whrelay.toml:2");
+    is(
+        &home,
+        &["--profile", "prod"],
+        "bucket",
+        "prod",
+        "whrelay.toml:4",
+    );
+    is(&home, &[], "rate", "5/s", "config.toml:3");
+    is(&home, &[], "schedule", "medium", "default");
+    let (check, said) = code(&home, &["config", "check"]);
+    assert_eq!(check, Some(0), "{said}");
+    let (mut listen, url) = home.listen(&[]).await;
+    assert!(url.contains("/in/project-"), "{url}");
+    let id = send(&url, "x").await;
+    listen.wait_state(&id, "sent").await;
+    assert_eq!(listen.terminate().await, Some(0));
+    home.set("WHRELAY_BUCKET", "env");
+    is(&home, &[], "bucket", "env", "WHRELAY_BUCKET");
+    let (mut listen, url) = home.listen(&["3999", "--bucket", "typed"]).await;
+    assert!(url.contains("/in/typed-"), "{url}");
+    let targets = &listen.all("ready")[0]["targets"];
+    let only = serde_json::json!(["http://localhost:3999"]);
+    assert_eq!(
+        *targets, only,
+        "a target that is typed takes the place of others"
+    );
+    assert_eq!(listen.terminate().await, Some(0));
+}
+
+#[test]
+fn a_mistake_in_a_file_is_named_by_its_line() {
+    let home = home();
+    let file = home.path().join("whrelay.toml");
+    for (written, at) in [
+        ("to = ", "whrelay.toml:1: "),
+        ("\nrate = \"fast\"", "whrelay.toml:2: rate: "),
+        ("max_in_flight = 0", "whrelay.toml:1: max_in_flight: "),
+        (
+            "colour = \"red\"",
+            "whrelay.toml:1: there is no key `colour`",
+        ),
+        ("[listen]\nto = \"3000\"", "whrelay.toml:1: "),
+    ] {
+        std::fs::write(&file, written).unwrap();
+        for args in [&["config", "check"][..], &["listen", "3000"], &["status"]] {
+            let (refused, said) = code(&home, args);
+            assert_eq!(refused, Some(2), "{written}: {said}");
+            assert!(said.contains(at), "{written}: {said}");
+        }
+    }
+    assert_eq!(home.run(&["--help"]).status.code(), Some(0));
+    std::fs::write(&file, "").unwrap();
+    let (unknown, said) = code(&home, &["--profile", "prod", "status"]);
+    assert_eq!(unknown, Some(2), "{said}");
+    std::fs::remove_file(&file).unwrap();
+    let (none, said) = code(&home, &["config", "check"]);
+    assert_eq!(none, Some(3), "{said}");
+}

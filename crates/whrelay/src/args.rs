@@ -48,6 +48,9 @@ pub(crate) struct Global {
     /// When to use colour
     #[arg(long, value_enum, default_value_t = When::Auto, env = "WHRELAY_COLOR", global = true, help_heading = GLOBAL)]
     pub(crate) color: When,
+    /// Take what configuration files say for this profile, too
+    #[arg(long, value_name = "NAME", env = "WHRELAY_PROFILE", global = true, help_heading = GLOBAL)]
+    pub(crate) profile: Option<String>,
     /// Say only what was asked for, and errors
     #[arg(short, long, global = true, help_heading = GLOBAL)]
     pub(crate) quiet: bool,
@@ -89,6 +92,8 @@ pub(crate) enum Command {
     Trigger(TriggerArgs),
     /// Listen until so many events were delivered, while a command runs: for pipelines
     Test(TestArgs),
+    /// Show what is configured, and where, or check the files
+    Config(ConfigArgs),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
     /// Print the manual page, or write those of all commands
@@ -135,7 +140,7 @@ pub(crate) struct ListenArgs {
     #[command(flatten)]
     pub(crate) delivery: DeliveryArgs,
     /// A header field for every request to a target, in place of the sender's of that name; repeatable
-    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", help_heading = REQUESTS)]
+    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", env = "WHRELAY_HEADER", value_delimiter = '\n', help_heading = REQUESTS)]
     pub(crate) headers: Vec<Field>,
     /// The Host that targets get: rewrite (their own), preserve (the sender's), or a value
     #[arg(long, default_value = "rewrite", value_name = "WHICH", env = "WHRELAY_HOST_HEADER", help_heading = REQUESTS)]
@@ -396,6 +401,24 @@ pub(crate) struct TestArgs {
     /// What to run meanwhile, with the input URL in WHRELAY_URL; it has to succeed
     #[arg(last = true, value_name = "COMMAND")]
     pub(crate) command: Vec<std::ffi::OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConfigArgs {
+    #[command(subcommand)]
+    pub(crate) command: ConfigCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Every key, its value, and where that is from
+    Show {
+        /// JSON Lines
+        #[arg(long)]
+        json: bool,
+    },
+    /// Whether the files make sense
+    Check,
 }
 
 #[derive(Debug, Args)]

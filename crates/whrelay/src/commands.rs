@@ -1,5 +1,6 @@
 //! One file per command: its flags in, lines out.
 
+pub(crate) mod config;
 pub(crate) mod demo;
 pub(crate) mod discard;
 pub(crate) mod doctor;

@@ -4,6 +4,7 @@
 mod agents;
 mod args;
 mod commands;
+mod config;
 mod embedded;
 mod failure;
 mod output;
@@ -15,28 +16,65 @@ mod text;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches};
 use tracing_subscriber::EnvFilter;
 
 use crate::args::{Cli, Command};
+use crate::config::Config;
 use crate::failure::{Code, Failure};
 use crate::output::Output;
 
 /// Runs what the process was asked for, and answers with the exit code of the contract.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => return usage(&error),
+    let (cli, config) = match parse() {
+        Ok(parsed) => parsed,
+        Err(Wrong::Typed(error)) => return usage(&error),
+        Err(Wrong::Configured(failure)) => return failure.report(&Output::plain()),
     };
     let output = Output::new(&cli.global);
     log_to_stderr(&cli);
     // A panic has told its story on stderr; the code tells scripts that it is our fault.
-    let ran = catch_unwind(AssertUnwindSafe(|| run(cli.command, &output)));
+    let ran = catch_unwind(AssertUnwindSafe(|| run(cli.command, &config, &output)));
     match ran {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(failure)) => failure.report(&output),
         Err(_) => ExitCode::from(Code::Bug as u8),
     }
+}
+
+/// Why there is nothing to run.
+enum Wrong {
+    Typed(clap::Error),
+    Configured(Failure),
+}
+
+/// What was typed, over what the environment and the files say.
+fn parse() -> Result<(Cli, Config), Wrong> {
+    let (typed, command) = (std::env::args_os(), Cli::command());
+    // What asks for help needs no file.
+    let first = command
+        .clone()
+        .ignore_errors(true)
+        .try_get_matches_from(typed);
+    let first = first.map_err(Wrong::Typed)?;
+    let profile = first.get_one::<String>("profile").map(String::as_str);
+    let config = Config::load(&command, profile).map_err(Wrong::Configured)?;
+    let matches = config
+        .apply(command)
+        .try_get_matches()
+        .map_err(Wrong::Typed)?;
+    let mut cli = Cli::from_arg_matches(&matches).map_err(Wrong::Typed)?;
+    if let (Command::Listen(args), Some(listen)) =
+        (&mut cli.command, matches.subcommand_matches("listen"))
+    {
+        let source = |id| listen.value_source(id);
+        let typed = source("targets") == Some(ValueSource::CommandLine);
+        if typed && source("to") != Some(ValueSource::CommandLine) {
+            args.to.clear();
+        }
+    }
+    Ok((cli, config))
 }
 
 /// Help and versions as clap prints them; wrong use as every other error: one line and a hint.
@@ -59,7 +97,7 @@ fn usage(error: &clap::Error) -> ExitCode {
     failure.report(&Output::plain())
 }
 
-fn run(command: Command, output: &Output) -> Result<(), Failure> {
+fn run(command: Command, config: &Config, output: &Output) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -78,6 +116,7 @@ fn run(command: Command, output: &Output) -> Result<(), Failure> {
             Command::Flaky(args) => Box::pin(commands::flaky::run(args, output)).await,
             Command::Trigger(args) => Box::pin(commands::trigger::run(args, output)).await,
             Command::Test(args) => Box::pin(commands::test::run(args, output)).await,
+            Command::Config(args) => commands::config::run(&args, config, output),
             Command::Completions(args) => commands::manual::completions(&args, output),
             Command::Man(args) => commands::manual::man(&args, output),
         }

@@ -1,0 +1,177 @@
+//! Values from the project's `whrelay.toml` and the user's own file. They stand in for defaults: what is
+//! typed comes before the environment, that before the project's file, and that before the user's. It must
+//! not know what a value means: the flags do.
+
+pub(crate) mod file;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use clap::{Arg, Command};
+use directories::ProjectDirs;
+
+use self::file::Entry;
+use crate::failure::{Code, Failure};
+
+/// The project's file, in the directory where a command is run.
+const PROJECT: &str = "whrelay.toml";
+/// The user's file, in the platform's place for configurations.
+const USER: &str = "config.toml";
+const PREFIX: &str = "WHRELAY_";
+
+/// A value, and the file and line that it is from.
+#[derive(Clone, Debug)]
+pub(crate) struct Set {
+    pub(crate) values: Vec<String>,
+    pub(crate) origin: String,
+}
+
+/// What the files say, for a profile.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Config {
+    pub(crate) sets: BTreeMap<String, Set>,
+    /// The files that were read.
+    pub(crate) files: Vec<PathBuf>,
+}
+
+impl Config {
+    /// Reads the files of this user and this directory, and tries every value on its flag.
+    pub(crate) fn load(command: &Command, profile: Option<&str>) -> Result<Self, Failure> {
+        let mut config = Self::default();
+        let mut profiles = BTreeSet::new();
+        let known = known(command);
+        for path in places()? {
+            let Some(text) = text_of(&path)? else {
+                continue;
+            };
+            let entries = file::read(&text).map_err(|mistake| {
+                wrong(&path, mistake.line, &mistake.message).hint("the format is TOML")
+            })?;
+            profiles.extend(entries.iter().filter_map(|entry| entry.profile.clone()));
+            for entry in &entries {
+                check(&known, &path, entry)?;
+            }
+            config.take(&path, entries, profile);
+            config.files.push(path);
+        }
+        match profile {
+            Some(wanted) if !profiles.contains(wanted) => {
+                let message = format!("there is no profile `{wanted}`");
+                let hint = match profiles.is_empty() {
+                    true => format!("write [profile.{wanted}] into {PROJECT}"),
+                    false => format!("there are {}", Vec::from_iter(profiles).join(", ")),
+                };
+                Err(Failure::new(Code::Usage, message).hint(hint))
+            }
+            Some(_) | None => Ok(config),
+        }
+    }
+
+    /// Within a file a profile's keys come before those for all.
+    fn take(&mut self, path: &Path, entries: Vec<Entry>, profile: Option<&str>) {
+        let (own, all): (Vec<_>, Vec<_>) = entries
+            .into_iter()
+            .filter(|entry| entry.profile.is_none() || entry.profile.as_deref() == profile)
+            .partition(|entry| entry.profile.is_some());
+        for entry in own.into_iter().chain(all) {
+            let origin = format!("{}:{}", path.display(), entry.line);
+            let values = entry.values;
+            let set = Set { values, origin };
+            self.sets.entry(entry.key).or_insert(set);
+        }
+    }
+
+    /// The commands, with the files' values as defaults of their flags.
+    pub(crate) fn apply(&self, command: Command) -> Command {
+        let command = command.mut_args(|arg| match self.of(&arg) {
+            Some(set) => arg.required(false).default_values(set.values.clone()),
+            None => arg,
+        });
+        command.mut_subcommands(|subcommand| self.apply(subcommand))
+    }
+
+    fn of(&self, arg: &Arg) -> Option<&Set> {
+        self.sets.get(&key(arg)?)
+    }
+}
+
+/// The key of a flag in a file: its name in the environment, without what all have in common.
+pub(crate) fn key(arg: &Arg) -> Option<String> {
+    let name = arg.get_env()?.to_str()?.strip_prefix(PREFIX)?;
+    Some(name.to_lowercase())
+}
+
+/// Every flag that a file can set, by its key; flags of several commands share one.
+pub(crate) fn known(command: &Command) -> BTreeMap<String, Vec<Arg>> {
+    let mut all: BTreeMap<String, Vec<Arg>> = BTreeMap::new();
+    let mut left = vec![command];
+    while let Some(command) = left.pop() {
+        left.extend(command.get_subcommands());
+        for arg in command.get_arguments() {
+            if let Some(key) = key(arg).filter(|key| key != "profile") {
+                all.entry(key).or_default().push(arg.clone());
+            }
+        }
+    }
+    all
+}
+
+/// The files, the one that comes first first.
+pub(crate) fn places() -> Result<Vec<PathBuf>, Failure> {
+    let chosen = std::env::var_os("WHRELAY_CONFIG").filter(|path| !path.is_empty());
+    let user = match chosen {
+        Some(path) => {
+            let path = PathBuf::from(path);
+            if !path.exists() {
+                let message = format!("WHRELAY_CONFIG: {} does not exist", path.display());
+                return Err(Failure::new(Code::Usage, message));
+            }
+            Some(path)
+        }
+        None => ProjectDirs::from("", "", "whrelay").map(|dirs| dirs.config_dir().join(USER)),
+    };
+    Ok(std::iter::once(PathBuf::from(PROJECT))
+        .chain(user)
+        .collect())
+}
+
+fn text_of(path: &Path) -> Result<Option<String>, Failure> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Failure::new(
+            Code::Usage,
+            format!("{}: {error}", path.display()),
+        )),
+    }
+}
+
+fn wrong(path: &Path, line: usize, message: &str) -> Failure {
+    let at = format!("{}:{line}", path.display());
+    Failure::new(Code::Usage, format!("{at}: {message}"))
+}
+
+/// Tries an entry's values on each flag they would be given to.
+fn check(known: &BTreeMap<String, Vec<Arg>>, path: &Path, entry: &Entry) -> Result<(), Failure> {
+    let Some(args) = known.get(&entry.key) else {
+        let message = format!("there is no key `{}`", entry.key);
+        let hint =
+            "keys are the flags' names, as in `max_in_flight`; `whrelay config show` lists them";
+        return Err(wrong(path, entry.line, &message).hint(hint));
+    };
+    for arg in args {
+        let alone = Command::new("whrelay").disable_help_flag(true).arg(
+            arg.clone()
+                .required(false)
+                .env(None)
+                .default_values(entry.values.clone()),
+        );
+        if let Err(error) = alone.try_get_matches_from(["whrelay"]) {
+            let text = error.to_string();
+            let said = text.lines().next().unwrap_or_default();
+            let message = format!("{}: {}", entry.key, said.trim_start_matches("error: "));
+            return Err(wrong(path, entry.line, &message));
+        }
+    }
+    Ok(())
+}
