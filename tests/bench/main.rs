@@ -1,4 +1,4 @@
-//! Figures, as ratios within one run: `whrelay-bench ingest|line|tunnels|process`. A figure is never
+//! Figures, as ratios within one run: `whrelay-bench ingest|line|lists|tunnels|process`. A figure is never
 //! asserted: machines differ.
 
 #![expect(clippy::print_stdout, reason = "a benchmark's output is its figures")]
@@ -9,6 +9,7 @@
 
 mod ingest;
 mod line;
+mod lists;
 mod load;
 mod process;
 
@@ -19,8 +20,9 @@ async fn main() {
         Some("no-op") => ingest::no_op().await,
         Some("spike") => ingest::spike().await,
         Some("line") => line::run().await,
+        Some("lists") => lists::run().await,
         Some("tunnels") => process::tunnels().await,
         Some("process") => process::small().await,
-        _ => println!("usage: whrelay-bench ingest|line|tunnels|process"),
+        _ => println!("usage: whrelay-bench ingest|line|lists|tunnels|process"),
     }
 }

@@ -1,0 +1,188 @@
+//! What lists and the engine ask of an agent's store, with few and with a million events in it.
+
+use std::time::{Duration, Instant};
+
+use whrelay_core::bucket::{Bucket, BucketKey, Seq};
+use whrelay_core::delivery::{Attempt, DeadReason, DestinationId, State};
+use whrelay_core::event::{Event, Request};
+use whrelay_core::id::{DeliveryId, EventId};
+use whrelay_core::retry::Verdict;
+use whrelay_core::time::Timestamp;
+use whrelay_store::{Begin, NewDelivery, NewEvent, Options, Role, Search, Store};
+
+const NOW: Timestamp = Timestamp::from_micros(1_795_000_000_000_000);
+/// Events appended in one write.
+const BATCH: u64 = 500;
+/// One of so many is given up.
+const DEAD_OF: u64 = 10_000;
+
+pub(crate) async fn run() {
+    let count = std::env::args().nth(2).and_then(|n| n.parse().ok());
+    for events in [10_000, count.unwrap_or(1_000_000)] {
+        measure(events).await;
+    }
+}
+
+async fn measure(events: u64) {
+    let dir = tempfile::tempdir_in(".").unwrap();
+    let options = Options {
+        role: Role::Agent,
+        cache: 8 << 20,
+        name_seed: 7,
+        purpose: "benchmark",
+    };
+    let store = Store::open(dir.path(), &options).unwrap();
+    let name = "shop".parse().unwrap();
+    let key = BucketKey::from_text("shop");
+    let (bucket, _) = store.ensure_bucket(&name, key).await.unwrap();
+    let there = store.ensure_destination(bucket.id, "http://localhost:1");
+    let there = there.await.unwrap();
+
+    fill(&store, &bucket, there, events).await;
+    let none = Default::default();
+    time("due, 16", || {
+        store.due(there, NOW, &none, 16).unwrap().ready.len()
+    });
+    time("oldest waiting", || {
+        store.oldest_waiting(bucket.id).unwrap().iter().count()
+    });
+    time("next due", || store.next_due(there).unwrap().iter().count());
+    time("line start", || {
+        store.line_start(bucket.id, there).unwrap().0 as usize
+    });
+    println!(
+        "  memory {:.1} MB, disk {:.0} MB",
+        memory(),
+        disk(&store, dir.path())
+    );
+
+    end_all(&store, &bucket, events).await;
+    let by = |states: &[State]| {
+        let search = Search {
+            bucket: bucket.id,
+            states: states.to_vec(),
+            since: None,
+            until: None,
+        };
+        let found = store.search(&search, Begin::Newest, None, 50).unwrap();
+        for (_, seq) in &found {
+            store.event_at(&bucket, *seq).unwrap().unwrap();
+            store.deliveries_of(bucket.id, *seq).unwrap();
+        }
+        found.len()
+    };
+    time("the newest 50 events", || by(&State::ALL));
+    time("the newest 50 that are dead", || by(&[State::Dead]));
+    let ever = (
+        Timestamp::from_micros(i64::MIN),
+        Timestamp::from_micros(i64::MAX),
+    );
+    let logged = |states: &[State]| {
+        store
+            .attempts_by_start(states, ever, None, 50)
+            .unwrap()
+            .len()
+    };
+    time("the newest 50 attempts", || logged(&State::ALL));
+    time("the newest 50 that gave up", || logged(&[State::Dead]));
+    println!(
+        "  memory {:.1} MB, disk {:.0} MB",
+        memory(),
+        disk(&store, dir.path())
+    );
+    store.close().await;
+}
+
+async fn fill(store: &Store, bucket: &Bucket, there: DestinationId, events: u64) {
+    let began = Instant::now();
+    let mut last = Duration::ZERO;
+    for first in (1..=events).step_by(BATCH as usize) {
+        let started = Instant::now();
+        let some = (first..first + BATCH).map(|n| event(n, there)).collect();
+        store.append(bucket.id, some, None).await.unwrap();
+        last = started.elapsed();
+    }
+    let filled = began.elapsed().as_secs_f64();
+    println!(
+        "{events} events of 1 KiB waiting: {:.0}/s, the last {BATCH} in {last:.1?}",
+        events as f64 / filled
+    );
+}
+
+/// All but one in 10,000 are sent; those are given up.
+async fn end_all(store: &Store, bucket: &Bucket, events: u64) {
+    let began = Instant::now();
+    let mut next = 1;
+    while next <= events {
+        let some = (next..(next + 256).min(events + 1)).map(|seq| {
+            let (store, bucket) = (store.clone(), bucket.clone());
+            tokio::spawn(async move { end(&store, &bucket, seq).await })
+        });
+        for ended in some.collect::<Vec<_>>() {
+            ended.await.unwrap();
+        }
+        next += 256;
+    }
+    let ended = events as f64 / began.elapsed().as_secs_f64();
+    println!("  recorded {ended:.0} attempts/s");
+}
+
+fn time(what: &str, ask: impl Fn() -> usize) {
+    let began = Instant::now();
+    let found = ask();
+    println!("  {what}: {:.1?} ({found})", began.elapsed());
+}
+
+fn event(n: u64, destination: DestinationId) -> NewEvent {
+    let received_at = NOW.before(Duration::from_millis(10_000_000 - n));
+    let request = Request {
+        method: "POST".into(),
+        tail: "/orders".into(),
+        query: None,
+        headers: Vec::new(),
+        body: vec![n as u8; 1024].into(),
+    };
+    let event = Event {
+        id: EventId::from_parts(received_at, rand::random()),
+        bucket: "shop".parse().unwrap(),
+        received_at,
+        request,
+    };
+    let delivery = NewDelivery {
+        id: DeliveryId::from_parts(received_at, rand::random()),
+        destination,
+        created_at: received_at,
+        due_at: received_at,
+        deadline_at: NOW.after(Duration::from_secs(86_400)),
+        replay: false,
+        passed_over: false,
+    };
+    NewEvent {
+        event,
+        deliveries: vec![delivery],
+    }
+}
+
+async fn end(store: &Store, bucket: &Bucket, seq: u64) {
+    let delivery = store.deliveries_of(bucket.id, Seq(seq)).unwrap().remove(0);
+    let request = ("http://localhost:1/orders".to_owned(), "POST".to_owned());
+    let reason = DeadReason::Rejected;
+    let mut attempt = Attempt::given_up(&delivery, request, delivery.created_at, reason, "");
+    attempt.number = 1;
+    if !seq.is_multiple_of(DEAD_OF) {
+        (attempt.verdict, attempt.status, attempt.error) = (Verdict::Sent, Some(200), None);
+    }
+    store.record(attempt).await.unwrap();
+}
+
+/// This process's own, in megabytes.
+fn memory() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
+    kilobytes.unwrap_or(0.0) / 1000.0
+}
+
+fn disk(store: &Store, dir: &std::path::Path) -> f64 {
+    store.disk_used(dir).unwrap() as f64 / 1e6
+}
