@@ -35,7 +35,11 @@ async fn run_list(args: EventListArgs, output: &Output) -> Result<(), Failure> {
     if group {
         return run_groups(filter, list.json, output).await;
     }
-    for (_, event) in newest(&filter, list.lines).await? {
+    let events = newest(&filter, list.lines).await?;
+    if events.is_empty() && filter != Filter::default() {
+        output.tell("no event matches");
+    }
+    for (_, event) in events {
         output.line(&Line::Event(event), list.json)?;
     }
     Ok(())

@@ -31,6 +31,9 @@ pub(crate) async fn run(args: LogsArgs, output: &Output) -> Result<(), Failure> 
     for dir in paths.all_agents() {
         attempts.extend(stored(&dir, &filter, args.list.lines, &default_manner()).await?);
     }
+    if attempts.is_empty() && filter != Filter::default() {
+        output.tell("no attempt matches");
+    }
     attempts.sort_by(|a, b| a.at.cmp(&b.at));
     for attempt in attempts.split_off(attempts.len().saturating_sub(args.list.lines)) {
         output.line(&Line::Attempt(attempt), args.list.json)?;
