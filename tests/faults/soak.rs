@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use futures_util::{StreamExt, TryStreamExt};
 use serde_json::Value;
 use whrelay_tests::process::{Cloud, Home, Process};
 use whrelay_tests::receiver::{Receiver, Reply};
@@ -28,8 +29,11 @@ const OVERHEAD: u64 = 2048;
 const CONSTANT: u64 = 16 << 20;
 /// How much a process's memory may grow between the second quarter and the last.
 const CREEP: u64 = 8 << 20;
-/// The larger of the two stores' caches. Until so much has been stored, a process grows by filling it.
+/// The larger of the two stores' caches, in bytes: a process grows by filling it, so so much is stored before
+/// anything is measured.
 const CACHE: u64 = 16 << 20;
+/// Senders while the caches fill.
+const FILLING: usize = 32;
 /// How many more files it may have open.
 const MORE_FILES: u64 = 32;
 
@@ -63,9 +67,9 @@ async fn soak(binary: &str, time: Duration) -> Result<String, String> {
     let to = receiver.target();
     let flags = [&["--to", &to], &cloud.flags()[..]].concat();
     let (listen, url) = here.listen(&flags).await;
-    let began = Instant::now();
-    let (mut heard, mut samples) = (HashSet::new(), Vec::new());
     let client = sender::client();
+    let (mut heard, mut samples) = (fill(&client, &url).await?, Vec::new());
+    let (began, filled) = (Instant::now(), heard.len() as u64);
     let (mut sent, mut sampled, mut away) = (0, Instant::now(), false);
     while began.elapsed() < time {
         let answer = client.post(&url).body(vec![b'x'; BODY]).send().await;
@@ -91,20 +95,26 @@ async fn soak(binary: &str, time: Duration) -> Result<String, String> {
         receiver.open_again().await;
     }
     all_arrive(&receiver, &heard, ARRIVES_WITHIN).await?;
-    let before_second_quarter = time.as_secs() / 4 * RATE * BODY as u64;
-    let filling = if before_second_quarter < CACHE {
-        CACHE
-    } else {
-        0
-    };
+    let sent = filled + sent;
     let mut told = Vec::new();
     for (n, (name, home)) in [("forwarder", &there), ("agent", &here)].iter().enumerate() {
         let of: Vec<_> = samples.iter().map(|both| both[n]).collect();
-        told.push(format!("{name} {}", creep(name, &of, CREEP + filling)?));
+        told.push(format!("{name} {}", creep(name, &of)?));
         told.push(disk(name, home.path(), sent)?);
     }
     reconcile(&here, sent).await?;
     Ok(told.join(", "))
+}
+
+/// Fills both stores' caches; answers with the events.
+async fn fill(client: &reqwest::Client, url: &str) -> Result<HashSet<String>, String> {
+    let posts = (0..CACHE / BODY as u64).map(|_| async {
+        let answer = client.post(url).body(vec![b'x'; BODY]).send().await;
+        let text = answer.map_err(|error| error.to_string())?.text().await;
+        Ok(sender::id_of(&text.map_err(|error| error.to_string())?))
+    });
+    let posts = futures_util::stream::iter(posts).buffer_unordered(FILLING);
+    posts.try_collect().await
 }
 
 fn sample(process: &Process) -> Sample {
@@ -118,8 +128,8 @@ fn sample(process: &Process) -> Sample {
     }
 }
 
-/// Compares the second quarter with the last, median with median: memory may grow by so many bytes.
-fn creep(name: &str, samples: &[Sample], most: u64) -> Result<String, String> {
+/// Compares the second quarter with the last, median with median.
+fn creep(name: &str, samples: &[Sample]) -> Result<String, String> {
     let quarter = samples.len() / 4;
     let median = |of: &[Sample], what: fn(&Sample) -> u64| {
         let mut all: Vec<_> = of.iter().map(what).collect();
@@ -136,7 +146,7 @@ fn creep(name: &str, samples: &[Sample], most: u64) -> Result<String, String> {
         files(early),
         files(late)
     );
-    let grew = memory(late) > memory(early) + most || files(late) > files(early) + MORE_FILES;
+    let grew = memory(late) > memory(early) + CREEP || files(late) > files(early) + MORE_FILES;
     if grew {
         return Err(format!("the {name} creeps: {told}"));
     }

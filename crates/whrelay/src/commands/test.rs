@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::process::Command;
 use tokio::sync::mpsc;
@@ -198,8 +197,6 @@ fn start(command: &[OsString], url: &str) -> Result<Option<tokio::process::Child
 async fn wait(child: &mut tokio::process::Child) -> Result<(), Failure> {
     let status = child.wait().await;
     let status = status.map_err(|e| Failure::new(Code::Failed, e.to_string()))?;
-    // Its last webhooks may still be on their way.
-    tokio::time::sleep(Duration::ZERO).await;
     match status.success() {
         true => Ok(()),
         false => Err(Failure::new(
