@@ -30,6 +30,7 @@ async fn measure(events: u64) {
         cache: 8 << 20,
         name_seed: 7,
         purpose: "benchmark",
+        max_size: None,
     };
     let store = Store::open(dir.path(), &options).unwrap();
     let name = "shop".parse().unwrap();
@@ -147,6 +148,7 @@ fn event(n: u64, destination: DestinationId) -> NewEvent {
         bucket: "shop".parse().unwrap(),
         received_at,
         request,
+        removed_body: None,
     };
     let delivery = NewDelivery {
         id: DeliveryId::from_parts(received_at, rand::random()),

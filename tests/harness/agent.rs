@@ -10,6 +10,7 @@ use url::Url;
 use whrelay_agent::lines::{AttemptLine, Line};
 use whrelay_agent::{AgentError, Backlog, Config, Manner, Proxies};
 use whrelay_core::dispatch::Order;
+use whrelay_core::retention::Retention;
 use whrelay_core::retry::RetryPolicy;
 use whrelay_core::route::Route;
 use whrelay_core::token::Token;
@@ -104,6 +105,7 @@ impl Agent {
             cache: 8 << 20,
             name_seed: rand::random(),
             purpose: "test",
+            max_size: None,
         };
         let store = Store::open(dir.path(), &options).unwrap();
         let routes = setup.routes();
@@ -118,6 +120,7 @@ impl Agent {
             backlog: setup.backlog,
             exit_on_disconnect: setup.exit_on_disconnect,
             manner: setup.manner,
+            retention: Retention::ALL,
             dir: dir.path().to_owned(),
         };
         let (lines, stop) = (Arc::<Mutex<Vec<Line>>>::default(), CancellationToken::new());

@@ -8,6 +8,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 use whrelay_agent::Proxies;
+use whrelay_core::retention::Retention;
 use whrelay_core::token::Token;
 use whrelay_delivery::Trust;
 use whrelay_forwarder::Config;
@@ -32,6 +33,7 @@ fn options() -> Options {
         cache: 8 << 20,
         name_seed: rand::random(),
         purpose: "test",
+        max_size: None,
     }
 }
 
@@ -79,6 +81,7 @@ impl Relay {
         let stop = CancellationToken::new();
         let config = Config {
             public_url: format!("http://{address}"),
+            retention: Retention::ALL,
         };
         let task = tokio::spawn(whrelay_forwarder::run(
             listener,

@@ -24,7 +24,9 @@ use self::matches::Matches;
 use crate::control::{Ask, Filter, Piece};
 use crate::error::AgentError;
 use crate::lanes::Lanes;
-use crate::lines::{AttemptLine, ContentLine, EventLine, HeadLine, Line, StatusLine, TargetStatus};
+use crate::lines::{
+    AttemptLine, ContentLine, EventLine, HeadLine, Line, RemovedStatus, StatusLine, TargetStatus,
+};
 use crate::{Manner, Tell};
 
 /// Rows read at a time where many may have to be looked at.
@@ -318,6 +320,7 @@ impl Local {
 
     async fn status(&self, out: &Out) -> Result<(), Stop> {
         let store = self.store();
+        let removals = store.removals(self.bucket().id)?;
         let mut line = StatusLine {
             bucket: self.bucket().name.to_string(),
             name: store.note("subscription")?.unwrap_or_default(),
@@ -335,6 +338,15 @@ impl Local {
                 .map(|at| at.to_string()),
             next_attempt_at: None,
             disk_bytes: store.disk_used(&self.dir)?,
+            stored_bytes: store.size(),
+            max_disk: store.bound(),
+            refuses: self.lanes.refuses(),
+            removed: RemovedStatus {
+                events: removals.events,
+                bodies: removals.bodies,
+                sent: removals.sent,
+                dead: removals.dead,
+            },
         };
         let mut next: Vec<Timestamp> = Vec::new();
         let served = self.lanes.served();

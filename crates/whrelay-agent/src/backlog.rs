@@ -183,6 +183,7 @@ mod tests {
                 headers: Vec::new(),
                 body: Bytes::new(),
             },
+            removed_body: None,
         }
     }
 

@@ -38,6 +38,8 @@ pub(crate) struct Lanes {
     /// Whether the tunnel is up.
     pub(crate) connected: AtomicBool,
     manner: Manner,
+    /// Why the store takes nothing new in, while it does not.
+    refuses: Mutex<Option<String>>,
     served: Mutex<Vec<Served>>,
     offline: Arc<Mutex<HashSet<DestinationId>>>,
     engines: TaskTracker,
@@ -60,6 +62,7 @@ impl Lanes {
             tell,
             connected: AtomicBool::new(false),
             manner,
+            refuses: Mutex::default(),
             served: Mutex::default(),
             offline: Arc::default(),
             engines: TaskTracker::new(),
@@ -252,6 +255,29 @@ impl Lanes {
         counts.map(|counts| counts.queued + counts.stalled).sum()
     }
 
+    /// Why the store takes nothing new in, where it does not.
+    pub(crate) fn refuses(&self) -> Option<String> {
+        let refuses = self.refuses.lock();
+        refuses.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes that the store takes nothing new in, or does again, and tells it once.
+    pub(crate) fn set_refuses(&self, why: Option<String>) {
+        let mut refuses = self.refuses.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = match (&*refuses, &why) {
+            (None, Some(why)) => Some(format!(
+                "nothing new is taken in, and stays with the forwarder: {why}"
+            )),
+            (Some(_), None) => Some("new events are taken in again".to_owned()),
+            (None, None) | (Some(_), Some(_)) => None,
+        };
+        *refuses = why;
+        drop(refuses);
+        if let Some(told) = told {
+            (self.tell)(Line::warning(told));
+        }
+    }
+
     /// Notes whether the tunnel is up, and says whether it was.
     pub(crate) fn set_connected(&self, connected: bool) -> bool {
         self.connected.swap(connected, Ordering::Relaxed)
@@ -264,6 +290,11 @@ impl Lanes {
             Ok(error) => error.clone().unwrap_or(StoreError::Reopening),
             Err(_) => StoreError::Broken("the engines are gone".into()),
         }
+    }
+
+    /// Cancelled when the engines are to stop.
+    pub(crate) fn stop(&self) -> &CancellationToken {
+        &self.stop
     }
 
     /// Waits until the engines have been told to stop.

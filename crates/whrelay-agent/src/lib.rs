@@ -14,6 +14,7 @@ mod lanes;
 mod link;
 mod provision;
 mod proxy;
+mod retention;
 mod socket;
 
 use std::path::PathBuf;
@@ -25,6 +26,7 @@ use url::Url;
 use whrelay_core::bucket::{BucketKey, BucketName};
 use whrelay_core::dispatch::Order;
 use whrelay_core::pace::Rate;
+use whrelay_core::retention::Retention;
 use whrelay_core::retry::RetryPolicy;
 use whrelay_core::route::Route;
 use whrelay_core::token::Token;
@@ -82,6 +84,8 @@ pub struct Config {
     pub exit_on_disconnect: Option<Duration>,
     /// How they get there.
     pub manner: Manner,
+    /// What is kept of what has ended.
+    pub retention: Retention,
     /// Where the control endpoint is announced.
     pub dir: PathBuf,
 }
@@ -148,6 +152,7 @@ pub async fn run(
         ended = link.run(first, &stop) => ended,
         error = store.broken() => Err(error.into()),
         error = lanes.broken() => Err(error.into()),
+        Err(error) = retention::run(Arc::clone(&lanes), config.retention) => Err(error.into()),
     };
     ended.cancel();
     drop(control);

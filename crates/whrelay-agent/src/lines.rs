@@ -33,6 +33,17 @@ pub enum Line {
         /// Deliveries that wait for it.
         waiting: u64,
     },
+    /// Retention has removed what had ended.
+    Retention {
+        /// The bucket.
+        bucket: String,
+        /// Whole events.
+        events: u64,
+        /// Bodies of events that were kept otherwise.
+        bodies: u64,
+        /// `retain` where their time was over, `max-disk` where space was needed.
+        reason: String,
+    },
     /// Something a person should know.
     Warning {
         /// What.
@@ -115,7 +126,7 @@ impl ReceivedLine {
             bucket: event.bucket.to_string(),
             method: request.method.clone(),
             path: request.path_and_query(),
-            bytes: request.body.len() as u64,
+            bytes: event.body_len(),
             kind: kind(event),
             at: event.received_at.to_string(),
         }
@@ -214,8 +225,11 @@ pub struct EventLine {
     pub method: String,
     /// The tail and query after the bucket key.
     pub path: String,
-    /// Bytes of the body.
+    /// Bytes that the body has, or had.
     pub bytes: u64,
+    /// Whether retention has removed the body.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub body_removed: bool,
     /// When the forwarder received it.
     pub received_at: String,
     /// The least finished state of its deliveries; a replay stands for what it repeats.
@@ -262,7 +276,8 @@ impl EventLine {
             bucket: event.bucket.to_string(),
             method: request.method.clone(),
             path: request.path_and_query(),
-            bytes: request.body.len() as u64,
+            bytes: event.body_len(),
+            body_removed: event.removed_body.is_some(),
             received_at: event.received_at.to_string(),
             state: least
                 .map_or(State::Queued, |delivery| delivery.state)
@@ -407,8 +422,29 @@ pub struct StatusLine {
     pub oldest_waiting_at: Option<String>,
     /// When something is tried next.
     pub next_attempt_at: Option<String>,
-    /// Bytes of the store's file.
+    /// Bytes that the store's file takes on its disk.
     pub disk_bytes: u64,
+    /// Bytes that events, deliveries and attempts take in it.
+    pub stored_bytes: u64,
+    /// How many of those there may be, where the agent runs and has a bound.
+    pub max_disk: Option<u64>,
+    /// Why nothing new is taken in, where nothing is.
+    pub refuses: Option<String>,
+    /// What retention has removed since the store began.
+    pub removed: RemovedStatus,
+}
+
+/// What retention has removed from a store.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RemovedStatus {
+    /// Whole events.
+    pub events: u64,
+    /// Bodies of events that were kept otherwise.
+    pub bodies: u64,
+    /// Deliveries that had arrived.
+    pub sent: u64,
+    /// Deliveries that had been given up.
+    pub dead: u64,
 }
 
 /// One target of a [`StatusLine`].

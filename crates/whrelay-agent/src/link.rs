@@ -334,12 +334,16 @@ impl Link {
                     .append(lanes.bucket.id, new.clone(), Some(mark.clone()));
                 match append.await {
                     Err(error) if error.is_retryable() => {
-                        tracing::warn!(%error, "what the forwarder sent is stored later");
+                        tracing::debug!(%error, "what the forwarder sent is stored later");
+                        if !matches!(error, StoreError::Reopening) {
+                            lanes.set_refuses(Some(error.to_string()));
+                        }
                         tokio::time::sleep(limits::REOPEN_EVERY).await;
                     }
                     settled => break settled?,
                 }
             };
+            lanes.set_refuses(None);
             let mut passed_over = 0;
             let fresh = |(line, receipt): (_, Receipt)| (!receipt.duplicate).then_some(line);
             for line in lines.into_iter().zip(receipts).filter_map(fresh) {

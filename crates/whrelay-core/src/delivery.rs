@@ -147,6 +147,8 @@ pub struct Delivery {
     pub reason: Option<DeadReason>,
     /// When it is tried next.
     pub next_attempt_at: Option<Timestamp>,
+    /// When it ended.
+    pub ended_at: Option<Timestamp>,
     /// Whether a person asked for it again.
     pub replay: bool,
     /// The place of its newest attempt in the log of attempts.
@@ -154,19 +156,29 @@ pub struct Delivery {
 }
 
 /// Where an event stands: the least finished state of its deliveries, of which `deliveries` are all. A
-/// replay stands for what it repeats. `None` where it has none.
+/// replay stands for what it repeats, once that has ended. `None` where it has none.
 pub fn event_state(deliveries: &[Delivery]) -> Option<State> {
     current(deliveries).map(|delivery| delivery.state).min()
 }
 
-/// An event's newest delivery to each destination.
+/// What an event's state is about: each delivery that has not ended, and the newest to each destination.
 pub fn current(deliveries: &[Delivery]) -> impl Iterator<Item = &Delivery> {
     deliveries.iter().filter(|delivery| {
         let newer = |other: &Delivery| {
             other.destination == delivery.destination && other.key.ordinal > delivery.key.ordinal
         };
-        !deliveries.iter().any(newer)
+        !delivery.state.is_finished() || !deliveries.iter().any(newer)
     })
+}
+
+/// When the last of an event's deliveries ended, of which `deliveries` are all. `None` while one waits, and
+/// where there are none.
+pub fn ended_at(deliveries: &[Delivery]) -> Option<Timestamp> {
+    let ends = deliveries.iter().map(|delivery| {
+        let finished = delivery.state.is_finished();
+        finished.then(|| delivery.ended_at.unwrap_or(delivery.created_at))
+    });
+    ends.collect::<Option<Vec<_>>>()?.into_iter().max()
 }
 
 /// What is to be done with a delivery that is due.
@@ -192,6 +204,13 @@ impl Delivery {
         })
     }
 
+    /// Ends without an attempt, at about the time it was due.
+    pub fn end(&mut self, reason: DeadReason) {
+        let due_at = self.next_attempt_at.take();
+        self.ended_at = Some(due_at.unwrap_or(self.created_at));
+        (self.state, self.reason) = (State::Dead, Some(reason));
+    }
+
     /// Moves on by what an attempt has shown. Attempt numbers never go back.
     pub fn follow(&mut self, attempt: &Attempt) {
         self.attempts = self.attempts.max(attempt.number);
@@ -199,6 +218,8 @@ impl Delivery {
         self.reason = attempt.reason();
         self.phase = attempt.next_phase();
         self.next_attempt_at = attempt.next_attempt_at();
+        let ended_at = attempt.at.after(attempt.duration);
+        self.ended_at = self.state.is_finished().then_some(ended_at);
         if attempt.state() != State::Sent {
             let failed_at = attempt.at.after(attempt.duration);
             self.first_failed_at.get_or_insert(failed_at);

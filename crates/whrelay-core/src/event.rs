@@ -59,4 +59,13 @@ pub struct Event {
     pub received_at: Timestamp,
     /// The request.
     pub request: Request,
+    /// How many bytes the body had, where retention has removed it.
+    pub removed_body: Option<u64>,
+}
+
+impl Event {
+    /// How many bytes the body has, or had.
+    pub fn body_len(&self) -> u64 {
+        self.removed_body.unwrap_or(self.request.body.len() as u64)
+    }
 }

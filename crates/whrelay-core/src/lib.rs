@@ -12,6 +12,7 @@ pub mod id;
 pub mod limits;
 pub mod outcome;
 pub mod pace;
+pub mod retention;
 pub mod retry;
 pub mod route;
 pub mod secret;

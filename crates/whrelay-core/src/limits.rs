@@ -104,3 +104,14 @@ pub const MAX_GROUP_BYTES: usize = 32 * 1024 * 1024;
 pub const RESERVE: u64 = 4 * 1024 * 1024;
 /// Pause between tries to reopen a store whose disk was full.
 pub const REOPEN_EVERY: Duration = Duration::from_millis(250);
+/// A store's file is made smaller where it takes twice what it holds and so much more, in bytes.
+pub const SPARE_SPACE: u64 = 64 * 1024 * 1024;
+/// Bytes that a store may hold whose file is made smaller: nothing is written meanwhile, and the input waits
+/// for [`INGEST_DEADLINE`] at most.
+pub const MOVED_AT_ONCE: u64 = 128 * 1024 * 1024;
+/// How long whoever reads a store may take before its file is not made smaller after all.
+pub const READERS_LEAVE: Duration = Duration::from_millis(500);
+/// Events that retention looks at in one step: between two, others get their turn.
+pub const RETENTION_STEP: usize = 500;
+/// How often retention looks for what is over.
+pub const RETENTION_EVERY: Duration = Duration::from_secs(60);

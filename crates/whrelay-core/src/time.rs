@@ -13,6 +13,8 @@ pub struct Timestamp(i64);
 impl Timestamp {
     /// 1970-01-01T00:00:00Z, which is before everything that waits.
     pub const EPOCH: Timestamp = Timestamp(0);
+    /// After everything.
+    pub const LAST: Timestamp = Timestamp(i64::MAX);
 
     /// From microseconds since the epoch.
     pub const fn from_micros(micros: i64) -> Self {

@@ -204,6 +204,7 @@ mod tests {
                 headers: fields.iter().map(header).collect(),
                 body: Bytes::new(),
             },
+            removed_body: None,
         };
         let delivery = Delivery {
             key: DeliveryKey {
@@ -222,6 +223,7 @@ mod tests {
             state: State::Queued,
             reason: None,
             next_attempt_at: None,
+            ended_at: None,
             replay,
             last_attempt: None,
         };

@@ -8,6 +8,7 @@ mod dial;
 mod engine;
 mod headers;
 mod http;
+mod retention;
 mod tls;
 mod wire;
 
@@ -16,4 +17,5 @@ pub use dial::{DialError, Dialer};
 pub use engine::{Destination, Engine, Notice, Notify};
 pub use headers::{Field, FieldError, Fields, HostField};
 pub use http::{Client, Reply};
+pub use retention::{Removed, Sweep, Sweeper, keep};
 pub use tls::{NoCertificate, Trust, client_config};

@@ -110,6 +110,7 @@ async fn store(
         bucket: bucket.name.clone(),
         received_at,
         request,
+        removed_body: None,
     };
     let new = vec![NewEvent {
         event,

@@ -9,6 +9,7 @@ mod hub;
 mod ingress;
 mod problem;
 mod registry;
+mod retention;
 mod serve;
 mod tunnel;
 
@@ -21,6 +22,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use whrelay_core::bucket::BucketKey;
 use whrelay_core::limits;
+use whrelay_core::retention::Retention;
 use whrelay_delivery::Clock;
 use whrelay_proto::TUNNEL_PATH;
 use whrelay_store::{Store, StoreError};
@@ -32,6 +34,8 @@ pub use access::{TokenFileError, admin_token};
 pub struct Config {
     /// What senders put before `/in/…`: scheme, host and port, without a trailing slash.
     pub public_url: String,
+    /// What is kept of what every subscription has receipted.
+    pub retention: Retention,
 }
 
 impl Config {
@@ -63,6 +67,7 @@ pub async fn run(
     config: Config,
     stop: CancellationToken,
 ) -> Result<(), StoreError> {
+    let retention = config.retention;
     let shared = Arc::new(Shared {
         config,
         registry: registry::Registry::load(&store)?,
@@ -84,5 +89,6 @@ pub async fn run(
     tokio::select! {
         () = serve::serve(listener, router, &shared.stop) => Ok(()),
         error = store.broken() => Err(error),
+        Err(error) = retention::run(Arc::clone(&shared), retention) => Err(error),
     }
 }

@@ -162,6 +162,7 @@ impl Tunnel {
             .filter(|resume| resume.forwarder == shared.store.id());
         // What the agent says it has on disk is its receipt, but only for what was ever stored.
         let start = resume.map_or(acked, |resume| Seq(resume.seq)).min(last);
+        let start = start.max(shared.store.removed_upto(bucket.id)?);
         let oldest = shared.store.read_after(&bucket, start, 1, 0)?;
         let oldest = oldest.events.first().map(|first| first.event.received_at);
         let welcome = Welcome {

@@ -173,6 +173,8 @@ impl WireEvent {
             bucket: _,
             received_at,
             request,
+            // A forwarder has all of an event or nothing.
+            removed_body: _,
         } = event;
         let Request {
             method,
@@ -219,6 +221,7 @@ impl WireEvent {
                 headers: headers.into_iter().map(header).collect(),
                 body,
             },
+            removed_body: None,
         }
     }
 }

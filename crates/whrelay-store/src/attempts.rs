@@ -1,7 +1,7 @@
 //! The log of attempts: appended with each verdict, read by place. It must not know who follows it.
 
 use redb::ReadableTable;
-use whrelay_core::delivery::{Attempt, DeliveryKey, State};
+use whrelay_core::delivery::{Attempt, Delivery, DeliveryKey, State};
 use whrelay_core::time::Timestamp;
 
 use crate::deliveries::{self, Before};
@@ -128,22 +128,22 @@ impl Store {
 /// Logs an attempt, and moves its delivery on unless it has ended.
 pub(crate) fn record(tx: &mut Tx<'_>, attempt: Attempt) -> Result<(), StoreError> {
     let key = attempt.key;
-    let found = deliveries::get(tx.seal, tx.deliveries.open()?, key)?;
+    // One that had ended while its last attempt was under way may be removed by now.
+    let Some(mut delivery) = deliveries::get(tx.seal, tx.deliveries.open()?, key)? else {
+        return Ok(());
+    };
     let place = tx.next(ATTEMPT_LOG)?;
-    let before = found.as_ref().and_then(|delivery| delivery.last_attempt);
-    if let Some(mut delivery) = found {
-        let was = Before::of(&delivery);
-        delivery.last_attempt = Some(place);
-        if !delivery.state.is_finished() {
-            delivery.follow(&attempt);
-        }
-        let wait = if attempt.is_held() {
-            Wait::Held
-        } else {
-            Wait::Backoff
-        };
-        deliveries::update(tx, Some(was), &delivery, wait)?;
+    let before = delivery.last_attempt.replace(place);
+    let was = Before::of(&delivery);
+    if !delivery.state.is_finished() {
+        delivery.follow(&attempt);
     }
+    let wait = if attempt.is_held() {
+        Wait::Held
+    } else {
+        Wait::Backoff
+    };
+    deliveries::update(tx, Some(was), &delivery, wait)?;
     log(tx, place, attempt, before)
 }
 
@@ -164,6 +164,31 @@ fn log(
         .seal
         .seal(&place.to_be_bytes(), &AttemptRow::new(attempt, before))?;
     tx.attempts.open()?.insert(place, record.as_slice())?;
+    tx.grow(cost(&record));
+    Ok(())
+}
+
+/// About how many bytes an attempt takes, with its row in the index by state.
+pub(crate) fn cost(record: &[u8]) -> usize {
+    record.len() + 64
+}
+
+/// Removes the attempts of a delivery. Where one is damaged, those before it are not found, and stay.
+pub(crate) fn remove_all(tx: &mut Tx<'_>, delivery: &Delivery) -> Result<(), StoreError> {
+    let mut next = delivery.last_attempt;
+    while let Some(place) = next {
+        let removed = tx.attempts.open()?.remove(place)?;
+        let Some(record) = removed.map(|record| record.value().to_vec()) else {
+            return Ok(());
+        };
+        tx.shrink(cost(&record));
+        let Some(logged) = open(tx.seal, place, &record) else {
+            return Ok(());
+        };
+        let row = index_row(place, &logged.attempt);
+        tx.attempt_states.open()?.remove(row)?;
+        next = logged.before.filter(|before| *before < place);
+    }
     Ok(())
 }
 

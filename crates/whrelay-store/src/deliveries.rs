@@ -15,6 +15,7 @@ use crate::disk::Store;
 use crate::error::StoreError;
 use crate::index::{DueKey, Wait, due_row};
 use crate::record::{self, Seal};
+use crate::retention;
 use crate::rows::{DeliveryRow, DestinationRow};
 use crate::states;
 use crate::tables::{COUNTS, DELIVERIES, DESTINATIONS, delivery_key, delivery_tuple};
@@ -64,6 +65,9 @@ pub struct StateCounts {
     /// Given up.
     pub dead: u64,
 }
+
+/// About how many bytes a delivery takes, with its row in the index of what is due.
+const DELIVERY_COST: usize = 256;
 
 impl Store {
     /// The number of a target of a bucket, given once and kept.
@@ -121,7 +125,8 @@ impl Store {
         self.read(|tx| of_event(self.seal, &tx.open_table(DELIVERIES)?, bucket, seq))
     }
 
-    /// Begins further deliveries of stored events: all of them or none.
+    /// Begins further deliveries of stored events: all of them or none, but for events that retention has
+    /// removed, or their bodies.
     ///
     /// # Errors
     /// When they are not on disk.
@@ -135,6 +140,9 @@ impl Store {
                 new,
             } in &all
             {
+                if !retention::has_body(tx, *bucket, *seq)? {
+                    continue;
+                }
                 let table = tx.deliveries.open()?;
                 let last = (bucket.0, seq.0, 0)..=(bucket.0, seq.0, u32::MAX);
                 let last = table.range(last)?.next_back().transpose()?;
@@ -300,6 +308,7 @@ pub(crate) fn begin(
         state,
         reason,
         next_attempt_at: (!passed_over).then_some(due_at),
+        ended_at: passed_over.then_some(created_at),
         replay,
         last_attempt: None,
     };
@@ -359,11 +368,24 @@ pub(crate) fn update(
     if let Some(row) = due_row(delivery) {
         tx.due.open()?.insert(row, wait as u8)?;
     }
+    if before.is_none() {
+        tx.grow(DELIVERY_COST);
+    }
     tx.count(
         before.map(|b| (b.destination, b.state)),
-        (delivery.destination, delivery.state),
+        Some((delivery.destination, delivery.state)),
     );
     Ok(())
+}
+
+/// Removes a delivery that has ended. Its event's row in the index by state is the caller's.
+pub(crate) fn remove(tx: &mut Tx<'_>, delivery: &Delivery) -> Result<(), StoreError> {
+    let key = delivery_tuple(delivery.key);
+    if tx.deliveries.open()?.remove(key)?.is_some() {
+        tx.shrink(DELIVERY_COST);
+        tx.count(Some((delivery.destination, delivery.state)), None);
+    }
+    attempts::remove_all(tx, delivery)
 }
 
 /// Gives up all deliveries of an event that is damaged.
@@ -393,8 +415,7 @@ pub(crate) fn stop_waiting(tx: &mut Tx<'_>, key: DeliveryKey) -> Result<(), Stor
             && !delivery.state.is_finished()
         {
             let before = Before::of(&delivery);
-            (delivery.state, delivery.reason) = (State::Dead, Some(DeadReason::Rejected));
-            delivery.next_attempt_at = None;
+            delivery.end(DeadReason::Rejected);
             update(tx, Some(before), &delivery, Wait::Turn)?;
         }
     }

@@ -5,18 +5,19 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, RwLock, RwLockReadGuard};
 
 use redb::{Builder, Database, DatabaseError, ReadTransaction, ReadableDatabase, Table};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use whrelay_core::limits;
 
 use crate::error::{OpenError, StoreError};
 use crate::lock::{DirLock, private_file};
 use crate::record::Seal;
 use crate::reserve::Reserve;
-use crate::tables::{FORMAT, META, create_all};
-use crate::tx::Tx;
+use crate::tables::{FORMAT, META, SEQUENCES, SIZE, create_all};
+use crate::tx::{Tx, sequence};
 use crate::writer::{self, Message, Purpose, Writer};
 
 pub(crate) const FILE: &str = "store.redb";
@@ -53,6 +54,8 @@ pub struct Options {
     pub name_seed: u128,
     /// What other processes are told that this one does with the store.
     pub purpose: &'static str,
+    /// Bytes that events, deliveries and attempts may take before nothing new is taken in.
+    pub max_size: Option<u64>,
 }
 
 type Opener = dyn Fn(&Builder) -> Result<Database, DatabaseError> + Send;
@@ -104,6 +107,12 @@ impl Medium {
         })
     }
 
+    /// Bytes that the file takes on its disk, where there is one.
+    pub(crate) fn taken(&self) -> Option<u64> {
+        self.reserve.as_ref()?;
+        taken(&self.path).ok()
+    }
+
     /// Opens the database. redb may panic on a file that something else has altered, which must
     /// not take the process down before it can say which file it was.
     pub(crate) fn open(&self, cache: usize) -> Result<Database, OpenError> {
@@ -149,6 +158,19 @@ impl Medium {
             },
         }
     }
+}
+
+/// The length of a file says little: redb makes it grow in strides, with nothing behind them.
+#[cfg(unix)]
+fn taken(path: &Path) -> std::io::Result<u64> {
+    use std::os::unix::fs::MetadataExt;
+    const BLOCK: u64 = 512;
+    fs::metadata(path).map(|file| file.blocks() * BLOCK)
+}
+
+#[cfg(not(unix))]
+fn taken(path: &Path) -> std::io::Result<u64> {
+    fs::metadata(path).map(|file| file.len())
 }
 
 /// A new store appears under its name only once it is complete, so that an empty or partial file
@@ -243,12 +265,13 @@ fn prepare(medium: &Medium, options: &Options) -> Result<(Database, String), Ope
             path: path(),
             error: std::io::Error::from(std::io::ErrorKind::StorageFull),
         },
-        other @ (StoreError::Reopening | StoreError::Broken(_) | StoreError::Damaged(_)) => {
-            OpenError::Damaged {
-                path: path(),
-                detail: other.to_string(),
-            }
-        }
+        other @ (StoreError::Reopening
+        | StoreError::Bound
+        | StoreError::Broken(_)
+        | StoreError::Damaged(_)) => OpenError::Damaged {
+            path: path(),
+            detail: other.to_string(),
+        },
     };
     let meta = unpanicked(|| read_meta(&database));
     let id = match meta.map_err(fault)? {
@@ -325,6 +348,12 @@ fn unpanicked<T>(read: impl FnOnce() -> Result<T, StoreError>) -> Result<T, Stor
     catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err(damaged()))
 }
 
+/// Nothing rests on it, so that one which is damaged stops nobody.
+fn read_size(seal: Seal, database: &Database) -> Result<u64, StoreError> {
+    let table = begin_read(database)?.open_table(SEQUENCES)?;
+    sequence(seal, &table, SIZE)
+}
+
 fn begin_read(database: &Database) -> Result<ReadTransaction, StoreError> {
     Ok(database.begin_read()?)
 }
@@ -354,6 +383,8 @@ pub(crate) fn write_meta(
 /// What the writer and all readers share.
 pub(crate) struct Shared {
     database: RwLock<Option<Arc<Database>>>,
+    /// Bytes that events, deliveries and attempts take.
+    pub(crate) size: AtomicU64,
     /// Counts commits.
     pub(crate) commits: watch::Sender<u64>,
     /// Why the store has stopped for good.
@@ -372,12 +403,12 @@ impl Shared {
         self.current().clone()
     }
 
-    pub(crate) fn replace(&self, database: Option<Database>) {
+    pub(crate) fn replace(&self, database: Option<Arc<Database>>) {
         let mut current = self
             .database
             .write()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        *current = database.map(Arc::new);
+        *current = database;
     }
 }
 
@@ -391,6 +422,7 @@ pub struct Store {
     /// What records are sealed with.
     pub(crate) seal: Seal,
     id: Arc<str>,
+    bound: Option<u64>,
 }
 
 impl Store {
@@ -410,14 +442,16 @@ impl Store {
     /// As [`Store::open`].
     pub fn open_on(medium: Medium, options: &Options) -> Result<Self, OpenError> {
         let (database, id) = prepare(&medium, options)?;
+        let size = unpanicked(|| read_size(Seal::of(&id), &database)).unwrap_or(0);
         let shared = Arc::new(Shared {
             database: RwLock::new(Some(Arc::new(database))),
+            size: AtomicU64::new(size),
             commits: watch::Sender::new(0),
             broken: watch::Sender::new(None),
         });
         let (writes, waiting) = mpsc::channel(limits::MAX_WAITING_WRITES);
         let seal = Seal::of(&id);
-        Writer::start(medium, options.cache, seal, Arc::clone(&shared), waiting);
+        Writer::start(medium, options, seal, Arc::clone(&shared), waiting);
         let bytes = Arc::new(Semaphore::new(limits::MAX_WAITING_BYTES));
         Ok(Self {
             shared,
@@ -425,12 +459,18 @@ impl Store {
             bytes,
             seal,
             id: id.into(),
+            bound: options.max_size,
         })
     }
 
     /// The store's own name: another store never has it.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// Bytes that events, deliveries and attempts may take before nothing new is taken in.
+    pub fn bound(&self) -> Option<u64> {
+        self.bound
     }
 
     /// Counts commits: a change is a hint to look again, and carries no data.
@@ -449,7 +489,7 @@ impl Store {
 
     /// Finishes what was asked for before and lets go of the medium.
     pub async fn close(self) {
-        let (done, closed) = tokio::sync::oneshot::channel();
+        let (done, closed) = oneshot::channel();
         if self.writes.send(Message::Close(done)).await.is_ok() {
             // A writer that is gone already has let go too.
             let _ = closed.await;
@@ -532,12 +572,25 @@ impl Store {
         self.write(256, put).await
     }
 
-    /// Bytes the store's file has.
+    /// Bytes the store's file takes on its disk.
     ///
     /// # Errors
     /// When the store cannot be read.
     pub fn disk_used(&self, dir: &Path) -> Result<u64, StoreError> {
-        let length = fs::metadata(dir.join(FILE)).map(|m| m.len());
-        length.map_err(|e| StoreError::Broken(e.to_string()))
+        let taken = taken(&dir.join(FILE));
+        taken.map_err(|e| StoreError::Broken(e.to_string()))
+    }
+
+    /// Gives free space in the file back to the file system, where that is worth it and takes no more than
+    /// a moment. Meanwhile nothing is written, and a read has to be asked again. Answers whether it did.
+    ///
+    /// # Errors
+    /// When the store has stopped.
+    pub async fn give_back(&self) -> Result<bool, StoreError> {
+        let (done, given) = oneshot::channel();
+        let stopped = || StoreError::Broken("the writer has stopped".into());
+        let asked = self.writes.send(Message::GiveBack(done)).await;
+        asked.map_err(|_| stopped())?;
+        given.await.map_err(|_| stopped())
     }
 }

@@ -90,6 +90,9 @@ pub enum StoreError {
     /// The disk is full. The store reopens itself when there is space again.
     #[error("the disk is full")]
     Full,
+    /// What may be kept is kept, and nothing of it has ended that could be removed.
+    #[error("the store has reached its bound (--max-disk)")]
+    Bound,
     /// The store is being reopened.
     #[error("the store is being reopened")]
     Reopening,
@@ -106,7 +109,7 @@ impl StoreError {
     /// Whether the same operation may succeed later.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Full | Self::Reopening => true,
+            Self::Full | Self::Bound | Self::Reopening => true,
             Self::Broken(_) | Self::Damaged(_) => false,
         }
     }

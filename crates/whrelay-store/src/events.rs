@@ -1,6 +1,6 @@
 //! Events: appended once, read in order or by id. It must not know where they came from.
 
-use redb::{ReadTransaction, ReadableTable};
+use redb::{ReadOnlyTable, ReadTransaction, ReadableTable};
 use whrelay_core::bucket::{Bucket, BucketId, BucketName, Seq};
 use whrelay_core::delivery::DeliveryKey;
 use whrelay_core::event::Event;
@@ -12,9 +12,10 @@ use crate::disk::Store;
 use crate::error::StoreError;
 use crate::index;
 use crate::record::{Seal, Unsealed};
+use crate::retention;
 use crate::rows::EventRow;
 use crate::subscriptions::{SourceMark, put_source};
-use crate::tables::{EVENT_IDS, EVENTS, QUARANTINE, SEQUENCES, event_key};
+use crate::tables::{EVENT_IDS, EVENTS, QUARANTINE, REMOVED, SEQUENCES, event_key};
 use crate::tx::{Tx, sequence};
 
 /// An event to store, with the deliveries it begins.
@@ -57,10 +58,22 @@ pub struct Batch {
     pub damaged: Vec<Seq>,
 }
 
-impl Batch {
-    /// Names what is missing before a place: places are given without gaps, and nothing is removed.
-    fn pass_over(&mut self, place: u64) {
-        self.damaged.extend((self.upto.0 + 1..place).map(Seq));
+/// A bucket that is read in order.
+struct Walk {
+    bucket: BucketId,
+    removed: ReadOnlyTable<(u32, u64), &'static [u8]>,
+}
+
+impl Walk {
+    /// Names what is missing before a place: places are given without gaps, and what retention removes is
+    /// remembered.
+    fn pass_over(&self, batch: &mut Batch, place: u64) -> Result<(), StoreError> {
+        for seq in (batch.upto.0 + 1..place).map(Seq) {
+            if self.removed.get((self.bucket.0, seq.0))?.is_none() {
+                batch.damaged.push(seq);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -131,9 +144,15 @@ impl Store {
         let mut bytes = 0usize;
         self.read(|tx| {
             let table = tx.open_table(EVENTS)?;
+            let walk = Walk {
+                bucket: bucket.id,
+                removed: tx.open_table(REMOVED)?,
+            };
             // A key that has rotted may lie anywhere; nothing was ever stored past the last place.
             let last = last_place(self.seal, tx, bucket.id)?;
-            for entry in table.range((bucket.id.0, after.0 + 1)..=(bucket.id.0, last))? {
+            let removed = retention::removed_upto(self.seal, tx, bucket.id)?;
+            batch.upto = after.max(removed.min(Seq(last)));
+            for entry in table.range((bucket.id.0, batch.upto.0 + 1)..=(bucket.id.0, last))? {
                 let (key, record) = entry?;
                 bytes = bytes.saturating_add(record.value().len());
                 let full = batch.events.len() >= max_events || bytes > max_bytes;
@@ -145,7 +164,7 @@ impl Store {
                     // A key that has rotted: its own place is missing, and named as that.
                     continue;
                 }
-                batch.pass_over(seq.0);
+                walk.pass_over(&mut batch, seq.0)?;
                 batch.upto = seq;
                 match open_event(
                     self.seal,
@@ -158,7 +177,7 @@ impl Store {
                     Err(_) => batch.damaged.push(seq),
                 }
             }
-            batch.pass_over(last + 1);
+            walk.pass_over(&mut batch, last + 1)?;
             batch.upto = after.max(Seq(last));
             Ok(batch)
         })
@@ -217,7 +236,7 @@ impl Store {
         })
     }
 
-    /// The event at a place; `None` where none was ever stored.
+    /// The event at a place; `None` where none was ever stored, or retention has removed it.
     ///
     /// # Errors
     /// [`StoreError::Damaged`] when its bytes are not those that were written, or it is gone.
@@ -225,7 +244,8 @@ impl Store {
         self.read(|tx| {
             let Some(record) = tx.open_table(EVENTS)?.get((bucket.id.0, seq.0))? else {
                 let last = last_place(self.seal, tx, bucket.id)?;
-                return match (1..=last).contains(&seq.0) {
+                let removed = retention::is_removed(self.seal, tx, bucket.id, seq)?;
+                return match (1..=last).contains(&seq.0) && !removed {
                     true => Err(StoreError::Damaged(format!("event {}", seq.0))),
                     false => Ok(None),
                 };
@@ -329,6 +349,7 @@ fn put_event(tx: &mut Tx<'_>, bucket: BucketId, new: Prepared) -> Result<Receipt
     }
     drop(taken);
     tx.event_ids.open()?.insert(&id, (bucket.0, seq.0))?;
+    tx.grow(retention::event_cost(record.len()));
     for (ordinal, delivery) in (0..).zip(new.deliveries) {
         deliveries::begin(tx, bucket, seq, ordinal, new.id, &delivery)?;
     }

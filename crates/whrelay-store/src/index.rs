@@ -7,7 +7,7 @@ use std::ops::{Bound, RangeInclusive};
 
 use redb::ReadableTable;
 use whrelay_core::bucket::{BucketId, Seq};
-use whrelay_core::delivery::{DeadReason, Delivery, DeliveryKey, DestinationId, State};
+use whrelay_core::delivery::{DeadReason, Delivery, DeliveryKey, DestinationId};
 use whrelay_core::limits;
 use whrelay_core::time::Timestamp;
 
@@ -362,8 +362,7 @@ fn adopt_chunk(
         let there = |sibling: &Delivery| sibling.destination == destination && !sibling.replay;
         let before = Before::of(&delivery);
         if !delivery.replay && siblings.iter().any(there) {
-            (delivery.state, delivery.reason) = (State::Dead, Some(DeadReason::Discarded));
-            delivery.next_attempt_at = None;
+            delivery.end(DeadReason::Discarded);
         } else {
             delivery.destination = destination;
             moved += 1;

@@ -37,6 +37,7 @@ pub(crate) struct EventRow {
     tail: String,
     query: Option<String>,
     headers: Vec<(String, Vec<u8>)>,
+    removed_body: Option<u64>,
 }
 
 impl EventRow {
@@ -47,6 +48,7 @@ impl EventRow {
             bucket: _,
             received_at,
             request,
+            removed_body,
         } = event;
         let Request {
             method,
@@ -63,6 +65,7 @@ impl EventRow {
             tail,
             query,
             headers: headers.into_iter().map(header).collect(),
+            removed_body,
         };
         (row, body)
     }
@@ -79,6 +82,7 @@ impl EventRow {
             tail,
             query,
             headers,
+            removed_body,
         } = self;
         let header = |(name, value): (String, Vec<u8>)| Header {
             name,
@@ -97,6 +101,50 @@ impl EventRow {
                 headers,
                 body,
             },
+            removed_body,
+        }
+    }
+
+    /// The same without its body, which had so many bytes.
+    pub(crate) fn without_body(self, had: u64) -> Self {
+        Self {
+            removed_body: Some(had),
+            ..self
+        }
+    }
+
+    pub(crate) fn has_body(&self) -> bool {
+        self.removed_body.is_none()
+    }
+
+    pub(crate) fn received_at(&self) -> Timestamp {
+        Timestamp::from_micros(self.received_at)
+    }
+}
+
+/// What retention has removed from a bucket.
+#[derive(Clone, Copy, Default, Serialize, Deserialize)]
+pub(crate) struct RemovalsRow {
+    /// Nothing is left up to this place.
+    pub(crate) upto: u64,
+    pub(crate) events: u64,
+    pub(crate) bodies: u64,
+    pub(crate) sent: u64,
+    pub(crate) dead: u64,
+    /// Of finished events up to this id the bodies are removed.
+    pub(crate) bodies_upto: [u8; 16],
+}
+
+impl RemovalsRow {
+    /// The later of two states: each number only ever grows.
+    pub(crate) fn max(&self, other: &Self) -> Self {
+        Self {
+            upto: self.upto.max(other.upto),
+            events: self.events.max(other.events),
+            bodies: self.bodies.max(other.bodies),
+            sent: self.sent.max(other.sent),
+            dead: self.dead.max(other.dead),
+            bodies_upto: self.bodies_upto.max(other.bodies_upto),
         }
     }
 }
@@ -183,6 +231,7 @@ pub(crate) struct DeliveryRow {
     durable_since: Option<u32>,
     state: StateRow,
     next_attempt_at: Option<i64>,
+    ended_at: Option<i64>,
     replay: bool,
     last_attempt: Option<u64>,
 }
@@ -202,6 +251,7 @@ impl DeliveryRow {
             state,
             reason,
             next_attempt_at,
+            ended_at,
             replay,
             last_attempt,
         } = *delivery;
@@ -216,6 +266,7 @@ impl DeliveryRow {
             durable_since: durable_since(phase),
             state: StateRow::new(state, reason),
             next_attempt_at: next_attempt_at.map(Timestamp::as_micros),
+            ended_at: ended_at.map(Timestamp::as_micros),
             replay,
             last_attempt,
         }
@@ -236,6 +287,7 @@ impl DeliveryRow {
             state,
             reason,
             next_attempt_at: self.next_attempt_at.map(Timestamp::from_micros),
+            ended_at: self.ended_at.map(Timestamp::from_micros),
             replay: self.replay,
             last_attempt: self.last_attempt,
         }

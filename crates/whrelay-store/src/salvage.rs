@@ -6,8 +6,9 @@
 //! attempts, places and receipts only ever go forward.
 
 mod found;
+mod removed;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ use whrelay_core::delivery::{Delivery, DeliveryKey, DestinationId, State};
 use whrelay_core::id::DeliveryId;
 use whrelay_core::time::Timestamp;
 
+use crate::attempts;
 use crate::deliveries::{self, NewDelivery};
 use crate::disk::{self, FILE, Role};
 use crate::error::{OpenError, StoreError};
@@ -25,7 +27,8 @@ use crate::index::Wait;
 use crate::lock::{DirLock, private_file};
 use crate::pages::Pages;
 use crate::record::Seal;
-use crate::rows::{DestinationRow, EventRow};
+use crate::retention;
+use crate::rows::{DestinationRow, EventRow, RemovalsRow};
 use crate::subscriptions::{self, SourceMark};
 use crate::tables::{ATTEMPT_LOG, create_all, delivery_key, delivery_tuple, event_key};
 use crate::tx::Tx;
@@ -184,8 +187,18 @@ struct Kept {
     sources: HashMap<BucketId, SourceMark>,
     subscriptions: HashMap<(BucketId, String), Seq>,
     destinations: BTreeMap<u32, DestinationRow>,
+    removed: BTreeSet<(u32, u64)>,
+    removals: BTreeMap<u32, RemovalsRow>,
     events: u64,
     attempts: u64,
+}
+
+impl Kept {
+    /// Whether retention has emptied a place.
+    fn is_removed(&self, bucket: u32, seq: u64) -> bool {
+        let upto = self.removals.get(&bucket).map_or(0, |row| row.upto);
+        seq <= upto || self.removed.contains(&(bucket, seq))
+    }
 }
 
 /// How lost deliveries begin again.
@@ -245,6 +258,13 @@ impl<I: FnMut() -> u128> Salvage<I> {
                 let known = kept.subscriptions.entry(key).or_default();
                 *known = seq.max(*known);
             }
+            Found::Removed(bucket, seq) => {
+                kept.removed.insert((bucket.0, seq.0));
+            }
+            Found::Removals(bucket, row) => {
+                let known = kept.removals.entry(bucket.0).or_default();
+                *known = known.max(&row);
+            }
             Found::Event(.., ref record)
             | Found::Delivery(.., ref record)
             | Found::Attempt(.., ref record)
@@ -286,8 +306,10 @@ impl<I: FnMut() -> u128> Salvage<I> {
             lost: Vec::new(),
             kept: PathBuf::new(),
         };
+        removed::leave_out(&mut tx, &mut self.kept)?;
+        (saved.events, saved.attempts) = (self.kept.events, self.kept.attempts);
         saved.deliveries = settle_deliveries(&mut tx)?;
-        saved.lost = lost_events(&mut tx, &self.kept.last)?;
+        saved.lost = lost_events(&mut tx, &self.kept)?;
         for (bucket, seq) in &saved.lost {
             let place = (bucket.0, seq.0);
             tx.quarantine
@@ -375,6 +397,9 @@ fn put(tx: &mut Tx<'_>, kept: &mut Kept, found: Found) -> Result<(), StoreError>
                 .insert(place, record.as_slice())?
                 .is_none();
             kept.events += u64::from(new);
+            if new {
+                tx.grow(retention::event_cost(record.len()));
+            }
             tx.event_ids.open()?.insert(&id.to_bytes(), place)?;
             reach(&mut kept.last, bucket.0, seq.0);
         }
@@ -397,6 +422,9 @@ fn put(tx: &mut Tx<'_>, kept: &mut Kept, found: Found) -> Result<(), StoreError>
                 .insert(place, record.as_slice())?
                 .is_none();
             kept.attempts += u64::from(new);
+            if new {
+                tx.grow(attempts::cost(&record));
+            }
             reach(&mut kept.last, ATTEMPT_LOG, place);
         }
         Found::Bucket(id, _, record) => {
@@ -408,7 +436,11 @@ fn put(tx: &mut Tx<'_>, kept: &mut Kept, found: Found) -> Result<(), StoreError>
             let record = record.seal(tx.seal, &id.to_be_bytes());
             tx.destinations.open()?.insert(id, record.as_slice())?;
         }
-        Found::Source(..) | Found::Subscription(..) | Found::Last(..) => {}
+        Found::Source(..)
+        | Found::Subscription(..)
+        | Found::Last(..)
+        | Found::Removed(..)
+        | Found::Removals(..) => {}
     }
     Ok(())
 }
@@ -455,15 +487,13 @@ fn settle_deliveries(tx: &mut Tx<'_>) -> Result<u64, StoreError> {
 }
 
 /// Places that were given and have neither an event nor the end of a delivery.
-fn lost_events(
-    tx: &mut Tx<'_>,
-    last: &HashMap<u32, u64>,
-) -> Result<Vec<(BucketId, Seq)>, StoreError> {
+fn lost_events(tx: &mut Tx<'_>, kept: &Kept) -> Result<Vec<(BucketId, Seq)>, StoreError> {
     let mut lost = Vec::new();
-    let mut buckets: Vec<_> = last.iter().filter(|(of, _)| **of != ATTEMPT_LOG).collect();
+    let buckets = kept.last.iter().filter(|(of, _)| **of != ATTEMPT_LOG);
+    let mut buckets: Vec<_> = buckets.collect();
     buckets.sort();
     for (bucket, last) in buckets {
-        for seq in 1..=*last {
+        for seq in (1..=*last).filter(|seq| !kept.is_removed(*bucket, *seq)) {
             let whole = tx.events.open()?.get((*bucket, seq))?.is_some();
             let all = (*bucket, seq, 0)..=(*bucket, seq, u32::MAX);
             if !whole && tx.deliveries.open()?.range(all)?.next().is_none() {

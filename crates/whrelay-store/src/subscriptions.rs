@@ -95,6 +95,21 @@ fn acked(
     Ok(record::undamaged(opened)?.map(|(row, _)| Seq(row.acked)))
 }
 
+/// The place up to which every subscription of a bucket has receipted; 0 where there is none.
+pub(crate) fn receipted_by_all(
+    seal: Seal,
+    table: &impl ReadableTable<(u32, &'static str), &'static [u8]>,
+    bucket: BucketId,
+) -> Result<Seq, StoreError> {
+    let mut least = None;
+    for entry in table.range((bucket.0, "")..(bucket.0 + 1, ""))? {
+        let (place, _) = entry?;
+        let seq = acked(seal, table, bucket, place.value().1)?.unwrap_or_default();
+        least = least.map_or(Some(seq), |least: Seq| Some(seq.min(least)));
+    }
+    Ok(least.unwrap_or_default())
+}
+
 pub(crate) fn put(
     tx: &mut Tx<'_>,
     bucket: BucketId,

@@ -6,11 +6,11 @@ use whrelay_core::bucket::{BucketId, Seq};
 use whrelay_core::delivery::DeliveryKey;
 
 /// The newest format this version reads and writes.
-pub(crate) const FORMAT: u32 = 3;
+pub(crate) const FORMAT: u32 = 4;
 
 /// Key: a name. Value: plain bytes (`format`, `role`, `id`, and notes).
 pub(crate) const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta_v1");
-/// Key: what is counted (a bucket's number, or [`ATTEMPT_LOG`]). Value: the last number given, and
+/// Key: what is counted (a bucket's number, [`ATTEMPT_LOG`] or [`SIZE`]). Value: the last number given, and
 /// its checksum under the store's seal, since a number that rots would be given twice.
 pub(crate) const SEQUENCES: TableDefinition<'_, u32, (u64, u64)> =
     TableDefinition::new("sequences_v1");
@@ -54,8 +54,17 @@ pub(crate) const TOKENS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new
 pub(crate) const QUARANTINE: TableDefinition<'_, (u32, u64), i64> =
     TableDefinition::new("quarantine_v1");
 
+/// Key: bucket. Value: record of `RemovalsRow`.
+pub(crate) const REMOVALS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("removals_v1");
+/// Key: bucket, place of an event that retention has removed, behind the first one that is kept. Value: a
+/// record without anything in it.
+pub(crate) const REMOVED: TableDefinition<'_, (u32, u64), &[u8]> =
+    TableDefinition::new("removed_v1");
+
 /// The key in [`SEQUENCES`] for the log of attempts; buckets count from 1.
 pub(crate) const ATTEMPT_LOG: u32 = 0;
+/// The key in [`SEQUENCES`] for the bytes that all events, deliveries and attempts take.
+pub(crate) const SIZE: u32 = u32::MAX;
 
 /// Creates every table, so that readers find them all.
 pub(crate) fn create_all(tx: &WriteTransaction) -> Result<(), TableError> {
@@ -75,6 +84,8 @@ pub(crate) fn create_all(tx: &WriteTransaction) -> Result<(), TableError> {
     tx.open_table(COUNTS)?;
     tx.open_table(TOKENS)?;
     tx.open_table(QUARANTINE)?;
+    tx.open_table(REMOVALS)?;
+    tx.open_table(REMOVED)?;
     Ok(())
 }
 

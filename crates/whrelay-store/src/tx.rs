@@ -7,7 +7,7 @@ use redb::{Key, ReadableTable, Table, TableDefinition, Value, WriteTransaction};
 use whrelay_core::delivery::{DestinationId, State};
 
 use crate::error::StoreError;
-use crate::record::Seal;
+use crate::record::{self, Seal};
 use crate::tables::*;
 
 /// A table that is opened when first used.
@@ -56,12 +56,16 @@ pub(crate) struct Tx<'txn> {
     pub(crate) attempt_states: Lazy<'txn, (u8, i64, u64), ()>,
     pub(crate) tokens: Lazy<'txn, &'static str, &'static [u8]>,
     pub(crate) quarantine: Lazy<'txn, (u32, u64), i64>,
+    pub(crate) removals: Lazy<'txn, u32, &'static [u8]>,
+    pub(crate) removed: Lazy<'txn, (u32, u64), &'static [u8]>,
     sequences: Lazy<'txn, u32, (u64, u64)>,
     counts: Lazy<'txn, (u32, u8), u64>,
     /// Numbers given in this transaction, not yet written.
     given: HashMap<u32, u64>,
     /// Changes to the counts, not yet written.
     moved: HashMap<(u32, u8), i64>,
+    /// Bytes that there are more, not yet written.
+    grown: i64,
 }
 
 impl<'txn> Tx<'txn> {
@@ -82,10 +86,13 @@ impl<'txn> Tx<'txn> {
             attempt_states: Lazy::new(tx, ATTEMPT_STATES),
             tokens: Lazy::new(tx, TOKENS),
             quarantine: Lazy::new(tx, QUARANTINE),
+            removals: Lazy::new(tx, REMOVALS),
+            removed: Lazy::new(tx, REMOVED),
             sequences: Lazy::new(tx, SEQUENCES),
             counts: Lazy::new(tx, COUNTS),
             given: HashMap::new(),
             moved: HashMap::new(),
+            grown: 0,
         }
     }
 
@@ -104,19 +111,35 @@ impl<'txn> Tx<'txn> {
         self.given.insert(sequence, last);
     }
 
-    /// A delivery went from one destination and state to another.
-    pub(crate) fn count(&mut self, from: Option<Place>, to: Place) {
-        if let Some((destination, state)) = from {
-            *self
-                .moved
-                .entry((destination.0, state_key(state)))
-                .or_default() -= 1;
+    /// A delivery went from one destination and state to another; from or to nowhere where it is new, or
+    /// goes.
+    pub(crate) fn count(&mut self, from: Option<Place>, to: Option<Place>) {
+        for (place, change) in [(from, -1), (to, 1)] {
+            if let Some((destination, state)) = place {
+                let key = (destination.0, state_key(state));
+                *self.moved.entry(key).or_default() += change;
+            }
         }
-        *self.moved.entry((to.0.0, state_key(to.1))).or_default() += 1;
     }
 
-    /// Writes what was counted.
-    pub(crate) fn finish(mut self) -> Result<(), StoreError> {
+    /// A row was added that takes so many bytes.
+    pub(crate) fn grow(&mut self, bytes: usize) {
+        self.grown += bytes as i64;
+    }
+
+    /// A row was removed that took so many bytes.
+    pub(crate) fn shrink(&mut self, bytes: usize) {
+        self.grown -= bytes as i64;
+    }
+
+    /// Writes what was counted. Answers how many bytes there are more.
+    pub(crate) fn finish(mut self) -> Result<i64, StoreError> {
+        if self.grown != 0 {
+            // One that is damaged is counted anew: it bounds, and nothing rests on it.
+            let size = record::undamaged(sequence(self.seal, self.sequences.open()?, SIZE))?;
+            let size = size.unwrap_or(0).saturating_add_signed(self.grown);
+            self.given.insert(SIZE, size);
+        }
         for (sequence, last) in self.given.drain() {
             let check = self.seal.check(sequence, last);
             self.sequences.open()?.insert(sequence, (last, check))?;
@@ -126,7 +149,7 @@ impl<'txn> Tx<'txn> {
             let before = table.get(key)?.map_or(0, |v| v.value());
             table.insert(key, before.saturating_add_signed(change))?;
         }
-        Ok(())
+        Ok(self.grown)
     }
 }
 

@@ -3,15 +3,16 @@
 //! anything else it stops for good, because after a failed fsync nobody knows what is on disk.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use redb::{Database, Durability, WriteTransaction};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use whrelay_core::limits;
 
-use crate::disk::{Medium, Shared};
+use crate::disk::{Medium, Options, Shared};
 use crate::error::StoreError;
 use crate::record::Seal;
 use crate::tx::Tx;
@@ -22,6 +23,8 @@ pub(crate) enum Message {
     Run(Box<dyn Operation>),
     /// A read found that this handle has failed: replace it, if nobody has yet.
     Heal(Weak<Database>),
+    /// Give free space back, if that is worth it, and say whether it was done.
+    GiveBack(oneshot::Sender<bool>),
     /// Commit what came before, let go of the medium, and say so.
     Close(oneshot::Sender<()>),
 }
@@ -31,6 +34,7 @@ pub(crate) enum Message {
 struct Round {
     group: Vec<Box<dyn Operation>>,
     failed: Option<Weak<Database>>,
+    give_back: Option<oneshot::Sender<bool>>,
     close: Option<oneshot::Sender<()>>,
 }
 
@@ -141,6 +145,7 @@ pub(crate) fn begin(database: &Database) -> Result<WriteTransaction, StoreError>
 pub(crate) struct Writer {
     medium: Medium,
     cache: usize,
+    max_size: u64,
     seal: Seal,
     shared: Arc<Shared>,
     /// Until then a full disk is not asked again.
@@ -154,14 +159,15 @@ impl Writer {
     /// Starts the thread; it ends when the store is closed, dropped or broken.
     pub(crate) fn start(
         medium: Medium,
-        cache: usize,
+        options: &Options,
         seal: Seal,
         shared: Arc<Shared>,
         waiting: mpsc::Receiver<Message>,
     ) {
         let writer = Self {
             medium,
-            cache,
+            cache: options.cache,
+            max_size: options.max_size.unwrap_or(u64::MAX),
             seal,
             shared,
             full_until: None,
@@ -196,9 +202,14 @@ impl Writer {
             let Round {
                 group,
                 failed,
+                give_back,
                 close,
             } = collect(first, &mut waiting);
-            if let Err(error) = self.heal(failed).and_then(|()| self.commit_group(group)) {
+            let done = self
+                .heal(failed)
+                .and_then(|()| self.commit_group(group))
+                .and_then(|()| self.give_back(give_back));
+            if let Err(error) = done {
                 tracing::error!(%error, "the store has stopped: what is on disk must be read anew");
                 self.shared.broken.send_replace(Some(error));
                 break close;
@@ -274,11 +285,65 @@ impl Writer {
         if self.starving.is_some_and(|until| Instant::now() >= until) {
             self.take_reserve();
         }
-        if self.starving.is_some() {
-            let takes_in =
-                |operation: &mut Box<dyn Operation>| operation.purpose() == Purpose::TakeIn;
-            for refused in group.extract_if(.., takes_in) {
-                refused.answer(Err(StoreError::Full));
+        let why = if self.starving.is_some() {
+            StoreError::Full
+        } else if self.shared.size.load(Ordering::Relaxed) >= self.max_size {
+            StoreError::Bound
+        } else {
+            return;
+        };
+        let takes_in = |operation: &mut Box<dyn Operation>| operation.purpose() == Purpose::TakeIn;
+        for refused in group.extract_if(.., takes_in) {
+            refused.answer(Err(why.clone()));
+        }
+    }
+
+    /// Compacts the file if at least half of it is free and what it holds is moved in a moment. redb wants it
+    /// for itself: whoever reads finishes first.
+    fn give_back(&mut self, asked: Option<oneshot::Sender<bool>>) -> Result<(), StoreError> {
+        let Some(asked) = asked else { return Ok(()) };
+        let size = self.shared.size.load(Ordering::Relaxed);
+        let taken = self.medium.taken().unwrap_or(0);
+        let worth = taken > 2 * size + limits::SPARE_SPACE && size <= limits::MOVED_AT_ONCE;
+        let compacted = worth && self.compact()?;
+        // Whoever asked may have gone.
+        let _ = asked.send(compacted);
+        Ok(())
+    }
+
+    fn compact(&mut self) -> Result<bool, StoreError> {
+        let Some(database) = self.shared.database() else {
+            return Ok(false);
+        };
+        self.shared.replace(None);
+        let mut database = match alone(database) {
+            Ok(database) => database,
+            Err(still_read) => {
+                self.shared.replace(Some(still_read));
+                return Ok(false);
+            }
+        };
+        let began = Instant::now();
+        let moved = catch_unwind(AssertUnwindSafe(|| {
+            let moved = database.compact().map_err(|error| error.to_string())?;
+            // So that a crash from here on costs no repair.
+            let empty = begin(&database).map_err(|error| error.to_string())?;
+            empty.commit().map_err(|error| error.to_string())?;
+            Ok::<_, String>(moved)
+        }));
+        let moved = moved.unwrap_or_else(|_| Err("the file makes no sense".to_owned()));
+        match moved {
+            Ok(_) => {
+                tracing::info!(took = ?began.elapsed(), "free space was given back");
+                self.shared.replace(Some(Arc::new(database)));
+                Ok(true)
+            }
+            Err(why) => {
+                tracing::warn!(why, "free space could not be given back");
+                drop(database);
+                self.full_until = None;
+                self.reopen()?;
+                Ok(false)
             }
         }
     }
@@ -309,7 +374,7 @@ impl Writer {
                 self.shared.commits.send_modify(|commits| *commits += 1);
                 Ok(())
             }
-            Err(error @ (StoreError::Full | StoreError::Reopening)) => {
+            Err(error @ (StoreError::Full | StoreError::Bound | StoreError::Reopening)) => {
                 if matches!(error, StoreError::Full) && self.give_up_reserve() {
                     self.full_until = None;
                     let reopened = self.reopen();
@@ -332,8 +397,15 @@ impl Writer {
         for operation in group {
             operation.apply(&mut tx)?;
         }
-        tx.finish()?;
-        Ok(transaction.commit()?)
+        let grown = tx.finish()?;
+        transaction.commit()?;
+        let grow = |size: u64| Some(size.saturating_add_signed(grown));
+        // Only this thread writes it.
+        let _ = self
+            .shared
+            .size
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, grow);
+        Ok(())
     }
 
     /// After an I/O error redb refuses everything on this handle: only a new one heals. Anything
@@ -345,13 +417,25 @@ impl Writer {
         self.shared.replace(None);
         self.full_until = Some(Instant::now() + limits::REOPEN_EVERY);
         match self.medium.open(self.cache) {
-            Ok(database) => self.shared.replace(Some(database)),
+            Ok(database) => self.shared.replace(Some(Arc::new(database))),
             Err(error) if error.is_retryable() => {
                 tracing::warn!(%error, "the store cannot be reopened yet");
             }
             Err(error) => return Err(StoreError::Broken(error.to_string())),
         }
         Ok(())
+    }
+}
+
+/// The database, once nobody reads it any more; or as it was, where someone does for too long.
+fn alone(mut database: Arc<Database>) -> Result<Database, Arc<Database>> {
+    let until = Instant::now() + limits::READERS_LEAVE;
+    loop {
+        match Arc::try_unwrap(database) {
+            Err(still_read) if Instant::now() < until => database = still_read,
+            settled => return settled,
+        }
+        thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -366,6 +450,10 @@ fn collect(first: Message, waiting: &mut mpsc::Receiver<Message>) -> Round {
                 return round;
             }
             Message::Heal(failed) => round.failed = Some(failed),
+            Message::GiveBack(asked) => {
+                round.give_back = Some(asked);
+                return round;
+            }
             Message::Run(operation) => {
                 weight += operation.weight();
                 round.group.push(operation);

@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use whrelay_agent::control::{Ask, Client, Filter, Piece};
 use whrelay_agent::{Manner, Offline};
+use whrelay_core::retention::Retention;
 use whrelay_store::{OpenError, Options, Role, Store};
 
 use crate::args::FilterArgs;
@@ -25,20 +26,21 @@ const CACHE: usize = 8 * 1024 * 1024;
 const ANSWER_PIECES: usize = 64;
 
 /// How an agent's store is opened.
-pub(crate) fn options(purpose: &'static str) -> Options {
+pub(crate) fn options(purpose: &'static str, max_size: Option<u64>) -> Options {
     Options {
         role: Role::Agent,
         cache: CACHE,
         name_seed: rand::random(),
         purpose,
+        max_size,
     }
 }
 
 /// Opens an agent's store for `listen`: one that a command has for a moment is waited for.
-pub(crate) async fn open_to_listen(dir: &Path) -> Result<Store, Failure> {
+pub(crate) async fn open_to_listen(dir: &Path, retention: Retention) -> Result<Store, Failure> {
     let until = Instant::now() + PATIENCE;
     loop {
-        match Store::open(dir, &options(LISTEN)) {
+        match Store::open(dir, &options(LISTEN, retention.max_disk)) {
             Err(OpenError::InUse { purpose, .. })
                 if purpose != LISTEN && Instant::now() < until =>
             {
@@ -67,7 +69,7 @@ impl Door {
             {
                 return Ok(Some(Self::Running(client)));
             }
-            match Store::open(dir, &options(COMMAND)) {
+            match Store::open(dir, &options(COMMAND, None)) {
                 Err(OpenError::InUse { .. }) if Instant::now() < until => {
                     tokio::time::sleep(PAUSE).await;
                 }

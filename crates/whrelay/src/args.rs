@@ -17,6 +17,7 @@ use whrelay_core::dispatch::Order;
 use whrelay_core::limits;
 use whrelay_core::outcome::RetryOn;
 use whrelay_core::pace::Rate;
+use whrelay_core::retention::Retention;
 use whrelay_core::retry::{RetryPolicy, Schedule};
 use whrelay_core::route::Route;
 use whrelay_core::target::Target;
@@ -24,7 +25,9 @@ use whrelay_delivery::{Field, Fields, HostField, Trust};
 
 pub(crate) use self::events::*;
 pub(crate) use self::values::{CaFile, Matcher, Newest, Percent};
-use self::values::{backlog, ca_file, duration, forwarder_url, matcher, percent, schedule, when};
+use self::values::{
+    backlog, bytes, ca_file, duration, forwarder_url, matcher, percent, schedule, when,
+};
 
 /// The heading of flags that every command has.
 const GLOBAL: &str = "Everywhere";
@@ -139,6 +142,8 @@ pub(crate) struct ListenArgs {
     pub(crate) since: Option<i64>,
     #[command(flatten)]
     pub(crate) delivery: DeliveryArgs,
+    #[command(flatten)]
+    pub(crate) retention: RetentionArgs,
     /// A header field for every request to a target, in place of the sender's of that name; repeatable
     #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", env = "WHRELAY_HEADER", value_delimiter = '\n', help_heading = REQUESTS)]
     pub(crate) headers: Vec<Field>,
@@ -163,6 +168,27 @@ pub(crate) struct ListenArgs {
     /// Write the `ready` line to this file once everything works
     #[arg(long, value_name = "FILE", env = "WHRELAY_READY_FILE")]
     pub(crate) ready_file: Option<PathBuf>,
+}
+
+/// What a store keeps.
+#[derive(Clone, Copy, Debug, Args)]
+#[command(next_help_heading = "Storage")]
+pub(crate) struct RetentionArgs {
+    /// How long what has ended is kept; 0 for ever. What waits is kept until it ends
+    #[arg(long, default_value = "7d", value_name = "DUR", env = "WHRELAY_RETAIN", value_parser = duration)]
+    retain: Duration,
+    /// Bytes that a store may hold. Before that, what has ended goes, the oldest first and bodies before the
+    /// rest; what waits never does, and once only that is left, nothing new is taken in [default: no bound]
+    #[arg(long, value_name = "SIZE", env = "WHRELAY_MAX_DISK", value_parser = bytes)]
+    max_disk: Option<u64>,
+}
+
+impl RetentionArgs {
+    /// What these flags ask for.
+    pub(crate) fn retention(self) -> Retention {
+        let Self { retain, max_disk } = self;
+        Retention { retain, max_disk }
+    }
 }
 
 /// Which forwarder, and how it is asked.
@@ -312,6 +338,8 @@ pub(crate) struct ForwarderArgs {
     /// Where its store and token file are
     #[arg(long, value_name = "DIR", env = "WHRELAY_FORWARDER_DATA_DIR")]
     pub(crate) data_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) retention: RetentionArgs,
     /// JSON Lines
     #[arg(long)]
     pub(crate) json: bool,
@@ -483,6 +511,8 @@ mod tests {
             ),
             (&["listen", "3000", "--rate", "fast"], "--rate"),
             (&["listen", "3000", "--order", "lifo"], "--order"),
+            (&["listen", "3000", "--retain", "long"], "--retain"),
+            (&["forwarder", "--max-disk", "5"], "--max-disk"),
             (&["listen", "3000", "--route", "stripe=3001"], "--route"),
             (&["listen", "3000", "--backlog", "some"], "--backlog"),
             (&["replay", "--reason", "whim"], "--reason"),

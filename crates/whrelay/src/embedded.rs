@@ -10,6 +10,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use url::Url;
+use whrelay_core::retention::Retention;
 use whrelay_core::token::Token;
 use whrelay_forwarder::Config;
 use whrelay_store::{OpenError, Options, Role, Store, StoreError};
@@ -37,19 +38,24 @@ struct Serving {
 }
 
 /// How a forwarder's store is opened.
-pub(crate) fn store_options(purpose: &'static str) -> Options {
+pub(crate) fn store_options(purpose: &'static str, max_size: Option<u64>) -> Options {
     Options {
         role: Role::Forwarder,
         cache: CACHE,
         name_seed: rand::random(),
         purpose,
+        max_size,
     }
 }
 
 impl Embedded {
     /// Starts the embedded forwarder, or joins the one that another `listen` runs.
-    pub(crate) async fn start(dir: &Path, bind: Option<SocketAddr>) -> Result<Self, Failure> {
-        let store = match Store::open(dir, &store_options("listen")) {
+    pub(crate) async fn start(
+        dir: &Path,
+        bind: Option<SocketAddr>,
+        retention: Retention,
+    ) -> Result<Self, Failure> {
+        let store = match Store::open(dir, &store_options("listen", retention.max_disk)) {
             Ok(store) => store,
             Err(OpenError::InUse { .. }) if bind.is_none() => return join(dir),
             Err(error) => return Err(error.into()),
@@ -67,7 +73,10 @@ impl Embedded {
         fs::write(dir.join(URL_FILE), &text)
             .map_err(|e| Failure::new(Code::Failed, format!("{}: {e}", dir.display())))?;
         let stop = CancellationToken::new();
-        let config = Config { public_url: text };
+        let config = Config {
+            public_url: text,
+            retention,
+        };
         let task = tokio::spawn(whrelay_forwarder::run(
             listener,
             store,

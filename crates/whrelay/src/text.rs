@@ -5,7 +5,9 @@ use std::fmt::Write as _;
 use anstyle::{AnsiColor, Style};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use whrelay_agent::lines::{AttemptLine, EventLine, GroupLine, Line, ReceivedLine, StatusLine};
+use whrelay_agent::lines::{
+    AttemptLine, EventLine, GroupLine, Line, ReceivedLine, RemovedStatus, StatusLine,
+};
 
 const GOOD: Style = AnsiColor::Green.on_default();
 const BAD: Style = AnsiColor::Red.on_default();
@@ -104,6 +106,17 @@ impl Writer {
                 let text = format!("{target} is {state}, {waiting} waiting");
                 Some(self.paint(style, &text))
             }
+            Line::Retention {
+                events,
+                bodies,
+                reason,
+                ..
+            } => Some(self.paint(
+                DIM,
+                &format!(
+                    "removed by --{reason}: {events} events and {bodies} bodies that had ended"
+                ),
+            )),
             Line::Warning { message } => Some(format!(
                 "{} {}",
                 self.paint(WARN, "warning:"),
@@ -194,8 +207,9 @@ impl Writer {
             .as_ref()
             .map(|r| format!(" ({r})"))
             .unwrap_or_default();
+        let gone = if line.body_removed { " (removed)" } else { "" };
         format!(
-            "{}  {}  {} /in/…{}  {}  {}{reason}  {} {}",
+            "{}  {}  {} /in/…{}  {}{gone}  {}{reason}  {} {}",
             self.local(&line.received_at),
             line.event,
             shown(&line.method),
@@ -288,7 +302,18 @@ impl Writer {
         if let Some(next) = &line.next_attempt_at {
             let _ = write!(text, "\n  next       {}", self.local(next));
         }
-        let _ = write!(text, "\n  disk       {}", size(line.disk_bytes));
+        let bound = line.max_disk.map(|most| format!(" of {}", size(most)));
+        let (disk, held) = (size(line.disk_bytes), size(line.stored_bytes));
+        let bound = bound.unwrap_or_default();
+        let _ = write!(text, "\n  disk       {disk} for {held}{bound}");
+        let RemovedStatus { events, bodies, .. } = &line.removed;
+        if events + bodies > 0 {
+            let _ = write!(text, "\n  removed    {events} events, {bodies} bodies");
+        }
+        if let Some(why) = &line.refuses {
+            let why = self.paint(WARN, &shown(why));
+            let _ = write!(text, "\n  takes in   nothing new: {why}");
+        }
         text
     }
 }

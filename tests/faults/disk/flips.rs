@@ -202,6 +202,7 @@ fn event(n: u64, chance: &mut Chance) -> Event {
             }],
             body: body.into(),
         },
+        removed_body: None,
     }
 }
 

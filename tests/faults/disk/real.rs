@@ -65,6 +65,7 @@ pub(crate) fn options(name_seed: u128) -> Options {
         cache: 1 << 20,
         name_seed,
         purpose: "attack",
+        max_size: None,
     }
 }
 
@@ -104,8 +105,20 @@ impl Real {
                     Done::Released(store.release(destination, now).await?)
                 }
                 Write::Again(again) => {
-                    let mut begun = store.deliver_again(vec![again]).await?;
-                    Done::Again(Box::new(begun.remove(0)))
+                    let begun = store.deliver_again(vec![again]).await?.pop();
+                    Done::Again(begun.map(Box::new))
+                }
+                Write::Remove {
+                    bucket,
+                    found,
+                    by,
+                    part,
+                } => {
+                    let removed = store.remove_finished(bucket, found, by, part).await?;
+                    Done::Removed(removed.len() as u64)
+                }
+                Write::RemoveReceipted { bucket, by, max } => {
+                    Done::Removed(store.remove_receipted(bucket, by, max).await?)
                 }
                 Write::GiveUp(attempt) => {
                     Done::GaveUp(!store.give_up(vec![*attempt]).await?.is_empty())
@@ -310,6 +323,10 @@ impl Vault for Real {
 
     fn last_seq(&self, bucket: BucketId) -> Seq {
         self.look(|store| store.last_seq(bucket))
+    }
+
+    fn removed_upto(&self, bucket: BucketId) -> Seq {
+        self.look(|store| store.removed_upto(bucket))
     }
 
     fn acked(&self, bucket: BucketId, subscription: &str) -> Seq {

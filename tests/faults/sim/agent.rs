@@ -18,6 +18,7 @@ use super::node::{
     AgentProcess, Desk, FarEnd, Lane, Link, NearEnd, ProcessClock, Purpose, Stage, Time,
 };
 use super::planted::Bug;
+use super::retention::alone;
 use super::seen::Point;
 use super::vault::{Done, Vault, Write};
 use super::world::World;
@@ -271,6 +272,7 @@ impl<V: Vault> World<V> {
             return Ok(());
         };
         let group = 1 + self.chance.index(process.desk.asked.len());
+        let group = alone(process.desk.asked.iter().map(|(write, _)| write), group);
         let (writes, purposes): (Vec<_>, Vec<_>) = process.desk.asked.drain(..group).unzip();
         let released = |write: &Write| {
             let Write::Release { now, .. } = write else {
@@ -284,13 +286,20 @@ impl<V: Vault> World<V> {
             .iter()
             .flatten()
             .for_each(|now| self.ledger.released(*now));
-        let Ok(done) = node.vault.commit(writes) else {
+        let first = writes.first().cloned();
+        first.iter().for_each(|write| self.may_remove(n, write));
+        let Ok(done) = self.agents[n].vault.commit(writes) else {
             return self.crash_agent(n);
+        };
+        first.iter().try_for_each(|write| self.removed(n, write))?;
+        let node = &mut self.agents[n];
+        let Some(process) = &mut node.process else {
+            return Ok(());
         };
         for (released, done) in released.into_iter().zip(&done) {
             match (released, done) {
                 (Some(now), _) => self.ledger.released(now),
-                (None, Done::Again(delivery)) => self.ledger.held(delivery),
+                (None, Done::Again(Some(delivery))) => self.ledger.held(delivery),
                 (None, _) => {}
             }
         }
@@ -331,7 +340,7 @@ impl<V: Vault> World<V> {
                 }
                 self.left_alone(n, &[*row])
             }
-            Purpose::Post { .. } | Purpose::Ack => Ok(()),
+            Purpose::Post { .. } | Purpose::Ack | Purpose::Retention => Ok(()),
         }
     }
 
@@ -361,7 +370,8 @@ impl<V: Vault> World<V> {
         up.push_back(codec::encode(ack));
         let upto = near.received.partition_point(|(seq, _)| *seq <= upto);
         let sent: Vec<_> = near.received.drain(..upto).map(|(_, id)| id).collect();
-        Ledger::acked(&self.agents[*agent].vault, &sent)
+        let n = *agent;
+        self.ledger.acked(n, &self.agents[n].vault, &sent)
     }
 
     /// I17: what a person does leaves the rows that have ended as they are.
@@ -373,6 +383,9 @@ impl<V: Vault> World<V> {
                 last_attempt: row.last_attempt,
                 ..now
             });
+            if now.is_none() && self.ledger.gone.contains(&(n, row.event)) {
+                continue;
+            }
             hold(now.as_ref() == Some(row), "I17", || {
                 format!("{} had ended, and was changed", row.id)
             })?;

@@ -1,7 +1,7 @@
 //! The forwarder's steps: as its real shell takes them, one at a time.
 
 use bytes::Bytes;
-use whrelay_core::bucket::Seq;
+use whrelay_core::bucket::{BucketId, Seq};
 use whrelay_core::event::{Event, Header, Request};
 use whrelay_core::id::EventId;
 use whrelay_proto::frame::{Frame, Hello, Refused, RefusedCode, Welcome, WireEvent};
@@ -11,9 +11,23 @@ use whrelay_store::NewEvent;
 use super::ledger::{Verdicts, hold};
 use super::node::{Desk, ForwarderProcess, ProcessClock, Purpose};
 use super::planted::Bug;
+use super::retention::alone;
 use super::seen::Point;
 use super::vault::{Vault, Write};
 use super::world::World;
+
+/// The subscription that a write makes known.
+fn subscription(write: &Write) -> Option<(BucketId, String)> {
+    let Write::Ack {
+        bucket,
+        subscription,
+        ..
+    } = write
+    else {
+        return None;
+    };
+    Some((*bucket, subscription.clone()))
+}
 
 impl<V: Vault> World<V> {
     pub(crate) fn start_forwarder(&mut self) -> Verdicts {
@@ -41,6 +55,7 @@ impl<V: Vault> World<V> {
             bucket: self.forwarder.buckets[bucket].name.clone(),
             received_at,
             request,
+            removed_body: None,
         };
         let new = NewEvent {
             event: event.clone(),
@@ -84,12 +99,19 @@ impl<V: Vault> World<V> {
             return Ok(());
         };
         let group = 1 + self.chance.index(process.desk.asked.len());
+        let group = alone(process.desk.asked.iter().map(|(write, _)| write), group);
         let (writes, purposes): (Vec<_>, Vec<_>) = process.desk.asked.drain(..group).unzip();
-        match self.forwarder.vault.commit(writes) {
-            Ok(done) => process.desk.answered.extend(done.into_iter().zip(purposes)),
-            Err(_) => self.crash_forwarder(),
+        let subscribed: Vec<_> = writes.iter().filter_map(subscription).collect();
+        let before = writes.first().map(|write| self.may_drop(write));
+        let Ok(done) = self.forwarder.vault.commit(writes) else {
+            self.crash_forwarder();
+            return Ok(());
+        };
+        self.subscribed.extend(subscribed);
+        if let Some(process) = &mut self.forwarder.process {
+            process.desk.answered.extend(done.into_iter().zip(purposes));
         }
-        Ok(())
+        self.dropped(&before.unwrap_or_default())
     }
 
     pub(crate) fn settle_forwarder(&mut self) -> Verdicts {
@@ -173,6 +195,7 @@ impl<V: Vault> World<V> {
         let resume = hello.resume.as_ref();
         let resume = resume.filter(|resume| resume.forwarder == vault.name());
         let mut start = resume.map_or(acked, |resume| Seq(resume.seq)).min(last);
+        start = start.max(vault.removed_upto(id));
         if self.planted == Some(Bug::ResumeFromTheEnd) {
             start = last;
         }

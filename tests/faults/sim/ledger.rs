@@ -2,7 +2,7 @@
 //! It judges each step by the invariants (`docs/guarantees.md`); it must not look into a node's
 //! memory, only at its disk and at what left it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use whrelay_core::bucket::{Bucket, Seq};
@@ -135,6 +135,10 @@ pub(crate) struct Ledger {
     tracks: HashMap<DeliveryId, Track>,
     /// The one delivery that an event begins at each target of each agent.
     first: HashMap<(usize, EventId, DestinationId), DeliveryId>,
+    /// What retention may have removed from an agent: it had ended.
+    pub(crate) gone: HashSet<(usize, EventId)>,
+    /// What it may have removed from the forwarder: everyone had it.
+    pub(crate) dropped: HashSet<EventId>,
     /// When attempts of the running process started, for each agent and target.
     starts: HashMap<(usize, DestinationId), Vec<Time>>,
 }
@@ -150,7 +154,9 @@ impl Ledger {
     ) -> Verdicts {
         let place = vault.find(event.id);
         let stored = place.and_then(|(_, seq)| vault.event_at(&buckets[bucket], seq));
-        hold(stored.as_ref() == Some(event), "I1", || {
+        // Everyone may have it, and retention removed it, before its sender hears.
+        let there = stored.as_ref() == Some(event) || self.dropped.contains(&event.id);
+        hold(there, "I1", || {
             format!("{} was answered 2xx and is not on disk", event.id)
         })?;
         self.believe(bucket, event);
@@ -167,8 +173,9 @@ impl Ledger {
     }
 
     /// I2: what an agent acknowledges is on its disk. `sent` are the events up to the ack.
-    pub(crate) fn acked<V: Vault>(vault: &V, sent: &[EventId]) -> Verdicts {
-        let lost = sent.iter().find(|id| vault.find(**id).is_none());
+    pub(crate) fn acked<V: Vault>(&self, n: usize, vault: &V, sent: &[EventId]) -> Verdicts {
+        let is_lost = |id: &&EventId| vault.find(**id).is_none() && !self.gone.contains(&(n, **id));
+        let lost = sent.iter().find(is_lost);
         hold(lost.is_none(), "I2", || {
             format!(
                 "{} was acknowledged and is not on disk",
@@ -332,8 +339,8 @@ impl Ledger {
                     })?;
                 }
                 let event = vault.event_at(bucket, Seq(seq));
-                let tail = event.map_or_else(String::new, |event| event.request.tail);
-                let wanted = u32::from(node.taking(&tail).contains(target));
+                let takes = |event: Event| node.taking(&event.request.tail).contains(target);
+                let wanted = u32::from(event.is_some_and(takes));
                 hold(first == wanted, "I3", || {
                     format!("event {seq} has {first} deliveries to a target of its {wanted}")
                 })?;
@@ -409,13 +416,14 @@ impl Ledger {
     /// subscription, and has ended wherever it is.
     pub(crate) fn settled<V: Vault>(
         &self,
-        group: &[&AgentNode<V>],
+        group: &[(usize, &AgentNode<V>)],
         tenant: usize,
     ) -> Result<bool, Violation> {
         for (event, _) in self.accepted.iter().filter(|(_, a)| a.bucket == tenant) {
             let mut found = false;
-            for node in group {
+            for (n, node) in group {
                 let Some((_, seq)) = node.vault.find(*event) else {
+                    found |= self.gone.contains(&(*n, *event));
                     continue;
                 };
                 found = true;
@@ -437,11 +445,13 @@ impl Ledger {
 }
 
 /// The contract's word for an event: the least finished state of its deliveries, where a later one to the
-/// same target stands for those before.
+/// same target stands for those before that have ended.
 fn least(deliveries: &[Delivery]) -> Option<State> {
     let mut newest: HashMap<DestinationId, State> = HashMap::new();
     newest.extend(deliveries.iter().map(|d| (d.destination, d.state)));
-    newest.into_values().min()
+    let waiting = deliveries.iter().map(|d| d.state);
+    let waiting = waiting.filter(|state| !state.is_finished()).min();
+    waiting.or_else(|| newest.into_values().min())
 }
 
 /// A delivery ends only for a reason that is one.

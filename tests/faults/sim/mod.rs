@@ -9,6 +9,7 @@ mod ledger;
 pub(crate) mod model;
 mod node;
 pub(crate) mod planted;
+mod retention;
 mod seen;
 mod trouble;
 pub(crate) mod vault;

@@ -11,8 +11,8 @@ use whrelay_core::limits;
 use whrelay_core::retry::Phase;
 use whrelay_core::time::Timestamp;
 use whrelay_store::{
-    Again, Batch, Begin, DueScan, Found, Head, NewDelivery, NewEvent, Receipt, Search, SourceMark,
-    StateCounts, StoredEvent,
+    Again, Batch, Begin, DueScan, Found, Head, NewDelivery, NewEvent, Part, Receipt, Search,
+    SourceMark, StateCounts, StoredEvent,
 };
 
 use super::planted::Bug;
@@ -37,6 +37,7 @@ pub(crate) struct Model {
     due: BTreeMap<(DestinationId, Timestamp, DeliveryKey), Wait>,
     counts: HashMap<(DestinationId, State), u64>,
     attempts: u64,
+    last: HashMap<BucketId, Seq>,
     acked: HashMap<(BucketId, String), Seq>,
     sources: HashMap<BucketId, SourceMark>,
     /// Compiled into the world's own store, switched on by one seed's run.
@@ -102,6 +103,7 @@ impl Model {
             if duplicate {
                 continue;
             }
+            self.last.insert(bucket, seq);
             self.events.insert((bucket, seq), event);
             self.places.insert(id, (bucket, seq));
             for (ordinal, new) in (0..).zip(deliveries) {
@@ -116,8 +118,8 @@ impl Model {
     }
 
     fn record(&mut self, attempt: &Attempt) -> Done {
-        self.attempts += 1;
         if let Some(before) = self.deliveries.get(&attempt.key).cloned() {
+            self.attempts += 1;
             let mut after = before.clone();
             after.last_attempt = Some(self.attempts);
             if !before.state.is_finished() {
@@ -188,6 +190,10 @@ impl Model {
             event,
             new,
         } = again;
+        let event_there = self.events.get(&(*bucket, *seq));
+        if event_there.is_none_or(|event| event.removed_body.is_some()) {
+            return Done::Again(None);
+        }
         let mut there = self.deliveries_of(*bucket, *seq);
         if self.planted == Some(Bug::ReplayReusesTheDelivery)
             && let Some(mut old) = there.pop()
@@ -195,12 +201,12 @@ impl Model {
             let before = old.clone();
             (old.state, old.next_attempt_at) = (State::Queued, Some(new.created_at));
             self.put(Some(&before), old.clone(), Wait::Turn);
-            return Done::Again(Box::new(old));
+            return Done::Again(Some(Box::new(old)));
         }
         let ordinal = there.last().map_or(0, |last| last.key.ordinal + 1);
         let delivery = begun(*bucket, *seq, ordinal, *event, new);
         self.begin(delivery.clone(), new);
-        Done::Again(Box::new(delivery))
+        Done::Again(Some(Box::new(delivery)))
     }
 
     fn begin(&mut self, delivery: Delivery, new: &NewDelivery) {
@@ -228,19 +234,75 @@ impl Model {
         Done::GaveUp(given_up)
     }
 
-    /// The state of an event: the least finished of the newest deliveries to each destination.
-    fn state_of(&self, bucket: BucketId, seq: Seq) -> Option<State> {
-        let mut newest = HashMap::new();
-        for delivery in self.deliveries_of(bucket, seq) {
-            newest.insert(delivery.destination, delivery.state);
+    fn remove(&mut self, bucket: BucketId, found: &[Found], by: Timestamp, part: Part) -> Done {
+        let mut removed = 0;
+        for (id, seq) in found {
+            let all = self.deliveries_of(bucket, *seq);
+            let waits = self.planted != Some(Bug::RetentionTakesWhatWaits);
+            let early = self.planted != Some(Bug::RetentionIsTooEarly);
+            let kept = all.iter().any(|delivery| match delivery.ended_at {
+                None => waits,
+                Some(at) => at > by && early,
+            });
+            let Some(event) = self.events.get_mut(&(bucket, *seq)).filter(|_| !kept) else {
+                continue;
+            };
+            if part == Part::Body {
+                removed += u64::from(event.removed_body.is_none());
+                let had = event.request.body.len() as u64;
+                event.removed_body.get_or_insert(had);
+                event.request.body.clear();
+                continue;
+            }
+            removed += 1;
+            self.events.remove(&(bucket, *seq));
+            self.places.remove(id);
+            for delivery in all {
+                self.deliveries.remove(&delivery.key);
+                let place = (delivery.destination, delivery.state);
+                if let Some(count) = self.counts.get_mut(&place) {
+                    *count -= 1;
+                }
+                if let Some(at) = delivery.next_attempt_at {
+                    self.due.remove(&(delivery.destination, at, delivery.key));
+                }
+            }
         }
-        let least = |rank: &State| match rank {
-            State::Queued => 0,
-            State::Stalled => 1,
-            State::Dead => 2,
-            State::Sent => 3,
+        Done::Removed(removed)
+    }
+
+    fn remove_receipted(&mut self, bucket: BucketId, by: Timestamp, max: usize) -> Done {
+        let mine = self.acked.iter().filter(|((of, _), _)| *of == bucket);
+        let places = mine.map(|(_, seq)| *seq);
+        let receipted = match self.planted {
+            Some(Bug::RetentionForgetsASubscription) => places.max(),
+            _ => places.min(),
         };
-        newest.into_values().min_by_key(least)
+        let upto = (bucket, receipted.unwrap_or_default());
+        let old = self.events.range((bucket, Seq(0))..=upto);
+        let old = old.take_while(|(_, event)| event.received_at <= by);
+        let old: Vec<_> = old.take(max).map(|(key, event)| (*key, event.id)).collect();
+        for (key, id) in &old {
+            self.events.remove(key);
+            self.places.remove(id);
+        }
+        Done::Removed(old.len() as u64)
+    }
+
+    /// The state of an event: the least finished of those that wait, or else of the newest deliveries to
+    /// each destination.
+    fn state_of(&self, bucket: BucketId, seq: Seq) -> Option<State> {
+        let all = self.deliveries_of(bucket, seq);
+        for waiting in [State::Queued, State::Stalled] {
+            if all.iter().any(|delivery| delivery.state == waiting) {
+                return Some(waiting);
+            }
+        }
+        let newest: HashMap<_, _> = all.iter().map(|d| (d.destination, d.state)).collect();
+        match newest.values().any(|state| *state == State::Dead) {
+            true => Some(State::Dead),
+            false => newest.into_values().next(),
+        }
     }
 }
 
@@ -266,6 +328,7 @@ fn begun(bucket: BucketId, seq: Seq, ordinal: u32, event: EventId, new: &NewDeli
         },
         reason: new.passed_over.then_some(DeadReason::Discarded),
         next_attempt_at: (!new.passed_over).then_some(new.due_at),
+        ended_at: new.passed_over.then_some(new.created_at),
         replay: new.replay,
         last_attempt: None,
     }
@@ -332,6 +395,13 @@ impl Vault for Model {
             Write::Release { destination, now } => self.release(destination, now),
             Write::Again(again) => self.again(&again),
             Write::GiveUp(attempt) => self.give_up(&attempt),
+            Write::Remove {
+                bucket,
+                found,
+                by,
+                part,
+            } => self.remove(bucket, &found, by, part),
+            Write::RemoveReceipted { bucket, by, max } => self.remove_receipted(bucket, by, max),
         };
         Ok(writes.into_iter().map(carry_out).collect())
     }
@@ -347,7 +417,7 @@ impl Vault for Model {
         for ((_, seq), event) in self.events.range(first..=(bucket.id, Seq(u64::MAX))) {
             weight += event.request.body.len();
             if !batch.events.is_empty() && (batch.events.len() >= events || weight > bytes) {
-                break;
+                return batch;
             }
             batch.upto = *seq;
             batch.events.push(StoredEvent {
@@ -355,13 +425,19 @@ impl Vault for Model {
                 event: event.clone(),
             });
         }
+        batch.upto = after.max(self.last_seq(bucket.id));
         batch
     }
 
     fn last_seq(&self, bucket: BucketId) -> Seq {
+        self.last.get(&bucket).copied().unwrap_or_default()
+    }
+
+    fn removed_upto(&self, bucket: BucketId) -> Seq {
         let all = (bucket, Seq(0))..=(bucket, Seq(u64::MAX));
-        let last = self.events.range(all).next_back();
-        last.map_or(Seq(0), |((_, seq), _)| *seq)
+        let first = self.events.range(all).next();
+        let kept = first.map_or(self.last_seq(bucket).0, |((_, seq), _)| seq.0 - 1);
+        Seq(kept)
     }
 
     fn acked(&self, bucket: BucketId, subscription: &str) -> Seq {

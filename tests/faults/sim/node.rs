@@ -85,6 +85,8 @@ pub(crate) enum Purpose {
     Replay { rows: Vec<Delivery> },
     /// A person gave a delivery up: what it was.
     Discard { row: Box<Delivery> },
+    /// What has ended is removed.
+    Retention,
 }
 
 /// A process: what it asked its store for, and what the store has answered.

@@ -41,6 +41,9 @@ pub(crate) enum Bug {
     LineIgnored,
     LineHasTwoHeads,
     RouteIgnored,
+    RetentionTakesWhatWaits,
+    RetentionIsTooEarly,
+    RetentionForgetsASubscription,
     StateIndexLags,
     CountsDrift,
     /// The disk's own: only the real store can show it.

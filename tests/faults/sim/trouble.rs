@@ -56,9 +56,10 @@ enum Kind {
     Sleep,
     Replay,
     Discard,
+    Retention,
 }
 
-const KINDS: [Kind; 9] = [
+const KINDS: [Kind; 10] = [
     Kind::CrashForwarder,
     Kind::CrashAgent,
     Kind::CutLink,
@@ -68,6 +69,7 @@ const KINDS: [Kind; 9] = [
     Kind::Sleep,
     Kind::Replay,
     Kind::Discard,
+    Kind::Retention,
 ];
 
 /// A seed's mix of faults.
@@ -114,6 +116,7 @@ impl<V: Vault> World<V> {
             Kind::Sleep => self.sleep(),
             Kind::Replay => self.replay(),
             Kind::Discard => self.discard(),
+            Kind::Retention => self.sweep(),
         }
         Ok(())
     }

@@ -10,7 +10,8 @@ use whrelay_core::event::Event;
 use whrelay_core::id::EventId;
 use whrelay_core::time::Timestamp;
 use whrelay_store::{
-    Again, Batch, Begin, DueScan, Found, Head, NewEvent, Receipt, Search, SourceMark, StateCounts,
+    Again, Batch, Begin, DueScan, Found, Head, NewEvent, Part, Receipt, Search, SourceMark,
+    StateCounts,
 };
 
 /// A write, as the store's own functions take them.
@@ -33,6 +34,17 @@ pub(crate) enum Write {
     },
     Again(Again),
     GiveUp(Box<Attempt>),
+    Remove {
+        bucket: BucketId,
+        found: Vec<Found>,
+        by: Timestamp,
+        part: Part,
+    },
+    RemoveReceipted {
+        bucket: BucketId,
+        by: Timestamp,
+        max: usize,
+    },
 }
 
 /// What a committed write answers.
@@ -42,8 +54,10 @@ pub(crate) enum Done {
     Acked,
     Recorded,
     Released(u64),
-    Again(Box<Delivery>),
+    /// Nothing where the event, or its body, is gone.
+    Again(Option<Box<Delivery>>),
     GaveUp(bool),
+    Removed(u64),
 }
 
 /// The power went while a write was on its way: nobody knows whether it is on disk.
@@ -67,6 +81,7 @@ pub(crate) trait Vault {
 
     fn read_after(&self, bucket: &Bucket, after: Seq, events: usize, bytes: usize) -> Batch;
     fn last_seq(&self, bucket: BucketId) -> Seq;
+    fn removed_upto(&self, bucket: BucketId) -> Seq;
     fn acked(&self, bucket: BucketId, subscription: &str) -> Seq;
     fn source(&self, bucket: BucketId) -> Option<SourceMark>;
     fn find(&self, event: EventId) -> Option<(BucketId, Seq)>;

@@ -1,8 +1,10 @@
 //! The seeded world: it alone has time and chance, and it chooses which of the steps that are
 //! possible comes next. It must not know what a step does.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use whrelay_core::bucket::BucketId;
 use whrelay_core::dispatch::Order;
 use whrelay_core::outcome::RetryOn;
 use whrelay_core::pace::Rate;
@@ -67,6 +69,10 @@ pub(crate) struct World<V> {
     pub(crate) order: Order,
     /// Whether people pass over some of what comes.
     pub(crate) passes_over: bool,
+    /// How long what has ended is kept.
+    pub(crate) retain: Duration,
+    /// Subscriptions that the forwarder has on its disk.
+    pub(crate) subscribed: HashSet<(BucketId, String)>,
     pub(crate) ledger: Ledger,
     pub(crate) seen: Seen,
     pub(crate) planted: Option<Bug>,
@@ -139,6 +145,8 @@ impl<V: Vault> World<V> {
                 false => Order::Arrival,
             },
             passes_over: chance.permille(100),
+            retain: Duration::from_secs(*chance.pick(&[0, 1, 60, 3600])),
+            subscribed: HashSet::new(),
             ledger: Ledger::default(),
             seen: Seen::default(),
             planted: plan.planted,
@@ -435,7 +443,7 @@ impl<V: Vault> World<V> {
         for (n, node) in self.agents.iter().enumerate() {
             let group: Vec<_> = (0..self.agents.len())
                 .filter(|m| *m == n || self.shares(n, *m))
-                .map(|m| &self.agents[m])
+                .map(|m| (m, &self.agents[m]))
                 .collect();
             if !self.ledger.settled(&group, node.tenant)? {
                 return Ok(false);
@@ -451,7 +459,8 @@ impl<V: Vault> World<V> {
 
     fn final_audit(&self) -> Verdicts {
         for (id, accepted) in &self.ledger.accepted {
-            let kept = self.forwarder.vault.find(*id).is_some();
+            let there = self.forwarder.vault.find(*id).is_some();
+            let kept = there || self.ledger.dropped.contains(id);
             let bucket = accepted.bucket;
             hold(kept, "I1", || format!("{id} of bucket {bucket} is gone"))?;
         }

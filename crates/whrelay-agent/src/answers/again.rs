@@ -104,6 +104,11 @@ impl Local {
                 // All are found before any is delivered again.
                 let found: Result<Vec<_>, Stop> = ids.iter().map(|id| self.find(id)).collect();
                 for (seq, event) in found? {
+                    if event.removed_body.is_some() {
+                        let id = event.id;
+                        let why = format!("retention has removed the body of {id} (--max-disk)");
+                        return Err(Stop::failed(why));
+                    }
                     if how.dry_run {
                         let line = EventLine::new(&event, &self.shown_deliveries(seq, &targets)?);
                         out.line(Line::Event(line)).await?;
@@ -117,8 +122,13 @@ impl Local {
             }
             Which::Filter(filter) => {
                 let mut matches = Matches::new(self, filter, Begin::Oldest);
+                let mut bodiless = 0;
                 while let Some(some) = matches.some(&targets)? {
                     for matched in some {
+                        if matched.event.removed_body.is_some() {
+                            bodiless += 1;
+                            continue;
+                        }
                         if how.dry_run {
                             out.line(Line::Event(matched.line)).await?;
                             continue;
@@ -130,6 +140,12 @@ impl Local {
                         add(matched.seq, &matched.event, places);
                     }
                     tokio::task::yield_now().await;
+                }
+                if bodiless > 0 {
+                    let why = format!(
+                        "{bodiless} events are passed over: retention has removed their bodies"
+                    );
+                    out.line(Line::warning(why)).await?;
                 }
             }
         }
@@ -157,12 +173,14 @@ impl Local {
         filter: &Filter,
     ) -> Result<Vec<DestinationId>, StoreError> {
         let all = self.destinations_of(matched.seq, &matched.event)?;
-        let meant: Vec<_> = matched
+        let mut meant: Vec<_> = matched
             .current(filter)
             .into_iter()
             .map(|delivery| delivery.destination)
             .filter(|destination| all.contains(destination))
             .collect();
+        meant.sort_unstable();
+        meant.dedup();
         Ok(if meant.is_empty() { all } else { meant })
     }
 

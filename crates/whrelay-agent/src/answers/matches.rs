@@ -107,7 +107,7 @@ impl<'a> Matches<'a> {
 }
 
 impl Matched {
-    /// The newest delivery to each target, where the filter is about it.
+    /// The deliveries that the event's state is about, where the filter is about them.
     pub(super) fn current(&self, filter: &Filter) -> Vec<Delivery> {
         let all: Vec<_> = self.deliveries.iter().map(|(d, _)| d.clone()).collect();
         let target = |delivery: &Delivery| {

@@ -11,14 +11,18 @@ use crate::attempts;
 use crate::pages::{Pages, Shape};
 use crate::record::{Seal, Unsealed};
 use crate::rows::{
-    AttemptRow, BucketRow, DeliveryRow, DestinationRow, EventRow, SourceRow, SubscriptionRow,
+    AttemptRow, BucketRow, DeliveryRow, DestinationRow, EventRow, RemovalsRow, SourceRow,
+    SubscriptionRow,
 };
 use crate::subscriptions::{self, SourceMark};
-use crate::tables::{delivery_key, event_key};
+use crate::tables::{SIZE, delivery_key, event_key};
 
 /// Something whole.
 pub(super) enum Found {
     Event(BucketId, Seq, EventId, Unsealed),
+    /// Retention has emptied this place.
+    Removed(BucketId, Seq),
+    Removals(BucketId, RemovalsRow),
     Delivery(Delivery, Unsealed),
     /// With its row in the index by state.
     Attempt(u64, (u8, i64, u64), Unsealed),
@@ -38,7 +42,9 @@ impl Found {
             }
             // An agent's bucket has no input URL, and so no secret.
             Self::Bucket(_, BucketRow { name, key }, _) => name == key,
-            Self::Event(..) | Self::Subscription(..) | Self::Last(..) => false,
+            // A forwarder remembers what it removed as one number.
+            Self::Removed(..) => true,
+            Self::Event(..) | Self::Removals(..) | Self::Subscription(..) | Self::Last(..) => false,
         }
     }
 }
@@ -101,6 +107,9 @@ fn place(key: &[u8]) -> Option<(BucketId, Seq)> {
 fn read_event(seal: Seal, key: &[u8], record: &[u8]) -> Option<Found> {
     let (bucket, seq) = place(key)?;
     let (head, _) = seal.parts(&event_key(bucket, seq), record)?;
+    if head.is_empty() {
+        return Some(Found::Removed(bucket, seq));
+    }
     let row: EventRow = postcard::from_bytes(head).ok()?;
     let record = Unsealed::of(record);
     Some(Found::Event(bucket, seq, row.id(), record))
@@ -143,9 +152,13 @@ fn read_small(seal: Seal, key: &[u8], record: &[u8]) -> Option<Found> {
     {
         return Some(Found::Destination(id, row, Unsealed::of(record)));
     }
-    let SourceRow { forwarder, seq } = whole(seal, &key, record)?;
-    let seq = Seq(seq);
-    Some(Found::Source(BucketId(id), SourceMark { forwarder, seq }))
+    if let Some(SourceRow { forwarder, seq }) = whole(seal, &key, record)
+        && forwarder.bytes().all(|byte| byte.is_ascii_graphic())
+    {
+        let seq = Seq(seq);
+        return Some(Found::Source(BucketId(id), SourceMark { forwarder, seq }));
+    }
+    Some(Found::Removals(BucketId(id), whole(seal, &key, record)?))
 }
 
 fn read_subscription(seal: Seal, key: &[u8], record: &[u8]) -> Option<Found> {
@@ -161,5 +174,5 @@ fn read_last(seal: Seal, key: &[u8], value: &[u8]) -> Option<Found> {
     let of = u32::from_le_bytes(number(key)?);
     let last = u64::from_le_bytes(number(last)?);
     let check = u64::from_le_bytes(number(check)?);
-    (check == seal.check(of, last)).then_some(Found::Last(of, last))
+    (check == seal.check(of, last) && of != SIZE).then_some(Found::Last(of, last))
 }

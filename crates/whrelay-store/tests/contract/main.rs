@@ -5,6 +5,7 @@ mod crash;
 mod disk;
 mod faults;
 mod promises;
+mod retention;
 mod rot;
 mod salvage;
 mod search;

@@ -93,6 +93,12 @@ async fn an_event_is_found_by_its_least_finished_state_and_by_no_other() {
     let sent = attempt(&begun[0], Verdict::Sent);
     store.record(sent).await.expect("stored");
     assert_eq!(each(), [vec![4], vec![2], vec![], vec![1, 3]]);
+    // A replay stands for what it repeats only once that has ended.
+    let stalled = again(&bucket, &first(&store, &bucket, 2), 10, 0);
+    let begun = store.deliver_again(vec![stalled]).await.expect("stored");
+    let sent = attempt(&begun[0], Verdict::Sent);
+    store.record(sent).await.expect("stored");
+    assert_eq!(each(), [vec![4], vec![2], vec![], vec![1, 3]]);
     assert!(store.indexes_are_whole(there, || true).expect("read"));
 }
 

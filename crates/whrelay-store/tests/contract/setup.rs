@@ -17,6 +17,7 @@ pub(crate) fn options(role: Role) -> Options {
         cache: 4 << 20,
         name_seed: 7,
         purpose: "test",
+        max_size: None,
     }
 }
 
@@ -59,6 +60,7 @@ pub(crate) fn event(n: u64) -> Event {
                 .collect::<Vec<_>>()
                 .into(),
         },
+        removed_body: None,
     }
 }
 

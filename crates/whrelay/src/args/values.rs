@@ -54,6 +54,17 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text.trim()).map_err(hint)
 }
 
+/// The least a store may be bound to, in bytes: below, hardly an event fits.
+const LEAST_DISK: u64 = 1_000_000;
+
+pub(super) fn bytes(text: &str) -> Result<u64, String> {
+    let bytes = text.trim().parse::<bytesize::ByteSize>().ok();
+    bytes
+        .map(|bytes| bytes.as_u64())
+        .filter(|bytes| *bytes >= LEAST_DISK)
+        .ok_or_else(|| "write 1MB or more, such as 500MB, 2GB or 10GiB".to_owned())
+}
+
 pub(super) fn schedule(text: &str) -> Result<Schedule, String> {
     match text {
         "seconds" => Ok(Schedule::Seconds),

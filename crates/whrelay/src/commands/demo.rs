@@ -14,6 +14,7 @@ use serde::Deserialize;
 use tokio::sync::mpsc;
 use whrelay_agent::lines::{AttemptLine, Line};
 use whrelay_agent::{Backlog, Config, Proxies};
+use whrelay_core::retention::Retention;
 use whrelay_core::route::Route;
 use whrelay_delivery::Trust;
 
@@ -44,9 +45,9 @@ pub(crate) async fn run(args: DemoArgs, output: &Output) -> Result<(), Failure> 
     let receiver = Receiver::start(0, true, Arc::new(fails), Arc::new(|_| {})).await;
     let receiver = receiver.map_err(|e| network(&e))?;
     let loopback = Some(std::net::SocketAddr::from(([127, 0, 0, 1], 0)));
-    let embedded = Embedded::start(&paths.embedded(&name), loopback).await?;
+    let embedded = Embedded::start(&paths.embedded(&name), loopback, Retention::ALL).await?;
     let dir = paths.agent(None, &name, &name);
-    let store = agents::open_to_listen(&dir).await?;
+    let store = agents::open_to_listen(&dir, Retention::ALL).await?;
     let target = format!("localhost:{}", receiver.port());
     let config = Config {
         forwarder: embedded.url.clone(),
@@ -63,6 +64,7 @@ pub(crate) async fn run(args: DemoArgs, output: &Output) -> Result<(), Failure> 
         backlog: Backlog::default(),
         exit_on_disconnect: None,
         manner: default_manner(),
+        retention: Retention::ALL,
         dir,
     };
     output.tell("\n  sender -> forwarder's store -> tunnel -> agent's store -> receiver\n");

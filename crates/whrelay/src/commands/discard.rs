@@ -32,6 +32,7 @@ pub(crate) async fn run(args: DiscardArgs, output: &Output) -> Result<(), Failur
                 | Line::Link { .. }
                 | Line::Endpoint { .. }
                 | Line::Warning { .. }
+                | Line::Retention { .. }
                 | Line::Content(_)
                 | Line::Group(_)
                 | Line::Replay(_)

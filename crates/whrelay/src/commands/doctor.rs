@@ -124,8 +124,8 @@ async fn check_store(dir: &Path, role: Option<Role>, may_salvage: bool) -> Check
 
 /// A directory that was typed may be of either kind.
 fn open(dir: &Path, role: Option<Role>) -> Result<Store, OpenError> {
-    let agent = || Store::open(dir, &agents::options(PURPOSE));
-    let forwarder = || Store::open(dir, &store_options(PURPOSE));
+    let agent = || Store::open(dir, &agents::options(PURPOSE, None));
+    let forwarder = || Store::open(dir, &store_options(PURPOSE, None));
     match role {
         Some(Role::Agent) => agent(),
         Some(Role::Forwarder) => forwarder(),

@@ -229,6 +229,7 @@ async fn ask(door: &Door, id: &str) -> Result<Option<Shown>, Failure> {
                 | Line::Link { .. }
                 | Line::Endpoint { .. }
                 | Line::Warning { .. }
+                | Line::Retention { .. }
                 | Line::Group(_)
                 | Line::Replay(_)
                 | Line::Discard(_)
@@ -240,6 +241,11 @@ async fn ask(door: &Door, id: &str) -> Result<Option<Shown>, Failure> {
 }
 
 fn print(found: &Shown, args: &ShowArgs, output: &Output) -> Result<(), Failure> {
+    let removed = found.event.as_ref().is_some_and(|event| event.body_removed);
+    if removed && (args.body || args.curl) {
+        let why = format!("retention has removed the body of {}", shown(&args.id));
+        return Err(Failure::new(Code::Failed, why).hint("--max-disk removes bodies first"));
+    }
     if args.body {
         return output.bytes(&found.body);
     }

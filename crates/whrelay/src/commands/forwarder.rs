@@ -24,11 +24,12 @@ struct Ready {
 
 pub(crate) async fn run(args: ForwarderArgs, output: &Output) -> Result<(), Failure> {
     let stop = shutdown::on_signal();
+    let retention = args.retention.retention();
     let dir = match args.data_dir {
         Some(dir) => dir,
         None => Paths::resolve()?.forwarder(),
     };
-    let store = Store::open(&dir, &store_options("forwarder"))?;
+    let store = Store::open(&dir, &store_options("forwarder", retention.max_disk))?;
     let token_file = dir.join(TOKEN_FILE);
     let (token, new) = whrelay_forwarder::admin_token(&store, &token_file)
         .await
@@ -60,7 +61,11 @@ pub(crate) async fn run(args: ForwarderArgs, output: &Output) -> Result<(), Fail
     } else {
         output.data(&format!("forwarder ready at {public_url}"))?;
     }
-    whrelay_forwarder::run(listener, store.clone(), Config { public_url }, stop).await?;
+    let config = Config {
+        public_url,
+        retention,
+    };
+    whrelay_forwarder::run(listener, store.clone(), config, stop).await?;
     store.close().await;
     Ok(())
 }

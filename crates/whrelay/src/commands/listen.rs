@@ -13,6 +13,7 @@ use url::Url;
 use whrelay_agent::lines::{Line, ReadyLine};
 use whrelay_agent::{Backlog, Config, Manner, Proxies, Tell};
 use whrelay_core::bucket::BucketName;
+use whrelay_core::retention::Retention;
 use whrelay_core::route::{Prefix, Route};
 use whrelay_core::time::Timestamp;
 use whrelay_core::token::Token;
@@ -44,6 +45,7 @@ pub(crate) async fn run(args: ListenArgs, output: &Output) -> Result<(), Failure
         },
         trust: args.ca_file.clone().map(|ca| ca.0).unwrap_or_default(),
         manner: args.manner(),
+        retention: args.retention.retention(),
         exit_on_disconnect: args.exit_on_disconnect,
     };
     let stop = shutdown::on_signal();
@@ -64,6 +66,7 @@ pub(crate) struct Job {
     /// Whom the tunnel trusts.
     pub(crate) trust: Trust,
     pub(crate) manner: Manner,
+    pub(crate) retention: Retention,
     pub(crate) exit_on_disconnect: Option<Duration>,
 }
 
@@ -79,9 +82,9 @@ impl Job {
         let token = given_token(&self.choice, &output)?;
         let Some(forwarder) = self.choice.url.clone() else {
             let dir = paths.agent(None, &self.bucket, &self.name);
-            let store = agents::open_to_listen(&dir).await?;
+            let store = agents::open_to_listen(&dir, self.retention).await?;
             let there = paths.embedded(&self.bucket);
-            let mut embedded = Embedded::start(&there, self.choice.bind).await?;
+            let mut embedded = Embedded::start(&there, self.choice.bind, self.retention).await?;
             let config = self.config(embedded.url.clone(), embedded.token.clone(), dir);
             let ended = tokio::select! {
                 ended = whrelay_agent::run(config, store, tell, stop) => ended.map_err(Failure::from),
@@ -98,7 +101,7 @@ impl Job {
             .hint("give it with --token-file or WHRELAY_TOKEN")
         })?;
         let dir = paths.agent(Some(&forwarder), &self.bucket, &self.name);
-        let store = agents::open_to_listen(&dir).await?;
+        let store = agents::open_to_listen(&dir, self.retention).await?;
         let config = self.config(forwarder, token, dir);
         Ok(whrelay_agent::run(config, store, tell, stop).await?)
     }
@@ -112,6 +115,7 @@ impl Job {
             backlog,
             trust,
             manner,
+            retention,
             exit_on_disconnect,
         } = self;
         Config {
@@ -125,6 +129,7 @@ impl Job {
             backlog,
             exit_on_disconnect,
             manner,
+            retention,
             dir,
         }
     }

@@ -131,6 +131,7 @@ async fn replay(
             | Line::Link { .. }
             | Line::Endpoint { .. }
             | Line::Warning { .. }
+            | Line::Retention { .. }
             | Line::Content(_)
             | Line::Group(_)
             | Line::Discard(_)

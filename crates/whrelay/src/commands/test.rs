@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use whrelay_agent::Backlog;
 use whrelay_agent::lines::{Line, ReceivedLine};
 use whrelay_core::bucket::BucketName;
+use whrelay_core::retention::Retention;
 use whrelay_core::retry::{RetryPolicy, Schedule};
 use whrelay_core::route::Route;
 use whrelay_delivery::Trust;
@@ -78,6 +79,7 @@ fn job(args: &TestArgs) -> Result<Job, Failure> {
         },
         trust: Trust::default(),
         manner,
+        retention: Retention::ALL,
         exit_on_disconnect: None,
     })
 }

@@ -89,7 +89,7 @@ fn entry(whole: &Whole, url: &str, attempt: Option<&AttemptLine>) -> Value {
         "headers": headers,
         "queryString": pairs,
         "headersSize": -1,
-        "bodySize": whole.body.len(),
+        "bodySize": whole.event.bytes,
     });
     if !whole.body.is_empty() {
         request["postData"] = match std::str::from_utf8(&whole.body) {

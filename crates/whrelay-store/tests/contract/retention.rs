@@ -1,0 +1,255 @@
+//! What retention removes is gone, takes no space, and is no loss; what waits stays.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use whrelay_core::bucket::{Bucket, Seq};
+use whrelay_core::delivery::{DeadReason, DestinationId, State};
+use whrelay_core::retry::{Phase, Verdict};
+use whrelay_core::time::Timestamp;
+use whrelay_store::{Again, Begin, Found, NewDelivery, Options, Part, Role, Search, Store};
+
+use crate::setup::*;
+
+const STALLED: Verdict = Verdict::RetryAt {
+    at: NOW,
+    phase: Phase::Fast,
+    held: false,
+};
+
+/// A bucket with four events: sent, stalled, dead, and untried.
+async fn four(store: &Store) -> (Bucket, DestinationId) {
+    let bucket = bucket(store).await;
+    let there = store
+        .ensure_destination(bucket.id, "http://localhost:1")
+        .await
+        .expect("stored");
+    let events = (1..=4).map(|n| to(n, there)).collect();
+    store.append(bucket.id, events, None).await.expect("stored");
+    let verdicts = [Verdict::Sent, STALLED, Verdict::Dead(DeadReason::Rejected)];
+    for (seq, verdict) in (1..).zip(verdicts) {
+        record(store, &bucket, seq, verdict).await;
+    }
+    (bucket, there)
+}
+
+async fn record(store: &Store, bucket: &Bucket, seq: u64, verdict: Verdict) {
+    let delivery = store.deliveries_of(bucket.id, Seq(seq)).expect("read")[0].clone();
+    let recorded = store.record(attempt(&delivery, verdict)).await;
+    recorded.expect("stored");
+}
+
+fn all(store: &Store, bucket: &Bucket) -> Vec<Found> {
+    let search = Search {
+        bucket: bucket.id,
+        states: State::ALL.to_vec(),
+        since: None,
+        until: None,
+    };
+    store.search(&search, Begin::Oldest, None, 9).expect("read")
+}
+
+async fn remove(store: &Store, bucket: &Bucket, by: Timestamp, part: Part) -> usize {
+    let found = all(store, bucket);
+    let removed = store.remove_finished(bucket.id, found, by, part).await;
+    removed.expect("stored").len()
+}
+
+fn places(store: &Store, bucket: &Bucket) -> Vec<u64> {
+    let batch = store.read_after(bucket, Seq(0), 99, 1 << 20).expect("read");
+    assert_eq!(batch.damaged, [], "nothing is lost");
+    batch.events.iter().map(|stored| stored.seq.0).collect()
+}
+
+#[tokio::test]
+async fn what_has_ended_by_then_goes_whole_and_what_waits_stays() {
+    let store = memory(Role::Agent);
+    let (bucket, there) = four(&store).await;
+    let before_it_ended = NOW;
+    assert_eq!(
+        remove(&store, &bucket, before_it_ended, Part::Whole).await,
+        0
+    );
+    assert_eq!(
+        remove(&store, &bucket, Timestamp::LAST, Part::Whole).await,
+        2
+    );
+    assert_eq!(places(&store, &bucket), [2, 4]);
+    assert_eq!(store.event_at(&bucket, Seq(3)).expect("read"), None);
+    assert_eq!(store.deliveries_of(bucket.id, Seq(3)).expect("read"), []);
+    let counts = store.counts(there).expect("read");
+    assert_eq!(
+        (counts.queued, counts.stalled, counts.sent, counts.dead),
+        (1, 1, 0, 0)
+    );
+    assert_eq!(store.attempts_after(0, 9).expect("read").len(), 1);
+    let removals = store.removals(bucket.id).expect("read");
+    assert_eq!((removals.events, removals.sent, removals.dead), (2, 1, 1));
+    assert!(store.indexes_are_whole(there, || true).expect("read"));
+    assert!(store.census().expect("read").is_whole());
+    record(&store, &bucket, 2, Verdict::Sent).await;
+    record(&store, &bucket, 4, Verdict::Sent).await;
+    assert_eq!(
+        remove(&store, &bucket, Timestamp::LAST, Part::Whole).await,
+        2
+    );
+    assert_eq!(store.size(), 0, "all that was counted is counted back");
+    assert_eq!(store.removed_upto(bucket.id).expect("read"), Seq(4));
+    let next = store.append(bucket.id, vec![to(5, there)], None).await;
+    assert_eq!(
+        next.expect("stored")[0].seq,
+        Seq(5),
+        "no place is given twice"
+    );
+}
+
+#[tokio::test]
+async fn bodies_go_first_and_what_an_event_was_stays() {
+    let store = memory(Role::Agent);
+    let (bucket, _) = four(&store).await;
+    let (had, before) = (event(1).request.body.len() as u64, store.size());
+    assert_eq!(
+        remove(&store, &bucket, Timestamp::LAST, Part::Body).await,
+        2
+    );
+    assert_eq!(
+        remove(&store, &bucket, Timestamp::LAST, Part::Body).await,
+        0
+    );
+    assert!(store.size() < before - had);
+    let bare = store
+        .event_at(&bucket, Seq(1))
+        .expect("read")
+        .expect("kept");
+    assert_eq!((bare.removed_body, bare.request.body.len()), (Some(had), 0));
+    assert_eq!(bare.request.headers, event(1).request.headers);
+    let whole = store
+        .event_at(&bucket, Seq(4))
+        .expect("read")
+        .expect("kept");
+    assert_eq!(whole, event(4));
+    let again = |seq: u64, n| Again {
+        bucket: bucket.id,
+        seq: Seq(seq),
+        event: event(seq).id,
+        new: NewDelivery {
+            replay: true,
+            ..new_delivery(n, DestinationId(1))
+        },
+    };
+    let begun = store.deliver_again(vec![again(1, 8), again(4, 9)]).await;
+    let begun: Vec<_> = begun.expect("stored").iter().map(|d| d.key.seq.0).collect();
+    assert_eq!(begun, [4], "nothing is delivered without its body");
+}
+
+#[tokio::test]
+async fn an_attempt_of_what_is_gone_by_now_leaves_nothing_behind() {
+    let store = memory(Role::Agent);
+    let (bucket, _) = four(&store).await;
+    let delivery = store.deliveries_of(bucket.id, Seq(1)).expect("read")[0].clone();
+    remove(&store, &bucket, Timestamp::LAST, Part::Whole).await;
+    let last = store.last_attempt().expect("read");
+    let late = store.record(attempt(&delivery, Verdict::Sent)).await;
+    late.expect("stored");
+    assert_eq!(store.last_attempt().expect("read"), last);
+}
+
+#[tokio::test]
+async fn a_forwarder_keeps_what_not_every_subscription_has_receipted() {
+    let store = memory(Role::Forwarder);
+    let bucket = bucket(&store).await;
+    let events = (1..=6).map(plain).collect();
+    store.append(bucket.id, events, None).await.expect("stored");
+    let sweep = async |by| {
+        let removed = store.remove_receipted(bucket.id, by, 2).await;
+        removed.expect("stored")
+    };
+    assert_eq!(
+        sweep(Timestamp::LAST).await,
+        0,
+        "nobody has asked for them yet"
+    );
+    for (name, upto) in [("laptop", 5), ("audit", 3)] {
+        store.ack(bucket.id, name, Seq(upto)).await.expect("stored");
+    }
+    assert_eq!(sweep(NOW.before(Duration::from_secs(1))).await, 0);
+    assert_eq!(sweep(NOW).await, 2);
+    assert_eq!(sweep(NOW).await, 1);
+    assert_eq!(sweep(NOW).await, 0);
+    assert_eq!(places(&store, &bucket), [4, 5, 6]);
+    assert_eq!(store.find_event(event(3).id).expect("read"), None);
+    let batch = store.read_after(&bucket, Seq(1), 1, 1).expect("read");
+    assert_eq!(
+        batch.events[0].seq,
+        Seq(4),
+        "an agent that is behind goes on there"
+    );
+}
+
+#[tokio::test]
+async fn at_its_bound_a_store_takes_nothing_in_and_lets_the_rest_go_on() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let bounded = Options {
+        max_size: Some(5000),
+        ..options(Role::Agent)
+    };
+    let store = Store::open(dir.path(), &bounded).expect("opens");
+    let (bucket, there) = four(&store).await;
+    let mut n = 4;
+    let refused = loop {
+        n += 1;
+        if let Err(refused) = store.append(bucket.id, vec![to(n, there)], None).await {
+            break refused;
+        }
+    };
+    assert!(refused.is_retryable() && n < 20, "{n}: {refused}");
+    let size = store.size();
+    store.close().await;
+    let store = Store::open(dir.path(), &bounded).expect("opens");
+    assert_eq!(store.size(), size, "it is known over restarts");
+    record(&store, &bucket, 2, Verdict::Sent).await;
+    remove(&store, &bucket, Timestamp::LAST, Part::Whole).await;
+    let taken = store.append(bucket.id, vec![to(n, there)], None).await;
+    taken.expect("there is room again");
+}
+
+#[tokio::test]
+async fn the_disk_gets_back_what_is_free() {
+    const MIB: u64 = 1 << 20;
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path(), &options(Role::Forwarder)).expect("opens");
+    let bucket = bucket(&store).await;
+    for n in 1..=100 {
+        let mut new = plain(n);
+        new.event.request.body = Bytes::from(vec![n as u8; MIB as usize]);
+        store
+            .append(bucket.id, vec![new], None)
+            .await
+            .expect("stored");
+    }
+    let full = store.disk_used(dir.path()).expect("read");
+    assert!(!store.give_back().await.expect("open"), "nothing is free");
+    store
+        .ack(bucket.id, "laptop", Seq(99))
+        .await
+        .expect("stored");
+    let removed = store.remove_receipted(bucket.id, NOW, 200).await;
+    assert_eq!(removed.expect("stored"), 99);
+    assert!(store.give_back().await.expect("open"));
+    let left = store.disk_used(dir.path()).expect("read");
+    assert!(
+        full > 100 * MIB && left < 8 * MIB,
+        "{full} bytes, then {left}"
+    );
+    let batch = store
+        .read_after(&bucket, Seq(0), 9, usize::MAX)
+        .expect("read");
+    assert_eq!(
+        batch.events[0].event.request.body,
+        vec![100u8; MIB as usize]
+    );
+    store
+        .append(bucket.id, vec![plain(101)], None)
+        .await
+        .expect("it goes on");
+}
