@@ -26,6 +26,7 @@ need shellcheck shellcheck
 need curl curl
 need dash dash
 need ps procps
+need tmux tmux
 # Of every platform: the dependencies are checked for all.
 cargo fetch --locked --quiet
 npm ci --prefix tests/payloads --ignore-scripts --no-audit --no-fund --loglevel=error

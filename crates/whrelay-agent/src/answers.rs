@@ -167,6 +167,10 @@ impl Local {
             Ask::Replay { which, how } => self.replay(&which, &how, &out).await,
             Ask::Discard { which, dry_run } => self.discard(&which, dry_run, &out).await,
             Ask::Status => self.status(&out).await,
+            Ask::Pause { paused } => {
+                self.lanes.pause(paused);
+                self.status(&out).await
+            }
         };
         if let Err(Stop::Failed(line)) = answered {
             // Where nobody listens any more, nobody needs to know.
@@ -339,6 +343,7 @@ impl Local {
             next_attempt_at: None,
             disk_bytes: store.disk_used(&self.dir)?,
             stored_bytes: store.size(),
+            paused: self.lanes.is_paused(),
             max_disk: store.bound(),
             refuses: self.lanes.refuses(),
             removed: RemovedStatus {

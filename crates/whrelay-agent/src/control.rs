@@ -80,6 +80,11 @@ pub enum Ask {
     },
     /// How the agent stands.
     Status,
+    /// Start no delivery until further notice, or go on.
+    Pause {
+        /// Whether to.
+        paused: bool,
+    },
 }
 
 /// The events that something is done to.

@@ -38,6 +38,8 @@ pub(crate) struct Lanes {
     /// Whether the tunnel is up.
     pub(crate) connected: AtomicBool,
     manner: Manner,
+    /// Whether a person wants nothing new to start.
+    paused: watch::Sender<bool>,
     /// Why the store takes nothing new in, while it does not.
     refuses: Mutex<Option<String>>,
     served: Mutex<Vec<Served>>,
@@ -62,6 +64,7 @@ impl Lanes {
             tell,
             connected: AtomicBool::new(false),
             manner,
+            paused: watch::Sender::new(false),
             refuses: Mutex::default(),
             served: Mutex::default(),
             offline: Arc::default(),
@@ -152,7 +155,8 @@ impl Lanes {
             order,
         };
         let (store, clock) = (self.store.clone(), Arc::clone(&self.clock));
-        let engine = Engine::new(destination, store, client, clock, self.notify(target));
+        let (notify, paused) = (self.notify(target), self.paused.subscribe());
+        let engine = Engine::new(destination, store, client, clock, notify, paused);
         let (stop, broken) = (self.stop.clone(), self.broken.clone());
         self.engines.spawn(async move {
             // An engine that panics must stop the agent, or its deliveries would wait for nobody.
@@ -253,6 +257,16 @@ impl Lanes {
             .into_iter()
             .filter_map(|s| self.store.counts(s.id).ok());
         counts.map(|counts| counts.queued + counts.stalled).sum()
+    }
+
+    /// Whether deliveries are paused.
+    pub(crate) fn is_paused(&self) -> bool {
+        *self.paused.borrow()
+    }
+
+    /// Lets nothing new start, or lets it again. What is under way ends.
+    pub(crate) fn pause(&self, paused: bool) {
+        self.paused.send_replace(paused);
     }
 
     /// Why the store takes nothing new in, where it does not.

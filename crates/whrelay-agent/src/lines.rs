@@ -422,6 +422,9 @@ pub struct StatusLine {
     pub oldest_waiting_at: Option<String>,
     /// When something is tried next.
     pub next_attempt_at: Option<String>,
+    /// Whether a person has paused deliveries.
+    #[serde(default)]
+    pub paused: bool,
     /// Bytes that the store's file takes on its disk.
     pub disk_bytes: u64,
     /// Bytes that events, deliveries and attempts take in it.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -73,6 +74,8 @@ pub struct Engine {
     client: Client,
     clock: Arc<Clock>,
     notify: Notify,
+    /// Whether nothing new is to start.
+    paused: watch::Receiver<bool>,
     /// The place before which nothing waits in the line, where there is one.
     line: AtomicU64,
 }
@@ -99,6 +102,7 @@ impl Engine {
         client: Client,
         clock: Arc<Clock>,
         notify: Notify,
+        paused: watch::Receiver<bool>,
     ) -> Self {
         Self {
             destination,
@@ -106,6 +110,7 @@ impl Engine {
             client,
             clock,
             notify,
+            paused,
             line: AtomicU64::new(0),
         }
     }
@@ -130,14 +135,18 @@ impl Engine {
         let _checking = AbortOnDropHandle::new(tokio::spawn(
             Arc::clone(&engine).restore_indexes(stop.clone()),
         ));
-        let mut commits = engine.store.commits();
+        let (mut commits, mut paused) = (engine.store.commits(), engine.paused.clone());
         while !stop.is_cancelled() {
             commits.mark_unchanged();
-            let wait = engine.start_due(&mut lane)?;
+            let wait = match *paused.borrow_and_update() {
+                true => limits::REARM,
+                false => engine.start_due(&mut lane)?,
+            };
             tokio::select! {
                 () = stop.cancelled() => {}
                 Some(done) = lane.attempts.join_next() => engine.finish(&mut lane, done)?,
                 Ok(()) = commits.changed() => {}
+                Ok(()) = paused.changed() => {}
                 accepted = probe(&mut lane.probe) => engine.probed(&mut lane, accepted).await?,
                 () = tokio::time::sleep(wait) => {}
             }

@@ -60,6 +60,14 @@ impl Failure {
         }
     }
 
+    /// What went wrong, in one line.
+    pub(crate) fn message(&self) -> &str {
+        match self {
+            Self::Told { message, .. } => message,
+            Self::BrokenPipe => "the output was closed",
+        }
+    }
+
     /// Says it on stderr and answers with its code.
     pub(crate) fn report(self, output: &Output) -> ExitCode {
         match self {

@@ -136,7 +136,7 @@ fn log_to_stderr(cli: &Cli) {
     let filter = EnvFilter::try_from_env("WHRELAY_LOG").unwrap_or_else(|_| default.into());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(|| output::Talk)
         .with_ansi(output::wants_color(&cli.global, &std::io::stderr()))
         .init();
 }

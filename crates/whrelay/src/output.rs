@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 use whrelay_agent::lines::Line;
@@ -39,6 +40,46 @@ pub(crate) fn create_private(path: &Path) -> io::Result<File> {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     options.open(path)
+}
+
+/// What is kept back of stderr, while it is; the beginning is worth most.
+static HELD: Mutex<Option<Vec<u8>>> = Mutex::new(None);
+/// Bytes that are kept back at most.
+const MOST_HELD: usize = 64 * 1024;
+
+fn held() -> MutexGuard<'static, Option<Vec<u8>>> {
+    HELD.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// While it lives, stderr is kept back; then it goes out.
+pub(crate) struct Held;
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(bytes) = held().take() {
+            // Whether anyone reads it changes nothing.
+            let _ = io::stderr().lock().write_all(&bytes);
+        }
+    }
+}
+
+/// Stderr, unless it is kept back.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Talk;
+
+impl Write for Talk {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut *held() {
+            None => return io::stderr().lock().write(bytes),
+            Some(kept) if kept.len() < MOST_HELD => kept.extend_from_slice(bytes),
+            Some(_) => {}
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().lock().flush()
+    }
 }
 
 impl Output {
@@ -99,10 +140,21 @@ impl Output {
         }
     }
 
+    /// Whether data is coloured.
+    pub(crate) fn colors(&self) -> bool {
+        self.data.colors()
+    }
+
+    /// Keeps what goes to stderr back, for as long as a view has the terminal.
+    pub(crate) fn hold_talk(&self) -> Held {
+        *held() = Some(Vec::new());
+        Held
+    }
+
     /// Talk on stderr, unless it is to be quiet. Whether anyone reads it changes nothing.
     pub(crate) fn tell(&self, text: &str) {
         if !self.quiet {
-            let _ = writeln!(io::stderr().lock(), "{text}");
+            let _ = writeln!(Talk, "{text}");
         }
     }
 

@@ -63,6 +63,17 @@ impl Writer {
         }
     }
 
+    /// Without colour, with times of this zone.
+    #[cfg(test)]
+    pub(crate) fn in_zone(zone: TimeZone) -> Self {
+        let color = false;
+        Self { color, zone }
+    }
+
+    pub(crate) fn colors(&self) -> bool {
+        self.color
+    }
+
     fn paint(&self, style: Style, text: &str) -> String {
         if self.color {
             format!("{style}{text}{style:#}")
@@ -293,6 +304,9 @@ impl Writer {
             text,
             "\n  deliveries {queued} queued, {stalled} stalled, {sent} sent, {dead} dead"
         );
+        if line.paused {
+            let _ = write!(text, "\n  paused     nothing new starts");
+        }
         if *quarantined > 0 {
             let _ = write!(text, "\n  damaged    {quarantined} events set aside");
         }
@@ -386,10 +400,7 @@ mod tests {
     use super::*;
 
     fn plain() -> Writer {
-        Writer {
-            color: false,
-            zone: TimeZone::UTC,
-        }
+        Writer::in_zone(TimeZone::UTC)
     }
 
     fn attempt() -> AttemptLine {

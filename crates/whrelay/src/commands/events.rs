@@ -8,6 +8,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
+use tokio::sync::mpsc;
 use whrelay_agent::control::{Ask, Filter, Piece};
 use whrelay_agent::lines::{AttemptLine, ContentLine, EventLine, GroupLine, Line};
 
@@ -18,7 +19,7 @@ use crate::commands::which;
 use crate::failure::{Code, Failure};
 use crate::output::{Output, create_private};
 use crate::paths::Paths;
-use crate::text::shown;
+use crate::text::{Writer, shown};
 
 pub(crate) async fn run(args: EventsArgs, output: &Output) -> Result<(), Failure> {
     match args.command {
@@ -185,7 +186,7 @@ async fn whole(dir: &Path, id: &str) -> Result<Option<export::Whole>, Failure> {
 
 /// One event, as an agent tells it.
 #[derive(Default)]
-struct Shown {
+pub(crate) struct Shown {
     event: Option<EventLine>,
     attempts: Vec<AttemptLine>,
     content: Option<ContentLine>,
@@ -206,12 +207,43 @@ async fn run_show(args: ShowArgs, output: &Output) -> Result<(), Failure> {
     Err(agents::unknown_event(&args.id))
 }
 
+impl Shown {
+    /// All of it, for people: what it was, what became of it, its header fields and its body.
+    pub(crate) fn text(&self) -> Vec<String> {
+        let writer = Writer::new(false);
+        let event = self.event.clone().map(Line::Event);
+        let attempts = self.attempts.iter().cloned().map(Line::Attempt);
+        let lines = event.into_iter().chain(attempts);
+        let mut text: Vec<String> = lines.filter_map(|line| writer.line(&line)).collect();
+        text.push(String::new());
+        for (name, value) in self.content.iter().flat_map(|content| &content.headers) {
+            text.push(format!("{name}: {value}"));
+        }
+        text.push(String::new());
+        let body = String::from_utf8_lossy(&self.body);
+        text.extend(body.lines().map(str::to_owned));
+        text
+    }
+
+    /// A command that makes the same request.
+    pub(crate) fn curl(&self) -> Result<String, Failure> {
+        let (Some(event), Some(content)) = (&self.event, &self.content) else {
+            return Err(Failure::new(Code::Failed, "nothing is known of it"));
+        };
+        if event.body_removed {
+            return Err(removed_body(&event.event));
+        }
+        curl::command(event, content, &self.body)
+    }
+}
+
 async fn ask(door: &Door, id: &str) -> Result<Option<Shown>, Failure> {
-    let mut pieces = door
-        .ask(Ask::Show {
-            event: id.to_owned(),
-        })
-        .await?;
+    let event = id.to_owned();
+    gather(door.ask(Ask::Show { event }).await?).await
+}
+
+/// An answer to [`Ask::Show`]; nothing where the agent does not know the event.
+pub(crate) async fn gather(mut pieces: mpsc::Receiver<Piece>) -> Result<Option<Shown>, Failure> {
     let mut found = Shown::default();
     while let Some(piece) = pieces.recv().await {
         match piece {
@@ -240,17 +272,20 @@ async fn ask(door: &Door, id: &str) -> Result<Option<Shown>, Failure> {
     Ok(Some(found))
 }
 
+fn removed_body(id: &str) -> Failure {
+    let why = format!("retention has removed the body of {id}");
+    Failure::new(Code::Failed, why).hint("--max-disk removes bodies first")
+}
+
 fn print(found: &Shown, args: &ShowArgs, output: &Output) -> Result<(), Failure> {
-    let removed = found.event.as_ref().is_some_and(|event| event.body_removed);
-    if removed && (args.body || args.curl) {
-        let why = format!("retention has removed the body of {}", shown(&args.id));
-        return Err(Failure::new(Code::Failed, why).hint("--max-disk removes bodies first"));
+    if args.curl {
+        return output.data(&found.curl()?);
+    }
+    if args.body && found.event.as_ref().is_some_and(|event| event.body_removed) {
+        return Err(removed_body(&args.id));
     }
     if args.body {
         return output.bytes(&found.body);
-    }
-    if let (true, Some(event), Some(content)) = (args.curl, &found.event, &found.content) {
-        return output.data(&curl::command(event, content, &found.body)?);
     }
     let whole = !args.headers && !args.attempts;
     if whole && let Some(event) = &found.event {

@@ -1,6 +1,9 @@
 //! `whrelay listen`: an agent, and where no forwarder is configured, an embedded one beside it. It
 //! must not deliver anything itself.
 
+mod screen;
+mod view;
+
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,6 +22,7 @@ use whrelay_core::time::Timestamp;
 use whrelay_core::token::Token;
 use whrelay_delivery::Trust;
 
+use self::screen::Screen;
 use crate::agents;
 use crate::args::{ForwarderChoice, ListenArgs, ListenOutput};
 use crate::embedded::Embedded;
@@ -50,7 +54,8 @@ pub(crate) async fn run(args: ListenArgs, output: &Output) -> Result<(), Failure
     };
     let stop = shutdown::on_signal();
     let paths = Paths::resolve()?;
-    show(&args, output, &stop, |tell| {
+    let dir = paths.agent(job.choice.url.as_ref(), &job.bucket, &job.name);
+    show(&args, output, &stop, dir, |tell| {
         job.run(paths, tell, output.clone(), stop.clone())
     })
     .await
@@ -204,6 +209,7 @@ async fn show<F>(
     args: &ListenArgs,
     output: &Output,
     stop: &CancellationToken,
+    dir: PathBuf,
     agent: impl FnOnce(Tell) -> F,
 ) -> Result<(), Failure>
 where
@@ -223,7 +229,12 @@ where
         ready_file: args.ready_file.clone(),
         skipped,
     };
-    let mut printing = tokio::task::spawn_blocking(move || printer.run(coming));
+    let screen = (printer.style == ListenOutput::Interactive && screen::is_there())
+        .then(|| screen::Screen::new(output.colors(), dir, stop.clone()));
+    let mut printing = tokio::task::spawn_blocking(move || match screen {
+        Some(screen) => printer.run_screen(screen, coming),
+        None => printer.run(coming),
+    });
     let mut running = tokio::spawn(agent(tell));
     let bug = |e: tokio::task::JoinError| Failure::new(Code::Bug, e.to_string());
     tokio::select! {
@@ -262,7 +273,19 @@ impl Printer {
         Ok(())
     }
 
-    fn show(&self, line: &Line) -> Result<(), Failure> {
+    /// Shows lines in the interactive view.
+    fn run_screen(self, screen: Screen, coming: mpsc::Receiver<Line>) -> Result<(), Failure> {
+        let held = self.output.hold_talk();
+        let ended = screen.run(coming, |line| self.note_ready(line));
+        drop(held);
+        ended?;
+        self.output
+            .tell("stopped; `whrelay status` says what waits for the next `listen`");
+        Ok(())
+    }
+
+    /// Writes the ready line to its file, where one is wanted.
+    fn note_ready(&self, line: &Line) -> Result<(), Failure> {
         if let (Line::Ready(_), Some(path)) = (line, &self.ready_file) {
             let json = serde_json::to_string(line).map_err(std::io::Error::from)?;
             // The line has the input URL in it, and whoever has that can send.
@@ -270,6 +293,11 @@ impl Printer {
                 .and_then(|mut file| file.write_all((json + "\n").as_bytes()))
                 .map_err(|e| Failure::new(Code::Failed, format!("{}: {e}", path.display())))?;
         }
+        Ok(())
+    }
+
+    fn show(&self, line: &Line) -> Result<(), Failure> {
+        self.note_ready(line)?;
         let output = &self.output;
         match (line, self.style) {
             (Line::Ready(ready), ListenOutput::Interactive) => {

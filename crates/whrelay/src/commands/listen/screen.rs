@@ -1,0 +1,305 @@
+//! The interactive view on a terminal: keys in, rows out, and what keys ask for asked of the agent by its own
+//! door. It must not decide what is shown.
+
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use crossterm::cursor::{Hide, MoveTo, Show};
+use crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
+use crossterm::style::{Attribute, Color, Print, ResetColor, SetAttribute, SetForegroundColor};
+use crossterm::terminal::{
+    BeginSynchronizedUpdate, Clear, ClearType, EndSynchronizedUpdate, EnterAlternateScreen,
+    LeaveAlternateScreen, disable_raw_mode, enable_raw_mode, size,
+};
+use crossterm::{execute, queue};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use whrelay_agent::control::{Ask, Client, Piece, ReplayHow, Which};
+use whrelay_agent::lines::{Line, StatusLine};
+
+use super::view::{Key, Tone, View, Wish};
+use crate::commands::events;
+use crate::failure::Failure;
+use crate::text::Writer;
+
+/// How long a key is waited for before what has happened is looked at.
+const TICK: Duration = Duration::from_millis(50);
+/// How often the counts in the head are asked for.
+const COUNTS_EVERY: Duration = Duration::from_secs(1);
+
+/// Whether this process has a terminal that can show the view. CI machines have some that nobody looks at.
+pub(super) fn is_there() -> bool {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    let dumb = set("TERM").is_none_or(|term| term == "dumb");
+    io::stdin().is_terminal() && io::stdout().is_terminal() && !dumb && set("CI").is_none()
+}
+
+/// What came of a wish.
+enum Came {
+    Status(Box<StatusLine>),
+    Text(Vec<String>),
+    /// A command to copy, too.
+    Command(String),
+    Note(String),
+}
+
+/// The view while it is shown.
+pub(super) struct Screen {
+    view: View,
+    color: bool,
+    /// The agent's directory, where its door is.
+    dir: PathBuf,
+    stop: CancellationToken,
+    runtime: Handle,
+    came: mpsc::UnboundedSender<Came>,
+    coming: mpsc::UnboundedReceiver<Came>,
+    counted_at: Option<Instant>,
+}
+
+impl Screen {
+    pub(super) fn new(color: bool, dir: PathBuf, stop: CancellationToken) -> Self {
+        let (came, coming) = mpsc::unbounded_channel();
+        Self {
+            view: View::new(Writer::new(false)),
+            color,
+            dir,
+            stop,
+            runtime: Handle::current(),
+            came,
+            coming,
+            counted_at: None,
+        }
+    }
+
+    /// Shows lines until there are no more.
+    pub(super) fn run(
+        mut self,
+        mut lines: mpsc::Receiver<Line>,
+        mut ready: impl FnMut(&Line) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let _terminal = Taken::take()?;
+        let mut changed = true;
+        loop {
+            loop {
+                match lines.try_recv() {
+                    Ok(line) => {
+                        ready(&line)?;
+                        self.view.take(&line);
+                        changed = true;
+                    }
+                    Err(mpsc::error::TryRecvError::Empty) => break,
+                    Err(mpsc::error::TryRecvError::Disconnected) => {
+                        return Ok(());
+                    }
+                }
+            }
+            while let Ok(came) = self.coming.try_recv() {
+                self.take(came)?;
+                changed = true;
+            }
+            self.count();
+            if std::mem::take(&mut changed) {
+                self.draw()?;
+            }
+            if event::poll(TICK)? {
+                changed = true;
+                if let Event::Key(key) = event::read()?
+                    && let Some(key) = meaning(key)
+                    && let Some(wish) = self.view.press(key)
+                {
+                    self.carry_out(wish);
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, came: Came) -> io::Result<()> {
+        match came {
+            Came::Status(status) => self.view.take(&Line::Status(*status)),
+            Came::Text(lines) => self.view.cover(lines),
+            Came::Note(text) => self.view.note(&text),
+            Came::Command(command) => {
+                copy(&command)?;
+                self.view
+                    .cover(command.lines().map(str::to_owned).collect());
+                self.view
+                    .note("copied, where this terminal lets programs do that");
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks for the counts again, when it is time.
+    fn count(&mut self) {
+        let due = self
+            .counted_at
+            .is_none_or(|at| at.elapsed() >= COUNTS_EVERY);
+        if due && !self.stop.is_cancelled() {
+            self.counted_at = Some(Instant::now());
+            self.ask(Ask::Status, status);
+        }
+    }
+
+    fn carry_out(&mut self, wish: Wish) {
+        match wish {
+            Wish::Quit => {
+                self.view
+                    .note("stopping: attempts under way end, what is queued stays");
+                self.stop.cancel();
+            }
+            Wish::Pause(paused) => self.ask(Ask::Pause { paused }, status),
+            Wish::Replay(event) => {
+                let how = ReplayHow {
+                    times: 1,
+                    ..ReplayHow::default()
+                };
+                let which = Which::Ids(vec![event]);
+                self.ask(Ask::Replay { which, how }, replayed);
+            }
+            Wish::Details(event) => self.show(event, |shown| Ok(Came::Text(shown.text()))),
+            Wish::Curl(event) => self.show(event, |shown| Ok(Came::Command(shown.curl()?))),
+        }
+    }
+
+    /// Asks the agent, and keeps of its answer what `wanted` takes.
+    fn ask(&self, ask: Ask, wanted: fn(Line) -> Option<Came>) {
+        let (client, came) = (Client::find(&self.dir), self.came.clone());
+        self.runtime.spawn(async move {
+            let Some(client) = client else { return };
+            let Some(mut pieces) = client.ask(&ask).await else {
+                return;
+            };
+            while let Some(piece) = pieces.recv().await {
+                let Piece::Line(line) = piece else { continue };
+                if let Some(what) = wanted(*line) {
+                    // The view may have gone.
+                    let _ = came.send(what);
+                }
+            }
+        });
+    }
+
+    fn show(&self, event: String, made: fn(&events::Shown) -> Result<Came, Failure>) {
+        let (client, came) = (Client::find(&self.dir), self.came.clone());
+        self.runtime.spawn(async move {
+            let Some(client) = client else { return };
+            let ask = Ask::Show {
+                event: event.clone(),
+            };
+            let Some(pieces) = client.ask(&ask).await else {
+                return;
+            };
+            let what = match events::gather(pieces).await {
+                Ok(Some(shown)) => made(&shown),
+                Ok(None) => Ok(Came::Note(format!("{event} is gone"))),
+                Err(failure) => Err(failure),
+            };
+            let what = what.unwrap_or_else(|failure| Came::Note(failure.message().to_owned()));
+            let _ = came.send(what);
+        });
+    }
+
+    fn draw(&mut self) -> io::Result<()> {
+        let (width, height) = size()?;
+        let rows = self.view.rows(width.into(), height.into());
+        let mut out = io::stdout().lock();
+        queue!(out, BeginSynchronizedUpdate)?;
+        for ((tone, text), y) in rows.iter().zip(0..) {
+            queue!(out, MoveTo(0, y), Clear(ClearType::UntilNewLine))?;
+            match (tone, color(*tone).filter(|_| self.color)) {
+                (Tone::Chosen, _) => queue!(out, SetAttribute(Attribute::Reverse))?,
+                (Tone::Dim, _) if self.color => queue!(out, SetAttribute(Attribute::Dim))?,
+                (_, Some(color)) => queue!(out, SetForegroundColor(color))?,
+                (_, None) => {}
+            }
+            queue!(out, Print(text), SetAttribute(Attribute::Reset), ResetColor)?;
+        }
+        queue!(out, EndSynchronizedUpdate)?;
+        out.flush()
+    }
+}
+
+fn status(line: Line) -> Option<Came> {
+    let Line::Status(status) = line else {
+        return None;
+    };
+    Some(Came::Status(Box::new(status)))
+}
+
+fn replayed(line: Line) -> Option<Came> {
+    if let Line::Replay(line) = &line {
+        return Some(Came::Note(format!("delivered again: {}", line.event)));
+    }
+    let Line::Failure { message, .. } = line else {
+        return None;
+    };
+    Some(Came::Note(message))
+}
+
+fn color(tone: Tone) -> Option<Color> {
+    match tone {
+        Tone::Good => Some(Color::Green),
+        Tone::Warn => Some(Color::Yellow),
+        Tone::Bad => Some(Color::Red),
+        Tone::Plain | Tone::Dim | Tone::Chosen => None,
+    }
+}
+
+/// What a key means, if anything.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "there are keys without number"
+)]
+fn meaning(key: KeyEvent) -> Option<Key> {
+    if key.kind == KeyEventKind::Release {
+        return None;
+    }
+    if key.modifiers.contains(KeyModifiers::CONTROL) {
+        return matches!(key.code, KeyCode::Char('c' | 'd')).then_some(Key::Quit);
+    }
+    match key.code {
+        KeyCode::Char('j') | KeyCode::Down => Some(Key::Down),
+        KeyCode::Char('k') | KeyCode::Up => Some(Key::Up),
+        KeyCode::Char('g') | KeyCode::Home => Some(Key::First),
+        KeyCode::Char('G') | KeyCode::End => Some(Key::Last),
+        KeyCode::PageDown | KeyCode::Char(' ') => Some(Key::PageDown),
+        KeyCode::PageUp => Some(Key::PageUp),
+        KeyCode::Char('r') => Some(Key::Replay),
+        KeyCode::Char('d') | KeyCode::Enter => Some(Key::Details),
+        KeyCode::Char('o') => Some(Key::Curl),
+        KeyCode::Char('p') => Some(Key::Pause),
+        KeyCode::Char('q') | KeyCode::Esc => Some(Key::Leave),
+        _ => None,
+    }
+}
+
+/// Puts a text on the clipboard by the terminal itself (OSC 52), which works over SSH, too.
+fn copy(text: &str) -> io::Result<()> {
+    let text = base64::engine::general_purpose::STANDARD.encode(text);
+    let mut out = io::stdout().lock();
+    write!(out, "\x1b]52;c;{text}\x07")?;
+    out.flush()
+}
+
+/// The terminal, given back as it was whatever happens.
+struct Taken;
+
+impl Taken {
+    fn take() -> io::Result<Self> {
+        enable_raw_mode()?;
+        let taken = Self;
+        execute!(io::stdout(), EnterAlternateScreen, Hide)?;
+        Ok(taken)
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        // Where the terminal has gone there is nothing to give back.
+        let _ = execute!(io::stdout(), Show, LeaveAlternateScreen);
+        let _ = disable_raw_mode();
+    }
+}

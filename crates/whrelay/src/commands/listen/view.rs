@@ -1,0 +1,352 @@
+//! The interactive view: what stands on the screen, and what a key asks for. It must not draw, nor know a
+//! terminal.
+
+use std::collections::VecDeque;
+
+use unicode_width::UnicodeWidthChar;
+use whrelay_agent::lines::{Line, ReadyLine, StatusLine};
+
+use crate::text::{Writer, shown, size};
+
+/// Lines that can be gone back to; `whrelay logs` has them all.
+const KEPT: usize = 5000;
+/// Targets shown by name.
+const TARGETS: usize = 4;
+const KEYS: &str = "j/k select  r replay  d details  o curl  p pause  q quit";
+const PANE_KEYS: &str = "j/k scroll  q back";
+
+/// A key, as far as the view knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Key {
+    Up,
+    Down,
+    PageUp,
+    PageDown,
+    First,
+    Last,
+    Replay,
+    Details,
+    Curl,
+    Pause,
+    /// Back, or out.
+    Leave,
+    /// Out, from anywhere.
+    Quit,
+}
+
+/// What a key asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Wish {
+    Replay(String),
+    Details(String),
+    Curl(String),
+    Pause(bool),
+    Quit,
+}
+
+/// How a row looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tone {
+    Plain,
+    Dim,
+    Good,
+    Warn,
+    Bad,
+    Chosen,
+}
+
+/// One row of the screen, as wide as it may be.
+pub(super) type Row = (Tone, String);
+
+struct Entry {
+    event: Option<String>,
+    tone: Tone,
+    text: String,
+}
+
+/// Text that covers the log until it is left.
+struct Pane {
+    lines: Vec<String>,
+    top: usize,
+}
+
+/// What stands on the screen.
+pub(super) struct View {
+    writer: Writer,
+    ready: Option<ReadyLine>,
+    status: Option<StatusLine>,
+    entries: VecDeque<Entry>,
+    /// Entries that are no longer kept, so that numbers stay what they are.
+    gone: usize,
+    /// The number of the chosen entry; where none is chosen the newest are shown.
+    chosen: Option<usize>,
+    pane: Option<Pane>,
+    note: String,
+    page: usize,
+}
+
+impl View {
+    pub(super) fn new(writer: Writer) -> Self {
+        Self {
+            writer,
+            ready: None,
+            status: None,
+            entries: VecDeque::new(),
+            gone: 0,
+            chosen: None,
+            pane: None,
+            note: String::new(),
+            page: 1,
+        }
+    }
+
+    /// Something has happened.
+    pub(super) fn take(&mut self, line: &Line) {
+        if let Line::Ready(ready) = line {
+            self.ready = Some(ready.clone());
+            return;
+        }
+        if let Line::Status(status) = line {
+            self.status = Some(status.clone());
+            return;
+        }
+        let Some(text) = self.writer.line(line) else {
+            return;
+        };
+        let (event, tone) = about(line);
+        self.entries.push_back(Entry { event, tone, text });
+        if self.entries.len() > KEPT {
+            self.entries.pop_front();
+            self.gone += 1;
+            self.chosen = self.chosen.map(|chosen| chosen.max(self.gone));
+        }
+    }
+
+    /// Says something at the bottom, until the next key.
+    pub(super) fn note(&mut self, text: &str) {
+        self.note = shown(text);
+    }
+
+    /// Covers the log with a text.
+    pub(super) fn cover(&mut self, lines: Vec<String>) {
+        let lines = lines.iter().map(|line| shown(line)).collect();
+        self.pane = Some(Pane { lines, top: 0 });
+    }
+
+    /// A key was pressed.
+    pub(super) fn press(&mut self, key: Key) -> Option<Wish> {
+        self.note.clear();
+        match key {
+            Key::Quit => return Some(Wish::Quit),
+            Key::Leave if self.pane.is_none() => return Some(Wish::Quit),
+            Key::Leave => self.pane = None,
+            Key::Up => self.go(-1),
+            Key::Down => self.go(1),
+            Key::PageUp => self.go(-(self.page as isize)),
+            Key::PageDown => self.go(self.page as isize),
+            Key::First => self.go(isize::MIN),
+            Key::Last => self.go(isize::MAX),
+            Key::Pause => {
+                let paused = self.status.as_ref().is_some_and(|status| status.paused);
+                return Some(Wish::Pause(!paused));
+            }
+            Key::Replay => return self.of_chosen(Wish::Replay),
+            Key::Details => return self.of_chosen(Wish::Details),
+            Key::Curl => return self.of_chosen(Wish::Curl),
+        }
+        None
+    }
+
+    fn of_chosen(&mut self, wish: impl Fn(String) -> Wish) -> Option<Wish> {
+        let newest = || self.entries.iter().rev().find_map(|e| e.event.clone());
+        let event = match self.chosen {
+            Some(chosen) => self.entries[chosen - self.gone].event.clone(),
+            None => newest(),
+        };
+        if event.is_none() {
+            self.note = "there is no event yet".to_owned();
+        }
+        event.map(wish)
+    }
+
+    /// Moves by so many entries that are about an event, or by so many lines of what covers them.
+    fn go(&mut self, by: isize) {
+        if let Some(pane) = &mut self.pane {
+            let last = pane.lines.len().saturating_sub(1);
+            pane.top = pane.top.saturating_add_signed(by).min(last);
+            return;
+        }
+        let of_events = self.entries.iter().zip(self.gone..);
+        let of_events: Vec<usize> = of_events
+            .filter(|(entry, _)| entry.event.is_some())
+            .map(|(_, n)| n)
+            .collect();
+        let Some(last) = of_events.len().checked_sub(1) else {
+            return;
+        };
+        let at = match self.chosen {
+            Some(chosen) => of_events.partition_point(|n| *n < chosen),
+            None if by < 0 => last + 1,
+            None => last,
+        };
+        let to = at.saturating_add_signed(by).min(last);
+        // At the end the newest are followed again.
+        self.chosen = (to < last || by < 0).then(|| of_events[to]);
+    }
+
+    /// The screen, row by row.
+    pub(super) fn rows(&mut self, width: usize, height: usize) -> Vec<Row> {
+        let mut head = self.head();
+        if height < head.len() + 4 {
+            head.clear();
+        }
+        let room = height.saturating_sub(head.len() + 1);
+        self.page = room.max(1);
+        let (body, keys) = match &self.pane {
+            Some(pane) => (covered(pane, width, room), PANE_KEYS),
+            None => (self.log(room), KEYS),
+        };
+        let bottom = match self.note.is_empty() {
+            true => (Tone::Dim, keys.to_owned()),
+            false => (Tone::Warn, self.note.clone()),
+        };
+        let blank = || (Tone::Plain, String::new());
+        let filler = std::iter::repeat_with(blank).take(room - body.len());
+        let rows = head.into_iter().chain(body).chain(filler).chain([bottom]);
+        rows.take(height)
+            .map(|(tone, text)| (tone, cut(&text, width)))
+            .collect()
+    }
+
+    fn log(&self, room: usize) -> Vec<Row> {
+        let last = match self.chosen {
+            // What is chosen stays in sight, with some of what came after it.
+            Some(chosen) => (chosen - self.gone + 1 + room / 3).min(self.entries.len()),
+            None => self.entries.len(),
+        };
+        let first = last.saturating_sub(room);
+        let row = |(entry, n): (&Entry, usize)| match self.chosen == Some(n) {
+            true => (Tone::Chosen, entry.text.clone()),
+            false => (entry.tone, entry.text.clone()),
+        };
+        let entries = self.entries.range(first..last);
+        entries.zip(self.gone + first..).map(row).collect()
+    }
+
+    fn head(&self) -> Vec<Row> {
+        let Some(ready) = &self.ready else {
+            return vec![(Tone::Dim, "connecting …".to_owned())];
+        };
+        let mut head = vec![(
+            Tone::Plain,
+            format!("Send webhooks to  {}", shown(&ready.url)),
+        )];
+        let status = self.status.as_ref();
+        for target in ready.targets.iter().take(TARGETS) {
+            let known = status.and_then(|status| {
+                let mut targets = status.targets.iter();
+                targets.find(|known| target.ends_with(&known.target))
+            });
+            let (tone, how) = match known {
+                Some(known) if known.endpoint == "offline" => {
+                    (Tone::Warn, format!("  offline, {} waiting", known.waiting))
+                }
+                Some(_) | None => (Tone::Plain, String::new()),
+            };
+            head.push((tone, format!("They go to        {}{how}", shown(target))));
+        }
+        if let Some(more) = ready.targets.len().checked_sub(TARGETS + 1) {
+            let text = format!("                  and {} more", more + 1);
+            head.push((Tone::Plain, text));
+        }
+        head.extend(status.map(counts));
+        head.push((Tone::Plain, String::new()));
+        head
+    }
+}
+
+/// The line of the head that counts.
+fn counts(status: &StatusLine) -> Row {
+    let StatusLine {
+        queued,
+        stalled,
+        sent,
+        dead,
+        ..
+    } = status;
+    let mut text = format!("{queued} queued, {stalled} stalled, {sent} sent, {dead} dead");
+    text += &format!("  {}", size(status.stored_bytes));
+    let mut tone = Tone::Dim;
+    if status.link != "connected" {
+        (tone, text) = (Tone::Warn, text + "  tunnel down");
+    }
+    if status.paused {
+        (tone, text) = (Tone::Warn, text + "  paused");
+    }
+    if let Some(why) = &status.refuses {
+        (tone, text) = (
+            Tone::Bad,
+            format!("{text}  takes nothing new: {}", shown(why)),
+        );
+    }
+    (tone, text)
+}
+
+/// What a line is about, and how it looks.
+fn about(line: &Line) -> (Option<String>, Tone) {
+    match line {
+        Line::Received(received) => (Some(received.event.clone()), Tone::Plain),
+        Line::Attempt(attempt) => {
+            let tone = match attempt.state.as_str() {
+                "sent" => Tone::Good,
+                "dead" => Tone::Bad,
+                _ => Tone::Warn,
+            };
+            (Some(attempt.event.clone()), tone)
+        }
+        Line::Warning { .. } => (None, Tone::Warn),
+        Line::Endpoint { state, .. } if state == "offline" => (None, Tone::Warn),
+        Line::Link { error: Some(_), .. } => (None, Tone::Warn),
+        Line::Ready(_)
+        | Line::Link { .. }
+        | Line::Endpoint { .. }
+        | Line::Retention { .. }
+        | Line::Event(_)
+        | Line::Content(_)
+        | Line::Group(_)
+        | Line::Replay(_)
+        | Line::Discard(_)
+        | Line::Status(_)
+        | Line::Failure { .. } => (None, Tone::Dim),
+    }
+}
+
+/// The part of a text that is in sight; lines that are too long go on in the next row.
+fn covered(pane: &Pane, width: usize, room: usize) -> Vec<Row> {
+    let rows = pane.lines.iter().skip(pane.top);
+    let rows = rows.flat_map(|line| wrapped(line, width.max(1)));
+    rows.take(room).map(|text| (Tone::Plain, text)).collect()
+}
+
+fn wrapped(line: &str, width: usize) -> Vec<String> {
+    let (mut rows, mut used) = (vec![String::new()], 0);
+    for c in line.chars() {
+        let wide = c.width().unwrap_or(0);
+        if used + wide > width {
+            rows.push(String::new());
+            used = 0;
+        }
+        used += wide;
+        if let Some(row) = rows.last_mut() {
+            row.push(c);
+        }
+    }
+    rows
+}
+
+fn cut(text: &str, width: usize) -> String {
+    wrapped(text, width.max(1)).swap_remove(0)
+}
+
+#[cfg(test)]
+mod tests;
