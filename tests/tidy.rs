@@ -56,6 +56,7 @@ const OWNERS: [(&str, &[&str]); 9] = [
     ("axum", &["whrelay-forwarder", "whrelay-agent", "whrelay"]),
     ("tokio-tungstenite", &["whrelay-agent"]),
     ("clap", &["whrelay"]),
+    ("crossterm", &["whrelay"]),
     ("indicatif", &["whrelay"]),
     ("directories", &["whrelay"]),
     ("anstyle", &["whrelay"]),

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 use whrelay_tests::eventually;
-use whrelay_tests::process::Home;
+use whrelay_tests::process::{Cloud, Home};
 use whrelay_tests::receiver::{Received, Receiver, Reply};
 use whrelay_tests::sender::send;
 
@@ -421,4 +421,59 @@ fn a_mistake_in_a_file_is_named_by_its_line() {
     std::fs::remove_file(&file).unwrap();
     let (none, said) = code(&home, &["config", "check"]);
     assert_eq!(none, Some(3), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_doctor_looks_at_everything_around_the_stores() {
+    let (there, here) = (home(), home());
+    let nothing = here.run(&["doctor"]);
+    assert_eq!(nothing.status.code(), Some(0), "{}", text(&nothing.stdout));
+    let mut receiver = Receiver::start().await;
+    let cloud = Cloud::start(&there, "127.0.0.1:0").await;
+    let (flags, to) = (cloud.flags(), receiver.target());
+    let (_listen, _) = here.listen(&[&flags[..], &["--to", &to]].concat()).await;
+    let doctor = |args: &[&str]| {
+        let out = here.run(&[&["doctor", "--json"], args].concat());
+        (out.status.code(), json_lines(&out.stdout))
+    };
+    let failed = |checks: &[Value]| -> Vec<String> {
+        let failed = checks.iter().filter(|check| check["ok"] == false);
+        failed
+            .map(|check| check["check"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    let (code, checks) = doctor(&flags);
+    assert_eq!(code, Some(0), "{checks:?}");
+    for kind in [
+        "config",
+        "data",
+        "forwarder",
+        "token",
+        "clock",
+        "agent",
+        "target",
+        "store",
+    ] {
+        assert!(
+            checks.iter().any(|check| check["check"] == kind),
+            "{kind}: {checks:?}"
+        );
+    }
+    receiver.stop();
+    let (code, checks) = doctor(&flags);
+    assert_eq!(
+        (code, failed(&checks)),
+        (Some(1), vec!["target".to_owned()])
+    );
+    let (_, checks) = doctor(&["--forwarder", &cloud.url]);
+    assert!(failed(&checks).contains(&"token".to_owned()), "{checks:?}");
+    let (_, checks) = doctor(&["--forwarder", "http://127.0.0.1:9"]);
+    assert!(
+        failed(&checks).contains(&"forwarder".to_owned()),
+        "{checks:?}"
+    );
+    let every_failure_has_a_hint = checks
+        .iter()
+        .all(|c| c["ok"] == true || c["hint"].is_string());
+    assert!(every_failure_has_a_hint, "{checks:?}");
 }

@@ -36,7 +36,7 @@ use whrelay_store::Store;
 pub use answers::{Local, Offline};
 pub use backlog::Backlog;
 pub use error::{AgentError, chain};
-pub use provision::ensure_bucket;
+pub use provision::{Looked, ensure_bucket, look_at};
 pub use proxy::Proxies;
 
 use crate::lanes::Lanes;

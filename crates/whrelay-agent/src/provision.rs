@@ -1,12 +1,14 @@
 //! Asking the forwarder for a bucket. It must not open a tunnel.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reqwest::StatusCode;
+use reqwest::header::DATE;
 use serde::Deserialize;
 use url::Url;
 use whrelay_core::bucket::BucketName;
 use whrelay_core::limits;
+use whrelay_core::time::Timestamp;
 use whrelay_core::token::Token;
 use whrelay_delivery::{Trust, client_config};
 
@@ -69,6 +71,61 @@ pub async fn ensure_bucket(
         forwarder: forwarder.to_string(),
         why: detail,
     })
+}
+
+/// What a forwarder says to one who only looks.
+#[derive(Clone, Debug)]
+pub struct Looked {
+    /// Whether it takes the token; its words where it does not.
+    pub token: Result<(), String>,
+    /// Its clock, to the second, where it says what that shows.
+    pub clock: Option<Timestamp>,
+    /// How long it took to answer.
+    pub took: Duration,
+}
+
+/// Asks a forwarder for something that changes nothing.
+///
+/// # Errors
+/// When it cannot be reached, or is none.
+pub async fn look_at(
+    forwarder: &Url,
+    proxies: &Proxies,
+    trust: &Trust,
+    token: Option<&Token>,
+) -> Result<Looked, AgentError> {
+    let unreachable = |why: String| AgentError::Unreachable {
+        forwarder: forwarder.to_string(),
+        why,
+    };
+    let client = client(forwarder, proxies, client_config(trust)?);
+    let client = client.map_err(|e| unreachable(chain(&e)))?;
+    let root = forwarder.as_str().trim_end_matches('/');
+    let mut request = client.get(format!("{root}/v1/buckets"));
+    if let Some(token) = token {
+        request = request.bearer_auth(token.expose());
+    }
+    let began = Instant::now();
+    let answer = request.send().await;
+    let answer = answer.map_err(|e| unreachable(chain(&e.without_url())))?;
+    let took = began.elapsed();
+    let (status, date) = (answer.status(), answer.headers().get(DATE));
+    let clock = date.and_then(|date| Timestamp::from_http_date(date.to_str().ok()?));
+    let said = read(answer).await;
+    let said = said.map_err(|e| unreachable(chain(&e.without_url())))?;
+    let said = serde_json::from_slice::<ProblemAnswer>(&said);
+    let token = match status {
+        StatusCode::OK => Ok(()),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+            Err(said.map_or_else(|_| status.to_string(), |said| said.detail))
+        }
+        other => {
+            return Err(unreachable(format!(
+                "it answered {other}: no forwarder does"
+            )));
+        }
+    };
+    Ok(Looked { token, clock, took })
 }
 
 fn client(

@@ -1,7 +1,7 @@
 //! What came of an attempt, and whether that ends the delivery. It must not know when the next
 //! attempt would be.
 
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use crate::limits;
 use crate::time::Timestamp;
@@ -23,11 +23,7 @@ impl RetryAfter {
             let seconds = text.parse().unwrap_or(u64::MAX);
             return Some(Self::Delay(Duration::from_secs(seconds)));
         }
-        let since = httpdate::parse_http_date(text)
-            .ok()?
-            .duration_since(UNIX_EPOCH)
-            .ok()?;
-        Some(Self::At(Timestamp::EPOCH.after(since)))
+        Timestamp::from_http_date(text).map(Self::At)
     }
 
     /// How long to wait from `now`, within [0, 24 h].

@@ -13,6 +13,13 @@ pub struct Timestamp(i64);
 impl Timestamp {
     /// 1970-01-01T00:00:00Z, which is before everything that waits.
     pub const EPOCH: Timestamp = Timestamp(0);
+    /// From the date of a header field, in any of its three forms (RFC 9110 section 5.6.7).
+    pub fn from_http_date(text: &str) -> Option<Self> {
+        let at = httpdate::parse_http_date(text).ok()?;
+        let since = at.duration_since(std::time::UNIX_EPOCH).ok()?;
+        Some(Self::EPOCH.after(since))
+    }
+
     /// After everything.
     pub const LAST: Timestamp = Timestamp(i64::MAX);
 

@@ -317,6 +317,14 @@ pub(crate) struct DoctorArgs {
     /// Put what is whole in each damaged store into a new one; the damaged file is kept beside it
     #[arg(long)]
     pub(crate) salvage: bool,
+    #[command(flatten)]
+    pub(crate) forwarder: ForwarderChoice,
+    /// Targets that have to take connections, beside those of the agents that run
+    #[arg(long, value_name = "TARGET", env = "WHRELAY_TO")]
+    pub(crate) to: Vec<Target>,
+    /// Certificates (PEM) to trust beside the machine's
+    #[arg(long, value_name = "FILE", env = "WHRELAY_CA_FILE", value_parser = ca_file)]
+    pub(crate) ca_file: Option<CaFile>,
     /// JSON Lines: one for each check
     #[arg(long)]
     pub(crate) json: bool,

@@ -33,6 +33,11 @@ impl Paths {
         })
     }
 
+    /// Where everything is.
+    pub(crate) fn data(&self) -> &Path {
+        &self.data
+    }
+
     /// Under a directory of its own, for the demo.
     pub(crate) fn under(dir: &Path) -> Self {
         Self {

@@ -1,25 +1,20 @@
 //! `whrelay doctor`: is everything well, and what helps where it is not? It must not change anything,
 //! unless it is asked to salvage.
 
-use std::path::{Path, PathBuf};
+mod places;
+mod stores;
+
+use std::path::PathBuf;
 
 use serde::Serialize;
-use whrelay_core::retry::RetryPolicy;
-use whrelay_delivery::Clock;
-use whrelay_store::{Census, OpenError, Role, SalvageError, Salvaged, Store};
+use whrelay_store::Role;
 
-use crate::agents;
 use crate::args::DoctorArgs;
-use crate::embedded::store_options;
+use crate::config::Config;
 use crate::failure::{Code, Failure};
 use crate::output::Output;
 use crate::paths::Paths;
 use crate::text::shown;
-
-const PURPOSE: &str = "doctor";
-/// Lost events that are named one by one.
-const NAMED: usize = 20;
-const SALVAGE: &str = "`whrelay doctor --salvage` saves what is whole";
 
 /// What was looked at, and what was found.
 #[derive(Serialize)]
@@ -32,16 +27,38 @@ struct Check {
     hint: Option<String>,
 }
 
-pub(crate) async fn run(args: DoctorArgs, output: &Output) -> Result<(), Failure> {
-    let stores = stores(&args)?;
-    if stores.is_empty() {
-        output.tell("nothing is kept on this machine yet");
+impl Check {
+    fn new(
+        check: &'static str,
+        what: &str,
+        ok: bool,
+        result: impl Into<String>,
+        hint: Option<&str>,
+    ) -> Self {
+        Self {
+            check,
+            what: what.to_owned(),
+            ok,
+            result: result.into(),
+            hint: hint.map(str::to_owned),
+        }
     }
+}
+
+pub(crate) async fn run(args: DoctorArgs, config: &Config, output: &Output) -> Result<(), Failure> {
+    let stores = stores(&args)?;
     let mut failed = 0;
-    for (dir, role) in stores {
-        let check = check_store(&dir, role, args.salvage).await;
+    let mut told = |check: Check| {
         failed += usize::from(!check.ok);
-        show(&check, args.json, output)?;
+        show(&check, args.json, output)
+    };
+    if args.dirs.is_empty() {
+        for check in places::check(&args, config, output).await? {
+            told(check)?;
+        }
+    }
+    for (dir, role) in stores {
+        told(stores::check(&dir, role, args.salvage).await)?;
     }
     match failed {
         0 => Ok(()),
@@ -83,114 +100,4 @@ fn show(check: &Check, json: bool, output: &Output) -> Result<(), Failure> {
         Some(hint) => output.data(&format!("     hint: {}", shown(hint))),
         None => Ok(()),
     }
-}
-
-async fn check_store(dir: &Path, role: Option<Role>, may_salvage: bool) -> Check {
-    let check = |ok, result: String, hint: Option<&str>| Check {
-        check: "store",
-        what: dir.display().to_string(),
-        ok,
-        result,
-        hint: hint.map(str::to_owned),
-    };
-    let damage = match open(dir, role) {
-        Err(error @ OpenError::InUse { .. }) => {
-            return check(
-                !may_salvage,
-                error.to_string(),
-                Some("stop it to have its store read"),
-            );
-        }
-        Err(error @ (OpenError::Damaged { .. } | OpenError::Foreign { .. })) => error.to_string(),
-        Err(error) => return check(false, error.to_string(), None),
-        Ok(store) => {
-            let taken = store.census();
-            store.close().await;
-            match taken {
-                Ok(census) if census.is_whole() => return check(true, told(&census), None),
-                Ok(census) => told(&census),
-                Err(error) => error.to_string(),
-            }
-        }
-    };
-    if !may_salvage {
-        return check(false, damage, Some(SALVAGE));
-    }
-    match salvage(dir) {
-        Ok(saved) => check(true, format!("{damage}; {}", saved_text(&saved)), None),
-        Err(error) => check(false, format!("{damage}; {error}"), None),
-    }
-}
-
-/// A directory that was typed may be of either kind.
-fn open(dir: &Path, role: Option<Role>) -> Result<Store, OpenError> {
-    let agent = || Store::open(dir, &agents::options(PURPOSE, None));
-    let forwarder = || Store::open(dir, &store_options(PURPOSE, None));
-    match role {
-        Some(Role::Agent) => agent(),
-        Some(Role::Forwarder) => forwarder(),
-        None => match agent() {
-            Err(OpenError::Role { .. }) => forwarder(),
-            opened => opened,
-        },
-    }
-}
-
-fn salvage(dir: &Path) -> Result<Salvaged, SalvageError> {
-    let now = Clock::default().now();
-    let deadline_at = RetryPolicy::default().deadline_of(now);
-    whrelay_store::salvage(dir, now, deadline_at, rand::random)
-}
-
-fn told(census: &Census) -> String {
-    let Census {
-        events,
-        damaged_events,
-        lost_events,
-        others,
-        damaged_others,
-    } = census;
-    let mut text = format!("{events} events, {others} deliveries and attempts whole");
-    if !census.is_whole() {
-        text += &format!(
-            ", {damaged_events} events and {damaged_others} deliveries or attempts damaged"
-        );
-    }
-    if *lost_events > 0 {
-        text += &format!(", {lost_events} events lost before");
-    }
-    text
-}
-
-fn saved_text(saved: &Salvaged) -> String {
-    let Salvaged {
-        role,
-        events,
-        deliveries,
-        attempts,
-        begun_again,
-        lost,
-        kept,
-    } = saved;
-    let mut text = format!("saved {events} events, {deliveries} deliveries, {attempts} attempts");
-    if *begun_again > 0 {
-        text += &format!(", {begun_again} events are delivered again");
-    }
-    if !lost.is_empty() {
-        let places = lost
-            .iter()
-            .map(|(bucket, seq)| format!("{}/{}", bucket.0, seq.0));
-        let places: Vec<_> = places.take(NAMED).collect();
-        let more = lost.len().saturating_sub(NAMED);
-        let more = if more > 0 {
-            format!(" and {more} more")
-        } else {
-            String::new()
-        };
-        text += &format!(", lost the events at {}{more}", places.join(" "));
-        if *role == Role::Agent {
-            text += " (the forwarder sends again what it has)";
-        }
-    }
-    text + &format!("; the damaged file is {}", kept.display())
 }

@@ -170,7 +170,10 @@ fn routes(args: &ListenArgs) -> Result<Vec<Route>, Failure> {
 }
 
 /// A token typed on the command line, else that of the token file, else that of the environment.
-fn given_token(args: &ForwarderChoice, output: &Output) -> Result<Option<Token>, Failure> {
+pub(crate) fn given_token(
+    args: &ForwarderChoice,
+    output: &Output,
+) -> Result<Option<Token>, Failure> {
     let typed = std::env::args_os().any(|arg| {
         let arg = arg.to_string_lossy();
         arg == "--token" || arg.starts_with("--token=")
@@ -194,7 +197,7 @@ fn given_token(args: &ForwarderChoice, output: &Output) -> Result<Option<Token>,
 }
 
 /// The proxies that the environment names, as other programs read it: lower case comes first.
-fn proxies() -> Proxies {
+pub(crate) fn proxies() -> Proxies {
     let text = |name: &str| {
         let lower = std::env::var(name.to_lowercase());
         lower.or_else(|_| std::env::var(name)).unwrap_or_default()

@@ -1,0 +1,209 @@
+//! What surrounds the stores: configuration, the data directory, the forwarder, agents and their targets. It
+//! must not look into stores.
+
+use std::fs;
+use std::time::Duration;
+
+use url::Url;
+use whrelay_agent::control::{Ask, Client as Door, Piece};
+use whrelay_agent::lines::{Line, StatusLine};
+use whrelay_agent::{Looked, look_at};
+use whrelay_core::target::Target;
+use whrelay_core::token::Token;
+use whrelay_delivery::{Client, Clock, Fields, Trust};
+
+use super::Check;
+use crate::args::DoctorArgs;
+use crate::commands::listen::{given_token, proxies};
+use crate::config::Config;
+use crate::failure::Failure;
+use crate::output::Output;
+use crate::paths::Paths;
+
+/// A difference of clocks that is worth a word: signatures and schedules are off by as much.
+const SKEW: Duration = Duration::from_secs(30);
+
+/// Checks all of it.
+pub(super) async fn check(
+    args: &DoctorArgs,
+    config: &Config,
+    output: &Output,
+) -> Result<Vec<Check>, Failure> {
+    let paths = Paths::resolve()?;
+    let mut checks = vec![files(config), data(&paths)];
+    let trust = args.ca_file.clone().map(|ca| ca.0).unwrap_or_default();
+    match &args.forwarder.url {
+        None => checks.push(Check::new(
+            "forwarder",
+            "",
+            true,
+            "none is configured: `listen` runs an embedded one",
+            None,
+        )),
+        Some(url) => {
+            let token = given_token(&args.forwarder, output)?;
+            checks.extend(forwarder(url, token.as_ref(), &trust).await);
+        }
+    }
+    let mut targets: Vec<Target> = args.to.clone();
+    for status in running(&paths).await {
+        checks.push(agent(&status));
+        let served = status.targets.iter().filter(|t| t.endpoint != "unknown");
+        for target in served.filter_map(|target| target.target.parse().ok()) {
+            if !targets.contains(&target) {
+                targets.push(target);
+            }
+        }
+    }
+    for target in targets {
+        checks.push(answers(target, &trust).await);
+    }
+    Ok(checks)
+}
+
+/// That the files make sense was seen before any command began.
+fn files(config: &Config) -> Check {
+    let files: Vec<_> = config
+        .files
+        .iter()
+        .map(|f| f.display().to_string())
+        .collect();
+    let result = match files.len() {
+        0 => "no file, so defaults",
+        _ => "every key and value makes sense",
+    };
+    Check::new("config", &files.join(", "), true, result, None)
+}
+
+fn data(paths: &Paths) -> Check {
+    let dir = paths.data();
+    let check =
+        |ok, result: String, hint| Check::new("data", &dir.display().to_string(), ok, result, hint);
+    let elsewhere = Some("say where data may go with WHRELAY_DATA_DIR");
+    let existing = dir.ancestors().find(|dir| dir.exists());
+    let writable = existing.map(|dir| fs::metadata(dir).map(|m| !m.permissions().readonly()));
+    match (dir.is_dir(), writable) {
+        (_, Some(Err(error))) => check(false, error.to_string(), elsewhere),
+        (_, None | Some(Ok(false))) => check(false, "it cannot be written".into(), elsewhere),
+        (false, Some(Ok(true))) => check(
+            true,
+            "not there yet: the first `listen` makes it".into(),
+            None,
+        ),
+        (true, Some(Ok(true))) if is_open(dir) => {
+            let hint = Some("make it private: chmod 700");
+            check(
+                false,
+                "other users of this machine can look into it".into(),
+                hint,
+            )
+        }
+        (true, Some(Ok(true))) => check(true, "there, and private".into(), None),
+    }
+}
+
+/// Whether others than its owner may look into a directory.
+fn is_open(dir: &std::path::Path) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        fs::metadata(dir).is_ok_and(|m| m.permissions().mode() & 0o077 != 0)
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = dir;
+        false
+    }
+}
+
+async fn forwarder(url: &Url, token: Option<&Token>, trust: &Trust) -> Vec<Check> {
+    let here = Clock::default();
+    let looked = look_at(url, &proxies(), trust, token).await;
+    let Looked { token, clock, took } = match looked {
+        Ok(looked) => looked,
+        Err(error) => {
+            let hint =
+                Some("is it running, and is its address right? events wait until it is back");
+            let why = error.to_string();
+            return vec![Check::new("forwarder", url.as_str(), false, why, hint)];
+        }
+    };
+    let answered = format!("answers in {} ms", took.as_millis());
+    let mut checks = vec![Check::new("forwarder", url.as_str(), true, answered, None)];
+    checks.push(match token {
+        Ok(()) => Check::new("token", url.as_str(), true, "accepted", None),
+        Err(why) => {
+            let hint = Some("give it with --token-file or WHRELAY_TOKEN");
+            Check::new("token", url.as_str(), false, why, hint)
+        }
+    });
+    if let Some(there) = clock {
+        let now = here.now();
+        let skew = now.since(there).max(there.since(now));
+        let result = match skew < Duration::from_secs(2) {
+            true => "the same as here".to_owned(),
+            false => format!("{} s away from here", skew.as_secs()),
+        };
+        let hint = Some("set both clocks by NTP: ages and signatures go by them");
+        let hint = hint.filter(|_| skew > SKEW);
+        checks.push(Check::new(
+            "clock",
+            url.as_str(),
+            skew <= SKEW,
+            result,
+            hint,
+        ));
+    }
+    checks
+}
+
+/// How the agents stand that run.
+async fn running(paths: &Paths) -> Vec<StatusLine> {
+    let mut all = Vec::new();
+    for dir in paths.all_agents() {
+        let Some(door) = Door::find(&dir) else {
+            continue;
+        };
+        let Some(mut pieces) = door.ask(&Ask::Status).await else {
+            continue;
+        };
+        while let Some(piece) = pieces.recv().await {
+            if let Piece::Line(line) = piece
+                && let Line::Status(status) = *line
+            {
+                all.push(status);
+            }
+        }
+    }
+    all
+}
+
+fn agent(status: &StatusLine) -> Check {
+    let what = format!("{} as {}", status.bucket, status.name);
+    let check = |ok, result: &str, hint| Check::new("agent", &what, ok, result, hint);
+    if let Some(why) = &status.refuses {
+        let hint = Some("make room, raise --max-disk, or let what waits be delivered");
+        return check(false, &format!("takes nothing new in: {why}"), hint);
+    }
+    match (status.link.as_str(), status.paused) {
+        ("connected", false) => check(true, "runs, tunnel connected", None),
+        ("connected", true) => check(false, "paused", Some("press p where it runs")),
+        _ => {
+            let hint = Some("it dials until the forwarder is back; nothing is lost");
+            check(false, "runs, tunnel down", hint)
+        }
+    }
+}
+
+async fn answers(target: Target, trust: &Trust) -> Check {
+    let what = target.to_string();
+    let check = |ok, result: String, hint| Check::new("target", &what, ok, result, hint);
+    match Client::new(target, Fields::default(), trust, 1) {
+        Err(error) => check(false, error.to_string(), None),
+        Ok(client) if client.probe().await => check(true, "takes connections".into(), None),
+        Ok(_) => {
+            let hint = Some("start it: what waits is delivered within a second");
+            check(false, "takes no connection".into(), hint)
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Whether what is kept in a store is whole, and saving what is. It must not know what else is checked.
+
+use std::path::Path;
+
+use whrelay_core::retry::RetryPolicy;
+use whrelay_delivery::Clock;
+use whrelay_store::{Census, OpenError, Role, SalvageError, Salvaged, Store};
+
+use super::Check;
+use crate::agents;
+use crate::embedded::store_options;
+
+const PURPOSE: &str = "doctor";
+/// Lost events that are named one by one.
+const NAMED: usize = 20;
+const SALVAGE: &str = "`whrelay doctor --salvage` saves what is whole";
+
+pub(super) async fn check(dir: &Path, role: Option<Role>, may_salvage: bool) -> Check {
+    let what = dir.display().to_string();
+    let check = |ok, result: String, hint| Check::new("store", &what, ok, result, hint);
+    let damage = match open(dir, role) {
+        Err(error @ OpenError::InUse { .. }) => {
+            return check(
+                !may_salvage,
+                error.to_string(),
+                Some("stop it to have its store read"),
+            );
+        }
+        Err(error @ (OpenError::Damaged { .. } | OpenError::Foreign { .. })) => error.to_string(),
+        Err(error) => return check(false, error.to_string(), None),
+        Ok(store) => {
+            let taken = store.census();
+            store.close().await;
+            match taken {
+                Ok(census) if census.is_whole() => return check(true, told(&census), None),
+                Ok(census) => told(&census),
+                Err(error) => error.to_string(),
+            }
+        }
+    };
+    if !may_salvage {
+        return check(false, damage, Some(SALVAGE));
+    }
+    match salvage(dir) {
+        Ok(saved) => check(true, format!("{damage}; {}", saved_text(&saved)), None),
+        Err(error) => check(false, format!("{damage}; {error}"), None),
+    }
+}
+
+/// A directory that was typed may be of either kind.
+fn open(dir: &Path, role: Option<Role>) -> Result<Store, OpenError> {
+    let agent = || Store::open(dir, &agents::options(PURPOSE, None));
+    let forwarder = || Store::open(dir, &store_options(PURPOSE, None));
+    match role {
+        Some(Role::Agent) => agent(),
+        Some(Role::Forwarder) => forwarder(),
+        None => match agent() {
+            Err(OpenError::Role { .. }) => forwarder(),
+            opened => opened,
+        },
+    }
+}
+
+fn salvage(dir: &Path) -> Result<Salvaged, SalvageError> {
+    let now = Clock::default().now();
+    let deadline_at = RetryPolicy::default().deadline_of(now);
+    whrelay_store::salvage(dir, now, deadline_at, rand::random)
+}
+
+fn told(census: &Census) -> String {
+    let Census {
+        events,
+        damaged_events,
+        lost_events,
+        others,
+        damaged_others,
+    } = census;
+    let mut text = format!("{events} events, {others} deliveries and attempts whole");
+    if !census.is_whole() {
+        text += &format!(
+            ", {damaged_events} events and {damaged_others} deliveries or attempts damaged"
+        );
+    }
+    if *lost_events > 0 {
+        text += &format!(", {lost_events} events lost before");
+    }
+    text
+}
+
+fn saved_text(saved: &Salvaged) -> String {
+    let Salvaged {
+        role,
+        events,
+        deliveries,
+        attempts,
+        begun_again,
+        lost,
+        kept,
+    } = saved;
+    let mut text = format!("saved {events} events, {deliveries} deliveries, {attempts} attempts");
+    if *begun_again > 0 {
+        text += &format!(", {begun_again} events are delivered again");
+    }
+    if !lost.is_empty() {
+        let places = lost
+            .iter()
+            .map(|(bucket, seq)| format!("{}/{}", bucket.0, seq.0));
+        let places: Vec<_> = places.take(NAMED).collect();
+        let more = lost.len().saturating_sub(NAMED);
+        let more = if more > 0 {
+            format!(" and {more} more")
+        } else {
+            String::new()
+        };
+        text += &format!(", lost the events at {}{more}", places.join(" "));
+        if *role == Role::Agent {
+            text += " (the forwarder sends again what it has)";
+        }
+    }
+    text + &format!("; the damaged file is {}", kept.display())
+}
