@@ -49,7 +49,7 @@ const ARROWS: [(&str, &[&str]); 7] = [
 ];
 
 /// Which of our crates may use these of others.
-const OWNERS: [(&str, &[&str]); 9] = [
+const OWNERS: [(&str, &[&str]); 11] = [
     ("redb", &["whrelay-store"]),
     ("hyper-rustls", &["whrelay-delivery"]),
     ("reqwest", &["whrelay-agent", "whrelay"]),
@@ -58,6 +58,7 @@ const OWNERS: [(&str, &[&str]); 9] = [
     ("clap", &["whrelay"]),
     ("crossterm", &["whrelay"]),
     ("indicatif", &["whrelay"]),
+    ("service-manager", &["whrelay"]),
     ("directories", &["whrelay"]),
     ("anstyle", &["whrelay"]),
 ];

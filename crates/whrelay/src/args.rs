@@ -3,6 +3,8 @@
 // By path, since a fuzzer has this file as its own.
 #[path = "args/events.rs"]
 mod events;
+#[path = "args/service.rs"]
+mod service;
 #[path = "args/values.rs"]
 mod values;
 
@@ -24,6 +26,7 @@ use whrelay_core::target::Target;
 use whrelay_delivery::{Field, Fields, HostField, Trust};
 
 pub(crate) use self::events::*;
+pub(crate) use self::service::{Service, ServiceArgs, ServiceCommand};
 pub(crate) use self::values::{CaFile, Matcher, Newest, Percent};
 use self::values::{
     backlog, bytes, ca_file, duration, forwarder_url, matcher, percent, schedule, when,
@@ -95,6 +98,8 @@ pub(crate) enum Command {
     Trigger(TriggerArgs),
     /// Listen until so many events were delivered, while a command runs: for pipelines
     Test(TestArgs),
+    /// Keep listen or forwarder running, as a service of this user
+    Service(ServiceArgs),
     /// Show what is configured, and where, or check the files
     Config(ConfigArgs),
     /// Print a completion script for a shell

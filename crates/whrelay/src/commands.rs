@@ -11,6 +11,7 @@ pub(crate) mod listen;
 pub(crate) mod logs;
 pub(crate) mod manual;
 pub(crate) mod replay;
+pub(crate) mod service;
 pub(crate) mod status;
 pub(crate) mod test;
 pub(crate) mod trigger;

@@ -1,0 +1,180 @@
+//! `whrelay service`: `listen` or `forwarder` kept running by the system, as a service of this user. It must not
+//! run them itself.
+
+use std::ffi::OsString;
+
+use clap::Parser;
+use serde_json::json;
+use service_manager::{
+    RestartPolicy, ServiceInstallCtx, ServiceLabel, ServiceLevel, ServiceManager,
+    ServiceManagerKind, ServiceStartCtx, ServiceStatus, ServiceStatusCtx, ServiceStopCtx,
+    ServiceUninstallCtx,
+};
+
+use crate::args::{Cli, Command, Service, ServiceArgs, ServiceCommand};
+use crate::failure::{Code, Failure};
+use crate::output::Output;
+
+/// Seconds after which one that has failed is begun again.
+const RESTART_AFTER: u32 = 5;
+
+pub(crate) fn run(args: &ServiceArgs, output: &Output) -> Result<(), Failure> {
+    let manager = manager()?;
+    match &args.command {
+        ServiceCommand::Install { service, run } => install(&*manager, service, run, output),
+        ServiceCommand::Uninstall { service } => uninstall(&*manager, service, output),
+        ServiceCommand::Status { service, json } => status(&*manager, service, *json, output),
+    }
+}
+
+/// The system's own: systemd on Linux, launchd on macOS.
+fn manager() -> Result<Box<dyn ServiceManager>, Failure> {
+    let unsupported = |why: String| {
+        Failure::new(Code::Failed, why).hint("have `whrelay listen` begun by what this system has")
+    };
+    let kind = match std::env::consts::OS {
+        "linux" => ServiceManagerKind::Systemd,
+        "macos" => ServiceManagerKind::Launchd,
+        other => {
+            return Err(unsupported(format!(
+                "services on {other} are not supported"
+            )));
+        }
+    };
+    let mut manager = <dyn ServiceManager>::target(kind);
+    match manager.available() {
+        Ok(true) => {}
+        Ok(false) => return Err(unsupported(format!("there is no {kind:?} here"))),
+        Err(error) => return Err(unsupported(error.to_string())),
+    }
+    manager.set_level(ServiceLevel::User).map_err(failed)?;
+    Ok(manager)
+}
+
+fn install(
+    manager: &dyn ServiceManager,
+    service: &Service,
+    run: &[String],
+    output: &Output,
+) -> Result<(), Failure> {
+    let typed = std::iter::once("whrelay").chain(run.iter().map(String::as_str));
+    let parsed = Cli::try_parse_from(typed).map_err(|error| {
+        let text = error.to_string();
+        let first = text.lines().next().unwrap_or_default();
+        Failure::new(Code::Usage, first.trim_start_matches("error: "))
+            .hint("whrelay service install listen --to localhost:3000")
+    })?;
+    if !matches!(parsed.command, Command::Listen(_) | Command::Forwarder(_)) {
+        let why = format!("`{}` does not run for long", run[0]);
+        return Err(Failure::new(Code::Usage, why).hint("listen and forwarder can be a service"));
+    }
+    let label = label(service)?;
+    let installed = manager.install(ServiceInstallCtx {
+        label: label.clone(),
+        program: quoted(&std::env::current_exe()?.to_string_lossy()).into(),
+        args: run.iter().map(|arg| quoted(arg)).collect(),
+        contents: None,
+        username: None,
+        working_directory: Some(std::env::current_dir()?),
+        environment: None,
+        autostart: true,
+        restart_policy: RestartPolicy::OnFailure {
+            delay_secs: Some(RESTART_AFTER),
+            max_retries: None,
+            reset_after_secs: None,
+        },
+    });
+    installed.map_err(failed)?;
+    manager.start(ServiceStartCtx { label }).map_err(failed)?;
+    output.tell(&format!("{} runs from now on", service.label));
+    Ok(())
+}
+
+/// An argument as the manager's file wants it. systemd splits and expands what stands in `ExecStart` (see
+/// systemd.service, section "Command lines"); launchd takes arguments one by one.
+fn quoted(arg: &str) -> OsString {
+    if cfg!(target_os = "macos") {
+        return arg.into();
+    }
+    let mut text = String::from("\"");
+    for c in arg.chars() {
+        match c {
+            '"' | '\\' => text.extend(['\\', c]),
+            '%' | '$' => text.extend([c, c]),
+            '\n' => text.push_str("\\n"),
+            c => text.push(c),
+        }
+    }
+    (text + "\"").into()
+}
+
+fn uninstall(
+    manager: &dyn ServiceManager,
+    service: &Service,
+    output: &Output,
+) -> Result<(), Failure> {
+    let label = label(service)?;
+    // One that does not run is as good as stopped.
+    let _ = manager.stop(ServiceStopCtx {
+        label: label.clone(),
+    });
+    let removed = manager.uninstall(ServiceUninstallCtx { label });
+    removed.map_err(|error| {
+        if error.kind() == std::io::ErrorKind::NotFound {
+            let why = format!("there is no service {}", service.label);
+            return Failure::new(Code::NotFound, why);
+        }
+        failed(error)
+    })?;
+    output.tell(&format!("{} is gone; what is stored stays", service.label));
+    Ok(())
+}
+
+fn status(
+    manager: &dyn ServiceManager,
+    service: &Service,
+    json: bool,
+    output: &Output,
+) -> Result<(), Failure> {
+    let label = label(service)?;
+    let state = match manager.status(ServiceStatusCtx { label }).map_err(failed)? {
+        ServiceStatus::Running => "running",
+        ServiceStatus::Stopped(_) => "stopped",
+        ServiceStatus::NotInstalled => "not installed",
+    };
+    let name = &service.label;
+    match json {
+        true => output.json(&json!({"type": "service", "name": name.as_str(), "state": state}))?,
+        false => output.data(&format!("{name} {state}"))?,
+    }
+    match state {
+        "not installed" => Err(
+            Failure::new(Code::NotFound, format!("{name} is not installed"))
+                .hint("whrelay service install listen --to localhost:3000"),
+        ),
+        _ => Ok(()),
+    }
+}
+
+fn label(service: &Service) -> Result<ServiceLabel, Failure> {
+    let label = service.label.as_str().parse();
+    label.map_err(|error| Failure::new(Code::Usage, format!("--label: {error}")))
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` has")]
+fn failed(error: std::io::Error) -> Failure {
+    Failure::new(Code::Failed, error.to_string().trim().to_owned())
+        .hint("is there a session of this user? `loginctl enable-linger` keeps one")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn an_argument_is_one_argument_whatever_is_in_it() {
+        assert_eq!(quoted("plain"), "\"plain\"");
+        assert_eq!(quoted("X-A: \"50%\" $b\\"), "\"X-A: \\\"50%%\\\" $$b\\\\\"");
+    }
+}
