@@ -1,5 +1,6 @@
 //! What lists and the engine ask of an agent's store, with few and with a million events in it.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use whrelay_core::bucket::{Bucket, BucketKey, Seq};
@@ -8,7 +9,7 @@ use whrelay_core::event::{Event, Request};
 use whrelay_core::id::{DeliveryId, EventId};
 use whrelay_core::retry::Verdict;
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Begin, NewDelivery, NewEvent, Options, Role, Search, Store};
+use whrelay_store::{Begin, NewDelivery, NewEvent, Options, Part, Role, Search, Store};
 
 const NOW: Timestamp = Timestamp::from_micros(1_795_000_000_000_000);
 /// Events appended in one write.
@@ -91,7 +92,37 @@ async fn measure(events: u64) {
         memory(),
         disk(&store, dir.path())
     );
+    remove_all(&store, &bucket, dir.path()).await;
     store.close().await;
+}
+
+/// Removes everything as retention does, and gives the space back.
+async fn remove_all(store: &Store, bucket: &Bucket, dir: &Path) {
+    let search = Search {
+        bucket: bucket.id,
+        states: State::ALL.to_vec(),
+        since: None,
+        until: None,
+    };
+    let (began, mut removed) = (Instant::now(), 0);
+    loop {
+        let found = store.search(&search, Begin::Oldest, None, 500).unwrap();
+        if found.is_empty() {
+            break;
+        }
+        let by = Timestamp::LAST;
+        let gone = store.remove_finished(bucket.id, found, by, Part::Whole);
+        removed += gone.await.unwrap().len();
+    }
+    let rate = removed as f64 / began.elapsed().as_secs_f64();
+    let before = disk(store, dir);
+    let began = Instant::now();
+    let given = store.give_back().await.unwrap();
+    println!(
+        "  removed {rate:.0} events/s; disk {before:.0} MB, {} MB given back ({given}) in {:.1?}",
+        before - disk(store, dir),
+        began.elapsed()
+    );
 }
 
 async fn fill(store: &Store, bucket: &Bucket, there: DestinationId, events: u64) {
