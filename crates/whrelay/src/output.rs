@@ -140,6 +140,11 @@ impl Output {
         }
     }
 
+    /// Whether only what was asked for is said.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.quiet
+    }
+
     /// Whether data is coloured.
     pub(crate) fn colors(&self) -> bool {
         self.data.colors()

@@ -95,9 +95,17 @@ impl<V: Vault> World<V> {
     }
 
     pub(crate) fn commit_forwarder(&mut self) -> Verdicts {
+        let all_up = self.agents.iter().all(|node| node.process.is_some());
         let Some(process) = &mut self.forwarder.process else {
             return Ok(());
         };
+        let removes =
+            |(write, _): &(Write, Purpose)| matches!(write, Write::RemoveReceipted { .. });
+        if process.desk.asked.front().is_some_and(removes) && !all_up {
+            // A dead node's disk is nobody's to read, and without it nobody can judge this.
+            process.desk.asked.pop_front();
+            return Ok(());
+        }
         let group = 1 + self.chance.index(process.desk.asked.len());
         let group = alone(process.desk.asked.iter().map(|(write, _)| write), group);
         let (writes, purposes): (Vec<_>, Vec<_>) = process.desk.asked.drain(..group).unzip();

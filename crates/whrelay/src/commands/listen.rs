@@ -1,6 +1,7 @@
 //! `whrelay listen`: an agent, and where no forwarder is configured, an embedded one beside it. It
 //! must not deliver anything itself.
 
+mod drain;
 mod screen;
 mod view;
 
@@ -22,6 +23,7 @@ use whrelay_core::time::Timestamp;
 use whrelay_core::token::Token;
 use whrelay_delivery::Trust;
 
+use self::drain::Drain;
 use self::screen::Screen;
 use crate::agents;
 use crate::args::{ForwarderChoice, ListenArgs, ListenOutput};
@@ -265,12 +267,16 @@ struct Printer {
 
 impl Printer {
     fn run(self, mut coming: mpsc::Receiver<Line>) -> Result<(), Failure> {
+        let mut drain = Drain::default();
         while let Some(line) = coming.blocking_recv() {
-            self.show(&line)?;
+            drain.above(|| self.show(&line))?;
+            if self.style != ListenOutput::Json && !self.output.is_quiet() {
+                drain.follow(&line);
+            }
             let skipped = self.skipped.swap(0, Ordering::Relaxed);
             if skipped > 0 {
                 let text = format!("{skipped} lines were skipped here; `whrelay logs` has them");
-                self.show(&Line::warning(text))?;
+                drain.above(|| self.show(&Line::warning(text)))?;
             }
         }
         Ok(())

@@ -145,7 +145,8 @@ async fn replay(
     Ok(())
 }
 
-fn progress(wanted: bool) -> ProgressBar {
+/// A bar on stderr, where that is a terminal.
+pub(crate) fn progress(wanted: bool) -> ProgressBar {
     if !wanted || !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
