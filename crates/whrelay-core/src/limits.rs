@@ -111,6 +111,12 @@ pub const SPARE_SPACE: u64 = 64 * 1024 * 1024;
 pub const MOVED_AT_ONCE: u64 = 128 * 1024 * 1024;
 /// How long whoever reads a store may take before its file is not made smaller after all.
 pub const READERS_LEAVE: Duration = Duration::from_millis(500);
+/// How long one who reads waits for a file that is made smaller.
+pub const FILE_MOVES: Duration = Duration::from_secs(10);
+/// Bytes of records that retention looks at in one step.
+pub const RETENTION_STEP_BYTES: usize = 16 * 1024 * 1024;
+/// Places that retention forgets in one step, since all before them are empty.
+pub const RETENTION_PLACES: u64 = 10_000;
 /// Events that retention looks at in one step: between two, others get their turn.
 pub const RETENTION_STEP: usize = 500;
 /// How often retention looks for what is over.

@@ -389,10 +389,13 @@ impl Engine {
         }
         let event = self.store.event_at(&self.destination.bucket, key.seq)?;
         match (delivery, event) {
-            (Some(delivery), Some(event)) => Ok(Some((delivery, event))),
+            (Some(delivery), Some(event)) if event.removed_body.is_none() => {
+                Ok(Some((delivery, event)))
+            }
             (None, None) => Ok(None),
-            (Some(_), None) | (None, Some(_)) => {
-                // They are written in one transaction, so only damage takes one and leaves one.
+            (Some(_), Some(_) | None) | (None, Some(_)) => {
+                // They are written in one transaction, so only damage takes one and leaves one; and what
+                // waits keeps its body.
                 Err(StoreError::Damaged(format!("event {}", key.seq.0)))
             }
         }

@@ -163,6 +163,11 @@ impl Tunnel {
         // What the agent says it has on disk is its receipt, but only for what was ever stored.
         let start = resume.map_or(acked, |resume| Seq(resume.seq)).min(last);
         let start = start.max(shared.store.removed_upto(bucket.id)?);
+        if start < acked {
+            // From now on retention keeps what it asks for again.
+            let back = shared.store.take_back(bucket.id, &subscription, start);
+            back.await?;
+        }
         let oldest = shared.store.read_after(&bucket, start, 1, 0)?;
         let oldest = oldest.events.first().map(|first| first.event.received_at);
         let welcome = Welcome {

@@ -5,8 +5,8 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, RwLock, RwLockReadGuard};
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, RwLock};
 
 use redb::{Builder, Database, DatabaseError, ReadTransaction, ReadableDatabase, Table};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -16,6 +16,7 @@ use crate::error::{OpenError, StoreError};
 use crate::lock::{DirLock, private_file};
 use crate::record::Seal;
 use crate::reserve::Reserve;
+use crate::shared::Shared;
 use crate::tables::{FORMAT, META, SEQUENCES, SIZE, create_all};
 use crate::tx::{Tx, sequence};
 use crate::writer::{self, Message, Purpose, Writer};
@@ -380,38 +381,6 @@ pub(crate) fn write_meta(
     Ok(())
 }
 
-/// What the writer and all readers share.
-pub(crate) struct Shared {
-    database: RwLock<Option<Arc<Database>>>,
-    /// Bytes that events, deliveries and attempts take.
-    pub(crate) size: AtomicU64,
-    /// Counts commits.
-    pub(crate) commits: watch::Sender<u64>,
-    /// Why the store has stopped for good.
-    pub(crate) broken: watch::Sender<Option<StoreError>>,
-}
-
-impl Shared {
-    fn current(&self) -> RwLockReadGuard<'_, Option<Arc<Database>>> {
-        self.database
-            .read()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    /// The open database, unless it is being reopened.
-    pub(crate) fn database(&self) -> Option<Arc<Database>> {
-        self.current().clone()
-    }
-
-    pub(crate) fn replace(&self, database: Option<Arc<Database>>) {
-        let mut current = self
-            .database
-            .write()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        *current = database;
-    }
-}
-
 /// An open store. Clones are handles to the same one.
 #[derive(Clone)]
 pub struct Store {
@@ -442,10 +411,13 @@ impl Store {
     /// As [`Store::open`].
     pub fn open_on(medium: Medium, options: &Options) -> Result<Self, OpenError> {
         let (database, id) = prepare(&medium, options)?;
-        let size = unpanicked(|| read_size(Seal::of(&id), &database)).unwrap_or(0);
+        // Where it is damaged the file bounds it.
+        let size = unpanicked(|| read_size(Seal::of(&id), &database));
+        let size = size.unwrap_or_else(|_| medium.taken().unwrap_or(0));
         let shared = Arc::new(Shared {
             database: RwLock::new(Some(Arc::new(database))),
             size: AtomicU64::new(size),
+            moving: AtomicBool::new(false),
             commits: watch::Sender::new(0),
             broken: watch::Sender::new(None),
         });
@@ -537,7 +509,7 @@ impl Store {
         &self,
         run: impl FnOnce(&ReadTransaction) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let database = self.shared.database().ok_or(StoreError::Reopening)?;
+        let database = self.shared.readable().ok_or(StoreError::Reopening)?;
         let found = unpanicked(|| run(&begin_read(&database)?));
         if matches!(found, Err(StoreError::Reopening)) {
             // Where so much waits that there is no room for this, a write finds out instead.
@@ -582,7 +554,7 @@ impl Store {
     }
 
     /// Gives free space in the file back to the file system, where that is worth it and takes no more than
-    /// a moment. Meanwhile nothing is written, and a read has to be asked again. Answers whether it did.
+    /// a moment. Meanwhile nothing is written, and a read waits. Answers whether it did.
     ///
     /// # Errors
     /// When the store has stopped.

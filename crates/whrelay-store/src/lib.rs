@@ -20,6 +20,7 @@ mod reserve;
 mod retention;
 mod rows;
 mod salvage;
+mod shared;
 mod states;
 mod subscriptions;
 mod tables;

@@ -10,6 +10,7 @@ use redb::{ReadTransaction, ReadableTable};
 use whrelay_core::bucket::{BucketId, Seq};
 use whrelay_core::delivery::{self, Delivery, State};
 use whrelay_core::id::EventId;
+use whrelay_core::limits;
 use whrelay_core::time::Timestamp;
 
 use crate::deliveries;
@@ -19,7 +20,7 @@ use crate::record::{self, Seal, Unsealed};
 use crate::rows::{EventRow, RemovalsRow};
 use crate::states::{self, Found};
 use crate::subscriptions;
-use crate::tables::{REMOVALS, REMOVED, event_key};
+use crate::tables::{EVENTS, REMOVALS, REMOVED, SUBSCRIPTIONS, event_key};
 use crate::tx::Tx;
 
 /// How much of an event goes.
@@ -89,14 +90,26 @@ impl Store {
         ended_by: Timestamp,
         part: Part,
     ) -> Result<Vec<EventId>, StoreError> {
+        if found.is_empty() {
+            return Ok(Vec::new());
+        }
         self.write(128 * found.len(), move |tx: &mut Tx<'_>| {
             let mut row = read(tx.seal, tx.removals.open()?, bucket)?;
-            let mut removed = Vec::new();
-            if let (Part::Body, Some((last, _))) = (part, found.last()) {
-                row.bodies_upto = row.bodies_upto.max(last.to_bytes());
-            }
+            let (mut removed, mut bytes) = (Vec::new(), 0);
             for (event, seq) in found {
-                let all = deliveries::whole_of_event(tx.seal, tx.deliveries.open()?, bucket, seq)?;
+                if bytes > limits::RETENTION_STEP_BYTES {
+                    break;
+                }
+                let record = tx.events.open()?.get((bucket.0, seq.0))?;
+                bytes += record.map_or(0, |record| record.value().len());
+                if part == Part::Body {
+                    row.bodies_upto = row.bodies_upto.max(event.to_bytes());
+                }
+                let all = deliveries::of_event(tx.seal, tx.deliveries.open()?, bucket, seq);
+                // Where one is damaged nobody knows whether it has ended.
+                let Some(all) = record::undamaged(all)? else {
+                    continue;
+                };
                 if delivery::ended_at(&all).is_none_or(|ended_at| ended_at > ended_by) {
                     continue;
                 }
@@ -125,11 +138,14 @@ impl Store {
         received_by: Timestamp,
         max: usize,
     ) -> Result<u64, StoreError> {
+        if !self.has_receipted(bucket, received_by)? {
+            return Ok(0);
+        }
         self.write(64 * max, move |tx: &mut Tx<'_>| {
             let mut row = read(tx.seal, tx.removals.open()?, bucket)?;
             let receipted =
                 subscriptions::receipted_by_all(tx.seal, tx.subscriptions.open()?, bucket)?;
-            let mut gone = Vec::new();
+            let (mut gone, mut bytes) = (Vec::new(), 0);
             let range = (bucket.0, row.upto + 1)..=(bucket.0, receipted.0);
             if range.is_empty() {
                 return Ok(0);
@@ -147,6 +163,10 @@ impl Store {
                     break;
                 }
                 gone.push((seq, opened.map(|(row, _)| row.id()), record.len()));
+                bytes += record.len();
+                if bytes > limits::RETENTION_STEP_BYTES {
+                    break;
+                }
             }
             let removed = gone.len() as u64;
             for (seq, id, len) in gone {
@@ -162,6 +182,29 @@ impl Store {
             Ok(removed)
         })
         .await
+    }
+}
+
+impl Store {
+    /// Whether there is something that [`Store::remove_receipted`] would remove: a look costs no commit.
+    fn has_receipted(&self, bucket: BucketId, received_by: Timestamp) -> Result<bool, StoreError> {
+        self.read(|tx| {
+            let receipted = tx.open_table(SUBSCRIPTIONS)?;
+            let receipted = subscriptions::receipted_by_all(self.seal, &receipted, bucket)?;
+            let upto = removed_upto(self.seal, tx, bucket)?;
+            if upto >= receipted {
+                return Ok(false);
+            }
+            let events = tx.open_table(EVENTS)?;
+            let range = (bucket.0, upto.0 + 1)..=(bucket.0, receipted.0);
+            let Some(first) = events.range(range)?.next() else {
+                return Ok(false);
+            };
+            let (key, record) = first?;
+            let key = event_key(bucket, Seq(key.value().1));
+            let opened = self.seal.open::<EventRow>("event", &key, record.value());
+            Ok(opened.map_or(true, |(row, _)| row.received_at() <= received_by))
+        })
     }
 }
 
@@ -240,7 +283,8 @@ fn remove_body(
             return Ok(false);
         };
         let opened = tx.seal.open::<EventRow>("event", &key, record.value());
-        let Some((event, body)) = record::undamaged(opened)?.filter(|(event, _)| event.has_body())
+        let opened = record::undamaged(opened)?;
+        let Some((event, body)) = opened.filter(|(e, body)| e.has_body() && !body.is_empty())
         else {
             return Ok(false);
         };
@@ -284,7 +328,10 @@ fn remove_event(
 /// Places that are empty from the first on are remembered as one number.
 fn close_up(tx: &mut Tx<'_>, bucket: BucketId, row: &mut RemovalsRow) -> Result<(), StoreError> {
     let table = tx.removed.open()?;
-    while table.remove((bucket.0, row.upto + 1))?.is_some() {
+    for _ in 0..limits::RETENTION_PLACES {
+        if table.remove((bucket.0, row.upto + 1))?.is_none() {
+            break;
+        }
         row.upto += 1;
     }
     Ok(())

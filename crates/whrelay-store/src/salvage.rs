@@ -141,6 +141,7 @@ fn save(
         kept: Kept::default(),
         batch: Vec::new(),
         weight: 0,
+        size: 0,
         again,
     };
     salvage.gather(path)?;
@@ -216,6 +217,8 @@ struct Salvage<I> {
     kept: Kept,
     batch: Vec<Found>,
     weight: usize,
+    /// Bytes that what was written takes, as the store counts them.
+    size: u64,
     again: Again<I>,
 }
 
@@ -260,8 +263,11 @@ impl<I: FnMut() -> u128> Salvage<I> {
             }
             Found::Removed(bucket, seq) => {
                 kept.removed.insert((bucket.0, seq.0));
+                reach(&mut kept.last, bucket.0, seq.0);
             }
             Found::Removals(bucket, row) => {
+                // A place that was emptied was given, whatever else is known of it.
+                reach(&mut kept.last, bucket.0, row.upto);
                 let known = kept.removals.entry(bucket.0).or_default();
                 *known = known.max(&row);
             }
@@ -283,7 +289,7 @@ impl<I: FnMut() -> u128> Salvage<I> {
         for found in self.batch.drain(..) {
             put(&mut tx, &mut self.kept, found)?;
         }
-        tx.finish()?;
+        self.size = tx.finish(self.size)?;
         self.weight = 0;
         Ok(transaction.commit()?)
     }
@@ -333,7 +339,7 @@ impl<I: FnMut() -> u128> Salvage<I> {
         for (of, last) in &self.kept.last {
             tx.reach(*of, *last);
         }
-        tx.finish()?;
+        self.size = tx.finish(self.size)?;
         transaction.commit()?;
         Ok(saved)
     }
@@ -350,18 +356,18 @@ impl<I: FnMut() -> u128> Salvage<I> {
                 let row: (EventRow, _) =
                     self.new_seal
                         .open("event", &event_key(bucket, seq), record.value())?;
-                chunk.push((bucket, seq, row.0.id()));
+                chunk.push((bucket, seq, row.0.id(), row.0.has_body()));
             }
-            let Some((bucket, seq, _)) = chunk.last() else {
+            let Some((bucket, seq, ..)) = chunk.last() else {
                 return Ok(begun);
             };
             from = (bucket.0, seq.0 + 1);
-            for (bucket, seq, event) in chunk {
+            for (bucket, seq, event, has_body) in chunk {
                 let all = (bucket.0, seq.0, 0)..=(bucket.0, seq.0, u32::MAX);
                 if tx.deliveries.open()?.range(all)?.next().is_some() {
                     continue;
                 }
-                begun += 1;
+                begun += u64::from(has_body);
                 let there = self.kept.destinations.iter();
                 let there = there.filter(|(_, row)| row.bucket == bucket.0);
                 for (ordinal, (destination, _)) in (0..).zip(there) {
@@ -372,7 +378,8 @@ impl<I: FnMut() -> u128> Salvage<I> {
                         due_at: self.again.now,
                         deadline_at: self.again.deadline_at,
                         replay: false,
-                        passed_over: false,
+                        // Its body was removed because it had ended.
+                        passed_over: !has_body,
                     };
                     deliveries::begin(tx, bucket, seq, ordinal, event, &new)?;
                 }
@@ -388,14 +395,14 @@ fn reach(last: &mut HashMap<u32, u64>, of: u32, number: u64) {
 
 fn put(tx: &mut Tx<'_>, kept: &mut Kept, found: Found) -> Result<(), StoreError> {
     match found {
-        Found::Event(bucket, seq, id, record) => {
+        Found::Event(bucket, seq, id, has_body, record) => {
             let place = (bucket.0, seq.0);
             let record = record.seal(tx.seal, &event_key(bucket, seq));
-            let new = tx
-                .events
-                .open()?
-                .insert(place, record.as_slice())?
-                .is_none();
+            let new = tx.events.open()?.get(place)?.is_none();
+            // The page without the body may be of a commit that never was.
+            if new || has_body {
+                tx.events.open()?.insert(place, record.as_slice())?;
+            }
             kept.events += u64::from(new);
             if new {
                 tx.grow(retention::event_cost(record.len()));

@@ -48,6 +48,21 @@ impl Store {
         .await
     }
 
+    /// Moves a subscription's place back: its agent has lost what it had receipted since.
+    ///
+    /// # Errors
+    /// When it is not on disk.
+    pub async fn take_back(
+        &self,
+        bucket: BucketId,
+        name: &str,
+        upto: Seq,
+    ) -> Result<(), StoreError> {
+        let name = name.to_owned();
+        self.write(64, move |tx: &mut Tx<'_>| put(tx, bucket, &name, upto))
+            .await
+    }
+
     /// The place of the bucket's newest event; 0 where there was none.
     ///
     /// # Errors

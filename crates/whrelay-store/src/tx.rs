@@ -7,7 +7,7 @@ use redb::{Key, ReadableTable, Table, TableDefinition, Value, WriteTransaction};
 use whrelay_core::delivery::{DestinationId, State};
 
 use crate::error::StoreError;
-use crate::record::{self, Seal};
+use crate::record::Seal;
 use crate::tables::*;
 
 /// A table that is opened when first used.
@@ -132,12 +132,10 @@ impl<'txn> Tx<'txn> {
         self.grown -= bytes as i64;
     }
 
-    /// Writes what was counted. Answers how many bytes there are more.
-    pub(crate) fn finish(mut self) -> Result<i64, StoreError> {
+    /// Writes what was counted. `size` is how many bytes there were before; answers how many there are.
+    pub(crate) fn finish(mut self, size: u64) -> Result<u64, StoreError> {
+        let size = size.saturating_add_signed(self.grown);
         if self.grown != 0 {
-            // One that is damaged is counted anew: it bounds, and nothing rests on it.
-            let size = record::undamaged(sequence(self.seal, self.sequences.open()?, SIZE))?;
-            let size = size.unwrap_or(0).saturating_add_signed(self.grown);
             self.given.insert(SIZE, size);
         }
         for (sequence, last) in self.given.drain() {
@@ -149,7 +147,7 @@ impl<'txn> Tx<'txn> {
             let before = table.get(key)?.map_or(0, |v| v.value());
             table.insert(key, before.saturating_add_signed(change))?;
         }
-        Ok(self.grown)
+        Ok(size)
     }
 }
 

@@ -12,9 +12,10 @@ use redb::{Database, Durability, WriteTransaction};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use whrelay_core::limits;
 
-use crate::disk::{Medium, Options, Shared};
+use crate::disk::{Medium, Options};
 use crate::error::StoreError;
 use crate::record::Seal;
+use crate::shared::Shared;
 use crate::tx::Tx;
 
 /// What the writer is asked.
@@ -146,6 +147,8 @@ pub(crate) struct Writer {
     medium: Medium,
     cache: usize,
     max_size: u64,
+    /// Bytes that the last compaction has left in the file.
+    left: u64,
     seal: Seal,
     shared: Arc<Shared>,
     /// Until then a full disk is not asked again.
@@ -168,6 +171,7 @@ impl Writer {
             medium,
             cache: options.cache,
             max_size: options.max_size.unwrap_or(u64::MAX),
+            left: 0,
             seal,
             shared,
             full_until: None,
@@ -304,8 +308,13 @@ impl Writer {
         let Some(asked) = asked else { return Ok(()) };
         let size = self.shared.size.load(Ordering::Relaxed);
         let taken = self.medium.taken().unwrap_or(0);
-        let worth = taken > 2 * size + limits::SPARE_SPACE && size <= limits::MOVED_AT_ONCE;
+        let much = taken > 2 * size + limits::SPARE_SPACE;
+        // What a try has left is not worth another until it has grown.
+        let worth = much && size <= limits::MOVED_AT_ONCE && taken > 2 * self.left;
         let compacted = worth && self.compact()?;
+        if worth {
+            self.left = self.medium.taken().unwrap_or(0);
+        }
         // Whoever asked may have gone.
         let _ = asked.send(compacted);
         Ok(())
@@ -315,7 +324,14 @@ impl Writer {
         let Some(database) = self.shared.database() else {
             return Ok(false);
         };
+        self.shared.moving.store(true, Ordering::Relaxed);
         self.shared.replace(None);
+        let compacted = self.compact_alone(database);
+        self.shared.moving.store(false, Ordering::Relaxed);
+        compacted
+    }
+
+    fn compact_alone(&mut self, database: Arc<Database>) -> Result<bool, StoreError> {
         let mut database = match alone(database) {
             Ok(database) => database,
             Err(still_read) => {
@@ -397,14 +413,9 @@ impl Writer {
         for operation in group {
             operation.apply(&mut tx)?;
         }
-        let grown = tx.finish()?;
+        let size = tx.finish(self.shared.size.load(Ordering::Relaxed))?;
         transaction.commit()?;
-        let grow = |size: u64| Some(size.saturating_add_signed(grown));
-        // Only this thread writes it.
-        let _ = self
-            .shared
-            .size
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, grow);
+        self.shared.size.store(size, Ordering::Relaxed);
         Ok(())
     }
 

@@ -145,10 +145,6 @@ pub(crate) struct ListenArgs {
     /// Of what came before, only what was received since: a duration back from now (2h) or a time
     #[arg(long, value_name = "DUR|TIME", env = "WHRELAY_SINCE", value_parser = when)]
     pub(crate) since: Option<i64>,
-    #[command(flatten)]
-    pub(crate) delivery: DeliveryArgs,
-    #[command(flatten)]
-    pub(crate) retention: RetentionArgs,
     /// A header field for every request to a target, in place of the sender's of that name; repeatable
     #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", env = "WHRELAY_HEADER", value_delimiter = '\n', help_heading = REQUESTS)]
     pub(crate) headers: Vec<Field>,
@@ -173,6 +169,10 @@ pub(crate) struct ListenArgs {
     /// Write the `ready` line to this file once everything works
     #[arg(long, value_name = "FILE", env = "WHRELAY_READY_FILE")]
     pub(crate) ready_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) delivery: DeliveryArgs,
+    #[command(flatten)]
+    pub(crate) retention: RetentionArgs,
 }
 
 /// What a store keeps.
@@ -351,11 +351,11 @@ pub(crate) struct ForwarderArgs {
     /// Where its store and token file are
     #[arg(long, value_name = "DIR", env = "WHRELAY_FORWARDER_DATA_DIR")]
     pub(crate) data_dir: Option<PathBuf>,
-    #[command(flatten)]
-    pub(crate) retention: RetentionArgs,
     /// JSON Lines
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) retention: RetentionArgs,
 }
 
 #[derive(Debug, Args)]

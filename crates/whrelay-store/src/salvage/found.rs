@@ -19,7 +19,8 @@ use crate::tables::{SIZE, delivery_key, event_key};
 
 /// Something whole.
 pub(super) enum Found {
-    Event(BucketId, Seq, EventId, Unsealed),
+    /// With whether its body is there.
+    Event(BucketId, Seq, EventId, bool, Unsealed),
     /// Retention has emptied this place.
     Removed(BucketId, Seq),
     Removals(BucketId, RemovalsRow),
@@ -112,7 +113,8 @@ fn read_event(seal: Seal, key: &[u8], record: &[u8]) -> Option<Found> {
     }
     let row: EventRow = postcard::from_bytes(head).ok()?;
     let record = Unsealed::of(record);
-    Some(Found::Event(bucket, seq, row.id(), record))
+    let has_body = row.has_body();
+    Some(Found::Event(bucket, seq, row.id(), has_body, record))
 }
 
 fn read_delivery(seal: Seal, key: &[u8], record: &[u8]) -> Option<Found> {

@@ -9,7 +9,9 @@ use whrelay_core::bucket::{Bucket, Seq};
 use whrelay_core::delivery::{DestinationId, State};
 use whrelay_core::retry::Verdict;
 use whrelay_core::time::Timestamp;
-use whrelay_store::{NewEvent, Role, SalvageError, Salvaged, SourceMark, Store, salvage};
+use whrelay_store::{
+    Begin, NewEvent, Part, Role, SalvageError, Salvaged, Search, SourceMark, Store, salvage,
+};
 
 use crate::setup::*;
 
@@ -37,7 +39,7 @@ fn behead(dir: &Path) {
 }
 
 /// Changes a byte of every copy of a text in the file; answers how many there were.
-fn blot(dir: &Path, text: &[u8]) -> usize {
+pub(crate) fn blot(dir: &Path, text: &[u8]) -> usize {
     let mut bytes = fs::read(file(dir)).expect("a store");
     let places: Vec<_> = bytes
         .windows(text.len())
@@ -128,6 +130,68 @@ async fn an_agent_asks_its_forwarder_again_for_what_is_lost_and_for_nothing_that
     let receipts = store.append(bucket.id, again, None).await.expect("stored");
     let new: Vec<_> = receipts.iter().map(|receipt| !receipt.duplicate).collect();
     assert_eq!(new, [false, true, false]);
+}
+
+#[tokio::test]
+async fn what_retention_had_removed_does_not_come_back_and_is_no_loss() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (bucket, there) = agent(dir.path()).await;
+    let store = Store::open(dir.path(), &options(Role::Agent)).expect("opens");
+    let search = Search {
+        bucket: bucket.id,
+        states: vec![State::Sent],
+        since: None,
+        until: None,
+    };
+    let sent = store
+        .search(&search, Begin::Oldest, None, 20)
+        .expect("read");
+    let removed = store
+        .remove_finished(bucket.id, sent, Timestamp::LAST, Part::Whole)
+        .await
+        .expect("stored");
+    assert_eq!(removed.len(), 20);
+    let (size, removals) = (store.size(), store.removals(bucket.id).expect("read"));
+    store.close().await;
+    behead(dir.path());
+    let saved = save(dir.path()).expect("saved");
+    assert_eq!(
+        (saved.events, saved.attempts),
+        (EVENTS - 20, EVENTS / 2 - 20)
+    );
+    assert!(saved.lost.is_empty() && saved.begun_again == 0, "{saved:?}");
+    let store = Store::open(dir.path(), &options(Role::Agent)).expect("opens");
+    for id in removed {
+        assert_eq!(store.find_event(id).expect("read"), None);
+    }
+    assert_eq!(store.removals(bucket.id).expect("read"), removals);
+    assert_eq!(store.size(), size);
+    let counts = store.counts(there).expect("read");
+    assert_eq!((counts.queued, counts.sent), (EVENTS / 2, EVENTS / 2 - 20));
+    assert!(store.census().expect("read").is_whole());
+}
+
+#[tokio::test]
+async fn a_bucket_that_retention_has_emptied_gives_no_place_twice() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path(), &options(Role::Forwarder)).expect("opens");
+    let bucket = bucket(&store).await;
+    let events = (1..=300).map(plain).collect();
+    store.append(bucket.id, events, None).await.expect("stored");
+    store
+        .ack(bucket.id, "laptop", Seq(300))
+        .await
+        .expect("stored");
+    let removed = store.remove_receipted(bucket.id, NOW, 300).await;
+    assert_eq!(removed.expect("stored"), 300);
+    store.close().await;
+    // Every copy of the last place given there: what is left knows only that all up to 300 is gone.
+    assert!(blot(dir.path(), &300u64.to_le_bytes()) > 0);
+    behead(dir.path());
+    save(dir.path()).expect("saved");
+    let store = Store::open(dir.path(), &options(Role::Forwarder)).expect("opens");
+    let next = store.append(bucket.id, vec![plain(301)], None).await;
+    assert_eq!(next.expect("stored")[0].seq, Seq(301));
 }
 
 #[tokio::test]

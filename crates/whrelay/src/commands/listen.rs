@@ -234,8 +234,9 @@ where
         ready_file: args.ready_file.clone(),
         skipped,
     };
+    let done = CancellationToken::new();
     let screen = (printer.style == ListenOutput::Interactive && screen::is_there())
-        .then(|| screen::Screen::new(output.colors(), dir, stop.clone()));
+        .then(|| screen::Screen::new(output.colors(), dir, stop.clone(), done.clone()));
     let mut printing = tokio::task::spawn_blocking(move || match screen {
         Some(screen) => printer.run_screen(screen, coming),
         None => printer.run(coming),
@@ -245,6 +246,7 @@ where
     tokio::select! {
         ran = &mut running => {
             let ran = ran.map_err(bug)?;
+            done.cancel();
             // What is left to print may have no reader.
             let printed = tokio::time::timeout(LAST_LINES, printing).await;
             ran.and(printed.map_or(Ok(()), |printed| printed.map_err(bug)?))

@@ -41,8 +41,8 @@ pub(super) async fn check(
             None,
         )),
         Some(url) => {
-            let token = given_token(&args.forwarder, output)?;
-            checks.extend(forwarder(url, token.as_ref(), &trust).await);
+            let token = given_token(&args.forwarder, output);
+            checks.extend(forwarder(url, token, &trust).await);
         }
     }
     let mut targets: Vec<Target> = args.to.clone();
@@ -76,21 +76,22 @@ fn files(config: &Config) -> Check {
 }
 
 fn data(paths: &Paths) -> Check {
-    let dir = paths.data();
+    let dir = &std::path::absolute(paths.data()).unwrap_or_else(|_| paths.data().to_owned());
     let check =
         |ok, result: String, hint| Check::new("data", &dir.display().to_string(), ok, result, hint);
     let elsewhere = Some("say where data may go with WHRELAY_DATA_DIR");
-    let existing = dir.ancestors().find(|dir| dir.exists());
-    let writable = existing.map(|dir| fs::metadata(dir).map(|m| !m.permissions().readonly()));
+    let writable = dir
+        .ancestors()
+        .find(|dir| dir.exists())
+        .is_some_and(may_write);
     match (dir.is_dir(), writable) {
-        (_, Some(Err(error))) => check(false, error.to_string(), elsewhere),
-        (_, None | Some(Ok(false))) => check(false, "it cannot be written".into(), elsewhere),
-        (false, Some(Ok(true))) => check(
+        (_, false) => check(false, "it cannot be written".into(), elsewhere),
+        (false, true) => check(
             true,
             "not there yet: the first `listen` makes it".into(),
             None,
         ),
-        (true, Some(Ok(true))) if is_open(dir) => {
+        (true, true) if is_open(dir) => {
             let hint = Some("make it private: chmod 700");
             check(
                 false,
@@ -98,7 +99,18 @@ fn data(paths: &Paths) -> Check {
                 hint,
             )
         }
-        (true, Some(Ok(true))) => check(true, "there, and private".into(), None),
+        (true, true) => check(true, "there, and private".into(), None),
+    }
+}
+
+fn may_write(dir: &std::path::Path) -> bool {
+    #[cfg(unix)]
+    {
+        rustix::fs::access(dir, rustix::fs::Access::WRITE_OK).is_ok()
+    }
+    #[cfg(not(unix))]
+    {
+        fs::metadata(dir).is_ok_and(|m| !m.permissions().readonly())
     }
 }
 
@@ -116,11 +128,18 @@ fn is_open(dir: &std::path::Path) -> bool {
     }
 }
 
-async fn forwarder(url: &Url, token: Option<&Token>, trust: &Trust) -> Vec<Check> {
+async fn forwarder(url: &Url, given: Result<Option<Token>, Failure>, trust: &Trust) -> Vec<Check> {
     let here = Clock::default();
+    let token = given.as_ref().ok().and_then(Option::as_ref);
     let looked = look_at(url, &proxies(), trust, token).await;
     let Looked { token, clock, took } = match looked {
-        Ok(looked) => looked,
+        Ok(looked) => Looked {
+            token: match given {
+                Ok(_) => looked.token,
+                Err(failure) => Err(failure.message().to_owned()),
+            },
+            ..looked
+        },
         Err(error) => {
             let hint =
                 Some("is it running, and is its address right? events wait until it is back");

@@ -34,7 +34,20 @@ const COUNTS_EVERY: Duration = Duration::from_secs(1);
 pub(super) fn is_there() -> bool {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     let dumb = set("TERM").is_none_or(|term| term == "dumb");
-    io::stdin().is_terminal() && io::stdout().is_terminal() && !dumb && set("CI").is_none()
+    let terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
+    terminal && is_in_front() && !dumb && set("CI").is_none()
+}
+
+/// Whether a shell has this process in the foreground: another that took the terminal would be stopped.
+#[cfg(unix)]
+fn is_in_front() -> bool {
+    let front = rustix::termios::tcgetpgrp(io::stdin());
+    front.is_ok_and(|front| front == rustix::process::getpgrp())
+}
+
+#[cfg(not(unix))]
+fn is_in_front() -> bool {
+    true
 }
 
 /// What came of a wish.
@@ -53,6 +66,8 @@ pub(super) struct Screen {
     /// The agent's directory, where its door is.
     dir: PathBuf,
     stop: CancellationToken,
+    /// The agent has ended. Someone may still hold the other end of the lines.
+    done: CancellationToken,
     runtime: Handle,
     came: mpsc::UnboundedSender<Came>,
     coming: mpsc::UnboundedReceiver<Came>,
@@ -60,13 +75,19 @@ pub(super) struct Screen {
 }
 
 impl Screen {
-    pub(super) fn new(color: bool, dir: PathBuf, stop: CancellationToken) -> Self {
+    pub(super) fn new(
+        color: bool,
+        dir: PathBuf,
+        stop: CancellationToken,
+        done: CancellationToken,
+    ) -> Self {
         let (came, coming) = mpsc::unbounded_channel();
         Self {
             view: View::new(Writer::new(false)),
             color,
             dir,
             stop,
+            done,
             runtime: Handle::current(),
             came,
             coming,
@@ -89,6 +110,9 @@ impl Screen {
                         ready(&line)?;
                         self.view.take(&line);
                         changed = true;
+                    }
+                    Err(mpsc::error::TryRecvError::Empty) if self.done.is_cancelled() => {
+                        return Ok(());
                     }
                     Err(mpsc::error::TryRecvError::Empty) => break,
                     Err(mpsc::error::TryRecvError::Disconnected) => {

@@ -67,7 +67,20 @@ struct Entry {
 /// Text that covers the log until it is left.
 struct Pane {
     lines: Vec<String>,
+    /// The same, cut into rows of a width.
+    rows: Vec<String>,
+    width: usize,
     top: usize,
+}
+
+impl Pane {
+    fn fit(&mut self, width: usize) {
+        if self.width != width {
+            let rows = self.lines.iter().flat_map(|line| wrapped(line, width));
+            (self.rows, self.width) = (rows.collect(), width);
+            self.top = self.top.min(self.rows.len().saturating_sub(1));
+        }
+    }
 }
 
 /// What stands on the screen.
@@ -130,7 +143,12 @@ impl View {
     /// Covers the log with a text.
     pub(super) fn cover(&mut self, lines: Vec<String>) {
         let lines = lines.iter().map(|line| shown(line)).collect();
-        self.pane = Some(Pane { lines, top: 0 });
+        self.pane = Some(Pane {
+            lines,
+            rows: Vec::new(),
+            width: 0,
+            top: 0,
+        });
     }
 
     /// A key was pressed.
@@ -172,7 +190,7 @@ impl View {
     /// Moves by so many entries that are about an event, or by so many lines of what covers them.
     fn go(&mut self, by: isize) {
         if let Some(pane) = &mut self.pane {
-            let last = pane.lines.len().saturating_sub(1);
+            let last = pane.rows.len().saturating_sub(1);
             pane.top = pane.top.saturating_add_signed(by).min(last);
             return;
         }
@@ -202,8 +220,11 @@ impl View {
         }
         let room = height.saturating_sub(head.len() + 1);
         self.page = room.max(1);
+        if let Some(pane) = &mut self.pane {
+            pane.fit(width.max(1));
+        }
         let (body, keys) = match &self.pane {
-            Some(pane) => (covered(pane, width, room), PANE_KEYS),
+            Some(pane) => (covered(pane, room), PANE_KEYS),
             None => (self.log(room), KEYS),
         };
         let bottom = match self.note.is_empty() {
@@ -321,13 +342,13 @@ fn about(line: &Line) -> (Option<String>, Tone) {
     }
 }
 
-/// The part of a text that is in sight; lines that are too long go on in the next row.
-fn covered(pane: &Pane, width: usize, room: usize) -> Vec<Row> {
-    let rows = pane.lines.iter().skip(pane.top);
-    let rows = rows.flat_map(|line| wrapped(line, width.max(1)));
-    rows.take(room).map(|text| (Tone::Plain, text)).collect()
+/// The part of a text that is in sight.
+fn covered(pane: &Pane, room: usize) -> Vec<Row> {
+    let rows = pane.rows.iter().skip(pane.top).take(room);
+    rows.map(|text| (Tone::Plain, text.clone())).collect()
 }
 
+/// A line that is too long goes on in the next row.
 fn wrapped(line: &str, width: usize) -> Vec<String> {
     let (mut rows, mut used) = (vec![String::new()], 0);
     for c in line.chars() {

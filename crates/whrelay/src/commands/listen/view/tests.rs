@@ -167,6 +167,7 @@ fn keys_choose_an_event_and_ask_for_what_is_done_to_it() {
 fn what_covers_the_log_is_scrolled_and_left() {
     let mut view = view(&[ready(), received(1)]);
     view.cover((0..9).map(|n| format!("line {n}\u{1b}[2J")).collect());
+    screen(&mut view, 40, 4);
     view.press(Key::Down);
     let text = screen(&mut view, 40, 4);
     assert!(text.starts_with("  line 1\\u{1b}[2J\n"), "{text}");

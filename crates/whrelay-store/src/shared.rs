@@ -1,0 +1,56 @@
+//! What the writer of a store and all its readers share. It must not know what either does.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::time::{Duration, Instant};
+
+use redb::Database;
+use tokio::sync::watch;
+use whrelay_core::limits;
+
+use crate::error::StoreError;
+
+/// What the writer and all readers share.
+pub(crate) struct Shared {
+    pub(crate) database: RwLock<Option<Arc<Database>>>,
+    /// Bytes that events, deliveries and attempts take.
+    pub(crate) size: AtomicU64,
+    /// Whether the file is being made smaller, which takes a moment.
+    pub(crate) moving: AtomicBool,
+    /// Counts commits.
+    pub(crate) commits: watch::Sender<u64>,
+    /// Why the store has stopped for good.
+    pub(crate) broken: watch::Sender<Option<StoreError>>,
+}
+
+impl Shared {
+    fn current(&self) -> RwLockReadGuard<'_, Option<Arc<Database>>> {
+        self.database.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The open database, unless it is being reopened.
+    pub(crate) fn database(&self) -> Option<Arc<Database>> {
+        self.current().clone()
+    }
+
+    /// The same for one who reads, and waits while the file is made smaller.
+    pub(crate) fn readable(&self) -> Option<Arc<Database>> {
+        let until = Instant::now() + limits::FILE_MOVES;
+        loop {
+            let moves = self.moving.load(Ordering::Relaxed) && Instant::now() < until;
+            let database = self.database();
+            if database.is_some() || !moves {
+                return database;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    pub(crate) fn replace(&self, database: Option<Arc<Database>>) {
+        let mut current = self
+            .database
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        *current = database;
+    }
+}
