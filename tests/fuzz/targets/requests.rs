@@ -61,6 +61,7 @@ impl Forwarder {
             CancellationToken::new(),
             Config {
                 public_url: format!("http://{address}"),
+                retention: whrelay_core::retention::Retention::ALL,
             },
         );
         runtime.spawn(whrelay_forwarder::run(
