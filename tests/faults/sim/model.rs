@@ -247,6 +247,9 @@ impl Model {
             let Some(event) = self.events.get_mut(&(bucket, *seq)).filter(|_| !kept) else {
                 continue;
             };
+            if part == Part::Body && event.request.body.is_empty() {
+                continue;
+            }
             if part == Part::Body {
                 removed += u64::from(event.removed_body.is_none());
                 let had = event.request.body.len() as u64;
