@@ -1,14 +1,16 @@
 //! A localhost endpoint that records what reached it, byte for byte, and answers by script. It
 //! reads HTTP itself, so that no library tidies up what came.
 
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use tokio::io::{AsyncBufReadExt, AsyncWrite};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+
+use crate::port::Port;
 
 /// A request as it came.
 #[derive(Clone, Debug)]
@@ -67,10 +69,11 @@ type Script = Arc<dyn Fn(&Received) -> Reply + Send + Sync>;
 
 /// A scripted endpoint.
 pub struct Receiver {
-    address: SocketAddr,
+    port: Port,
     script: Script,
     seen: Arc<Mutex<Vec<Received>>>,
-    open: Option<CancellationToken>,
+    open: CancellationToken,
+    accepting: JoinHandle<()>,
 }
 
 impl Receiver {
@@ -81,16 +84,16 @@ impl Receiver {
 
     /// One that answers by script.
     pub async fn scripted(script: impl Fn(&Received) -> Reply + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let mut receiver = Self {
-            address,
-            script: Arc::new(script),
-            seen: Arc::default(),
-            open: None,
-        };
-        receiver.serve(listener);
-        receiver
+        let (script, seen): (Script, _) = (Arc::new(script), Arc::default());
+        let (port, open) = (Port::hold(), CancellationToken::new());
+        let accepting = serve(&port, &script, &seen, open.clone());
+        Self {
+            port,
+            script,
+            seen,
+            open,
+            accepting,
+        }
     }
 
     /// A target for it.
@@ -100,25 +103,21 @@ impl Receiver {
 
     /// Its port.
     pub fn port(&self) -> u16 {
-        self.address.port()
+        self.port.address.port()
     }
 
     /// Closes the port and cuts every connection.
     pub fn stop(&mut self) {
-        if let Some(open) = self.open.take() {
-            open.cancel();
-        }
+        self.open.cancel();
     }
 
     /// Opens the port again; answers when.
     pub async fn open_again(&mut self) -> Instant {
-        let listener = loop {
-            match TcpListener::bind(self.address).await {
-                Ok(listener) => break listener,
-                Err(_) => tokio::task::yield_now().await,
-            }
-        };
-        self.serve(listener);
+        self.stop();
+        // The listener is gone when its task is.
+        (&mut self.accepting).await.unwrap();
+        self.open = CancellationToken::new();
+        self.accepting = serve(&self.port, &self.script, &self.seen, self.open.clone());
         Instant::now()
     }
 
@@ -141,30 +140,32 @@ impl Receiver {
             .map(Received::event)
             .collect()
     }
+}
 
-    fn serve(&mut self, listener: TcpListener) {
-        let open = CancellationToken::new();
-        self.open = Some(open.clone());
-        let (script, seen) = (Arc::clone(&self.script), Arc::clone(&self.seen));
-        tokio::spawn(async move {
-            let accepting = async {
-                while let Ok((stream, _)) = listener.accept().await {
-                    let (script, seen, open) =
-                        (Arc::clone(&script), Arc::clone(&seen), open.clone());
-                    tokio::spawn(async move {
-                        tokio::select! {
-                            () = open.cancelled() => {}
-                            _ = connection(stream, script, seen) => {}
-                        }
-                    });
-                }
-            };
-            tokio::select! {
-                () = open.cancelled() => {}
-                () = accepting => {}
+fn serve(
+    port: &Port,
+    script: &Script,
+    seen: &Arc<Mutex<Vec<Received>>>,
+    open: CancellationToken,
+) -> JoinHandle<()> {
+    let (listener, script, seen) = (port.listen(), Arc::clone(script), Arc::clone(seen));
+    tokio::spawn(async move {
+        let accepting = async {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (script, seen, open) = (Arc::clone(&script), Arc::clone(&seen), open.clone());
+                tokio::spawn(async move {
+                    tokio::select! {
+                        () = open.cancelled() => {}
+                        _ = connection(stream, script, seen) => {}
+                    }
+                });
             }
-        });
-    }
+        };
+        tokio::select! {
+            () = open.cancelled() => {}
+            () = accepting => {}
+        }
+    })
 }
 
 impl Drop for Receiver {

@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 
 use tempfile::TempDir;
-use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use url::Url;
@@ -14,9 +13,12 @@ use whrelay_delivery::Trust;
 use whrelay_forwarder::Config;
 use whrelay_store::{Medium, Options, Role, Store, StoreError};
 
+use crate::port::Port;
+
 /// A forwarder.
 pub struct Relay {
     dir: TempDir,
+    port: Port,
     /// Where it listens.
     pub address: SocketAddr,
     /// Its admin token.
@@ -42,25 +44,20 @@ impl Relay {
     pub async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path(), &options()).unwrap();
-        Self::run(dir, store, "127.0.0.1:0".parse().unwrap()).await
+        Self::run(dir, store, Port::hold()).await
     }
 
     /// A new one on a medium of the test's own.
     pub async fn start_on(medium: Medium) -> Self {
         let store = Store::open_on(medium, &options()).unwrap();
-        Self::run(
-            tempfile::tempdir().unwrap(),
-            store,
-            "127.0.0.1:0".parse().unwrap(),
-        )
-        .await
+        Self::run(tempfile::tempdir().unwrap(), store, Port::hold()).await
     }
 
     /// Stops it, and starts it again on the same port and data.
     pub async fn restart(self) -> Self {
         let Self {
             dir,
-            address,
+            port,
             store,
             stop,
             task,
@@ -70,14 +67,13 @@ impl Relay {
         task.await.unwrap().unwrap();
         store.close().await;
         let store = Store::open(dir.path(), &options()).unwrap();
-        Self::run(dir, store, address).await
+        Self::run(dir, store, port).await
     }
 
-    async fn run(dir: TempDir, store: Store, at: SocketAddr) -> Self {
+    async fn run(dir: TempDir, store: Store, port: Port) -> Self {
         let path = dir.path().join("admin-token");
         let (token, _) = whrelay_forwarder::admin_token(&store, &path).await.unwrap();
-        let listener = TcpListener::bind(at).await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let (listener, address) = (port.listen(), port.address);
         let stop = CancellationToken::new();
         let config = Config {
             public_url: format!("http://{address}"),
@@ -91,6 +87,7 @@ impl Relay {
         ));
         Self {
             dir,
+            port,
             address,
             token,
             store,
