@@ -112,7 +112,7 @@ async fn remove_all(store: &Store, bucket: &Bucket, dir: &Path) {
         }
         let by = Timestamp::LAST;
         let gone = store.remove_finished(bucket.id, found, by, Part::Whole);
-        removed += gone.await.unwrap().len();
+        removed += gone.await.unwrap().removed.len();
     }
     let rate = removed as f64 / began.elapsed().as_secs_f64();
     let before = disk(store, dir);

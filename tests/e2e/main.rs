@@ -201,6 +201,31 @@ async fn the_other_terminal_sees_and_replays() {
     }
 }
 
+/// What started first may end last, when the agent is being stopped and nobody is told of it any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_goes_on_where_it_was_when_the_agent_starts_again() {
+    let script = |r: &Received| match &r.body[..] {
+        b"slow" => Reply::Hang,
+        _ => Reply::Status(200),
+    };
+    let (home, receiver) = (home(), Receiver::scripted(script).await);
+    let to = receiver.target();
+    let flags = ["--to", &to, "--timeout", "2s"];
+    let (mut listen, url) = home.listen(&flags).await;
+    let follow = home.start(&["logs", "--follow", "--json"]);
+    let slow = send(&url, "slow").await;
+    eventually("it is tried", || (receiver.count() == 1).then_some(())).await;
+    let quick = send(&url, "quick").await;
+    follow.wait_state(&quick, "sent").await;
+    assert_eq!(listen.terminate().await, Some(0));
+    let (mut listen, _) = home.listen(&flags).await;
+    let first = follow.wait("attempt", |line| line["event"] == slow.as_str());
+    assert_eq!(first.await["attempt"], 1);
+    let told = |line: &&Value| line["event"] == quick.as_str();
+    assert_eq!(follow.all("attempt").iter().filter(told).count(), 1);
+    assert_eq!(listen.terminate().await, Some(0));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn replays_with_and_without_a_running_agent() {
     let script = |r: &Received| {

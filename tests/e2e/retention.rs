@@ -43,6 +43,10 @@ async fn at_its_bound_it_answers_503_says_why_loses_nothing_and_goes_on() {
     );
     assert_eq!(line["max_disk"], 1_000_000);
     assert!(text(&home.run(&["status"]).stdout).contains("nothing new"));
+    let logs = home.run(&["logs"]);
+    assert!(text(&logs.stderr).contains("--max-disk"), "{logs:?}");
+    let follow = home.start(&["logs", "--follow", "--json"]);
+    follow.wait("warning", why).await;
 
     receiver.open_again().await;
     let arrived = || {
@@ -54,6 +58,8 @@ async fn at_its_bound_it_answers_503_says_why_loses_nothing_and_goes_on() {
     assert_eq!(removed["reason"], "max-disk");
     let taken = || (status(&home)["refuses"] == Value::Null).then_some(());
     eventually("new events are taken in", taken).await;
+    let again = |line: &Value| line["message"].as_str().unwrap().contains("again");
+    follow.wait("warning", again).await;
     // The forwarder finds room by itself, too.
     let new = loop {
         let answer = client().post(&url).body("again").send().await.unwrap();

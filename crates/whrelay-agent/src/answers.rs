@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use whrelay_core::bucket::{Bucket, Seq};
 use whrelay_core::delivery::{Attempt, Delivery, DestinationId, State};
@@ -23,7 +23,7 @@ use whrelay_store::{Begin, LoggedAttempt, Store, StoreError};
 use self::matches::Matches;
 use crate::control::{Ask, Filter, Piece};
 use crate::error::AgentError;
-use crate::lanes::Lanes;
+use crate::lanes::{Lanes, refusal};
 use crate::lines::{
     AttemptLine, ContentLine, EventLine, HeadLine, Line, RemovedStatus, StatusLine, TargetStatus,
 };
@@ -160,7 +160,8 @@ impl Local {
                 filter,
                 last,
                 follow,
-            } => self.attempts(&filter, last, follow, &out).await,
+                after,
+            } => self.attempts(&filter, last, after, follow, &out).await,
             Ask::Events { filter, last } => self.events(&filter, last, &out).await,
             Ask::Show { event } => self.show(&event, &out).await,
             Ask::Groups { filter } => self.groups(&filter, &out).await,
@@ -194,51 +195,74 @@ impl Local {
         &self,
         filter: &Filter,
         last: usize,
+        after: Option<u64>,
         follow: bool,
         out: &Out,
     ) -> Result<(), Stop> {
         if !filter.wants_bucket(self.bucket().name.as_str()) {
             return Ok(());
         }
-        let reached = self.store().last_attempt()?;
+        let mut place = self.store().last_attempt()?;
         let targets = self.targets()?;
-        for logged in self.newest_attempts(filter, last, &targets)?.iter().rev() {
-            out.line(self.attempt_line(logged, &targets)).await?;
+        if let Some(after) = after {
+            // Salvage begins the log anew.
+            place = place.min(after);
+        } else {
+            for logged in self.newest_attempts(filter, last, &targets)?.iter().rev() {
+                out.line(self.attempt_line(logged, &targets)).await?;
+            }
+        }
+        out.line(Line::Reached { place }).await?;
+        let mut refuses = self.lanes.refuses();
+        let why = refuses.borrow_and_update().clone();
+        if why.is_some() {
+            out.line(refusal(why.as_deref())).await?;
         }
         if follow {
-            self.follow(filter, reached, targets, out).await
+            self.follow(filter, place, targets, refuses, out).await
         } else {
             Ok(())
         }
     }
 
-    /// Tells the attempts that come after a place, for ever. It reads the log from where it was, so
-    /// a slow reader misses nothing.
+    /// Tells the attempts that come after a place, for ever, and whether new events are refused. It
+    /// reads the log from where it was, so a slow reader misses nothing.
     async fn follow(
         &self,
         filter: &Filter,
-        mut reached: u64,
+        mut place: u64,
         mut targets: Targets,
+        mut refuses: watch::Receiver<Option<String>>,
         out: &Out,
     ) -> Result<(), Stop> {
         let mut commits = self.store().commits();
         loop {
             commits.mark_unchanged();
-            let new = self.store().attempts_after(reached, CHUNK)?;
+            let new = self.store().attempts_after(place, CHUNK)?;
+            let mut told = false;
             for logged in &new {
-                reached = logged.place;
+                place = logged.place;
                 if !targets.contains_key(&logged.attempt.destination) {
                     targets = self.targets()?;
                 }
                 if filter.wants_attempt(&logged.attempt, name(&targets, &logged.attempt)) {
                     out.line(self.attempt_line(logged, &targets)).await?;
+                    told = true;
                 }
+            }
+            if told {
+                out.line(Line::Reached { place }).await?;
             }
             if new.is_empty() {
                 tokio::select! {
                     changed = commits.changed() => changed.map_err(|_| Stop::Gone)?,
+                    changed = refuses.changed() => {
+                        changed.map_err(|_| Stop::Gone)?;
+                        let why = refuses.borrow_and_update().clone();
+                        out.line(refusal(why.as_deref())).await?;
+                    }
                     () = out.0.closed() => return Err(Stop::Gone),
-                    () = self.lanes.stopped() => return Ok(()),
+                    () = self.lanes.stop().cancelled() => return Ok(()),
                 }
             }
         }
@@ -345,7 +369,7 @@ impl Local {
             stored_bytes: store.size(),
             paused: self.lanes.is_paused(),
             max_disk: store.bound(),
-            refuses: self.lanes.refuses(),
+            refuses: self.lanes.refuses().borrow().clone(),
             removed: RemovedStatus {
                 events: removals.events,
                 bodies: removals.bodies,

@@ -46,6 +46,8 @@ pub enum Ask {
         last: usize,
         /// Whether those that come are wanted too.
         follow: bool,
+        /// Those logged after this place, instead of the last ones: a follower goes on.
+        after: Option<u64>,
     },
     /// Events, newest last.
     Events {

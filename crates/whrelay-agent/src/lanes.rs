@@ -41,7 +41,7 @@ pub(crate) struct Lanes {
     /// Whether a person wants nothing new to start.
     paused: watch::Sender<bool>,
     /// Why the store takes nothing new in, while it does not.
-    refuses: Mutex<Option<String>>,
+    refuses: watch::Sender<Option<String>>,
     served: Mutex<Vec<Served>>,
     offline: Arc<Mutex<HashSet<DestinationId>>>,
     engines: TaskTracker,
@@ -65,7 +65,7 @@ impl Lanes {
             connected: AtomicBool::new(false),
             manner,
             paused: watch::Sender::new(false),
-            refuses: Mutex::default(),
+            refuses: watch::Sender::default(),
             served: Mutex::default(),
             offline: Arc::default(),
             engines: TaskTracker::new(),
@@ -269,26 +269,20 @@ impl Lanes {
         self.paused.send_replace(paused);
     }
 
-    /// Why the store takes nothing new in, where it does not.
-    pub(crate) fn refuses(&self) -> Option<String> {
-        let refuses = self.refuses.lock();
-        refuses.unwrap_or_else(PoisonError::into_inner).clone()
+    /// Why the store takes nothing new in, where it does not; and when that changes.
+    pub(crate) fn refuses(&self) -> watch::Receiver<Option<String>> {
+        self.refuses.subscribe()
     }
 
     /// Notes that the store takes nothing new in, or does again, and tells it once.
     pub(crate) fn set_refuses(&self, why: Option<String>) {
-        let mut refuses = self.refuses.lock().unwrap_or_else(PoisonError::into_inner);
-        let told = match (&*refuses, &why) {
-            (None, Some(why)) => Some(format!(
-                "nothing new is taken in, and stays with the forwarder: {why}"
-            )),
-            (Some(_), None) => Some("new events are taken in again".to_owned()),
-            (None, None) | (Some(_), Some(_)) => None,
-        };
-        *refuses = why;
-        drop(refuses);
-        if let Some(told) = told {
-            (self.tell)(Line::warning(told));
+        let changed = self.refuses.send_if_modified(|refuses| {
+            let changed = refuses.is_some() != why.is_some();
+            refuses.clone_from(&why);
+            changed
+        });
+        if changed {
+            (self.tell)(refusal(why.as_deref()));
         }
     }
 
@@ -311,16 +305,19 @@ impl Lanes {
         &self.stop
     }
 
-    /// Waits until the engines have been told to stop.
-    pub(crate) async fn stopped(&self) {
-        self.stop.cancelled().await;
-    }
-
     /// Waits for the engines, which have been told to stop.
     pub(crate) async fn finish(&self) {
         self.engines.close();
         self.engines.wait().await;
     }
+}
+
+/// What is said where nothing new is taken in for a reason, and where it is again.
+pub(crate) fn refusal(why: Option<&str>) -> Line {
+    Line::warning(match why {
+        Some(why) => format!("nothing new is taken in, and stays with the forwarder: {why}"),
+        None => "new events are taken in again".to_owned(),
+    })
 }
 
 /// Where an event goes that has this tail: to each target once.

@@ -53,6 +53,11 @@ pub enum Line {
     Event(EventLine),
     /// An event's own bytes, for `events show`.
     Content(ContentLine),
+    /// Up to which place in the log attempts have been told, for `logs`.
+    Reached {
+        /// The place.
+        place: u64,
+    },
     /// Deliveries that came to the same.
     Group(GroupLine),
     /// A delivery was begun again.

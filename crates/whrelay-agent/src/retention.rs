@@ -9,7 +9,7 @@ use whrelay_core::limits;
 use whrelay_core::retention::Retention;
 use whrelay_core::time::Timestamp;
 use whrelay_delivery::{Removed, Sweep, Sweeper, keep};
-use whrelay_store::{Begin, Found, Part, Search, StoreError};
+use whrelay_store::{Begin, Found, Part, Search, StoreError, Swept};
 
 use crate::lanes::Lanes;
 use crate::lines::Line;
@@ -46,43 +46,43 @@ impl Ended<'_> {
         store.search(&search, Begin::Oldest, after, limits::RETENTION_STEP)
     }
 
-    /// Removes how many of these.
     async fn remove(
         &self,
         found: Vec<Found>,
         by: Timestamp,
         part: Part,
-    ) -> Result<u64, StoreError> {
+    ) -> Result<Swept, StoreError> {
         let (store, bucket) = (&self.lanes.store, self.lanes.bucket.id);
-        let removed = store.remove_finished(bucket, found, by, part).await?;
-        Ok(removed.len() as u64)
+        store.remove_finished(bucket, found, by, part).await
     }
 
     /// What was received by then may have ended by then.
     async fn over(&mut self, by: Timestamp) -> Result<(Removed, bool), StoreError> {
         let found = self.find(Some(by), self.looked_upto)?;
-        self.looked_upto = found.last().map(|(id, _)| *id);
-        let (more, bodies) = (!found.is_empty(), 0);
-        let events = match more {
-            true => self.remove(found, by, Part::Whole).await?,
-            false => 0,
-        };
-        Ok((Removed { events, bodies }, more))
+        let swept = self.remove(found, by, Part::Whole).await?;
+        self.looked_upto = swept.upto;
+        Ok((whole(&swept), swept.upto.is_some()))
     }
 
     /// Bodies first: what an event was and what became of it is worth more than what it said.
     async fn oldest(&mut self) -> Result<(Removed, bool), StoreError> {
         let removals = self.lanes.store.removals(self.lanes.bucket.id)?;
         let with_body = self.find(None, removals.bodies_upto)?;
-        let (mut removed, more) = (Removed::default(), !with_body.is_empty());
-        if more {
-            let part = Part::Body;
-            removed.bodies = self.remove(with_body, Timestamp::LAST, part).await?;
-            return Ok((removed, true));
+        if !with_body.is_empty() {
+            let swept = self.remove(with_body, Timestamp::LAST, Part::Body).await?;
+            let bodies = swept.removed.len() as u64;
+            return Ok((Removed { events: 0, bodies }, true));
         }
         let found = self.find(None, None)?;
-        removed.events = self.remove(found, Timestamp::LAST, Part::Whole).await?;
-        Ok((removed, removed.events > 0))
+        let swept = self.remove(found, Timestamp::LAST, Part::Whole).await?;
+        Ok((whole(&swept), !swept.removed.is_empty()))
+    }
+}
+
+fn whole(swept: &Swept) -> Removed {
+    Removed {
+        events: swept.removed.len() as u64,
+        bodies: 0,
     }
 }
 

@@ -20,7 +20,7 @@ use whrelay_core::bucket::Bucket;
 use whrelay_core::event::{self, Event, Header};
 use whrelay_core::id::EventId;
 use whrelay_core::{limits, tail};
-use whrelay_store::NewEvent;
+use whrelay_store::{NewEvent, StoreError};
 
 use crate::Shared;
 use crate::problem::Problem;
@@ -123,7 +123,15 @@ async fn store(
             Ok(id)
         }
         Ok(Err(error)) => {
-            tracing::error!(%error, bucket = %bucket.name, "an event was refused with 503");
+            // The sender is told 503, which all of them retry; 507 is what it is (RFC 4918 section 11.5).
+            let status = match error {
+                StoreError::Full | StoreError::Bound => StatusCode::INSUFFICIENT_STORAGE,
+                StoreError::Reopening | StoreError::Broken(_) | StoreError::Damaged(_) => {
+                    StatusCode::SERVICE_UNAVAILABLE
+                }
+            };
+            let status = status.as_u16();
+            tracing::error!(%error, status, bucket = %bucket.name, "an event was refused");
             Err(Problem::unavailable(error.to_string(), RETRY_SOON))
         }
         Err(_) => {

@@ -35,7 +35,7 @@ pub use error::{OpenError, StoreError};
 pub use events::{Batch, NewEvent, Receipt, StoredEvent};
 pub use index::DueScan;
 pub use line::Head;
-pub use retention::{Part, Removals};
+pub use retention::{Part, Removals, Swept};
 pub use salvage::{SalvageError, Salvaged, salvage};
 pub use states::{Begin, Found, Search};
 pub use subscriptions::SourceMark;

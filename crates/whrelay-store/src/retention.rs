@@ -47,6 +47,15 @@ pub struct Removals {
     pub bodies_upto: Option<EventId>,
 }
 
+/// What a step over events that were found came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Those that were removed, or their bodies.
+    pub removed: Vec<EventId>,
+    /// The last one that was looked at: a step ends early where much has gone.
+    pub upto: Option<EventId>,
+}
+
 impl Store {
     /// Bytes that events, deliveries and attempts take, as they are counted against the bound. The file has
     /// more: pages that are not full, or free.
@@ -78,8 +87,8 @@ impl Store {
         self.read(|tx| removed_upto(self.seal, tx, bucket))
     }
 
-    /// Removes, of these events in order of age, those whose deliveries have all ended by then. Answers
-    /// which.
+    /// Removes, of these events in order of age, those whose deliveries have all ended by then: as many as
+    /// can go without keeping others waiting.
     ///
     /// # Errors
     /// When that is not on disk.
@@ -89,17 +98,18 @@ impl Store {
         found: Vec<Found>,
         ended_by: Timestamp,
         part: Part,
-    ) -> Result<Vec<EventId>, StoreError> {
+    ) -> Result<Swept, StoreError> {
         if found.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Swept::default());
         }
         self.write(128 * found.len(), move |tx: &mut Tx<'_>| {
             let mut row = read(tx.seal, tx.removals.open()?, bucket)?;
-            let (mut removed, mut bytes) = (Vec::new(), 0);
+            let (mut swept, mut bytes) = (Swept::default(), 0);
             for (event, seq) in found {
                 if bytes > limits::RETENTION_STEP_BYTES {
                     break;
                 }
+                swept.upto = Some(event);
                 let record = tx.events.open()?.get((bucket.0, seq.0))?;
                 bytes += record.map_or(0, |record| record.value().len());
                 if part == Part::Body {
@@ -117,11 +127,11 @@ impl Store {
                     Part::Body => remove_body(tx, bucket, seq, &mut row)?,
                     Part::Whole => remove_event(tx, (bucket, seq, event), &all, &mut row)?,
                 };
-                removed.extend(did.then_some(event));
+                swept.removed.extend(did.then_some(event));
             }
             close_up(tx, bucket, &mut row)?;
             put(tx, bucket, &row)?;
-            Ok(removed)
+            Ok(swept)
         })
         .await
     }

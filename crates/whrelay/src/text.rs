@@ -148,7 +148,7 @@ impl Writer {
                 line.target,
                 self.state("dead")
             )),
-            Line::Ready(_) | Line::Content(_) | Line::Failure { .. } => None,
+            Line::Ready(_) | Line::Content(_) | Line::Reached { .. } | Line::Failure { .. } => None,
         }
     }
 

@@ -114,8 +114,8 @@ impl Real {
                     by,
                     part,
                 } => {
-                    let removed = store.remove_finished(bucket, found, by, part).await?;
-                    Done::Removed(removed.len() as u64)
+                    let swept = store.remove_finished(bucket, found, by, part).await?;
+                    Done::Removed(swept.removed.len() as u64)
                 }
                 Write::RemoveReceipted { bucket, by, max } => {
                     Done::Removed(store.remove_receipted(bucket, by, max).await?)

@@ -246,7 +246,7 @@ impl Local {
                         changed.unwrap_or(Ok(())).map_err(|_| Stop::Gone)?;
                     }
                     () = out.0.closed() => return Err(Stop::Gone),
-                    () = self.lanes.stopped() => return Ok(()),
+                    () = self.lanes.stop().cancelled() => return Ok(()),
                 }
             }
         }

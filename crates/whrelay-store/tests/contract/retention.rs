@@ -52,7 +52,7 @@ fn all(store: &Store, bucket: &Bucket) -> Vec<Found> {
 async fn remove(store: &Store, bucket: &Bucket, by: Timestamp, part: Part) -> usize {
     let found = all(store, bucket);
     let removed = store.remove_finished(bucket.id, found, by, part).await;
-    removed.expect("stored").len()
+    removed.expect("stored").removed.len()
 }
 
 fn places(store: &Store, bucket: &Bucket) -> Vec<u64> {
@@ -140,6 +140,33 @@ async fn bodies_go_first_and_what_an_event_was_stays() {
     let begun = store.deliver_again(vec![again(1, 8), again(4, 9)]).await;
     let begun: Vec<_> = begun.expect("stored").iter().map(|d| d.key.seq.0).collect();
     assert_eq!(begun, [4], "nothing is delivered without its body");
+}
+
+/// A step takes no longer than others can wait; what it leaves is for the next, not for a later sweep.
+#[tokio::test]
+async fn a_step_that_ends_early_says_how_far_it_looked() {
+    const LARGE: usize = 12 << 20;
+    let store = memory(Role::Agent);
+    let bucket = bucket(&store).await;
+    let there = store
+        .ensure_destination(bucket.id, "http://localhost:1")
+        .await
+        .expect("stored");
+    for n in 1..=3 {
+        let mut new = to(n, there);
+        new.event.request.body = Bytes::from(vec![0; LARGE]);
+        let stored = store.append(bucket.id, vec![new], None).await;
+        stored.expect("stored");
+        record(&store, &bucket, n, Verdict::Sent).await;
+    }
+    let found = all(&store, &bucket);
+    let swept = store
+        .remove_finished(bucket.id, found, Timestamp::LAST, Part::Whole)
+        .await
+        .expect("stored");
+    let ids = [event(1).id, event(2).id];
+    assert_eq!((&swept.removed[..], swept.upto), (&ids[..], Some(ids[1])));
+    assert_eq!(places(&store, &bucket), [3]);
 }
 
 #[tokio::test]
@@ -283,7 +310,7 @@ async fn an_event_of_which_a_delivery_is_damaged_stays_since_nobody_knows_how_it
     let found = vec![(event(1).id, Seq(1))];
     for part in [Part::Body, Part::Whole] {
         let removed = store.remove_finished(bucket.id, found.clone(), Timestamp::LAST, part);
-        assert_eq!(removed.await.expect("stored"), []);
+        assert_eq!(removed.await.expect("stored").removed, []);
     }
     assert_eq!(
         store.event_at(&bucket, Seq(1)).expect("read"),

@@ -149,7 +149,8 @@ async fn what_retention_had_removed_does_not_come_back_and_is_no_loss() {
     let removed = store
         .remove_finished(bucket.id, sent, Timestamp::LAST, Part::Whole)
         .await
-        .expect("stored");
+        .expect("stored")
+        .removed;
     assert_eq!(removed.len(), 20);
     let (size, removals) = (store.size(), store.removals(bucket.id).expect("read"));
     store.close().await;

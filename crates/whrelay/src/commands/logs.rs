@@ -2,11 +2,10 @@
 //! running agent has.
 
 use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use whrelay_agent::Manner;
 use whrelay_agent::control::{Ask, Client, Filter, Piece};
 use whrelay_agent::lines::{AttemptLine, Line};
 
@@ -29,7 +28,13 @@ pub(crate) async fn run(args: LogsArgs, output: &Output) -> Result<(), Failure> 
     }
     let mut attempts = Vec::new();
     for dir in paths.all_agents() {
-        attempts.extend(stored(&dir, &filter, args.list.lines, &default_manner()).await?);
+        for line in stored(&dir, &filter, args.list.lines).await? {
+            if let Line::Attempt(attempt) = line {
+                attempts.push(attempt);
+            } else {
+                show(&line, args.list.json, output)?;
+            }
+        }
     }
     if attempts.is_empty() && filter != Filter::default() {
         output.tell("no attempt matches");
@@ -41,44 +46,40 @@ pub(crate) async fn run(args: LogsArgs, output: &Output) -> Result<(), Failure> 
     Ok(())
 }
 
-/// The newest attempts of one agent.
-async fn stored(
-    dir: &std::path::Path,
-    filter: &Filter,
-    last: usize,
-    manner: &Manner,
-) -> Result<Vec<AttemptLine>, Failure> {
-    let Some(door) = Door::open(dir, manner).await? else {
+/// Shows attempts, and that new events are refused, or no longer.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "an agent is asked for nothing else"
+)]
+fn show(line: &Line, json: bool, output: &Output) -> Result<(), Failure> {
+    match line {
+        Line::Attempt(_) | Line::Warning { .. } => output.line(line, json),
+        _ => Ok(()),
+    }
+}
+
+/// What one agent answers about its newest attempts.
+async fn stored(dir: &Path, filter: &Filter, last: usize) -> Result<Vec<Line>, Failure> {
+    let Some(door) = Door::open(dir, &default_manner()).await? else {
         return Ok(Vec::new());
     };
     let ask = Ask::Attempts {
         filter: filter.clone(),
         last,
         follow: false,
+        after: None,
     };
     let mut pieces = door.ask(ask).await?;
-    let mut attempts = Vec::new();
+    let mut lines = Vec::new();
     while let Some(piece) = pieces.recv().await {
-        if let Some(attempt) = attempt(piece)? {
-            attempts.push(attempt);
+        let Piece::Line(line) = piece else { continue };
+        if let Line::Failure { message, .. } = *line {
+            return Err(Failure::new(Code::Failed, message));
         }
+        lines.push(*line);
     }
     door.close().await;
-    Ok(attempts)
-}
-
-fn attempt(piece: Piece) -> Result<Option<AttemptLine>, Failure> {
-    let Piece::Line(line) = piece else {
-        return Ok(None);
-    };
-    if let Line::Failure { message, .. } = *line {
-        return Err(Failure::new(Code::Failed, message));
-    }
-    Ok(if let Line::Attempt(attempt) = *line {
-        Some(attempt)
-    } else {
-        None
-    })
+    Ok(lines)
 }
 
 /// What a follower knows of an agent.
@@ -86,8 +87,35 @@ fn attempt(piece: Piece) -> Result<Option<AttemptLine>, Failure> {
 struct Followed {
     /// Whether its attempts are coming.
     live: bool,
-    /// Where to go on when it starts again, in microseconds since 1970.
-    since: Option<i64>,
+    /// Up to where its log was told: there it goes on when the agent starts again.
+    reached: Option<u64>,
+    /// Attempts told beyond that place.
+    beyond: HashSet<(String, u32, String)>,
+}
+
+impl Followed {
+    /// Takes a line in, and says whether it is new.
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "an agent is asked for nothing else"
+    )]
+    fn note(&mut self, line: &Line) -> bool {
+        match line {
+            Line::Reached { place } => {
+                self.reached = Some(*place);
+                self.beyond.clear();
+                false
+            }
+            Line::Attempt(attempt) => self.beyond.insert(identity(attempt)),
+            _ => true,
+        }
+    }
+}
+
+/// What tells an attempt from all others.
+fn identity(attempt: &AttemptLine) -> (String, u32, String) {
+    let (delivery, at) = (attempt.delivery.clone(), attempt.at.clone());
+    (delivery, attempt.attempt, at)
 }
 
 async fn follow(
@@ -96,11 +124,10 @@ async fn follow(
     filter: Filter,
     output: &Output,
 ) -> Result<(), Failure> {
-    let stop = shutdown::on_signal();
+    let (stop, json) = (shutdown::on_signal(), args.list.json);
     let began = jiff::Timestamp::now().as_microsecond();
-    let (sender, mut coming) = mpsc::channel::<(PathBuf, Option<AttemptLine>)>(64);
+    let (sender, mut coming) = mpsc::channel::<(PathBuf, Option<Line>)>(64);
     let mut agents: HashMap<PathBuf, Followed> = HashMap::new();
-    let mut shown: HashSet<(String, u32, String)> = HashSet::new();
     let mut first = true;
     loop {
         for dir in paths.all_agents() {
@@ -110,21 +137,22 @@ async fn follow(
             }
             let running = Client::find(&dir);
             if first && running.is_none() {
-                for attempt in stored(&dir, &filter, args.list.lines, &default_manner()).await? {
-                    shown.insert(identity(&attempt));
-                    output.line(&Line::Attempt(attempt), args.list.json)?;
+                for line in stored(&dir, &filter, args.list.lines).await? {
+                    if followed.note(&line) {
+                        show(&line, json, output)?;
+                    }
                 }
             }
             let Some(client) = running else { continue };
             let (mut filter, mut last) = (filter.clone(), args.list.lines);
-            if !first {
-                let since = followed.since.unwrap_or(began);
-                (filter.since, last) = (filter.since.max(Some(since)), usize::MAX);
+            if !first && followed.reached.is_none() {
+                (filter.since, last) = (filter.since.max(Some(began)), usize::MAX);
             }
             let ask = Ask::Attempts {
                 filter,
                 last,
                 follow: true,
+                after: followed.reached,
             };
             if let Some(pieces) = client.ask(&ask).await {
                 followed.live = true;
@@ -135,39 +163,29 @@ async fn follow(
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             () = tokio::time::sleep(LOOK_EVERY) => {}
-            Some((dir, attempt)) = coming.recv() => {
+            Some((dir, line)) = coming.recv() => {
                 let followed = agents.entry(dir).or_default();
-                let Some(attempt) = attempt else {
+                let Some(line) = line else {
                     followed.live = false;
                     continue;
                 };
-                followed.since = attempt.at.parse::<jiff::Timestamp>().ok().map(|at| at.as_microsecond());
-                if shown.insert(identity(&attempt)) {
-                    output.line(&Line::Attempt(attempt), args.list.json)?;
+                if followed.note(&line) {
+                    show(&line, json, output)?;
                 }
             }
         }
     }
 }
 
-/// What tells an attempt from all others, also from one that a crash repeated.
-fn identity(attempt: &AttemptLine) -> (String, u32, String) {
-    (
-        attempt.delivery.clone(),
-        attempt.attempt,
-        attempt.at.clone(),
-    )
-}
-
-/// Passes an agent's attempts on, and at the end that it has gone.
+/// Passes on what an agent says, and at the end that it has gone.
 async fn pass_on(
     dir: PathBuf,
     mut pieces: mpsc::Receiver<Piece>,
-    out: mpsc::Sender<(PathBuf, Option<AttemptLine>)>,
+    out: mpsc::Sender<(PathBuf, Option<Line>)>,
 ) {
     while let Some(piece) = pieces.recv().await {
-        if let Ok(Some(attempt)) = attempt(piece)
-            && out.send((dir.clone(), Some(attempt))).await.is_err()
+        if let Piece::Line(line) = piece
+            && out.send((dir.clone(), Some(*line))).await.is_err()
         {
             return;
         }

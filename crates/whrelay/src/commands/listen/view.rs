@@ -314,6 +314,10 @@ fn counts(status: &StatusLine) -> Row {
 }
 
 /// What a line is about, and how it looks.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "lines of other kinds say nothing about it"
+)]
 fn about(line: &Line) -> (Option<String>, Tone) {
     match line {
         Line::Received(received) => (Some(received.event.clone()), Tone::Plain),
@@ -328,17 +332,7 @@ fn about(line: &Line) -> (Option<String>, Tone) {
         Line::Warning { .. } => (None, Tone::Warn),
         Line::Endpoint { state, .. } if state == "offline" => (None, Tone::Warn),
         Line::Link { error: Some(_), .. } => (None, Tone::Warn),
-        Line::Ready(_)
-        | Line::Link { .. }
-        | Line::Endpoint { .. }
-        | Line::Retention { .. }
-        | Line::Event(_)
-        | Line::Content(_)
-        | Line::Group(_)
-        | Line::Replay(_)
-        | Line::Discard(_)
-        | Line::Status(_)
-        | Line::Failure { .. } => (None, Tone::Dim),
+        _ => (None, Tone::Dim),
     }
 }
 
