@@ -2,32 +2,28 @@
 //! receiver alike, or with the power of its disk cut; and then an audit of three ledgers: what senders
 //! heard, what the receiver got, and what the agent says of it.
 
+mod load;
+mod policies;
+
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use whrelay_tests::process::{Cloud, Home, Process};
 use whrelay_tests::receiver::Receiver;
-use whrelay_tests::sender;
 
+use self::load::Load;
 use crate::arrivals::{all_arrive, missing};
 use crate::chance::Chance;
 use crate::ground::{Ground, Kind};
 use crate::report::{self, Row};
 
-/// Senders at once, each with one request under way.
-const SENDERS: u64 = 4;
 /// After so many kills everything accepted so far has to arrive before the next.
 const QUIET_EVERY: u32 = 10;
 /// How long that may take.
 const ARRIVES_WITHIN: Duration = Duration::from_secs(20);
 /// Attempts that one kill can cut off: the default of `--max-in-flight`.
 const IN_FLIGHT: usize = 16;
-
-/// What senders heard a 2xx for.
-type Heard = Arc<Mutex<HashMap<String, Vec<u8>>>>;
 
 struct Storm {
     home: Home,
@@ -37,17 +33,12 @@ struct Storm {
     listen: Process,
     cloud: Option<Cloud>,
     chance: Chance,
-    heard: Heard,
     url: String,
-    sending: Arc<AtomicBool>,
-    /// Posts under way.
-    busy: Arc<AtomicU64>,
-    /// Requests for which a sender heard nothing, or no 2xx.
-    unheard: Arc<AtomicU64>,
+    load: Load,
 }
 
-/// Kills so many times, half of them with an embedded forwarder and half with one of its own. Says
-/// whether the ledgers agreed.
+/// Kills so many times, half of them with an embedded forwarder and half with one of its own, and then half
+/// as often with every policy in use. Says whether the ledgers agreed.
 pub(crate) fn kill(binary: &str, kills: u32) -> bool {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
@@ -56,7 +47,7 @@ pub(crate) fn kill(binary: &str, kills: u32) -> bool {
             let storm = Storm::begin(binary, separate, None).await;
             held &= storm.blow(kills / 2).await;
         }
-        held
+        held & policies::run(binary, kills / 4).await
     })
 }
 
@@ -109,24 +100,20 @@ impl Storm {
             listen,
             cloud,
             chance: Chance::new(u64::from(separate)),
-            heard: Heard::default(),
+            load: Load::new(&url, Duration::ZERO),
             url,
-            sending: Arc::default(),
-            busy: Arc::default(),
-            unheard: Arc::default(),
         }
     }
 
     async fn blow(mut self, kills: u32) -> bool {
         let began = Instant::now();
-        let senders: Vec<_> = (0..SENDERS).map(|n| self.start_sender(n)).collect();
         if let Some(ground) = &self.ground {
             // What is there before the first event is not what is tried here.
             ground.sync();
         }
         let (mut slowest, mut held) = (Duration::ZERO, true);
         for kill in 1..=kills {
-            self.sending.store(true, Ordering::SeqCst);
+            self.load.go();
             let pause = Duration::from_millis(self.chance.below(250) + 5);
             tokio::time::sleep(pause).await;
             let quiet = match self.ground {
@@ -140,7 +127,7 @@ impl Storm {
                 }
             };
             if quiet {
-                self.hush().await;
+                self.load.hush().await;
                 match self.all_arrive().await {
                     Some(took) => slowest = slowest.max(took),
                     None => {
@@ -150,11 +137,9 @@ impl Storm {
                 }
             }
         }
-        for sender in senders {
-            sender.abort();
-        }
+        self.load.end().await;
         let audited = self.audit(kills).await;
-        let heard = self.heard.lock().unwrap().len();
+        let heard = self.load.heard().len();
         let forwarder = match self.cloud {
             Some(_) => "forwarder and agent apart",
             None => "embedded forwarder",
@@ -163,7 +148,7 @@ impl Storm {
             Some(ground) => (format!("power cuts on {} (D5)", ground.kind), "cuts"),
             None => ("kill -9 under load (K1-K16)".to_owned(), "kills"),
         };
-        let unheard = self.unheard.load(Ordering::Relaxed);
+        let unheard = self.load.unheard();
         report::tell(&Row {
             ring: 4,
             fault: format!("{fault}, {forwarder}"),
@@ -175,46 +160,6 @@ impl Storm {
                 slowest.as_secs_f64()
             ),
             seconds: began.elapsed().as_secs_f64(),
-        })
-    }
-
-    fn start_sender(&self, n: u64) -> tokio::task::JoinHandle<()> {
-        let (heard, sending, busy, unheard) = (
-            Arc::clone(&self.heard),
-            Arc::clone(&self.sending),
-            Arc::clone(&self.busy),
-            Arc::clone(&self.unheard),
-        );
-        let (url, mut chance) = (self.url.clone(), Chance::new(n));
-        tokio::spawn(async move {
-            let client = sender::client();
-            loop {
-                busy.fetch_add(1, Ordering::SeqCst);
-                if !sending.load(Ordering::SeqCst) {
-                    busy.fetch_sub(1, Ordering::SeqCst);
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                    continue;
-                }
-                let length = chance.index(2048);
-                let body: Vec<u8> = (0..length).map(|_| chance.bits() as u8).collect();
-                let answer = client.post(&url).body(body.clone()).send().await;
-                let text = match answer {
-                    Ok(answer) if answer.status().is_success() => answer.text().await.ok(),
-                    Ok(_) | Err(_) => None,
-                };
-                match text {
-                    Some(text) => {
-                        heard.lock().unwrap().insert(sender::id_of(&text), body);
-                    }
-                    None => {
-                        unheard.fetch_add(1, Ordering::Relaxed);
-                        // Nobody is there: the core is worth more to those who start.
-                        tokio::time::sleep(Duration::from_millis(1)).await;
-                    }
-                }
-                busy.fetch_sub(1, Ordering::SeqCst);
-                tokio::task::yield_now().await;
-            }
         })
     }
 
@@ -266,18 +211,10 @@ impl Storm {
         self.listen = process;
     }
 
-    /// Lets senders finish what they have begun, and begin nothing more.
-    async fn hush(&self) {
-        self.sending.store(false, Ordering::SeqCst);
-        while self.busy.load(Ordering::SeqCst) > 0 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    }
-
     /// Waits until everything accepted has arrived. Where something has not, it says all there is to
     /// know about it.
     async fn all_arrive(&self) -> Option<Duration> {
-        let heard: HashSet<_> = self.heard.lock().unwrap().keys().cloned().collect();
+        let heard = self.load.ids();
         let arrived = all_arrive(&self.receiver, &heard, ARRIVES_WITHIN).await;
         if arrived.is_err() {
             self.tell_of(&missing(&self.receiver, &heard));
@@ -304,25 +241,9 @@ impl Storm {
 
     /// The three ledgers, beside each other.
     async fn audit(&self, kills: u32) -> bool {
-        self.hush().await;
         let stored = self.final_states().await;
-        let (heard, seen) = (self.heard.lock().unwrap(), self.receiver.seen());
-        let mut findings = Vec::new();
-        let mut numbers: HashMap<String, u64> = HashMap::new();
-        for request in &seen {
-            let event = request.event();
-            if heard.get(&event).is_some_and(|body| *body != request.body) {
-                findings.push(format!("{event} arrived changed"));
-            }
-            let number = request.header("x-whrelay-attempt").parse().unwrap_or(0);
-            let last = numbers
-                .entry(request.header("x-whrelay-delivery-id"))
-                .or_default();
-            if number < *last {
-                findings.push(format!("{event}: attempt {number} after {last}"));
-            }
-            *last = number;
-        }
+        let (heard, seen) = (self.load.heard(), self.receiver.seen());
+        let mut findings = load::wrong(&seen, &heard);
         let arrived: HashSet<_> = seen.iter().map(|request| request.event()).collect();
         let extra = seen.len() - arrived.len();
         if extra > kills as usize * IN_FLIGHT {

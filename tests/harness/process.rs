@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -83,7 +84,7 @@ impl Home {
         let (lines, printed) = <(Arc<Mutex<Vec<Value>>>, Arc<Mutex<Vec<u8>>>)>::default();
         let (told, raw) = (Arc::clone(&lines), Arc::clone(&printed));
         let mut out = BufReader::new(child.stdout.take().unwrap());
-        std::thread::spawn(move || {
+        let reading = std::thread::spawn(move || {
             let mut line = Vec::new();
             while let Ok(1..) = out.read_until(b'\n', &mut line) {
                 let text = String::from_utf8_lossy(&line).trim_end().to_owned();
@@ -107,6 +108,7 @@ impl Home {
         });
         Process {
             child,
+            reading,
             lines,
             printed,
             said,
@@ -159,6 +161,7 @@ impl Cloud {
 /// A running command.
 pub struct Process {
     child: Child,
+    reading: JoinHandle<()>,
     lines: Arc<Mutex<Vec<Value>>>,
     printed: Arc<Mutex<Vec<u8>>>,
     said: Arc<Mutex<String>>,
@@ -243,9 +246,11 @@ impl Process {
         self.child.try_wait().unwrap().is_some()
     }
 
-    /// Waits until it ends.
+    /// Waits until it has ended and all that it printed is read.
     pub async fn ended(&mut self) -> ExitStatus {
-        eventually("the process ends", || self.child.try_wait().unwrap()).await
+        let status = eventually("the process ends", || self.child.try_wait().unwrap()).await;
+        eventually("its stdout ends", || self.reading.is_finished().then_some(())).await;
+        status
     }
 }
 
