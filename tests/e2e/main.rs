@@ -7,6 +7,7 @@ mod commands;
 mod interactive;
 mod retention;
 mod tls;
+mod usage;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;

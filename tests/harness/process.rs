@@ -249,7 +249,10 @@ impl Process {
     /// Waits until it has ended and all that it printed is read.
     pub async fn ended(&mut self) -> ExitStatus {
         let status = eventually("the process ends", || self.child.try_wait().unwrap()).await;
-        eventually("its stdout ends", || self.reading.is_finished().then_some(())).await;
+        eventually("its stdout ends", || {
+            self.reading.is_finished().then_some(())
+        })
+        .await;
         status
     }
 }

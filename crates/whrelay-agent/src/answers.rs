@@ -353,6 +353,7 @@ impl Local {
             bucket: self.bucket().name.to_string(),
             name: store.note("subscription")?.unwrap_or_default(),
             forwarder: store.note("forwarder")?.unwrap_or_default(),
+            url: store.note("input")?,
             pid: self.runs.then(std::process::id),
             link: self.link_state().to_owned(),
             targets: Vec::new(),

@@ -127,6 +127,7 @@ pub async fn run(
     store
         .set_note("subscription", config.subscription.as_str())
         .await?;
+    store.set_note("input", &input_url).await?;
 
     let ended = stop.child_token();
     let lanes = Lanes::new(

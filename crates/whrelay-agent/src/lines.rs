@@ -407,6 +407,8 @@ pub struct StatusLine {
     pub name: String,
     /// The forwarder's address.
     pub forwarder: String,
+    /// The input URL, as it was when the agent last started.
+    pub url: Option<String>,
     /// The agent's process; none where it does not run.
     pub pid: Option<u32>,
     /// `connected`, `disconnected`, or `stopped` where it does not run.

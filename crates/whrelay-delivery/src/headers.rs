@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::uri::Authority;
 use whrelay_core::delivery::Delivery;
 use whrelay_core::event::{Event, Header};
 
@@ -43,9 +44,14 @@ impl FromStr for HostField {
         match text {
             "rewrite" => Ok(Self::Target),
             "preserve" => Ok(Self::Sender),
-            value => HeaderValue::try_from(value)
-                .map(Self::Fixed)
-                .map_err(|_| "use rewrite, preserve, or a host such as shop.test".to_owned()),
+            // An authority (RFC 9110 section 7.2).
+            value => {
+                let host = value.parse::<Authority>().ok();
+                let value = host.and_then(|host| HeaderValue::try_from(host.as_str()).ok());
+                value
+                    .map(Self::Fixed)
+                    .ok_or_else(|| "use rewrite, preserve, or a host such as shop.test".to_owned())
+            }
         }
     }
 }

@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use whrelay_agent::control::{Ask, Client, Filter, Piece};
 use whrelay_agent::{Manner, Offline};
+use whrelay_core::delivery::State;
 use whrelay_core::retention::Retention;
 use whrelay_store::{OpenError, Options, Role, Store};
 
@@ -112,9 +113,28 @@ pub(crate) fn unknown_event(id: &str) -> Failure {
         .hint("`whrelay events` lists those that are known here")
 }
 
-/// The filter of a command's flags.
-pub(crate) fn filter(args: &FilterArgs, event: Option<&str>) -> Filter {
-    Filter {
+/// Nothing was what a filter is about.
+pub(crate) fn no_match(what: &str) -> Failure {
+    Failure::new(Code::NotFound, format!("no {what} matches"))
+        .hint("`whrelay events` without a filter lists what there is")
+}
+
+/// The filter of a command's flags, unless nothing can ever match it.
+pub(crate) fn filter(args: &FilterArgs, event: Option<&str>) -> Result<Filter, Failure> {
+    let never = |why: &str, hint: &str| Err(Failure::new(Code::Usage, why).hint(hint));
+    if args
+        .until
+        .is_some_and(|until| args.since.is_some_and(|since| since > until))
+    {
+        return never(
+            "--since is later than --until",
+            "durations count back from now",
+        );
+    }
+    if args.reason.is_some() && args.status.is_some_and(|status| status != State::Dead) {
+        return never("--reason is why something is dead", "leave --status away");
+    }
+    Ok(Filter {
         since: args.since,
         until: args.until,
         status: args.status.map(|state| state.to_string()),
@@ -122,5 +142,5 @@ pub(crate) fn filter(args: &FilterArgs, event: Option<&str>) -> Filter {
         target: args.target.as_ref().map(ToString::to_string),
         event: event.map(str::to_owned),
         bucket: args.bucket.as_ref().map(ToString::to_string),
-    }
+    })
 }

@@ -29,7 +29,8 @@ pub(crate) use self::events::*;
 pub(crate) use self::service::{Service, ServiceArgs, ServiceCommand};
 pub(crate) use self::values::{CaFile, Matcher, Newest, Percent};
 use self::values::{
-    backlog, bytes, ca_file, duration, forwarder_url, matcher, percent, schedule, when,
+    backlog, bind, bytes, ca_file, duration, forwarder_url, matcher, past, percent, schedule,
+    some_time,
 };
 
 /// The heading of flags that every command has.
@@ -143,7 +144,7 @@ pub(crate) struct ListenArgs {
     #[arg(long, default_value = "all", value_name = "WHICH", env = "WHRELAY_BACKLOG", value_parser = backlog)]
     pub(crate) backlog: Newest,
     /// Of what came before, only what was received since: a duration back from now (2h) or a time
-    #[arg(long, value_name = "DUR|TIME", env = "WHRELAY_SINCE", value_parser = when)]
+    #[arg(long, value_name = "DUR|TIME", env = "WHRELAY_SINCE", value_parser = past)]
     pub(crate) since: Option<i64>,
     /// A header field for every request to a target, in place of the sender's of that name; repeatable
     #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", env = "WHRELAY_HEADER", value_delimiter = '\n', help_heading = REQUESTS)]
@@ -164,7 +165,7 @@ pub(crate) struct ListenArgs {
     #[arg(long, conflicts_with = "output")]
     pub(crate) json: bool,
     /// Exit with code 5 once the tunnel has been down for so long [default: it is dialled for ever]
-    #[arg(long, value_name = "DUR", env = "WHRELAY_EXIT_ON_DISCONNECT", value_parser = duration)]
+    #[arg(long, value_name = "DUR", env = "WHRELAY_EXIT_ON_DISCONNECT", value_parser = some_time)]
     pub(crate) exit_on_disconnect: Option<Duration>,
     /// Write the `ready` line to this file once everything works
     #[arg(long, value_name = "FILE", env = "WHRELAY_READY_FILE")]
@@ -208,8 +209,9 @@ pub(crate) struct ForwarderChoice {
     /// A file with the forwarder's access token
     #[arg(long, value_name = "FILE", env = "WHRELAY_TOKEN_FILE")]
     pub(crate) token_file: Option<PathBuf>,
-    /// Where the embedded forwarder listens; nothing without one [default: the port it had before]
-    #[arg(long, value_name = "ADDR:PORT", env = "WHRELAY_BIND")]
+    /// Where the embedded forwarder listens: a port, or an address with its port [default: the port it had
+    /// before]
+    #[arg(long, value_name = "ADDR:PORT", env = "WHRELAY_BIND", value_parser = bind)]
     pub(crate) bind: Option<SocketAddr>,
 }
 
@@ -337,13 +339,8 @@ pub(crate) struct DoctorArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ForwarderArgs {
-    /// Where it listens
-    #[arg(
-        long,
-        value_name = "ADDR:PORT",
-        default_value = "127.0.0.1:8080",
-        env = "WHRELAY_BIND"
-    )]
+    /// Where it listens: a port of this machine, or an address with its port
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8080", env = "WHRELAY_BIND", value_parser = bind)]
     pub(crate) bind: SocketAddr,
     /// What senders put before /in/… [default: http:// and the address it listens on]
     #[arg(long, value_name = "URL", env = "WHRELAY_PUBLIC_URL", value_parser = forwarder_url)]
@@ -377,7 +374,7 @@ pub(crate) struct FlakyArgs {
     #[arg(long, default_value = "80%", value_name = "PERCENT", value_parser = percent)]
     pub(crate) fail: Percent,
     /// Goes away for so long, stays three times as long, and so on [default: it stays]
-    #[arg(long, value_name = "DUR", value_parser = duration)]
+    #[arg(long, value_name = "DUR", value_parser = some_time)]
     pub(crate) down: Option<Duration>,
     /// After that time it answers everything with 200, and stays [default: never]
     #[arg(long, value_name = "DUR", value_parser = duration)]

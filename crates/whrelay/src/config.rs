@@ -4,14 +4,14 @@
 
 pub(crate) mod file;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 
 use clap::{Arg, Command};
 use directories::ProjectDirs;
 
 use self::file::Entry;
-use crate::failure::{Code, Failure};
+use crate::failure::{Code, Failure, first_line};
 
 /// The project's file, in the directory where a command is run.
 const PROJECT: &str = "whrelay.toml";
@@ -32,6 +32,8 @@ pub(crate) struct Config {
     pub(crate) sets: BTreeMap<String, Set>,
     /// The files that were read.
     pub(crate) files: Vec<PathBuf>,
+    /// What is wrong with them, where a command goes on without.
+    pub(crate) mistake: Option<String>,
 }
 
 impl Config {
@@ -67,6 +69,18 @@ impl Config {
         }
     }
 
+    /// In place of files that make no sense.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "it is what `unwrap_or_else` has"
+    )]
+    pub(crate) fn mistaken(why: Failure) -> Self {
+        Self {
+            mistake: Some(why.message().to_owned()),
+            ..Self::default()
+        }
+    }
+
     /// Within a file a profile's keys come before those for all.
     fn take(&mut self, path: &Path, entries: Vec<Entry>, profile: Option<&str>) {
         let (own, all): (Vec<_>, Vec<_>) = entries
@@ -81,11 +95,19 @@ impl Config {
         }
     }
 
-    /// The commands, with the files' values as defaults of their flags.
+    /// The commands, with the files' values as defaults of their flags. What follows a flag that wants a
+    /// value is its value, a minus or not: then it is the flag that is named where it makes no sense.
     pub(crate) fn apply(&self, command: Command) -> Command {
-        let command = command.mut_args(|arg| match self.of(&arg) {
-            Some(set) => arg.required(false).default_values(set.values.clone()),
-            None => arg,
+        let command = command.mut_args(|arg| {
+            let takes_value = arg.get_action().takes_values() && !arg.is_positional();
+            let arg = match takes_value {
+                true => arg.allow_hyphen_values(true),
+                false => arg,
+            };
+            match self.of(&arg) {
+                Some(set) => arg.required(false).default_values(set.values.clone()),
+                None => arg,
+            }
         });
         command.mut_subcommands(|subcommand| self.apply(subcommand))
     }
@@ -101,15 +123,20 @@ pub(crate) fn key(arg: &Arg) -> Option<String> {
     Some(name.to_lowercase())
 }
 
-/// Every flag that a file can set, by its key; flags of several commands share one.
-pub(crate) fn known(command: &Command) -> BTreeMap<String, Vec<Arg>> {
-    let mut all: BTreeMap<String, Vec<Arg>> = BTreeMap::new();
-    let mut left = vec![command];
-    while let Some(command) = left.pop() {
+/// Flags by their key, each with its command.
+pub(crate) type Known = BTreeMap<String, Vec<(String, Arg)>>;
+
+/// Every flag that a file can set, by its key; flags of several commands share one, that of the command
+/// which comes first first.
+pub(crate) fn known(command: &Command) -> Known {
+    let mut all = Known::new();
+    let mut left = VecDeque::from([command]);
+    while let Some(command) = left.pop_front() {
         left.extend(command.get_subcommands());
         for arg in command.get_arguments() {
             if let Some(key) = key(arg).filter(|key| key != "profile") {
-                all.entry(key).or_default().push(arg.clone());
+                let name = command.get_name().to_owned();
+                all.entry(key).or_default().push((name, arg.clone()));
             }
         }
     }
@@ -124,7 +151,8 @@ pub(crate) fn places() -> Result<Vec<PathBuf>, Failure> {
             let path = PathBuf::from(path);
             if !path.exists() {
                 let message = format!("WHRELAY_CONFIG: {} does not exist", path.display());
-                return Err(Failure::new(Code::Usage, message));
+                let hint = "name a file, or leave it unset";
+                return Err(Failure::new(Code::Usage, message).hint(hint));
             }
             Some(path)
         }
@@ -139,10 +167,10 @@ fn text_of(path: &Path) -> Result<Option<String>, Failure> {
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Failure::new(
-            Code::Usage,
-            format!("{}: {error}", path.display()),
-        )),
+        Err(error) => {
+            let why = format!("{}: {error}", path.display());
+            Err(Failure::new(Code::Usage, why).hint("it has to be a file in TOML, in UTF-8"))
+        }
     }
 }
 
@@ -152,14 +180,14 @@ fn wrong(path: &Path, line: usize, message: &str) -> Failure {
 }
 
 /// Tries an entry's values on each flag they would be given to.
-fn check(known: &BTreeMap<String, Vec<Arg>>, path: &Path, entry: &Entry) -> Result<(), Failure> {
+fn check(known: &Known, path: &Path, entry: &Entry) -> Result<(), Failure> {
     let Some(args) = known.get(&entry.key) else {
         let message = format!("there is no key `{}`", entry.key);
         let hint =
             "keys are the flags' names, as in `max_in_flight`; `whrelay config show` lists them";
         return Err(wrong(path, entry.line, &message).hint(hint));
     };
-    for arg in args {
+    for (command, arg) in args {
         let alone = Command::new("whrelay").disable_help_flag(true).arg(
             arg.clone()
                 .required(false)
@@ -167,10 +195,13 @@ fn check(known: &BTreeMap<String, Vec<Arg>>, path: &Path, entry: &Entry) -> Resu
                 .default_values(entry.values.clone()),
         );
         if let Err(error) = alone.try_get_matches_from(["whrelay"]) {
-            let text = error.to_string();
-            let said = text.lines().next().unwrap_or_default();
-            let message = format!("{}: {}", entry.key, said.trim_start_matches("error: "));
-            return Err(wrong(path, entry.line, &message));
+            let message = format!("{}: {}", entry.key, first_line(&error));
+            let flag = arg.get_long().unwrap_or_default();
+            let hint = match &command[..] {
+                "whrelay" => format!("`whrelay --help` says what --{flag} takes"),
+                _ => format!("`whrelay {command} --help` says what --{flag} takes"),
+            };
+            return Err(wrong(path, entry.line, &message).hint(hint));
         }
     }
     Ok(())

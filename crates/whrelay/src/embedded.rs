@@ -2,7 +2,7 @@
 //! do anything that `whrelay forwarder` does not.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 
@@ -16,12 +16,13 @@ use whrelay_forwarder::Config;
 use whrelay_store::{OpenError, Options, Role, Store, StoreError};
 
 use crate::failure::{Code, Failure};
+use crate::output::create_private;
 
-/// Ports tried, in order, where none is remembered: outside the range that systems hand out.
+/// Ports tried, in order, for a bucket that has none yet: outside the range that systems hand out.
 const PORTS: std::ops::RangeInclusive<u16> = 4141..=4160;
 /// Memory a forwarder's store may use as its cache, in bytes.
 const CACHE: usize = 16 * 1024 * 1024;
-const PORT_NOTE: &str = "port";
+const PORT_FILE: &str = "port";
 const URL_FILE: &str = "url";
 pub(crate) const TOKEN_FILE: &str = "admin-token";
 
@@ -29,6 +30,8 @@ pub(crate) const TOKEN_FILE: &str = "admin-token";
 pub(crate) struct Embedded {
     pub(crate) url: Url,
     pub(crate) token: Token,
+    /// The port of the bucket's own, where somebody else has it.
+    pub(crate) away_from: Option<u16>,
     serving: Option<Serving>,
 }
 
@@ -63,15 +66,21 @@ impl Embedded {
         let (token, _) = whrelay_forwarder::admin_token(&store, &dir.join(TOKEN_FILE))
             .await
             .map_err(|e| Failure::new(Code::Failed, e.to_string()))?;
-        let listener = bind_listener(&store, bind).await?;
-        let address = listener.local_addr().map_err(|e| cannot_bind(bind, &e))?;
-        store
-            .set_note(PORT_NOTE, &address.port().to_string())
-            .await?;
+        let (listener, away_from) = bind_listener(dir, bind).await?;
+        let address = listener
+            .local_addr()
+            .map_err(|e| Failure::new(Code::Failed, e.to_string()))?;
         let text = format!("http://{address}");
         let url = Url::parse(&text).map_err(|e| Failure::new(Code::Bug, e.to_string()))?;
-        fs::write(dir.join(URL_FILE), &text)
-            .map_err(|e| Failure::new(Code::Failed, format!("{}: {e}", dir.display())))?;
+        let write = |name: &str, text: &str| {
+            let written =
+                create_private(&dir.join(name)).and_then(|mut f| f.write_all(text.as_bytes()));
+            written.map_err(|e| Failure::new(Code::Failed, format!("{}: {e}", dir.display())))
+        };
+        write(URL_FILE, &text)?;
+        if away_from.is_none() {
+            write(PORT_FILE, &address.port().to_string())?;
+        }
         let stop = CancellationToken::new();
         let config = Config {
             public_url: text,
@@ -86,6 +95,7 @@ impl Embedded {
         Ok(Self {
             url,
             token,
+            away_from,
             serving: Some(Serving { stop, task }),
         })
     }
@@ -123,37 +133,53 @@ fn join(dir: &Path) -> Result<Embedded, Failure> {
     Ok(Embedded {
         url,
         token,
+        away_from: None,
         serving: None,
     })
 }
 
-async fn bind_listener(store: &Store, bind: Option<SocketAddr>) -> Result<TcpListener, Failure> {
-    if let Some(address) = bind {
-        return TcpListener::bind(address)
-            .await
-            .map_err(|e| cannot_bind(bind, &e));
-    }
-    let remembered = store
-        .note(PORT_NOTE)?
-        .and_then(|port| port.parse::<u16>().ok());
-    for port in remembered.into_iter().chain(PORTS) {
-        if let Ok(listener) = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await {
-            return Ok(listener);
+/// A listener, and the port of the bucket's own where it is not that one.
+async fn bind_listener(
+    dir: &Path,
+    bind: Option<SocketAddr>,
+) -> Result<(TcpListener, Option<u16>), Failure> {
+    let own = own_port(dir);
+    let others = fs::read_dir(dir.with_file_name("")).into_iter().flatten();
+    let others: Vec<_> = others
+        .filter_map(|entry| own_port(&entry.ok()?.path()))
+        .collect();
+    let free = PORTS.filter(|port| !others.contains(port));
+    let ports = own.into_iter().chain(free).chain([0]);
+    let on_loopback = ports.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    let wanted = match bind {
+        Some(address) => vec![address],
+        None => on_loopback.collect(),
+    };
+    let mut refused = None;
+    for address in wanted {
+        match TcpListener::bind(address).await {
+            Ok(listener) => {
+                let away = own.filter(|own| bind.is_none() && *own != address.port());
+                return Ok((listener, away));
+            }
+            Err(error) => refused = Some(cannot_bind(address, &error, "--bind")),
         }
     }
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-        .await
-        .map_err(|e| cannot_bind(bind, &e))
+    Err(refused.unwrap_or_else(|| Failure::new(Code::Bug, "there is no port to try")))
 }
 
-/// A port that cannot be had.
-pub(crate) fn cannot_bind(bind: Option<SocketAddr>, error: &io::Error) -> Failure {
-    let at = bind.map_or_else(|| "loopback".to_owned(), |address| address.to_string());
+/// The port that a bucket's senders know.
+fn own_port(dir: &Path) -> Option<u16> {
+    fs::read_to_string(dir.join(PORT_FILE)).ok()?.parse().ok()
+}
+
+/// An address that cannot be had.
+pub(crate) fn cannot_bind(address: SocketAddr, error: &io::Error, flag: &str) -> Failure {
     let code = if error.kind() == io::ErrorKind::AddrInUse {
         Code::InUse
     } else {
-        Code::Failed
+        Code::Usage
     };
-    Failure::new(code, format!("cannot listen on {at}: {error}"))
-        .hint("choose another address with --bind")
+    Failure::new(code, format!("cannot listen on {address}: {error}"))
+        .hint(format!("choose another with {flag}"))
 }

@@ -139,3 +139,11 @@ impl From<AgentError> for Failure {
         }
     }
 }
+
+/// What clap says is wrong, without its advice.
+pub(crate) fn first_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let first = text.split("\n\n").next().unwrap_or_default();
+    let lines: Vec<&str> = first.lines().map(str::trim).collect();
+    lines.join(" ").trim_start_matches("error: ").to_owned()
+}

@@ -16,13 +16,14 @@ mod text;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches};
 use tracing_subscriber::EnvFilter;
 
 use crate::args::{Cli, Command};
 use crate::config::Config;
-use crate::failure::{Code, Failure};
+use crate::failure::{Code, Failure, first_line};
 use crate::output::Output;
 
 /// Runs what the process was asked for, and answers with the exit code of the contract.
@@ -59,7 +60,12 @@ fn parse() -> Result<(Cli, Config), Wrong> {
         .try_get_matches_from(typed);
     let first = first.map_err(Wrong::Typed)?;
     let profile = first.get_one::<String>("profile").map(String::as_str);
-    let config = Config::load(&command, profile).map_err(Wrong::Configured)?;
+    let loaded = Config::load(&command, profile);
+    let config = match first.subcommand_name() {
+        // These say what is wrong with the files themselves, or have no use for them.
+        Some("doctor" | "completions" | "man") => loaded.unwrap_or_else(Config::mistaken),
+        _ => loaded.map_err(Wrong::Configured)?,
+    };
     let matches = config
         .apply(command)
         .try_get_matches()
@@ -79,22 +85,47 @@ fn parse() -> Result<(Cli, Config), Wrong> {
 
 /// Help and versions as clap prints them; wrong use as every other error: one line and a hint.
 fn usage(error: &clap::Error) -> ExitCode {
+    // Whether anyone reads the help changes nothing.
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let _ = error.print();
+        return ExitCode::from(Code::Usage as u8);
+    }
     if !error.use_stderr() {
-        // Whether anyone reads the help changes nothing.
         let _ = error.print();
         return ExitCode::SUCCESS;
     }
-    let text = error.to_string();
-    let mut parts = text.split("\n\n");
-    let first = parts
-        .next()
-        .unwrap_or_default()
-        .trim_start_matches("error: ");
-    let message: Vec<&str> = first.lines().map(str::trim).collect();
-    let usage = parts.find_map(|part| part.trim().strip_prefix("Usage: "));
-    let hint = usage.map_or("whrelay --help", |usage| usage.trim());
-    let failure = Failure::new(Code::Usage, message.join(" ")).hint(hint);
+    let hint = match suggested(error) {
+        Some(meant) => format!("did you mean `{meant}`?"),
+        None => format!("`{} --help` lists what it takes", typed_command()),
+    };
+    let failure = Failure::new(Code::Usage, first_line(error)).hint(hint);
     failure.report(&Output::plain())
+}
+
+/// What was meant, where clap has an idea.
+fn suggested(error: &clap::Error) -> Option<String> {
+    let kinds = [
+        ContextKind::SuggestedSubcommand,
+        ContextKind::SuggestedArg,
+        ContextKind::SuggestedValue,
+    ];
+    let known = kinds.into_iter().find_map(|kind| error.get(kind))?;
+    if let ContextValue::Strings(some) = known {
+        return some.first().cloned();
+    }
+    Some(known.to_string())
+}
+
+/// The command that was typed, as far as it is one.
+fn typed_command() -> String {
+    let (mut command, mut name) = (Cli::command(), "whrelay".to_owned());
+    for word in std::env::args_os().skip(1) {
+        if let Some(sub) = command.find_subcommand(&word) {
+            name = format!("{name} {}", sub.get_name());
+            command = sub.clone();
+        }
+    }
+    name
 }
 
 fn run(command: Command, config: &Config, output: &Output) -> Result<(), Failure> {
@@ -116,7 +147,7 @@ fn run(command: Command, config: &Config, output: &Output) -> Result<(), Failure
             Command::Flaky(args) => Box::pin(commands::flaky::run(args, output)).await,
             Command::Trigger(args) => Box::pin(commands::trigger::run(args, output)).await,
             Command::Test(args) => Box::pin(commands::test::run(args, output)).await,
-            Command::Service(args) => commands::service::run(&args, output),
+            Command::Service(args) => commands::service::run(&args, config, output),
             Command::Config(args) => commands::config::run(&args, config, output),
             Command::Completions(args) => commands::manual::completions(&args, output),
             Command::Man(args) => commands::manual::man(&args, output),

@@ -272,6 +272,9 @@ impl Writer {
             "bucket {} as {}: {}{pid}",
             line.bucket, line.name, line.link
         );
+        if let Some(url) = &line.url {
+            let _ = write!(text, "\n  input URL  {}", shown(url));
+        }
         let _ = write!(text, "\n  forwarder  {}", shown(&line.forwarder));
         for target in &line.targets {
             let (name, waiting) = (&target.target, target.waiting);

@@ -1,5 +1,6 @@
 //! Values as they are typed. It must not know which flag they are for.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use url::Url;
@@ -49,9 +50,33 @@ pub(super) fn ca_file(path: &str) -> Result<CaFile, String> {
     trust.map(CaFile).map_err(|e| format!("{path}: {e}"))
 }
 
+/// The longest time that anything can be told to take: more is a slip of the finger.
+const LONGEST: Duration = Duration::from_secs(100 * 366 * 86_400);
+
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    let hint = |e| format!("{e}; write a number and a unit, such as 500ms, 30s, 5m, 2h or 7d");
-    humantime::parse_duration(text.trim()).map_err(hint)
+    let parsed = humantime::parse_duration(text.trim()).ok();
+    parsed
+        .filter(|duration| *duration <= LONGEST)
+        .ok_or_else(|| "write a number and a unit, such as 500ms, 30s, 5m, 2h or 7d".to_owned())
+}
+
+/// A duration that is not nothing.
+pub(super) fn some_time(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err("it has to be more than 0".into()),
+        some => Ok(some),
+    }
+}
+
+/// Where to listen: a port is one of the loopback interface.
+pub(super) fn bind(text: &str) -> Result<SocketAddr, String> {
+    let port = text.strip_prefix("localhost:");
+    let port = port.or(text.strip_prefix(':')).unwrap_or(text);
+    match (text.parse(), port.parse::<u16>()) {
+        (Ok(address), _) => Ok(address),
+        (Err(_), Ok(port)) => Ok((Ipv4Addr::LOCALHOST, port).into()),
+        (Err(_), Err(_)) => Err("write 8080, localhost:8080 or an address with its port".into()),
+    }
 }
 
 /// The least a store may be bound to, in bytes: below, hardly an event fits.
@@ -71,7 +96,7 @@ pub(super) fn schedule(text: &str) -> Result<Schedule, String> {
         "medium" => Ok(Schedule::Medium),
         "long" => Ok(Schedule::Long),
         list => {
-            let pauses = list.split(',').map(duration).collect::<Result<_, _>>();
+            let pauses = list.split(',').map(some_time).collect::<Result<_, _>>();
             let hint = |e| format!("{e}; or use seconds, medium or long");
             pauses.map(Schedule::Listed).map_err(hint)
         }
@@ -91,18 +116,30 @@ pub(super) fn backlog(text: &str) -> Result<Newest, String> {
     }
 }
 
-/// A point in time, in microseconds since 1970: a time, or a duration back from now.
+/// A point in time, in microseconds since 1970: a time, of this machine's zone where it names none, or a
+/// duration back from now.
 pub(super) fn when(text: &str) -> Result<i64, String> {
-    if let Ok(at) = text.parse::<jiff::Timestamp>() {
-        return Ok(at.as_microsecond());
+    let local = |at: jiff::civil::DateTime| at.to_zoned(jiff::tz::TimeZone::system()).ok();
+    let zoned = text
+        .parse()
+        .ok()
+        .or_else(|| Some(local(text.parse().ok()?)?.timestamp()));
+    let back = || jiff::SignedDuration::try_from(duration(text).ok()?).ok();
+    let then = zoned.or_else(|| jiff::Timestamp::now().checked_sub(back()?).ok());
+    then.map(jiff::Timestamp::as_microsecond).ok_or_else(|| {
+        "write a duration such as 30s, 5m, 2h or 7d, or a time such as 2026-11-22, \
+         2026-11-22T10:15:03 or 2026-11-22T10:15:03Z"
+            .to_owned()
+    })
+}
+
+/// A point in time that is over.
+pub(super) fn past(text: &str) -> Result<i64, String> {
+    let at = when(text)?;
+    match at <= jiff::Timestamp::now().as_microsecond() {
+        true => Ok(at),
+        false => Err("that is still to come".into()),
     }
-    let back =
-        duration(text).map_err(|e| format!("{e}; or a time such as 2026-11-22T10:15:03Z"))?;
-    let back = jiff::SignedDuration::try_from(back).map_err(|e| e.to_string())?;
-    let then = jiff::Timestamp::now()
-        .checked_sub(back)
-        .map_err(|e| e.to_string())?;
-    Ok(then.as_microsecond())
 }
 
 /// A forwarder's address. Without a scheme it is https, except on this machine: a token must not
@@ -145,6 +182,28 @@ mod tests {
         let list = [30, 300, 7200].map(Duration::from_secs).to_vec();
         assert_eq!(schedule("30s,5m,2h"), Ok(Schedule::Listed(list)));
         assert_eq!(duration("0s"), Ok(Duration::ZERO));
-        assert!(when("2026-11-22T10:15:03Z").is_ok() && when("2h").is_ok());
+        for typed in [
+            "2026-11-22T10:15:03Z",
+            "2h",
+            "2026-11-22 10:15:03",
+            "2026-11-22",
+        ] {
+            assert!(when(typed).is_ok(), "{typed}");
+        }
+        assert!(when("2999-01-01").is_ok() && past("2999-01-01").is_err());
+        assert!(duration("99999999d").is_err() && schedule("30s,0s").is_err());
+    }
+
+    #[test]
+    fn a_port_is_one_of_this_machine() {
+        let there = Ok(([127, 0, 0, 1], 8080).into());
+        for typed in ["8080", ":8080", "localhost:8080", "127.0.0.1:8080"] {
+            assert_eq!(bind(typed), there, "{typed}");
+        }
+        assert_eq!(
+            bind("[::1]:80"),
+            Ok("[::1]:80".parse().expect("an address"))
+        );
+        assert!(bind("example.com:80").is_err() && bind("127.0.0.1").is_err());
     }
 }

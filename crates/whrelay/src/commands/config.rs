@@ -17,7 +17,9 @@ pub(crate) fn run(args: &ConfigArgs, config: &Config, output: &Output) -> Result
 
 fn show(config: &Config, json: bool, output: &Output) -> Result<(), Failure> {
     for (key, args) in config::known(&Cli::command()) {
-        let Some(arg) = args.first() else { continue };
+        let Some((_, arg)) = args.first() else {
+            continue;
+        };
         let name = format!("WHRELAY_{}", key.to_uppercase());
         let typed = std::env::var(&name).ok().filter(|value| !value.is_empty());
         let (values, origin) = match (typed, config.sets.get(&key)) {

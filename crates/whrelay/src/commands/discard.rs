@@ -3,7 +3,7 @@
 use whrelay_agent::control::{Ask, Piece};
 use whrelay_agent::lines::Line;
 
-use crate::agents::Door;
+use crate::agents::{self, Door};
 use crate::args::DiscardArgs;
 use crate::commands::replay::{default_manner, events};
 use crate::commands::which;
@@ -39,7 +39,7 @@ pub(crate) async fn run(args: DiscardArgs, output: &Output) -> Result<(), Failur
         door.close().await;
     }
     match (dry_run, listed + given_up) {
-        (_, 0) if args.which.ids.is_empty() => return Err(which::no_match()),
+        (_, 0) if args.which.ids.is_empty() => return Err(agents::no_match("event")),
         (true, _) => output.tell(&format!("{} would be discarded", events(listed))),
         (false, 0) => output.tell("nothing of it waits: nothing was discarded"),
         (false, _) => output.tell(&format!(

@@ -95,7 +95,11 @@ fn show(check: &Check, json: bool, output: &Output) -> Result<(), Failure> {
         hint,
     } = check;
     let verdict = if *ok { "ok  " } else { "FAIL" };
-    output.data(&format!("{verdict} {check} {}: {result}", shown(what)))?;
+    let about = match &what[..] {
+        "" => String::new(),
+        what => format!(" {}", shown(what)),
+    };
+    output.data(&format!("{verdict} {check}{about}: {result}"))?;
     match hint {
         Some(hint) => output.data(&format!("     hint: {}", shown(hint))),
         None => Ok(()),

@@ -15,7 +15,6 @@ use whrelay_agent::lines::{AttemptLine, ContentLine, EventLine, GroupLine, Line}
 use crate::agents::{self, Door};
 use crate::args::{EventListArgs, EventsArgs, EventsCommand, ExportArgs, ExportFormat, ShowArgs};
 use crate::commands::replay::{default_manner, events as events_of};
-use crate::commands::which;
 use crate::failure::{Code, Failure};
 use crate::output::{Output, create_private};
 use crate::paths::Paths;
@@ -32,17 +31,26 @@ pub(crate) async fn run(args: EventsArgs, output: &Output) -> Result<(), Failure
 
 async fn run_list(args: EventListArgs, output: &Output) -> Result<(), Failure> {
     let EventListArgs { list, group } = args;
-    let filter = agents::filter(&list.filter, list.event.as_deref());
+    let filter = agents::filter(&list.filter, list.event.as_deref())?;
     if group {
         return run_groups(filter, list.json, output).await;
     }
     let events = newest(&filter, list.lines).await?;
-    if events.is_empty() && filter != Filter::default() {
-        output.tell("no event matches");
+    if events.is_empty() {
+        return nothing(&filter, output);
     }
     for (_, event) in events {
         output.line(&Line::Event(event), list.json)?;
     }
+    Ok(())
+}
+
+/// There is nothing to list: a filter that matches nothing was not found.
+fn nothing(filter: &Filter, output: &Output) -> Result<(), Failure> {
+    if *filter != Filter::default() {
+        return Err(agents::no_match("event"));
+    }
+    output.tell("nothing has been received yet");
     Ok(())
 }
 
@@ -93,6 +101,9 @@ async fn run_groups(filter: Filter, json: bool, output: &Output) -> Result<(), F
             }
         }
     }
+    if groups.is_empty() {
+        return nothing(&filter, output);
+    }
     let mut groups: Vec<_> = groups.into_iter().collect();
     groups.sort_by(|(a, (n, _)), (b, (m, _))| (m, &a.url).cmp(&(n, &b.url)));
     for (group, (count, newest)) in groups {
@@ -112,10 +123,10 @@ fn base64(bytes: &[u8]) -> String {
 }
 
 async fn run_export(args: ExportArgs, output: &Output) -> Result<(), Failure> {
-    let filter = agents::filter(&args.filter, args.event.as_deref());
+    let filter = agents::filter(&args.filter, args.event.as_deref())?;
     let events = newest(&filter, args.lines.unwrap_or(usize::MAX)).await?;
     if events.is_empty() {
-        return Err(which::no_match());
+        return Err(agents::no_match("event"));
     }
     let mut file = match &args.output {
         Some(path) => Some(

@@ -30,7 +30,7 @@ pub(crate) async fn run(args: FlakyArgs, output: &Output) -> Result<(), Failure>
     });
     let bind = std::net::SocketAddr::from(([127, 0, 0, 1], args.port));
     let receiver = Receiver::start(args.port, false, fails, tell).await;
-    let receiver = receiver.map_err(|e| cannot_bind(Some(bind), &e))?;
+    let receiver = receiver.map_err(|e| cannot_bind(bind, &e, "--port"))?;
     let port = receiver.port();
     if args.json {
         output.json(&json!({"type": "ready", "port": port, "pid": std::process::id()}))?;

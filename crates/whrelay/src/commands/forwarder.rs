@@ -35,10 +35,10 @@ pub(crate) async fn run(args: ForwarderArgs, output: &Output) -> Result<(), Fail
         .await
         .map_err(|e| Failure::new(Code::Failed, e.to_string()))?;
     let bound = TcpListener::bind(args.bind).await;
-    let listener = bound.map_err(|e| cannot_bind(Some(args.bind), &e))?;
+    let listener = bound.map_err(|e| cannot_bind(args.bind, &e, "--bind"))?;
     let address = listener
         .local_addr()
-        .map_err(|e| cannot_bind(Some(args.bind), &e))?;
+        .map_err(|e| cannot_bind(args.bind, &e, "--bind"))?;
     let public = args
         .public_url
         .map(|url| url.as_str().trim_end_matches('/').to_owned());
@@ -60,6 +60,9 @@ pub(crate) async fn run(args: ForwarderArgs, output: &Output) -> Result<(), Fail
         output.json(&ready)?;
     } else {
         output.data(&format!("forwarder ready at {public_url}"))?;
+        if public_url != format!("http://{address}") {
+            output.tell(&format!("it listens on {address}"));
+        }
     }
     let config = Config {
         public_url,

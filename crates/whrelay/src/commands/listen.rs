@@ -92,6 +92,13 @@ impl Job {
             let store = agents::open_to_listen(&dir, self.retention).await?;
             let there = paths.embedded(&self.bucket);
             let mut embedded = Embedded::start(&there, self.choice.bind, self.retention).await?;
+            if let Some(port) = embedded.away_from {
+                let now = embedded.url.port().unwrap_or_default();
+                let why = format!(
+                    "port {port} is taken: until the next start this bucket's input URL has port {now}"
+                );
+                tell(Line::warning(why));
+            }
             let config = self.config(embedded.url.clone(), embedded.token.clone(), dir);
             let ended = tokio::select! {
                 ended = whrelay_agent::run(config, store, tell, stop) => ended.map_err(Failure::from),
@@ -143,7 +150,7 @@ impl Job {
 }
 
 /// Where events go; nothing that no route takes may be lost for it.
-fn routes(args: &ListenArgs) -> Result<Vec<Route>, Failure> {
+pub(crate) fn routes(args: &ListenArgs) -> Result<Vec<Route>, Failure> {
     let rest = args
         .targets
         .iter()

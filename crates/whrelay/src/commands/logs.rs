@@ -22,8 +22,15 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 pub(crate) async fn run(args: LogsArgs, output: &Output) -> Result<(), Failure> {
     let paths = Paths::resolve()?;
-    let filter = agents::filter(&args.list.filter, args.list.event.as_deref());
+    let filter = agents::filter(&args.list.filter, args.list.event.as_deref())?;
     if args.follow {
+        let now = jiff::Timestamp::now().as_microsecond();
+        if filter.until.is_some_and(|until| until <= now) {
+            return Err(
+                Failure::new(Code::Usage, "--until is over, so nothing would follow")
+                    .hint("leave --follow or --until away"),
+            );
+        }
         return follow(&args, &paths, filter, output).await;
     }
     let mut attempts = Vec::new();
@@ -37,7 +44,10 @@ pub(crate) async fn run(args: LogsArgs, output: &Output) -> Result<(), Failure> 
         }
     }
     if attempts.is_empty() && filter != Filter::default() {
-        output.tell("no attempt matches");
+        return Err(agents::no_match("attempt"));
+    }
+    if attempts.is_empty() {
+        output.tell("nothing has been tried yet");
     }
     attempts.sort_by(|a, b| a.at.cmp(&b.at));
     for attempt in attempts.split_off(attempts.len().saturating_sub(args.list.lines)) {

@@ -12,7 +12,7 @@ use whrelay_core::limits;
 use whrelay_core::retry::RetryPolicy;
 use whrelay_delivery::{Fields, Trust};
 
-use crate::agents::Door;
+use crate::agents::{self, Door};
 use crate::args::ReplayArgs;
 use crate::commands::which;
 use crate::failure::{Code, Failure};
@@ -55,7 +55,7 @@ pub(crate) async fn run(args: ReplayArgs, output: &Output) -> Result<(), Failure
         sent,
     } = tally;
     if listed + begun == 0 {
-        return Err(which::no_match());
+        return Err(agents::no_match("event"));
     }
     if args.which.dry_run {
         output.tell(&format!("{} would be delivered again", events(listed)));
@@ -89,6 +89,12 @@ async fn replay(
     output: &Output,
 ) -> Result<(), Failure> {
     let idle = matches!(door, Door::Idle(_));
+    if idle && args.wait && args.to.is_none() && !args.which.dry_run {
+        return Err(
+            Failure::new(Code::Failed, "no agent runs that would deliver it")
+                .hint("start `whrelay listen`, name a target with --to, or leave --wait away"),
+        );
+    }
     // Nobody else would deliver to a target of its own: this process does, and stays for it.
     let wait = args.wait || (idle && args.to.is_some());
     let json = args.which.json;

@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 use serde_json::json;
 use service_manager::{
     RestartPolicy, ServiceInstallCtx, ServiceLabel, ServiceLevel, ServiceManager,
@@ -12,16 +12,21 @@ use service_manager::{
 };
 
 use crate::args::{Cli, Command, Service, ServiceArgs, ServiceCommand};
-use crate::failure::{Code, Failure};
+use crate::commands::listen;
+use crate::config::Config;
+use crate::failure::{Code, Failure, first_line};
 use crate::output::Output;
 
 /// Seconds after which one that has failed is begun again.
 const RESTART_AFTER: u32 = 5;
 
-pub(crate) fn run(args: &ServiceArgs, output: &Output) -> Result<(), Failure> {
+pub(crate) fn run(args: &ServiceArgs, config: &Config, output: &Output) -> Result<(), Failure> {
     let manager = manager()?;
     match &args.command {
-        ServiceCommand::Install { service, run } => install(&*manager, service, run, output),
+        ServiceCommand::Install { service, run } => {
+            can_run(run, config)?;
+            install(&*manager, service, run, output)
+        }
         ServiceCommand::Uninstall { service } => uninstall(&*manager, service, output),
         ServiceCommand::Status { service, json } => status(&*manager, service, *json, output),
     }
@@ -51,23 +56,31 @@ fn manager() -> Result<Box<dyn ServiceManager>, Failure> {
     Ok(manager)
 }
 
+/// What would fail at each start is refused here.
+fn can_run(run: &[String], config: &Config) -> Result<(), Failure> {
+    let typed = std::iter::once("whrelay").chain(run.iter().map(String::as_str));
+    let matches = config.apply(Cli::command()).try_get_matches_from(typed);
+    let parsed = matches.and_then(|matches| Cli::from_arg_matches(&matches));
+    let parsed = parsed.map_err(|error| {
+        Failure::new(Code::Usage, first_line(&error))
+            .hint("whrelay service install listen --to localhost:3000")
+    })?;
+    if let Command::Listen(args) = parsed.command {
+        return listen::routes(&args).map(drop);
+    }
+    if matches!(parsed.command, Command::Forwarder(_)) {
+        return Ok(());
+    }
+    let why = format!("`{}` does not run for long", run[0]);
+    Err(Failure::new(Code::Usage, why).hint("listen and forwarder can be a service"))
+}
+
 fn install(
     manager: &dyn ServiceManager,
     service: &Service,
     run: &[String],
     output: &Output,
 ) -> Result<(), Failure> {
-    let typed = std::iter::once("whrelay").chain(run.iter().map(String::as_str));
-    let parsed = Cli::try_parse_from(typed).map_err(|error| {
-        let text = error.to_string();
-        let first = text.lines().next().unwrap_or_default();
-        Failure::new(Code::Usage, first.trim_start_matches("error: "))
-            .hint("whrelay service install listen --to localhost:3000")
-    })?;
-    if !matches!(parsed.command, Command::Listen(_) | Command::Forwarder(_)) {
-        let why = format!("`{}` does not run for long", run[0]);
-        return Err(Failure::new(Code::Usage, why).hint("listen and forwarder can be a service"));
-    }
     let label = label(service)?;
     let installed = manager.install(ServiceInstallCtx {
         label: label.clone(),
@@ -84,8 +97,17 @@ fn install(
             reset_after_secs: None,
         },
     });
-    installed.map_err(failed)?;
-    manager.start(ServiceStartCtx { label }).map_err(failed)?;
+    let begin = || {
+        installed?;
+        manager.start(ServiceStartCtx {
+            label: label.clone(),
+        })
+    };
+    if let Err(error) = begin() {
+        // What does not run now must not begin by itself one day.
+        let _ = manager.uninstall(ServiceUninstallCtx { label });
+        return Err(failed(error));
+    }
     output.tell(&format!("{} runs from now on", service.label));
     Ok(())
 }

@@ -17,7 +17,7 @@ pub(crate) async fn choose(
     args: &WhichArgs,
     verb: &str,
 ) -> Result<BTreeMap<PathBuf, Which>, Failure> {
-    let filter = agents::filter(&args.filter, None);
+    let filter = agents::filter(&args.filter, None)?;
     let filtered = filter != Filter::default();
     let usage = |message: String| {
         let hint = format!("whrelay {verb} evt_…, a filter such as --since 2h, or --all");
@@ -34,12 +34,6 @@ pub(crate) async fn choose(
                 .collect())
         }
     }
-}
-
-/// Nothing was what the filter is about.
-pub(crate) fn no_match() -> Failure {
-    Failure::new(Code::NotFound, "no event matches")
-        .hint("`whrelay events` takes the same filter, and lists what it finds")
 }
 
 /// Which agent has which of the events.

@@ -45,6 +45,10 @@ pub(crate) fn read(text: &str) -> Result<Vec<Entry>, Mistake> {
                     }
                 }
             }
+            (key, DeValue::Table(_)) => {
+                let why = format!("there is no table [{key}]; a profile would be [profile.{key}]");
+                return Err(mistake(text, value, &why));
+            }
             (key, _) => entries.push(entry(text, None, key, value)?),
         }
     }

@@ -61,8 +61,12 @@ pub(super) async fn check(
     Ok(checks)
 }
 
-/// That the files make sense was seen before any command began.
+/// Files were tried when they were read.
 fn files(config: &Config) -> Check {
+    if let Some(mistake) = &config.mistake {
+        let hint = "until that is mended no other command runs here";
+        return Check::new("config", "", false, mistake.clone(), Some(hint));
+    }
     let files: Vec<_> = config
         .files
         .iter()

@@ -214,7 +214,7 @@ impl View {
 
     /// The screen, row by row.
     pub(super) fn rows(&mut self, width: usize, height: usize) -> Vec<Row> {
-        let mut head = self.head();
+        let mut head = self.head(width.max(1));
         if height < head.len() + 4 {
             head.clear();
         }
@@ -225,7 +225,7 @@ impl View {
         }
         let (body, keys) = match &self.pane {
             Some(pane) => (covered(pane, room), PANE_KEYS),
-            None => (self.log(room), KEYS),
+            None => (self.log(room, width), KEYS),
         };
         let bottom = match self.note.is_empty() {
             true => (Tone::Dim, keys.to_owned()),
@@ -239,7 +239,7 @@ impl View {
             .collect()
     }
 
-    fn log(&self, room: usize) -> Vec<Row> {
+    fn log(&self, room: usize, width: usize) -> Vec<Row> {
         let last = match self.chosen {
             // What is chosen stays in sight, with some of what came after it.
             Some(chosen) => (chosen - self.gone + 1 + room / 3).min(self.entries.len()),
@@ -247,21 +247,30 @@ impl View {
         };
         let first = last.saturating_sub(room);
         let row = |(entry, n): (&Entry, usize)| match self.chosen == Some(n) {
-            true => (Tone::Chosen, entry.text.clone()),
-            false => (entry.tone, entry.text.clone()),
+            true => (Tone::Chosen, squeezed(&entry.text, width)),
+            false => (entry.tone, squeezed(&entry.text, width)),
         };
         let entries = self.entries.range(first..last);
         entries.zip(self.gone + first..).map(row).collect()
     }
 
-    fn head(&self) -> Vec<Row> {
+    fn head(&self, width: usize) -> Vec<Row> {
         let Some(ready) = &self.ready else {
             return vec![(Tone::Dim, "connecting …".to_owned())];
         };
-        let mut head = vec![(
-            Tone::Plain,
-            format!("Send webhooks to  {}", shown(&ready.url)),
-        )];
+        let url = shown(&ready.url);
+        let beside = format!("Send webhooks to  {url}");
+        let above = || {
+            let rows = std::iter::once("Send webhooks to".to_owned());
+            rows.chain(wrapped(&url, width)).collect()
+        };
+        // It is there to be copied, so all of it is.
+        let rows = if beside.len() <= width {
+            vec![beside]
+        } else {
+            above()
+        };
+        let mut head: Vec<Row> = rows.into_iter().map(|row| (Tone::Plain, row)).collect();
         let status = self.status.as_ref();
         for target in ready.targets.iter().take(TARGETS) {
             let known = status.and_then(|status| {
@@ -361,6 +370,22 @@ fn wrapped(line: &str, width: usize) -> Vec<String> {
 
 fn cut(text: &str, width: usize) -> String {
     wrapped(text, width.max(1)).swap_remove(0)
+}
+
+/// A text without its middle, where it is too long: a line of the log ends with what became of it.
+fn squeezed(text: &str, width: usize) -> String {
+    let (behind, ahead) = (width * 2 / 5, width.saturating_sub(width * 2 / 5 + 1));
+    if behind == 0 || wrapped(text, width).len() == 1 {
+        return text.to_owned();
+    }
+    let mut room = behind;
+    let fits = |c: &char| {
+        let left = room.checked_sub(c.width().unwrap_or(0));
+        room = left.unwrap_or(0);
+        left.is_some()
+    };
+    let behind: Vec<char> = text.chars().rev().take_while(fits).collect();
+    cut(text, ahead) + "…" + &behind.into_iter().rev().collect::<String>()
 }
 
 #[cfg(test)]

@@ -55,6 +55,7 @@ fn status(endpoint: &str, paused: bool) -> Line {
         bucket: "default".into(),
         name: "default".into(),
         forwarder: "http://127.0.0.1:4141".into(),
+        url: None,
         pid: Some(7),
         link: "connected".into(),
         targets: vec![TargetStatus {
@@ -117,6 +118,19 @@ fn a_head_the_log_and_the_keys() {
   j/k select  r replay  d details  o curl  p pause  q quit
 "
     );
+}
+
+#[test]
+fn on_a_narrow_screen_the_url_is_whole_and_a_line_ends_with_what_became_of_it() {
+    let mut view = view(&[ready(), received(1), attempt(1, "stalled")]);
+    let text = screen(&mut view, 44, 9);
+    assert!(
+        text.contains("to\n  http://127.0.0.1:4141/in/default-abc\n"),
+        "{text}"
+    );
+    let last = text.lines().find(|row| row.contains("<--"));
+    let last = last.unwrap_or_default();
+    assert!(last.contains('…') && last.ends_with("stalled"), "{text}");
 }
 
 #[test]

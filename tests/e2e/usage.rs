@@ -1,0 +1,187 @@
+//! Wrong use, what commands say of it, and the places that stay.
+
+use std::os::unix::fs::PermissionsExt;
+
+use serde_json::Value;
+use whrelay_tests::process::Home;
+use whrelay_tests::receiver::Receiver;
+use whrelay_tests::sender::send;
+
+use crate::{home, json_lines, text};
+
+/// The exit code and what was said on stderr.
+fn refused(home: &Home, args: &[&str]) -> (Option<i32>, String) {
+    let out = home.run(args);
+    assert!(out.stdout.is_empty(), "{args:?}: {}", text(&out.stdout));
+    (out.status.code(), text(&out.stderr))
+}
+
+#[test]
+fn nonsense_is_refused_by_its_flag_with_a_hint_for_its_command() {
+    let home = home();
+    for (args, named, hint) in [
+        (
+            &["listen", "3000", "--deadline", "-5s"][..],
+            "--deadline",
+            "`whrelay listen --help`",
+        ),
+        (&["logs", "-n", "-1"], "--lines", "`whrelay logs --help`"),
+        (
+            &["listen", "3000", "--since", "2999-01-01"],
+            "--since",
+            "`whrelay listen --help`",
+        ),
+        (
+            &["flaky", "--down", "0s"],
+            "--down",
+            "`whrelay flaky --help`",
+        ),
+        (
+            &["listen", "3000", "--host-header", "a b"],
+            "--host-header",
+            "`whrelay listen --help`",
+        ),
+        (
+            &["forwarder", "--bind", "example.com"],
+            "--bind",
+            "`whrelay forwarder --help`",
+        ),
+        (&["lisen"], "lisen", "did you mean `listen`?"),
+        (&["status", "--jsn"], "--jsn", "did you mean `--json`?"),
+        (&["events", "bogus"], "bogus", "`whrelay events --help`"),
+        (
+            &["events", "--since", "2h", "--until", "3h"],
+            "--until",
+            "count back",
+        ),
+        (
+            &["logs", "--status", "sent", "--reason", "rejected"],
+            "--reason",
+            "--status",
+        ),
+        (&["logs", "-f", "--until", "1h"], "--until", "--follow"),
+    ] {
+        let (code, said) = refused(&home, args);
+        assert_eq!(code, Some(2), "{args:?}: {said}");
+        let lines: Vec<_> = said.lines().collect();
+        let [error, tip] = lines[..] else {
+            panic!("{args:?}: an error and a hint: {said}");
+        };
+        assert!(
+            error.starts_with("error: ") && error.contains(named),
+            "{said}"
+        );
+        assert!(tip.starts_with("hint: ") && tip.contains(hint), "{said}");
+    }
+    let (code, said) = refused(&home, &[]);
+    assert!(code == Some(2) && said.contains("Usage: whrelay"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_filter_that_matches_nothing_exits_3_and_nothing_at_all_is_said() {
+    let (home, receiver) = (home(), Receiver::start().await);
+    for list in ["events", "logs"] {
+        let (code, said) = refused(&home, &[list]);
+        assert!(code == Some(0) && said.contains("yet"), "{said}");
+    }
+    let (listen, url) = home.listen(&["--to", &receiver.target()]).await;
+    let id = send(&url, "x").await;
+    listen.wait_state(&id, "sent").await;
+    for args in [
+        &["events", "--bucket", "other"][..],
+        &["events", "--group", "--status", "dead"],
+        &["logs", "--status", "dead"],
+        &["replay", "--until", "1d"],
+        &["discard", "--status", "dead"],
+    ] {
+        let (code, said) = refused(&home, args);
+        assert!(
+            code == Some(3) && said.contains("hint: "),
+            "{args:?}: {said}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_bucket_keeps_a_port_of_its_own_and_comes_back_to_it() {
+    let (home, receiver) = (home(), Receiver::start().await);
+    let to = receiver.target();
+    let of = |bucket| ["--to", &to, "--bucket", bucket];
+    let (mut first, first_url) = home.listen(&of("first")).await;
+    let shown = json_lines(&home.run(&["status", "--json"]).stdout).remove(0);
+    assert_eq!(shown["url"], first_url);
+    assert_eq!(first.terminate().await, Some(0));
+    let (mut second, second_url) = home.listen(&of("second")).await;
+    let port = |url: &str| url.parse::<url::Url>().unwrap().port().unwrap();
+    assert_ne!(port(&second_url), port(&first_url));
+    assert_eq!(second.terminate().await, Some(0));
+    // Somebody else has it for a while.
+    let taken = std::net::TcpListener::bind(("127.0.0.1", port(&first_url))).unwrap();
+    let (mut first, away) = home.listen(&of("first")).await;
+    assert_ne!(port(&away), port(&first_url));
+    let named = format!("port {} is taken", port(&first_url));
+    let said = |line: &Value| line["message"].as_str().unwrap().contains(&named);
+    first.wait("warning", said).await;
+    assert_eq!(first.terminate().await, Some(0));
+    drop(taken);
+    let (mut first, back) = home.listen(&of("first")).await;
+    assert_eq!(back, first_url);
+    assert_eq!(first.terminate().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_queued_by_a_replay_that_would_wait_for_nobody() {
+    let (home, receiver) = (home(), Receiver::start().await);
+    let (mut listen, url) = home.listen(&["--to", &receiver.target()]).await;
+    let id = send(&url, "x").await;
+    listen.wait_state(&id, "sent").await;
+    assert_eq!(listen.terminate().await, Some(0));
+    let (code, said) = refused(&home, &["replay", &id, "--wait"]);
+    assert!(code == Some(1) && said.contains("no agent runs"), "{said}");
+    let status = json_lines(&home.run(&["status", "--json"]).stdout).remove(0);
+    assert_eq!(status["queued"], 0);
+}
+
+#[test]
+fn a_file_that_makes_no_sense_is_named_and_stops_neither_doctor_nor_completions() {
+    let home = home();
+    let project = home.path().join("whrelay.toml");
+    std::fs::write(&project, "to = \"3000\"\nretry_on = \"never\"\n").unwrap();
+    let (code, said) = refused(&home, &["listen"]);
+    assert_eq!(code, Some(2));
+    let all = "possible values: transient, non-2xx";
+    assert!(
+        said.contains("whrelay.toml:2:") && said.contains(all),
+        "{said}"
+    );
+    assert!(said.contains("hint: `whrelay listen --help`"), "{said}");
+    let checks = home.run(&["doctor", "--json"]);
+    assert_eq!(checks.status.code(), Some(1));
+    let checks = json_lines(&checks.stdout);
+    let config = checks.iter().find(|check| check["check"] == "config");
+    let config = config.unwrap();
+    assert!(config["ok"] == false && config["result"].as_str().unwrap().contains(":2:"));
+    for needs_none in [&["completions", "bash"][..], &["man"]] {
+        assert_eq!(home.run(needs_none).status.code(), Some(0));
+    }
+    std::fs::write(&project, "[prof]\nto = \"3000\"\n").unwrap();
+    let (_, said) = refused(&home, &["listen"]);
+    assert!(said.contains("[profile.prof]"), "{said}");
+}
+
+#[test]
+fn a_service_that_does_not_start_is_not_left_installed() {
+    let mut home = home();
+    let bin = home.path().join("bin");
+    std::fs::create_dir(&bin).unwrap();
+    let fake = bin.join("systemctl");
+    std::fs::write(&fake, "#!/bin/sh\ntest \"$2\" != start\n").unwrap();
+    std::fs::set_permissions(&fake, PermissionsExt::from_mode(0o755)).unwrap();
+    home.set("PATH", &format!("{}:/usr/bin:/bin", bin.display()));
+    let (code, said) = refused(&home, &["service", "install", "listen", "3000"]);
+    assert!(code == Some(1) && said.contains("hint: "), "{said}");
+    let unit = home.path().join(".config/systemd/user/whrelay.service");
+    assert!(!unit.exists());
+    let (code, said) = refused(&home, &["service", "install", "listen"]);
+    assert!(code == Some(2) && said.contains("no target"), "{said}");
+}
