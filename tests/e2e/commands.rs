@@ -77,6 +77,26 @@ async fn the_dead_are_grouped_replayed_by_filter_and_history_stays() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_replay_to_another_target_goes_there_also_after_a_restart() {
+    let (home, receiver, mut other) = (home(), Receiver::start().await, Receiver::start().await);
+    let (to, elsewhere) = (receiver.target(), other.target());
+    let (mut listen, url) = home.listen(&["--to", &to]).await;
+    let id = send(&url, "x").await;
+    listen.wait_state(&id, "sent").await;
+    other.stop();
+    let (begun, said) = code(&home, &["replay", &id, "--to", &elsewhere]);
+    assert_eq!(begun, Some(0), "{said}");
+    listen.wait_state(&id, "stalled").await;
+    assert_eq!(listen.terminate().await, Some(0));
+    let (mut listen, _) = home.listen(&["--to", &to]).await;
+    other.open_again().await;
+    eventually("it arrives there", || (other.count() == 1).then_some(())).await;
+    assert_eq!(receiver.count(), 1);
+    listen.wait_state(&id, "sent").await;
+    assert_eq!(listen.terminate().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn replays_keep_to_their_rate() {
     let (home, receiver) = (home(), Receiver::start().await);
     let (mut listen, url) = home.listen(&["--to", &receiver.target()]).await;
@@ -301,7 +321,7 @@ async fn the_flaky_receiver_stands_by_itself() {
 async fn an_agent_without_its_forwarder_ends_where_it_is_told_to() {
     let (there, here) = (home(), home());
     let receiver = Receiver::start().await;
-    let mut cloud = whrelay_tests::process::Cloud::start(&there, "127.0.0.1:0").await;
+    let mut cloud = whrelay_tests::process::Cloud::start(&there).await;
     let (forwarder, file) = (cloud.url.clone(), cloud.token_file.clone());
     let to = receiver.target();
     let flags = [
@@ -431,7 +451,7 @@ async fn the_doctor_looks_at_everything_around_the_stores() {
     let nothing = here.run(&["doctor"]);
     assert_eq!(nothing.status.code(), Some(0), "{}", text(&nothing.stdout));
     let mut receiver = Receiver::start().await;
-    let cloud = Cloud::start(&there, "127.0.0.1:0").await;
+    let cloud = Cloud::start(&there).await;
     let (flags, to) = (cloud.flags(), receiver.target());
     let (_listen, _) = here.listen(&[&flags[..], &["--to", &to]].concat()).await;
     let doctor = |args: &[&str]| {

@@ -14,6 +14,7 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 use whrelay_tests::eventually;
+use whrelay_tests::port;
 use whrelay_tests::process::{Cloud, Home};
 use whrelay_tests::receiver::{Received, Receiver, Reply};
 use whrelay_tests::sender::{path_of, send};
@@ -82,14 +83,16 @@ async fn on_a_fresh_machine_with_nothing_configured_it_works() {
 async fn killed_at_any_moment_it_goes_on_with_the_same_url() {
     let (home, mut receiver) = (home(), Receiver::start().await);
     receiver.stop();
-    let (mut listen, url) = home.listen(&["--to", &receiver.target()]).await;
+    let to = receiver.target();
+    let bind = ["--to", &to, "--bind", &port::quiet()];
+    let (mut listen, url) = home.listen(&bind).await;
     let mut ids = Vec::new();
     for n in 0..20 {
         ids.push(send(&url, format!("{n}")).await);
     }
     listen.kill();
     receiver.open_again().await;
-    let (_listen, again) = home.listen(&["--to", &receiver.target()]).await;
+    let (_listen, again) = home.listen(&["--to", &to]).await;
     assert_eq!(again, url, "a pasted URL stays good");
     let all = || {
         ids.iter()
@@ -103,7 +106,7 @@ async fn killed_at_any_moment_it_goes_on_with_the_same_url() {
 async fn a_forwarder_of_its_own_is_killed_and_nothing_is_lost() {
     let (there, here) = (home(), home());
     let receiver = Receiver::start().await;
-    let mut cloud = Cloud::start(&there, "127.0.0.1:0").await;
+    let mut cloud = Cloud::start(&there).await;
     let token_file = PathBuf::from(&cloud.token_file);
     let mode = std::fs::metadata(&token_file).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode, 0o600);
@@ -132,7 +135,7 @@ async fn a_forwarder_of_its_own_is_killed_and_nothing_is_lost() {
     ids.push(send(&url, "while the agent is away").await);
     cloud.process.kill();
     let bind = forwarder.trim_start_matches("http://").to_owned();
-    let again = Cloud::start(&there, &bind).await;
+    let again = Cloud::start_at(&there, &bind).await;
     assert!(
         !again.process.stderr().contains(token.trim()),
         "shown once only"
@@ -441,9 +444,9 @@ async fn wrong_use_gets_an_error_a_hint_and_its_code() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unreachable_forwarder_and_a_wrong_token_are_told_apart() {
     let (there, here) = (home(), home());
-    let cloud = Cloud::start(&there, "127.0.0.1:0").await;
+    let cloud = Cloud::start(&there).await;
     let other = home();
-    let stranger = Cloud::start(&other, "127.0.0.1:0").await;
+    let stranger = Cloud::start(&other).await;
     let listen = |forwarder: &str, token: &str| {
         let out = here.run(&[
             "listen",
@@ -500,7 +503,7 @@ async fn people_get_two_lines_per_delivery_and_no_control_sequences() {
 #[tokio::test(flavor = "multi_thread")]
 async fn secrets_stay_out_of_sight() {
     let (there, here) = (home(), home());
-    let mut cloud = Cloud::start(&there, "127.0.0.1:0").await;
+    let mut cloud = Cloud::start(&there).await;
     let receiver = Receiver::start().await;
     let token = std::fs::read_to_string(&cloud.token_file).unwrap();
     let secret = token.trim().split('_').nth(3).unwrap().to_owned();

@@ -68,7 +68,7 @@ async fn terminate(identity: &Identity, server: &str) -> u16 {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_forwarder_behind_tls_is_reached_only_where_its_certificate_is_right() {
     let (there, receiver) = (home(), Receiver::start().await);
-    let cloud = Cloud::start(&there, "127.0.0.1:0").await;
+    let cloud = Cloud::start(&there).await;
     for (name, last_year, trusted, right) in [
         ("localhost", 2099, true, true),
         ("localhost", 2099, false, false),

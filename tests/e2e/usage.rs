@@ -3,6 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 
 use serde_json::Value;
+use whrelay_tests::port;
 use whrelay_tests::process::Home;
 use whrelay_tests::receiver::Receiver;
 use whrelay_tests::sender::send;
@@ -103,30 +104,25 @@ async fn a_filter_that_matches_nothing_exits_3_and_nothing_at_all_is_said() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_bucket_keeps_a_port_of_its_own_and_comes_back_to_it() {
+async fn a_bucket_says_when_its_port_is_taken_and_comes_back_to_it() {
     let (home, receiver) = (home(), Receiver::start().await);
-    let to = receiver.target();
-    let of = |bucket| ["--to", &to, "--bucket", bucket];
-    let (mut first, first_url) = home.listen(&of("first")).await;
+    let (to, bind) = (receiver.target(), port::quiet());
+    let (mut listen, url) = home.listen(&["--to", &to, "--bind", &bind]).await;
     let shown = json_lines(&home.run(&["status", "--json"]).stdout).remove(0);
-    assert_eq!(shown["url"], first_url);
-    assert_eq!(first.terminate().await, Some(0));
-    let (mut second, second_url) = home.listen(&of("second")).await;
-    let port = |url: &str| url.parse::<url::Url>().unwrap().port().unwrap();
-    assert_ne!(port(&second_url), port(&first_url));
-    assert_eq!(second.terminate().await, Some(0));
+    assert_eq!(shown["url"], url);
+    assert_eq!(listen.terminate().await, Some(0));
     // Somebody else has it for a while.
-    let taken = std::net::TcpListener::bind(("127.0.0.1", port(&first_url))).unwrap();
-    let (mut first, away) = home.listen(&of("first")).await;
-    assert_ne!(port(&away), port(&first_url));
-    let named = format!("port {} is taken", port(&first_url));
+    let taken = std::net::TcpListener::bind(&bind).unwrap();
+    let (mut listen, away) = home.listen(&["--to", &to]).await;
+    assert!(!away.contains(&bind), "{away}");
+    let named = format!("port {} is taken", &bind["127.0.0.1:".len()..]);
     let said = |line: &Value| line["message"].as_str().unwrap().contains(&named);
-    first.wait("warning", said).await;
-    assert_eq!(first.terminate().await, Some(0));
+    listen.wait("warning", said).await;
+    assert_eq!(listen.terminate().await, Some(0));
     drop(taken);
-    let (mut first, back) = home.listen(&of("first")).await;
-    assert_eq!(back, first_url);
-    assert_eq!(first.terminate().await, Some(0));
+    let (mut listen, back) = home.listen(&["--to", &to]).await;
+    assert_eq!(back, url);
+    assert_eq!(listen.terminate().await, Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

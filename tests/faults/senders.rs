@@ -115,7 +115,7 @@ struct Ledger {
 impl Place {
     async fn new(binary: &str) -> Self {
         let home = Home::new(binary);
-        let cloud = Cloud::start(&home, "127.0.0.1:0").await;
+        let cloud = Cloud::start(&home).await;
         let receiver = Receiver::scripted(reply).await;
         let to = format!("{}{BASE}", receiver.target());
         let (listen, url) = home

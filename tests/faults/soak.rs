@@ -56,7 +56,7 @@ struct Sample {
 
 async fn soak(binary: &str, time: Duration) -> Result<String, String> {
     let (there, here) = (Home::new(binary), Home::new(binary));
-    let cloud = Cloud::start(&there, "127.0.0.1:0").await;
+    let cloud = Cloud::start(&there).await;
     let chance = std::sync::Mutex::new(Chance::new(1));
     let mut receiver = Receiver::scripted(move |_| match chance.lock().unwrap().below(100) {
         0..5 => Reply::Status(503),

@@ -79,7 +79,7 @@ async fn forwarder_full(binary: &str) -> (Result<Told, String>, f64) {
 }
 
 async fn fill_forwarder(there: &Place, here: &Home) -> Result<Told, String> {
-    let cloud = Cloud::start(&there.home, "127.0.0.1:0").await;
+    let cloud = Cloud::start(&there.home).await;
     let receiver = Receiver::start().await;
     let to = receiver.target();
     let flags = [&["--to", &to], &cloud.flags()[..]].concat();
@@ -114,7 +114,7 @@ async fn agent_full(binary: &str) -> (Result<Told, String>, f64) {
 }
 
 async fn fill_agent(there: &Home, here: &Place) -> Result<Told, String> {
-    let cloud = Cloud::start(there, "127.0.0.1:0").await;
+    let cloud = Cloud::start(there).await;
     let mut receiver = Receiver::start().await;
     receiver.stop();
     let to = receiver.target();

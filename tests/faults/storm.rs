@@ -89,7 +89,7 @@ impl Storm {
         }
         let receiver = Receiver::start().await;
         let cloud = match separate {
-            true => Some(Cloud::start(&home, "127.0.0.1:0").await),
+            true => Some(Cloud::start(&home).await),
             false => None,
         };
         let (listen, url) = listen(&home, &receiver, cloud.as_ref()).await;

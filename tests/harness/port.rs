@@ -1,6 +1,8 @@
 //! A port that stays a test's own while nothing listens there.
 
 use std::net::SocketAddr;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use tokio::net::{TcpListener, TcpSocket};
 
@@ -28,6 +30,21 @@ impl Port {
     /// Listens there. Whoever listened there before has to be gone.
     pub fn listen(&self) -> TcpListener {
         shared(self.address).listen(BACKLOG).unwrap()
+    }
+}
+
+/// Where programs of this process's tests may listen, come and go: the system gives these ports to nobody.
+const QUIET: Range<u16> = 20_000..30_000;
+
+/// An address for a program that is to find its port free again when it starts anew.
+pub fn quiet() -> String {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    loop {
+        let n = u32::from(NEXT.fetch_add(1, Ordering::Relaxed)) + std::process::id() * 97;
+        let port = QUIET.start + (n % QUIET.len() as u32) as u16;
+        if let Ok(listener) = std::net::TcpListener::bind(("127.0.0.1", port)) {
+            return listener.local_addr().unwrap().to_string();
+        }
     }
 }
 

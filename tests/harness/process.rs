@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::eventually;
+use crate::{eventually, port};
 
 /// A machine of one user: everything whrelay keeps is in it.
 pub struct Home {
@@ -135,7 +135,12 @@ pub struct Cloud {
 
 impl Cloud {
     /// Starts one in a home.
-    pub async fn start(home: &Home, bind: &str) -> Self {
+    pub async fn start(home: &Home) -> Self {
+        Self::start_at(home, &port::quiet()).await
+    }
+
+    /// Starts one at an address.
+    pub async fn start_at(home: &Home, bind: &str) -> Self {
         let process = home.start(&["forwarder", "--bind", bind, "--json"]);
         let ready = process.wait("ready", |_| true).await;
         let text = |key: &str| ready[key].as_str().unwrap().to_owned();
@@ -149,7 +154,7 @@ impl Cloud {
     /// Starts it again at the same address, after it has ended.
     pub async fn start_again(&mut self, home: &Home) {
         let bind = self.url.trim_start_matches("http://").to_owned();
-        *self = Self::start(home, &bind).await;
+        *self = Self::start_at(home, &bind).await;
     }
 
     /// The flags with which `listen` comes here.

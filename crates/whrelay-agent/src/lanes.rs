@@ -21,6 +21,9 @@ use crate::error::AgentError;
 use crate::lines::{AttemptLine, Line};
 use crate::{Manner, Tell};
 
+/// The note of the targets that only replays go to.
+const ASIDE: &str = "aside";
+
 /// A target that is delivered to.
 #[derive(Clone, Debug)]
 pub(crate) struct Served {
@@ -43,6 +46,8 @@ pub(crate) struct Lanes {
     /// Why the store takes nothing new in, while it does not.
     refuses: watch::Sender<Option<String>>,
     served: Mutex<Vec<Served>>,
+    /// Held while the note of other targets is changed.
+    noting: tokio::sync::Mutex<()>,
     offline: Arc<Mutex<HashSet<DestinationId>>>,
     engines: TaskTracker,
     stop: CancellationToken,
@@ -67,6 +72,7 @@ impl Lanes {
             paused: watch::Sender::new(false),
             refuses: watch::Sender::default(),
             served: Mutex::default(),
+            noting: tokio::sync::Mutex::default(),
             offline: Arc::default(),
             engines: TaskTracker::new(),
             stop,
@@ -74,14 +80,16 @@ impl Lanes {
         }
     }
 
-    /// Starts the targets of the routes. With only one, what waits for others goes there too.
+    /// Starts the targets of the routes, and those that replays were sent to by name. With only one route,
+    /// what waits for others goes there too.
     pub(crate) async fn configure(&self, routes: &[Route]) -> Result<(), AgentError> {
+        let aside = self.serve_aside().await?;
         if let [Route { target: only, .. }] = routes {
             let id = self
                 .store
                 .ensure_destination(self.bucket.id, &only.to_string())
                 .await?;
-            let adopted = self.store.adopt(self.bucket.id, id).await?;
+            let adopted = self.store.adopt(self.bucket.id, id, &aside).await?;
             if adopted > 0 {
                 let message = format!("{adopted} deliveries to earlier targets go to {only} now");
                 (self.tell)(Line::warning(message));
@@ -94,6 +102,53 @@ impl Lanes {
             same.for_each(|served| served.prefixes.push(prefix.clone()));
         }
         Ok(self.warn_of_orphans(&self.served())?)
+    }
+
+    /// Delivers replays to a target of their own, also after a restart.
+    pub(crate) async fn serve_for_replays(
+        &self,
+        target: &Target,
+    ) -> Result<DestinationId, AgentError> {
+        let _noting = self.noting.lock().await;
+        let mut aside = self.aside()?;
+        if !aside.contains(target) {
+            aside.push(target.clone());
+            self.set_aside(&aside).await?;
+        }
+        self.serve(target).await
+    }
+
+    /// Starts the targets that replays were sent to and that still have some to get.
+    async fn serve_aside(&self) -> Result<Vec<DestinationId>, AgentError> {
+        let (known, mut aside) = (self.store.destinations()?, self.aside()?);
+        let waits = |target: &Target| -> Result<bool, StoreError> {
+            let name = target.to_string();
+            let known = known.iter().find(|(_, known)| *known == name);
+            let counts = known.map(|(id, _)| self.store.counts(*id)).transpose()?;
+            Ok(counts.is_some_and(|counts| counts.queued + counts.stalled > 0))
+        };
+        let before = aside.len();
+        let waiting: Vec<bool> = aside.iter().map(waits).collect::<Result<_, _>>()?;
+        let mut waiting = waiting.into_iter();
+        aside.retain(|_| waiting.next().unwrap_or(false));
+        if aside.len() < before {
+            self.set_aside(&aside).await?;
+        }
+        let mut ids = Vec::new();
+        for target in &aside {
+            ids.push(self.serve(target).await?);
+        }
+        Ok(ids)
+    }
+
+    fn aside(&self) -> Result<Vec<Target>, StoreError> {
+        let note = self.store.note(ASIDE)?.unwrap_or_default();
+        Ok(note.lines().filter_map(|line| line.parse().ok()).collect())
+    }
+
+    async fn set_aside(&self, targets: &[Target]) -> Result<(), StoreError> {
+        let names: Vec<_> = targets.iter().map(Target::to_string).collect();
+        self.store.set_note(ASIDE, &names.join("\n")).await
     }
 
     /// Which events go where.

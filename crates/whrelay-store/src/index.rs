@@ -144,8 +144,8 @@ impl Store {
     }
 
     /// Moves what waits for other destinations of the bucket to `destination`, for it is where the
-    /// bucket's events go now. An event that has a delivery there already is not doubled: the
-    /// delivery elsewhere is discarded. Answers how many were moved.
+    /// bucket's events go now; what waits for one of `kept` stays there. An event that has a delivery
+    /// there already is not doubled: the delivery elsewhere is discarded. Answers how many were moved.
     ///
     /// # Errors
     /// When not all of it is on disk; what is, stays.
@@ -153,10 +153,12 @@ impl Store {
         &self,
         bucket: BucketId,
         destination: DestinationId,
+        kept: &[DestinationId],
     ) -> Result<u64, StoreError> {
         let (mut adopted, mut from) = (0, (0, i64::MIN, 0, 0, 0));
         loop {
-            let chunk = move |tx: &mut Tx<'_>| adopt_chunk(tx, bucket, destination, from);
+            let kept = kept.to_vec();
+            let chunk = move |tx: &mut Tx<'_>| adopt_chunk(tx, bucket, destination, &kept, from);
             let (moved, next) = self.write(CHUNK * 64, chunk).await?;
             adopted += moved;
             match next {
@@ -325,6 +327,7 @@ fn adopt_chunk(
     tx: &mut Tx<'_>,
     bucket: BucketId,
     destination: DestinationId,
+    kept: &[DestinationId],
     from: DueKey,
 ) -> Result<(u64, Option<DueKey>), StoreError> {
     let (mut rows, mut next) = (Vec::new(), None);
@@ -348,7 +351,8 @@ fn adopt_chunk(
             break;
         }
         // Rot can put the destination's own rows anywhere.
-        if destination_of(row) != destination && row.2 == bucket.0 {
+        let there = destination_of(row);
+        if there != destination && !kept.contains(&there) && row.2 == bucket.0 {
             rows.push((row, Wait::read(wait.value())));
         }
     }

@@ -3,6 +3,8 @@
 // By path, since a fuzzer has this file as its own.
 #[path = "args/events.rs"]
 mod events;
+#[path = "args/examples.rs"]
+mod examples;
 #[path = "args/service.rs"]
 mod service;
 #[path = "args/values.rs"]
@@ -93,7 +95,7 @@ pub(crate) enum Command {
     Forwarder(ForwarderArgs),
     /// Show the whole way on this machine, with a receiver that fails and goes away
     Demo(DemoArgs),
-    /// Run that receiver by itself
+    /// Run a receiver that fails and goes away, to try retries on
     Flaky(FlakyArgs),
     /// Send a sample webhook of a provider, signed as it signs
     Trigger(TriggerArgs),
@@ -110,8 +112,9 @@ pub(crate) enum Command {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = examples::LISTEN)]
 pub(crate) struct ListenArgs {
-    /// Where events go: 3000, :3000, localhost:3000/base or http(s)://host[:port]/base
+    /// Where events go: 3000, :3000, localhost:3000/base, http(s)://host[:port]/base or unix:/path
     #[arg(value_name = "TARGET")]
     pub(crate) targets: Vec<Target>,
     /// The same, as a flag; several targets each get every event
@@ -183,7 +186,7 @@ pub(crate) struct RetentionArgs {
     /// How long what has ended is kept; 0 for ever. What waits is kept until it ends
     #[arg(long, default_value = "7d", value_name = "DUR", env = "WHRELAY_RETAIN", value_parser = duration)]
     retain: Duration,
-    /// Bytes that a store may hold. Before that, what has ended goes, the oldest first and bodies before the
+    /// Bytes that a store may hold, such as 2GB; at least 1MB. Before that, what has ended goes, the oldest first and bodies before the
     /// rest; what waits never does, and once only that is left, nothing new is taken in [default: no bound]
     #[arg(long, value_name = "SIZE", env = "WHRELAY_MAX_DISK", value_parser = bytes)]
     max_disk: Option<u64>,
@@ -251,7 +254,7 @@ pub(crate) struct DeliveryArgs {
     /// Time for one attempt; 0 for none, so that a breakpoint can wait
     #[arg(long, default_value = "30s", env = "WHRELAY_TIMEOUT", value_name = "DUR", value_parser = duration)]
     pub(crate) timeout: Duration,
-    /// Deliveries at once, for each target
+    /// Deliveries at once, for each target: 1 to 1024
     #[arg(long, default_value_t = limits::MAX_IN_FLIGHT as u32, env = "WHRELAY_MAX_IN_FLIGHT", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) max_in_flight: u32,
     /// Attempts in a second, minute or hour, for each target: 10/s, 600/m, 100/h [default: no bound]
@@ -310,6 +313,7 @@ impl ListenArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = examples::STATUS)]
 pub(crate) struct StatusArgs {
     /// JSON Lines: one for each agent
     #[arg(long)]
@@ -317,6 +321,7 @@ pub(crate) struct StatusArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = examples::DOCTOR)]
 pub(crate) struct DoctorArgs {
     /// Only these directories of stores [default: all that are known]
     #[arg(value_name = "DIR")]
@@ -338,6 +343,7 @@ pub(crate) struct DoctorArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = examples::FORWARDER)]
 pub(crate) struct ForwarderArgs {
     /// Where it listens: a port of this machine, or an address with its port
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8080", env = "WHRELAY_BIND", value_parser = bind)]
@@ -366,6 +372,7 @@ pub(crate) struct DemoArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = examples::FLAKY)]
 pub(crate) struct FlakyArgs {
     /// The port it listens on; 0 for any that is free
     #[arg(long, default_value_t = 4100, env = "WHRELAY_PORT")]
@@ -385,6 +392,7 @@ pub(crate) struct FlakyArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = examples::TRIGGER)]
 pub(crate) struct TriggerArgs {
     /// github, stripe, shopify, slack or standard (Standard Webhooks)
     pub(crate) provider: Option<String>,
@@ -408,6 +416,7 @@ pub(crate) struct TriggerArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = examples::TEST)]
 pub(crate) struct TestArgs {
     /// How many events have to be delivered
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
@@ -460,6 +469,7 @@ pub(crate) enum ConfigCommand {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = examples::COMPLETIONS)]
 pub(crate) struct CompletionsArgs {
     /// bash, zsh, fish, powershell or elvish
     pub(crate) shell: clap_complete::Shell,

@@ -183,3 +183,22 @@ pub(crate) fn cannot_bind(address: SocketAddr, error: &io::Error, flag: &str) ->
     Failure::new(code, format!("cannot listen on {address}: {error}"))
         .hint(format!("choose another with {flag}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_port_that_another_bucket_had_is_not_taken_though_it_is_free() {
+        let all = std::env::temp_dir().join(format!("whrelay-{:016x}", rand::random::<u64>()));
+        for port in PORTS {
+            let dir = all.join(format!("bucket-{port}"));
+            fs::create_dir_all(&dir).expect("a directory");
+            fs::write(dir.join(PORT_FILE), port.to_string()).expect("written");
+        }
+        let (listener, away) = bind_listener(&all.join("new"), None).await.expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        assert!(!PORTS.contains(&port) && away.is_none(), "{port}");
+        fs::remove_dir_all(all).expect("removed");
+    }
+}

@@ -38,7 +38,7 @@ struct Bystander {
 /// Runs it all. Answers with what was tried, and everything that went wrong.
 pub(crate) async fn attack(binary: &str, seeds: u64) -> Told {
     let (there, here) = (Home::new(binary), Home::new(binary));
-    let mut cloud = Cloud::start(&there, "127.0.0.1:0").await;
+    let mut cloud = Cloud::start(&there).await;
     let gate = gate_of(&cloud);
     let victim = ensure(&gate, acks::VICTIM).await;
     let heavy = ensure(&gate, pressure::HEAVY).await;

@@ -99,7 +99,7 @@ struct Stage {
 impl Stage {
     async fn set(binary: &str) -> Self {
         let (there, here) = (Home::new(binary), Home::new(binary));
-        let mut cloud = Cloud::start(&there, "127.0.0.1:0").await;
+        let mut cloud = Cloud::start(&there).await;
         let gate = gate_of(&cloud);
         let url = ensure(&gate, "default").await;
         let mut waiting = Vec::new();

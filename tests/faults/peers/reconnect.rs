@@ -52,7 +52,7 @@ pub(crate) async fn storm(binary: &str, agents: usize) -> Told {
 
 async fn blow(binary: &str, agents: usize, findings: &mut Vec<String>) -> Result<String, String> {
     let home = Home::new(binary);
-    let mut cloud = Cloud::start(&home, "127.0.0.1:0").await;
+    let mut cloud = Cloud::start(&home).await;
     let gate = gate_of(&cloud);
     let mut urls = Vec::new();
     for n in 0..BUCKETS {

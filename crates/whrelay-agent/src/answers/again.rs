@@ -42,7 +42,7 @@ impl Local {
         };
         let to = match how.to.as_deref().map(str::parse::<Target>) {
             Some(Err(error)) => return Err(Stop::failed(error.to_string())),
-            Some(Ok(target)) if !how.dry_run => Some(self.lanes.serve(&target).await?),
+            Some(Ok(target)) if !how.dry_run => Some(self.lanes.serve_for_replays(&target).await?),
             Some(Ok(_)) | None => None,
         };
         let mut turns = self.choose(which, how, to, out).await?;

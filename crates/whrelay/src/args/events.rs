@@ -8,6 +8,7 @@ use whrelay_core::delivery::{DeadReason, State};
 use whrelay_core::pace::Rate;
 use whrelay_core::target::Target;
 
+use super::examples;
 use super::values::when;
 
 #[derive(Debug, Args)]
@@ -33,6 +34,7 @@ pub(crate) struct FilterArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = examples::LOGS)]
 pub(crate) struct LogsArgs {
     /// Go on with the attempts that come, across every agent, waiting where none runs
     #[arg(short, long)]
@@ -42,6 +44,7 @@ pub(crate) struct LogsArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = examples::EVENTS)]
 #[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct EventsArgs {
     #[command(subcommand)]
@@ -70,6 +73,7 @@ pub(crate) struct EventListArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = examples::EXPORT)]
 pub(crate) struct ExportArgs {
     /// har (HTTP Archive 1.2, an entry for each attempt) or json (JSON Lines, bodies in base64)
     #[arg(long, value_enum)]
@@ -95,7 +99,7 @@ pub(crate) enum ExportFormat {
 
 #[derive(Debug, Args)]
 pub(crate) struct ListArgs {
-    /// How many
+    /// How many, the newest
     #[arg(short = 'n', long = "lines", default_value_t = 50, value_name = "N")]
     pub(crate) lines: usize,
     #[command(flatten)]
@@ -109,6 +113,7 @@ pub(crate) struct ListArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = examples::SHOW)]
 pub(crate) struct ShowArgs {
     /// The event
     pub(crate) id: String,
@@ -149,6 +154,7 @@ pub(crate) struct WhichArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = examples::REPLAY)]
 pub(crate) struct ReplayArgs {
     #[command(flatten)]
     pub(crate) which: WhichArgs,
@@ -161,7 +167,7 @@ pub(crate) struct ReplayArgs {
     /// In any order, instead of the oldest first
     #[arg(long)]
     pub(crate) shuffle: bool,
-    /// How often each
+    /// How often each: 1 to 1000
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) times: u32,
     /// Wait until all are delivered or given up; exit 1 if any was not delivered
@@ -170,6 +176,7 @@ pub(crate) struct ReplayArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = examples::DISCARD)]
 pub(crate) struct DiscardArgs {
     #[command(flatten)]
     pub(crate) which: WhichArgs,

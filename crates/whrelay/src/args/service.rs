@@ -3,7 +3,10 @@
 use clap::{Args, Subcommand};
 use whrelay_core::bucket::BucketName;
 
+use super::examples;
+
 #[derive(Debug, Args)]
+#[command(after_help = examples::SERVICE)]
 pub(crate) struct ServiceArgs {
     #[command(subcommand)]
     pub(crate) command: ServiceCommand,
