@@ -4,8 +4,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use whrelay_agent::Backlog;
 use whrelay_agent::lines::Line;
+use whrelay_core::backlog::Backlog;
 use whrelay_core::dispatch::Order;
 use whrelay_core::time::Timestamp;
 use whrelay_tests::agent::{Agent, Setup};

@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use url::Url;
+use whrelay_core::backlog::Backlog;
 use whrelay_core::bucket::{BucketKey, BucketName};
 use whrelay_core::dispatch::Order;
 use whrelay_core::pace::Rate;
@@ -34,7 +35,6 @@ use whrelay_delivery::{Fields, Trust};
 use whrelay_store::Store;
 
 pub use answers::{Local, Offline};
-pub use backlog::Backlog;
 pub use error::{AgentError, chain};
 pub use provision::{Looked, ensure_bucket, look_at};
 pub use proxy::Proxies;

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
 use url::Url;
+use whrelay_core::backlog::Backlog;
 use whrelay_core::bucket::Seq;
 use whrelay_core::limits;
 use whrelay_core::retry::{Jitter, reconnect_pause};
@@ -25,7 +26,7 @@ use whrelay_proto::{AgentAction, AgentSession, codec};
 use whrelay_store::{NewDelivery, NewEvent, Receipt, SourceMark, StoreError};
 
 use crate::Config;
-use crate::backlog::{self, Backlog, Cut};
+use crate::backlog::{self, Catching};
 use crate::error::AgentError;
 use crate::lanes::{self, Lanes};
 use crate::lines::{Line, ReadyLine, ReceivedLine};
@@ -45,7 +46,7 @@ pub(crate) struct Link {
     routes: Vec<Route>,
     input_url: String,
     lanes: Arc<Lanes>,
-    cut: Arc<Cut>,
+    catching: Arc<Catching>,
     /// How long the tunnel may be down.
     longest_down: Option<Duration>,
 }
@@ -70,7 +71,7 @@ impl Link {
             routes: config.routes.clone(),
             input_url,
             lanes,
-            cut: Arc::default(),
+            catching: Arc::default(),
             longest_down: config.exit_on_disconnect,
         }
     }
@@ -115,13 +116,15 @@ impl Link {
         first: &Welcome,
         wanted: Backlog,
     ) -> Result<(), StoreError> {
-        let (lanes, cut) = (&self.lanes, Cut::new(wanted, first));
+        let (lanes, catching) = (&self.lanes, Catching::new(wanted, first));
         let now = lanes.clock.now();
-        let passed_over = cut.pass_over_here(&lanes.store, &lanes.bucket, now).await?;
+        let passed_over = catching
+            .pass_over_here(&lanes.store, &lanes.bucket, now)
+            .await?;
         if passed_over > 0 {
             (lanes.tell)(backlog::told(passed_over, "deliveries", "that waited here"));
         }
-        self.cut = Arc::new(cut);
+        self.catching = Arc::new(catching);
         Ok(())
     }
 
@@ -189,7 +192,7 @@ impl Link {
             bucket: lanes.bucket.name.to_string(),
             forwarder: self.forwarder.as_str().trim_end_matches('/').to_owned(),
             targets: self.routes.iter().map(shown).collect(),
-            queued: lanes.waiting().saturating_add(self.cut.expected()),
+            queued: lanes.waiting().saturating_add(self.catching.cut.expected()),
             oldest: oldest.map(|at| at.to_string()),
             pid: std::process::id(),
         })
@@ -302,7 +305,7 @@ impl Link {
 
     /// Puts what waits on disk, with its deliveries and the place it reaches, in one transaction.
     fn append(&self, forwarder: &str, waiting: &mut VecDeque<(Vec<WireEvent>, u64)>) -> Appending {
-        let (lanes, cut) = (Arc::clone(&self.lanes), Arc::clone(&self.cut));
+        let (lanes, catching) = (Arc::clone(&self.lanes), Arc::clone(&self.catching));
         let (mut new, mut lines, mut reached) = (Vec::new(), Vec::new(), 0);
         let routes = lanes.routes();
         for (events, upto) in waiting.drain(..) {
@@ -310,7 +313,7 @@ impl Link {
             for event in events {
                 let seq = event.seq;
                 let event = event.into_event(lanes.bucket.name.clone());
-                let passed_over = cut.passes_over(forwarder, seq, &event);
+                let passed_over = catching.cut.passes_over(forwarder, seq, event.received_at);
                 lines.push((!passed_over).then(|| ReceivedLine::new(&event)));
                 let begin = |to| NewDelivery {
                     passed_over,
@@ -352,7 +355,7 @@ impl Link {
                     None => passed_over += 1,
                 }
             }
-            if let Some(passed_over) = cut.passed_over(passed_over, reached) {
+            if let Some(passed_over) = catching.passed_over(passed_over, reached) {
                 let whose = "that the forwarder held";
                 (lanes.tell)(backlog::told(passed_over, "events", whose));
             }

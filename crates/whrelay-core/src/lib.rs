@@ -3,6 +3,7 @@
 //! Nothing here does I/O, reads a clock, draws a random number, or is async: time and chance are
 //! arguments, so every rule can be tried over any history in microseconds.
 
+pub mod backlog;
 pub mod breaker;
 pub mod bucket;
 pub mod delivery;

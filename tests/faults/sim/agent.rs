@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use whrelay_core::backlog::Backlog;
 use whrelay_core::bucket::Seq;
 use whrelay_core::delivery::Delivery;
 use whrelay_core::dispatch::Dispatcher;
@@ -9,10 +10,11 @@ use whrelay_core::id::DeliveryId;
 use whrelay_core::retry::{Jitter, reconnect_pause};
 use whrelay_core::route;
 use whrelay_core::time::Moment;
-use whrelay_proto::frame::{Frame, RefusedCode, Resume, Welcome};
+use whrelay_proto::frame::{Frame, RefusedCode, Resume};
 use whrelay_proto::{AgentAction, AgentSession, ProtocolError, codec};
 use whrelay_store::{NewDelivery, NewEvent, SourceMark};
 
+use super::catching_up;
 use super::ledger::{Ledger, Verdicts, hold};
 use super::node::{
     AgentProcess, Desk, FarEnd, Lane, Link, NearEnd, ProcessClock, Purpose, Stage, Time,
@@ -61,8 +63,15 @@ impl<V: Vault> World<V> {
                 look_at: None,
             });
         }
+        self.ledger.begun.remove(&n);
+        let wanted = match self.passes_over {
+            true => catching_up::draw(&mut self.chance, now.now),
+            false => Backlog::default(),
+        };
         node.process = Some(AgentProcess {
             clock,
+            wanted,
+            cut: None,
             desk,
             lanes,
             link: None,
@@ -125,6 +134,7 @@ impl<V: Vault> World<V> {
             far: Some(FarEnd::default()),
             up: [codec::encode(Frame::Hello(hello))].into(),
             down: VecDeque::new(),
+            there: Seq(0),
             cut: None,
         });
         Ok(())
@@ -139,9 +149,11 @@ impl<V: Vault> World<V> {
             return Ok(());
         };
         match codec::decode(bytes).and_then(|frame| near.session.on_frame(frame)) {
-            Ok(AgentAction::Welcomed(Welcome { forwarder, .. })) => {
+            Ok(AgentAction::Welcomed(welcome)) => {
                 self.seen.note(Point::FrameWelcome);
-                near.forwarder = Some(forwarder);
+                near.forwarder = Some(welcome.forwarder.clone());
+                let there = self.links[link].there;
+                self.catch_up(n, &welcome, there);
             }
             Ok(AgentAction::Store { events, upto }) => {
                 self.seen.note(Point::FrameEvents);
@@ -225,8 +237,14 @@ impl<V: Vault> World<V> {
         for (events, upto) in process.waiting.drain(..) {
             reached = upto;
             for event in events {
+                let seq = event.seq;
                 let event = event.into_event(node.bucket.name.clone());
-                let passed_over = self.passes_over && self.chance.permille(100);
+                let passed_over = catching_up::passes_over(
+                    process.cut.as_ref(),
+                    (&forwarder, seq, event.received_at),
+                    self.planted,
+                );
+                self.ledger.caught_up(n, seq, &event, passed_over)?;
                 if passed_over {
                     self.seen.note(Point::PassedOver);
                 }

@@ -215,6 +215,7 @@ impl<V: Vault> World<V> {
             clock: self.forwarder.machine.wall(self.time).as_micros(),
             oldest: None,
         };
+        self.links[link].there = last;
         let Some(far) = &mut self.links[link].far else {
             return Ok(());
         };

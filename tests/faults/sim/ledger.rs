@@ -16,6 +16,7 @@ use whrelay_core::retry::{Phase, RetryPolicy, Schedule, Verdict};
 use whrelay_core::time::{Moment, Timestamp};
 use whrelay_store::{Begin, Search};
 
+use super::catching_up::Begun;
 use super::node::{AgentNode, Time};
 use super::vault::Vault;
 
@@ -141,6 +142,8 @@ pub(crate) struct Ledger {
     pub(crate) dropped: HashSet<EventId>,
     /// When attempts of the running process started, for each agent and target.
     starts: HashMap<(usize, DestinationId), Vec<Time>>,
+    /// How the running process of an agent began.
+    pub(crate) begun: HashMap<usize, Begun>,
 }
 
 impl Ledger {

@@ -3,6 +3,7 @@
 
 mod agent;
 mod campaign;
+mod catching_up;
 mod forwarder;
 mod lane;
 mod ledger;

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use whrelay_core::backlog::{Backlog, Cut};
 use whrelay_core::bucket::{Bucket, Seq};
 use whrelay_core::delivery::{Delivery, DeliveryKey, DestinationId};
 use whrelay_core::dispatch::Dispatcher;
@@ -110,6 +111,9 @@ pub(crate) struct ForwarderProcess {
 pub(crate) struct AgentProcess {
     pub(crate) clock: ProcessClock,
     pub(crate) desk: Desk,
+    /// How much of what came before is wanted, and from the first welcome on what is passed over.
+    pub(crate) wanted: Backlog,
+    pub(crate) cut: Option<Cut>,
     pub(crate) lanes: Vec<Lane>,
     pub(crate) link: Option<u64>,
     pub(crate) failures: u32,
@@ -196,6 +200,8 @@ pub(crate) struct Link {
     pub(crate) far: Option<FarEnd>,
     pub(crate) up: VecDeque<Bytes>,
     pub(crate) down: VecDeque<Bytes>,
+    /// The forwarder's last place when it welcomed the agent.
+    pub(crate) there: Seq,
     /// Nothing passes any more; each end finds out by itself, at latest at this time.
     pub(crate) cut: Option<Time>,
 }

@@ -41,6 +41,8 @@ pub(crate) enum Bug {
     LineIgnored,
     LineHasTwoHeads,
     RouteIgnored,
+    BacklogIgnored,
+    BacklogTakesWhatIsNew,
     RetentionTakesWhatWaits,
     RetentionIsTooEarly,
     RetentionForgetsASubscription,

@@ -57,6 +57,7 @@ pub(crate) enum Point {
     ReplaySent,
     Discarded,
     PassedOver,
+    PassedOverHere,
     Routed,
     HeadTried,
     EventRemoved,

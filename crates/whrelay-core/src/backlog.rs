@@ -1,0 +1,110 @@
+//! How much is wanted of what came before an agent began. It must not know what becomes of the rest.
+
+use crate::time::Timestamp;
+
+/// How much is wanted of what came before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Only so many, the newest; everything where nothing is said.
+    pub newest: Option<u64>,
+    /// Only what was received from then on.
+    pub since: Option<Timestamp>,
+}
+
+/// Where what came before ends at a forwarder's store, and what of it is passed over. Before it is known,
+/// nothing is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cut {
+    wanted: Backlog,
+    forwarder: String,
+    /// What was there before: places behind the one, up to the other.
+    before: (u64, u64),
+}
+
+impl Cut {
+    /// What was there when an agent began: so many places behind `start`, in the store of that name.
+    pub fn new(wanted: Backlog, forwarder: &str, start: u64, waiting: u64) -> Self {
+        Self {
+            wanted,
+            forwarder: forwarder.to_owned(),
+            before: (start, start.saturating_add(waiting)),
+        }
+    }
+
+    /// How much is wanted.
+    pub fn wanted(&self) -> Backlog {
+        self.wanted
+    }
+
+    /// Whether an event is passed over: its place in a forwarder's store, and when it was received.
+    pub fn passes_over(&self, forwarder: &str, place: u64, received_at: Timestamp) -> bool {
+        let (_, last) = self.before;
+        if place > last || forwarder != self.forwarder {
+            return false;
+        }
+        let Backlog { newest, since } = self.wanted;
+        let behind = newest.is_some_and(|newest| last - place >= newest);
+        behind || since.is_some_and(|since| received_at < since)
+    }
+
+    /// Whether everything that was there before has come.
+    pub fn is_behind(&self, reached: u64) -> bool {
+        reached >= self.before.1
+    }
+
+    /// How many of the forwarder's are wanted, as far as that can be told before they come.
+    pub fn expected(&self) -> u64 {
+        let (start, last) = self.before;
+        (last - start).min(self.wanted.newest.unwrap_or(u64::MAX))
+    }
+
+    /// How many of the agent's own are wanted, the newest; those at the forwarder are newer still.
+    pub fn wanted_here(&self) -> u64 {
+        let (start, last) = self.before;
+        let newest = self.wanted.newest.unwrap_or(u64::MAX);
+        newest.saturating_sub(last - start)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn newest(n: u64) -> Backlog {
+        Backlog {
+            newest: Some(n),
+            since: None,
+        }
+    }
+
+    fn kept(wanted: Backlog, places: std::ops::RangeInclusive<u64>) -> Vec<u64> {
+        let cut = Cut::new(wanted, "f", 10, 5);
+        let at = |place: u64| Timestamp::from_micros(place as i64 * 1_000_000);
+        places
+            .filter(|place| !cut.passes_over("f", *place, at(*place)))
+            .collect()
+    }
+
+    #[test]
+    fn what_comes_later_is_never_passed_over() {
+        assert_eq!(kept(newest(0), 11..=18), [16, 17, 18]);
+        let cut = Cut::new(newest(0), "f", 10, 5);
+        assert!(!cut.passes_over("another store", 11, Timestamp::from_micros(1)));
+        assert!(!cut.is_behind(14) && cut.is_behind(15));
+    }
+
+    #[test]
+    fn the_newest_and_those_since_then_are_kept() {
+        assert_eq!(kept(newest(2), 11..=16), [14, 15, 16]);
+        assert_eq!(kept(newest(9), 11..=16), [11, 12, 13, 14, 15, 16]);
+        let since = Backlog {
+            newest: None,
+            since: Some(Timestamp::from_micros(13_000_000)),
+        };
+        assert_eq!(kept(since, 11..=16), [13, 14, 15, 16]);
+        let here = |n| Cut::new(newest(n), "f", 10, 5).wanted_here();
+        assert_eq!([here(0), here(5), here(7)], [0, 0, 2]);
+        let expected = |n| Cut::new(newest(n), "f", 10, 5).expected();
+        assert_eq!([expected(0), expected(2), expected(9)], [0, 2, 5]);
+    }
+}
