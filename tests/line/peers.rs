@@ -6,10 +6,12 @@ use tokio::net::TcpListener;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use whrelay_agent::AgentError;
+use whrelay_core::bucket::Seq;
 use whrelay_core::limits;
+use whrelay_core::time::Timestamp;
 use whrelay_core::token::Token;
 use whrelay_proto::frame::{Ack, Frame, Refused, RefusedCode, Resume};
-use whrelay_proto::{AgentSession, SUBPROTOCOL, codec};
+use whrelay_proto::{AgentAction, AgentSession, SUBPROTOCOL, codec};
 use whrelay_tests::agent::{Agent, Setup};
 use whrelay_tests::eventually;
 use whrelay_tests::receiver::Receiver;
@@ -206,6 +208,48 @@ async fn what_an_agent_resumes_from_is_its_receipt() {
         let what = format!("{acked} is recorded");
         eventually(&what, || recorded().filter(|seq| seq.0 == acked)).await;
     }
+}
+
+/// An agent that lost what it had asks for it again: until it has it, retention must not take it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_agent_asks_for_again_is_kept_until_it_has_it() {
+    let relay = Relay::start().await;
+    let url = relay.input("default").await;
+    for n in 0..5 {
+        send(&url, format!("{n}")).await;
+    }
+    let bucket = relay.store.buckets().unwrap().remove(0);
+    relay.store.ack(bucket.id, "laptop", Seq(5)).await.unwrap();
+    let resume = Some(Resume {
+        forwarder: relay.store.id().to_owned(),
+        seq: 2,
+    });
+    let (mut session, hello) = AgentSession::begin("default", "laptop", resume);
+    let mut socket = dial(&relay, |_| {}).await.unwrap();
+    let hello = Message::Binary(codec::encode(hello));
+    socket.send(hello).await.unwrap();
+    let mut told = Vec::new();
+    while told.len() < 3 {
+        let message = socket.next().await.unwrap().unwrap();
+        let frame = codec::decode(message.into_data()).unwrap();
+        match session.on_frame(frame).unwrap() {
+            AgentAction::Welcomed(welcome) => {
+                assert_eq!((welcome.start, welcome.waiting), (2, 3));
+                let removed = relay.store.remove_receipted(bucket.id, Timestamp::LAST, 99);
+                assert_eq!(removed.await.unwrap(), 2);
+            }
+            AgentAction::Store { events, .. } => told.extend(events.iter().map(|e| e.seq)),
+            AgentAction::Refused(refused) => panic!("{refused:?}"),
+        }
+    }
+    assert_eq!(told, [3, 4, 5]);
+    let Some(ack) = session.persisted(5) else {
+        panic!("nothing to receipt")
+    };
+    let ack = Message::Binary(codec::encode(ack));
+    socket.send(ack).await.unwrap();
+    let recorded = || relay.store.acked(bucket.id, "laptop").ok();
+    eventually("its receipt", || recorded().filter(|seq| seq.0 == 5)).await;
 }
 
 /// What the forwarder says to some bytes after a good start, until it closes.

@@ -398,13 +398,16 @@ fn put(tx: &mut Tx<'_>, kept: &mut Kept, found: Found) -> Result<(), StoreError>
         Found::Event(bucket, seq, id, has_body, record) => {
             let place = (bucket.0, seq.0);
             let record = record.seal(tx.seal, &event_key(bucket, seq));
-            let new = tx.events.open()?.get(place)?.is_none();
+            let known = tx
+                .events
+                .open()?
+                .get(place)?
+                .map(|known| known.value().len());
+            kept.events += u64::from(known.is_none());
             // The page without the body may be of a commit that never was.
-            if new || has_body {
+            if known.is_none() || has_body {
                 tx.events.open()?.insert(place, record.as_slice())?;
-            }
-            kept.events += u64::from(new);
-            if new {
+                tx.shrink(known.map_or(0, retention::event_cost));
                 tx.grow(retention::event_cost(record.len()));
             }
             tx.event_ids.open()?.insert(&id.to_bytes(), place)?;

@@ -8,7 +8,7 @@ use super::Kept;
 use crate::attempts;
 use crate::error::StoreError;
 use crate::retention;
-use crate::rows::{AttemptRow, EventRow};
+use crate::rows::{AttemptRow, EventRow, RemovalsRow};
 use crate::tables::event_key;
 use crate::tx::Tx;
 
@@ -22,7 +22,12 @@ pub(super) fn leave_out(tx: &mut Tx<'_>, kept: &mut Kept) -> Result<(), StoreErr
     tx.deliveries.open()?.retain(|key, _| !gone(key))?;
     leave_out_attempts(tx, kept)?;
     for (bucket, row) in &kept.removals {
-        retention::put(tx, BucketId(*bucket), row)?;
+        // A body may have come back, from a page that still has it.
+        let row = RemovalsRow {
+            bodies_upto: [0; 16],
+            ..*row
+        };
+        retention::put(tx, BucketId(*bucket), &row)?;
     }
     for (bucket, seq) in &kept.removed {
         let upto = kept.removals.get(bucket).map_or(0, |row| row.upto);

@@ -1,5 +1,7 @@
 //! What retention removes is gone, takes no space, and is no loss; what waits stays.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -285,6 +287,49 @@ async fn the_disk_gets_back_what_is_free() {
         .append(bucket.id, vec![plain(101)], None)
         .await
         .expect("it goes on");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_and_writes_go_on_while_the_disk_gets_its_space_back() {
+    const MIB: usize = 1 << 20;
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path(), &options(Role::Forwarder)).expect("opens");
+    let bucket = bucket(&store).await;
+    for n in 1..=120 {
+        let mut new = plain(n);
+        new.event.request.body = Bytes::from(vec![n as u8; MIB]);
+        let stored = store.append(bucket.id, vec![new], None).await;
+        stored.expect("stored");
+    }
+    let acked = store.ack(bucket.id, "laptop", Seq(110)).await;
+    acked.expect("stored");
+    while store.removed_upto(bucket.id).expect("read") < Seq(110) {
+        let removed = store.remove_receipted(bucket.id, NOW, 200).await;
+        removed.expect("stored");
+    }
+    let done = Arc::new(AtomicBool::new(false));
+    let reading = {
+        let (store, bucket, done) = (store.clone(), bucket.clone(), Arc::clone(&done));
+        std::thread::spawn(move || {
+            let mut reads = 0;
+            while !done.load(Ordering::SeqCst) {
+                let event = store.event_at(&bucket, Seq(115)).expect("read");
+                let body = event.expect("kept").request.body;
+                assert!(body.iter().all(|byte| *byte == 115) && body.len() == MIB);
+                reads += 1;
+            }
+            reads
+        })
+    };
+    let giving = store.give_back();
+    let writing = store.append(bucket.id, vec![plain(121)], None);
+    let (given, written) = tokio::join!(giving, writing);
+    assert!(given.expect("open"));
+    assert_eq!(written.expect("stored")[0].seq, Seq(121));
+    done.store(true, Ordering::SeqCst);
+    let reads = reading.join();
+    assert!(reads.expect("every read succeeds") > 0);
+    assert!(store.disk_used(dir.path()).expect("read") < 32 << 20);
 }
 
 #[tokio::test]

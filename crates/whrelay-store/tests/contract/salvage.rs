@@ -172,6 +172,55 @@ async fn what_retention_had_removed_does_not_come_back_and_is_no_loss() {
     assert!(store.census().expect("read").is_whole());
 }
 
+/// Pages that still have a body that was removed may be all that is left of an event, so they count; what
+/// is counted of them is what they take.
+#[tokio::test]
+async fn a_body_that_comes_back_is_counted_and_can_be_removed_again() {
+    let sent = |store: &Store, bucket: &Bucket| {
+        let search = Search {
+            bucket: bucket.id,
+            states: vec![State::Sent],
+            since: None,
+            until: None,
+        };
+        store
+            .search(&search, Begin::Oldest, None, 99)
+            .expect("read")
+    };
+    let sweep = async |store: &Store, bucket: &Bucket, part| {
+        let found = sent(store, bucket);
+        let swept = store.remove_finished(bucket.id, found, Timestamp::LAST, part);
+        swept.await.expect("stored").removed.len()
+    };
+    let (dir, other) = (tempfile::tempdir(), tempfile::tempdir());
+    let (dir, other) = (dir.expect("a directory"), other.expect("a directory"));
+    let (bucket, _) = agent(dir.path()).await;
+    let store = Store::open(dir.path(), &options(Role::Agent)).expect("opens");
+    let bodies = sweep(&store, &bucket, Part::Body).await;
+    assert!(bodies > 1);
+    store.close().await;
+    behead(dir.path());
+    let saved = save(dir.path()).expect("saved");
+    assert_eq!((saved.events, saved.begun_again), (EVENTS, 0));
+    assert!(saved.lost.is_empty(), "{saved:?}");
+    let store = Store::open(dir.path(), &options(Role::Agent)).expect("opens");
+    let removals = store.removals(bucket.id).expect("read");
+    assert_eq!(
+        (removals.bodies, removals.bodies_upto),
+        (bodies as u64, None)
+    );
+    sweep(&store, &bucket, Part::Body).await;
+    let (bucket_there, _) = agent(other.path()).await;
+    let never_damaged = Store::open(other.path(), &options(Role::Agent)).expect("opens");
+    sweep(&never_damaged, &bucket_there, Part::Body).await;
+    assert_eq!(store.size(), never_damaged.size());
+    for (_, seq) in sent(&store, &bucket) {
+        let event = store.event_at(&bucket, seq).expect("read");
+        assert!(event.expect("kept").removed_body.is_some());
+    }
+    assert!(store.census().expect("read").is_whole());
+}
+
 #[tokio::test]
 async fn a_bucket_that_retention_has_emptied_gives_no_place_twice() {
     let dir = tempfile::tempdir().expect("a directory");
