@@ -84,10 +84,10 @@ attack planted
 attack disk --lifetimes "$disk_lifetimes"
 attack flips --tries "$flips"
 together "wire --seeds $wires" "network --binary $target/whrelay" \
-    "soak --binary $target/whrelay --minutes $minutes" "clocks --binary $target/whrelay"
+    "soak --binary $target/whrelay --minutes $minutes" "clocks --binary $target/whrelay" \
+    "full --binary $target/whrelay"
 attack storm --binary "$target/whrelay" --kills "$kills"
 attack storm --binary "$target/whrelay" --cuts "$cuts"
-attack full --binary "$target/whrelay"
 attack restart --binary "$target/whrelay" --gigabytes "$gigabytes"
 attack receivers --binary "$target/whrelay"
 attack senders --binary "$target/whrelay"

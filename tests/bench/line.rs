@@ -13,6 +13,7 @@ use axum::routing::any;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use whrelay_tests::agent::{Agent, Setup};
+use whrelay_tests::receiver::{Receiver, Reply};
 use whrelay_tests::relay::Relay;
 use whrelay_tests::sender::path_of;
 
@@ -46,6 +47,55 @@ async fn sink() -> Sink {
         address,
         count,
         arrivals,
+    }
+}
+
+/// How a neighbour answers.
+type Answers = fn() -> Reply;
+
+/// How often each neighbour is measured; the median counts.
+const ROUNDS: usize = 5;
+
+/// What a healthy target's deliveries take beside another target that gets every event too.
+pub(crate) async fn beside() {
+    let neighbours: [(&str, Option<Answers>); 5] = [
+        ("nobody", None),
+        ("one that answers 200", Some(|| Reply::Status(200))),
+        ("one that refuses connections", Some(|| Reply::Close)),
+        ("one that answers 500", Some(|| Reply::Status(500))),
+        ("one that never answers", Some(|| Reply::Hang)),
+    ];
+    let mut figures = vec![Vec::new(); neighbours.len()];
+    for _ in 0..ROUNDS {
+        for ((name, reply), figures) in neighbours.iter().zip(&mut figures) {
+            let (mut sink, relay) = (sink().await, Relay::start().await);
+            let mut setup = Setup::new(&relay, sink.address.to_string());
+            let mut neighbour = None;
+            if let Some(reply) = *reply {
+                let mut receiver = Receiver::scripted(move |_| reply()).await;
+                setup.targets.push(receiver.target());
+                if name.contains("refuses") {
+                    receiver.stop();
+                }
+                neighbour = Some(receiver);
+            }
+            let _agent = Agent::start(setup).await;
+            let path = path_of(&relay.input("default").await);
+            let took = latencies(relay.address, &path, &mut sink).await;
+            figures.push((percentile(&took, 99), percentile(&took, 50)));
+            drop(neighbour);
+        }
+    }
+    let medians: Vec<_> = figures
+        .iter_mut()
+        .map(|figures| {
+            figures.sort();
+            figures[ROUNDS / 2]
+        })
+        .collect();
+    for ((name, _), (p99, p50)) in neighbours.iter().zip(&medians) {
+        let ratio = p99.as_secs_f64() / medians[0].0.as_secs_f64();
+        println!("beside {name}: p50 {p50:.2?}, p99 {p99:.2?}, {ratio:.2} times");
     }
 }
 

@@ -1,4 +1,4 @@
-//! Figures, as ratios within one run: `whrelay-bench ingest|line|drain|lists|tunnels|process`. A figure is never
+//! Figures, as ratios within one run: `whrelay-bench ingest|line|beside|drain|lists|tunnels|process`. A figure is never
 //! asserted: machines differ.
 
 #![expect(clippy::print_stdout, reason = "a benchmark's output is its figures")]
@@ -21,10 +21,11 @@ async fn main() {
         Some("no-op") => ingest::no_op().await,
         Some("spike") => ingest::spike().await,
         Some("line") => line::run().await,
+        Some("beside") => line::beside().await,
         Some("drain") => drain::run().await,
         Some("lists") => lists::run().await,
         Some("tunnels") => process::tunnels().await,
         Some("process") => process::small().await,
-        _ => println!("usage: whrelay-bench ingest|line|drain|lists|tunnels|process"),
+        _ => println!("usage: whrelay-bench ingest|line|beside|drain|lists|tunnels|process"),
     }
 }

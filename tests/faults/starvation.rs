@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use whrelay_tests::process::{Cloud, Home};
+use whrelay_tests::process::{Cloud, Home, Process};
 use whrelay_tests::receiver::Receiver;
 use whrelay_tests::sender;
 
@@ -25,11 +25,15 @@ const HEALS_WITHIN: Duration = Duration::from_secs(10);
 /// How soon what can be delivered has to be.
 const DRAINS_WITHIN: Duration = Duration::from_secs(20);
 
+/// How soon retention makes space: it looks once a minute, and may have to look twice.
+const RETAINS_WITHIN: Duration = Duration::from_secs(150);
+
 /// Fills both kinds of disk. Says whether everything held.
 pub(crate) fn run(binary: &str) -> bool {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let forwarder = runtime.block_on(forwarder_full(binary));
     let agent = runtime.block_on(agent_full(binary));
+    let retained = runtime.block_on(retained(binary));
     let told = |whose: &str, found: Result<Told, String>, seconds| {
         let (failures, counted) = match found {
             Ok(Told { accepted, counted }) => (0, format!("{accepted} events accepted, {counted}")),
@@ -45,7 +49,9 @@ pub(crate) fn run(binary: &str) -> bool {
         })
     };
     let forwarder = told("forwarder", forwarder.0, forwarder.1);
-    told("agent", agent.0, agent.1) && forwarder
+    let agent = told("agent", agent.0, agent.1);
+    let retained = told("agent, and stays so,", retained.0, retained.1);
+    forwarder && agent && retained
 }
 
 struct Told {
@@ -62,7 +68,11 @@ impl Place {
     fn small(binary: &str) -> Self {
         let ground = Ground::of_size(Kind::Ext4, SIZE);
         std::fs::write(ground.path().join("ballast"), vec![7; BALLAST]).unwrap();
-        let home = Home::within(binary, &ground.path());
+        let mut home = Home::within(binary, &ground.path());
+        home.set(
+            "WHRELAY_LOG",
+            "warn,whrelay_agent=debug,whrelay_store=debug",
+        );
         Self { ground, home }
     }
 
@@ -118,7 +128,8 @@ async fn fill_agent(there: &Home, here: &Place) -> Result<Told, String> {
     let mut receiver = Receiver::start().await;
     receiver.stop();
     let to = receiver.target();
-    let flags = [&["--to", &to], &cloud.flags()[..]].concat();
+    let policies = ["--to", &to, "--order", "fifo", "--rate", "2000/s"];
+    let flags = [&policies, &cloud.flags()[..]].concat();
     let (listen, url) = here.home.listen(&flags).await;
     let mut heard = HashSet::new();
     // More than the agent's disk holds: the forwarder keeps the rest.
@@ -130,37 +141,106 @@ async fn fill_agent(there: &Home, here: &Place) -> Result<Told, String> {
         );
     }
     let stored = settled(&listen).await;
+    let given_up = discard_one(here, &listen)?;
     receiver.open_again().await;
-    let began = Instant::now();
-    while receiver.count() < stored && began.elapsed() < DRAINS_WITHIN {
-        tokio::time::sleep(Duration::from_millis(5)).await;
+    grows_to(&receiver, stored - 1, DRAINS_WITHIN).await?;
+    if receiver.events().contains(&given_up) {
+        return Err("what was discarded while the disk was full was delivered".to_owned());
     }
-    let delivered = receiver.count();
-    if delivered < stored {
+    let begun = here
+        .home
+        .run(&["replay", &given_up, "--json"])
+        .status
+        .success();
+    here.free();
+    let before = receiver.count();
+    let healed = grows_to(&receiver, before + 1, HEALS_WITHIN).await?;
+    // Half as many again fit well into what was given back.
+    grows_to(&receiver, before + stored / 2, DRAINS_WITHIN).await?;
+    let arrived = receiver.events();
+    let times = arrived.iter().filter(|id| **id == given_up).count();
+    if times != usize::from(begun) {
         return Err(format!(
-            "{stored} were stored, {delivered} delivered while the disk was full"
+            "a replay began: {begun}, and arrived {times} times"
         ));
     }
-    here.free();
-    let healed = Instant::now();
-    let before = receiver.count();
-    while receiver.count() == before && healed.elapsed() < HEALS_WITHIN {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    let healed = healed.elapsed();
-    if healed >= HEALS_WITHIN {
-        return Err("it did not heal".to_owned());
-    }
     let counted = format!(
-        "{stored} stored and delivered while full, took in again after {} ms",
+        "{stored} stored and delivered in order or discarded while full, took in again after {} ms",
         healed.as_millis()
     );
     let accepted = heard.len();
     Ok(Told { accepted, counted })
 }
 
+async fn retained(binary: &str) -> (Result<Told, String>, f64) {
+    let began = Instant::now();
+    let (there, here) = (Home::new(binary), Place::small(binary));
+    let found = fill_and_retain(&there, &here).await;
+    (found, began.elapsed().as_secs_f64())
+}
+
+/// A disk that stays full: what retention removes leaves space in the store's own file, and that will do.
+async fn fill_and_retain(there: &Home, here: &Place) -> Result<Told, String> {
+    let cloud = Cloud::start(there).await;
+    let receiver = Receiver::start().await;
+    let to = receiver.target();
+    let flags = [&["--to", &to, "--retain", "1s"], &cloud.flags()[..]].concat();
+    let (listen, url) = here.home.listen(&flags).await;
+    let mut heard = HashSet::new();
+    while !refuses(&listen) {
+        let posted = post(&url).await;
+        heard.insert(posted.map_err(|status| format!("the forwarder said {status}"))?);
+        if heard.len() > MOST_POSTS {
+            return Err("the disk was never full".to_owned());
+        }
+    }
+    let before = receiver.count();
+    for _ in 0..before {
+        let posted = post(&url).await;
+        heard.insert(posted.map_err(|status| format!("the forwarder said {status}"))?);
+    }
+    let took = all_arrive(&receiver, &heard, RETAINS_WITHIN).await?;
+    let counted = format!(
+        "{before} stored before it was full, as many again within {} s",
+        took.as_secs()
+    );
+    let accepted = heard.len();
+    Ok(Told { accepted, counted })
+}
+
+fn refuses(listen: &Process) -> bool {
+    let warnings = listen.all("warning");
+    let last = warnings.last().and_then(|line| line["message"].as_str());
+    last.is_some_and(|message| message.contains("nothing new"))
+}
+
+/// Waits until so many requests have come.
+async fn grows_to(receiver: &Receiver, count: usize, within: Duration) -> Result<Duration, String> {
+    let began = Instant::now();
+    while receiver.count() < count {
+        if began.elapsed() > within {
+            let had = receiver.count();
+            return Err(format!("{had} of {count} requests came within {within:?}"));
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(began.elapsed())
+}
+
+/// Gives up one of those that wait, which needs no space. Says which.
+fn discard_one(here: &Place, listen: &Process) -> Result<String, String> {
+    let received = listen.all("received");
+    let last = received.last().ok_or("nothing was stored")?;
+    let id = last["event"].as_str().unwrap().to_owned();
+    let discarded = here.home.run(&["discard", &id]);
+    match discarded.status.success() {
+        true => Ok(id),
+        false => Err(String::from_utf8_lossy(&discarded.stderr).into_owned()),
+    }
+}
+
 /// How many events an agent has received, once that no longer grows.
-async fn settled(listen: &whrelay_tests::process::Process) -> usize {
+async fn settled(listen: &Process) -> usize {
     let mut seen = 0;
     loop {
         tokio::time::sleep(Duration::from_millis(1500)).await;

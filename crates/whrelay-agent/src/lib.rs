@@ -10,6 +10,7 @@ pub mod lines;
 mod answers;
 mod backlog;
 mod error;
+mod intake;
 mod lanes;
 mod link;
 mod provision;

@@ -13,7 +13,6 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 use whrelay_core::backlog::Backlog;
-use whrelay_core::bucket::Seq;
 use whrelay_core::limits;
 use whrelay_core::retry::{Jitter, reconnect_pause};
 use whrelay_core::route::{Prefix, Route};
@@ -23,13 +22,14 @@ use whrelay_delivery::Trust;
 use whrelay_proto::frame::{Refused, RefusedCode, Resume, Welcome, WireEvent};
 use whrelay_proto::liveness::{Liveness, Pulse};
 use whrelay_proto::{AgentAction, AgentSession, codec};
-use whrelay_store::{NewDelivery, NewEvent, Receipt, SourceMark, StoreError};
+use whrelay_store::StoreError;
 
 use crate::Config;
 use crate::backlog::{self, Catching};
 use crate::error::AgentError;
-use crate::lanes::{self, Lanes};
-use crate::lines::{Line, ReadyLine, ReceivedLine};
+use crate::intake::Intake;
+use crate::lanes::Lanes;
+use crate::lines::{Line, ReadyLine};
 use crate::proxy::Proxies;
 use crate::socket::{self, Socket};
 
@@ -303,64 +303,14 @@ impl Link {
         }
     }
 
-    /// Puts what waits on disk, with its deliveries and the place it reaches, in one transaction.
+    /// Puts what waits on disk.
     fn append(&self, forwarder: &str, waiting: &mut VecDeque<(Vec<WireEvent>, u64)>) -> Appending {
         let (lanes, catching) = (Arc::clone(&self.lanes), Arc::clone(&self.catching));
-        let (mut new, mut lines, mut reached) = (Vec::new(), Vec::new(), 0);
-        let routes = lanes.routes();
+        let mut intake = Intake::new(lanes, catching, forwarder);
         for (events, upto) in waiting.drain(..) {
-            reached = upto;
-            for event in events {
-                let seq = event.seq;
-                let event = event.into_event(lanes.bucket.name.clone());
-                let passed_over = catching.cut.passes_over(forwarder, seq, event.received_at);
-                lines.push((!passed_over).then(|| ReceivedLine::new(&event)));
-                let begin = |to| NewDelivery {
-                    passed_over,
-                    ..lanes.new_delivery(to)
-                };
-                let to = lanes::taking(&routes, &event.request.tail);
-                let deliveries = to.into_iter().map(begin).collect();
-                new.push(NewEvent { event, deliveries });
-            }
+            intake.add(events, upto);
         }
-        let mark = SourceMark {
-            forwarder: forwarder.to_owned(),
-            seq: Seq(reached),
-        };
-        Box::pin(async move {
-            // A full disk withholds the ack, and with it the forwarder's credit, until there is
-            // space again: the forwarder keeps what is not on this disk.
-            let receipts = loop {
-                let append = lanes
-                    .store
-                    .append(lanes.bucket.id, new.clone(), Some(mark.clone()));
-                match append.await {
-                    Err(error) if error.is_retryable() => {
-                        tracing::debug!(%error, "what the forwarder sent is stored later");
-                        if !matches!(error, StoreError::Reopening) {
-                            lanes.set_refuses(Some(error.to_string()));
-                        }
-                        tokio::time::sleep(limits::REOPEN_EVERY).await;
-                    }
-                    settled => break settled?,
-                }
-            };
-            lanes.set_refuses(None);
-            let mut passed_over = 0;
-            let fresh = |(line, receipt): (_, Receipt)| (!receipt.duplicate).then_some(line);
-            for line in lines.into_iter().zip(receipts).filter_map(fresh) {
-                match line {
-                    Some(line) => (lanes.tell)(Line::Received(line)),
-                    None => passed_over += 1,
-                }
-            }
-            if let Some(passed_over) = catching.passed_over(passed_over, reached) {
-                let whose = "that the forwarder held";
-                (lanes.tell)(backlog::told(passed_over, "events", whose));
-            }
-            Ok(reached)
-        })
+        Box::pin(intake.store())
     }
 
     async fn on_message(

@@ -100,6 +100,8 @@ pub const MAX_WAITING_BYTES: usize = 256 * 1024 * 1024;
 pub const MAX_GROUP: usize = 1024;
 /// Body bytes after which a commit takes no further operation.
 pub const MAX_GROUP_BYTES: usize = 32 * 1024 * 1024;
+/// Body bytes that an agent stores in one commit: one that finds no space leaves as much behind in the file.
+pub const APPEND_BYTES: usize = 4 * 1024 * 1024;
 /// Space that a store keeps back for delivering and recording while its disk is full, in bytes.
 pub const RESERVE: u64 = 4 * 1024 * 1024;
 /// Pause between tries to reopen a store whose disk was full.

@@ -126,7 +126,8 @@ impl Store {
     }
 
     /// Begins further deliveries of stored events: all of them or none, but for events that retention has
-    /// removed, or their bodies.
+    /// removed, or their bodies. One that was begun already, as a try says whose end is unknown, is not
+    /// begun twice.
     ///
     /// # Errors
     /// When they are not on disk.
@@ -141,6 +142,12 @@ impl Store {
             } in &all
             {
                 if !retention::has_body(tx, *bucket, *seq)? {
+                    continue;
+                }
+                let there = of_event(tx.seal, tx.deliveries.open()?, *bucket, *seq);
+                let there = record::undamaged(there)?.unwrap_or_default();
+                if let Some(known) = there.into_iter().find(|known| known.id == new.id) {
+                    begun.push(known);
                     continue;
                 }
                 let table = tx.deliveries.open()?;

@@ -153,9 +153,20 @@ pub(crate) struct Writer {
     shared: Arc<Shared>,
     /// Until then a full disk is not asked again.
     full_until: Option<Instant>,
-    /// The disk is full and the reserve given up: nothing new is taken in. The reserve is asked for
-    /// again at that time.
-    starving: Option<Instant>,
+    spare: Spare,
+    /// Free space in the file that is enough to take something in where the disk has none.
+    enough_inside: u64,
+}
+
+/// What a store falls back on when its disk is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Spare {
+    /// The reserve.
+    Reserve,
+    /// Free space in the store's own file, where the disk has none for a reserve.
+    Inside,
+    /// Nothing: the reserve is given up, and nothing new is taken in. It is asked for again at that time.
+    Nothing { until: Instant },
 }
 
 impl Writer {
@@ -175,7 +186,8 @@ impl Writer {
             seal,
             shared,
             full_until: None,
-            starving: None,
+            spare: Spare::Reserve,
+            enough_inside: limits::RESERVE,
         };
         // A thread that cannot be started drops the queue, and every write then says so.
         let started = thread::Builder::new()
@@ -260,36 +272,56 @@ impl Writer {
         }
     }
 
-    /// Takes the reserve, or notes that there is no space for it.
+    /// Takes the reserve, or finds that free space in the file will do, or that there is none.
     fn take_reserve(&mut self) {
         let Some(reserve) = &self.medium.reserve else {
             return;
         };
-        let taken = match self.starving {
-            None => reserve.take(),
-            Some(_) => reserve.take_again(),
+        let taken = match self.spare {
+            Spare::Reserve | Spare::Inside => reserve.take(),
+            Spare::Nothing { .. } => reserve.take_again(),
         };
-        let again = Instant::now() + limits::REOPEN_EVERY;
-        self.starving = match (taken, self.starving) {
-            (Ok(()), None) => None,
-            (Ok(()), Some(_)) => {
-                tracing::info!("the disk has space again");
-                None
+        let until = Instant::now() + limits::REOPEN_EVERY;
+        let was = self.spare;
+        self.spare = match taken {
+            Ok(()) => Spare::Reserve,
+            Err(_) if self.inside() >= self.enough_inside => Spare::Inside,
+            Err(error) => {
+                if !matches!(was, Spare::Nothing { .. }) {
+                    tracing::warn!(%error, "the disk is full: nothing new is taken in");
+                }
+                Spare::Nothing { until }
             }
-            (Err(error), None) => {
-                tracing::warn!(%error, "the disk is full: nothing new is taken in");
-                Some(again)
-            }
-            (Err(_), Some(_)) => Some(again),
         };
+        match (was, self.spare) {
+            (Spare::Nothing { .. }, Spare::Reserve) => tracing::info!("the disk has space again"),
+            (_, Spare::Inside) => {
+                tracing::info!("the disk is full, and the store's file has space")
+            }
+            (_, Spare::Reserve | Spare::Nothing { .. }) => {}
+        }
+        if self.spare == Spare::Reserve {
+            self.enough_inside = limits::RESERVE;
+        }
+    }
+
+    /// Bytes of the file's own that are free, whatever is stored: pages are at least half full.
+    fn inside(&self) -> u64 {
+        let taken = self.medium.taken().unwrap_or(0);
+        taken.saturating_sub(2 * self.shared.size.load(Ordering::Relaxed))
     }
 
     /// While the disk is full, answers writes that take something in, and keeps the others.
     fn refuse_new(&mut self, group: &mut Vec<Box<dyn Operation>>) {
-        if self.starving.is_some_and(|until| Instant::now() >= until) {
+        let asks = match self.spare {
+            Spare::Reserve => false,
+            Spare::Inside => self.inside() < limits::RESERVE / 2,
+            Spare::Nothing { until } => Instant::now() >= until,
+        };
+        if asks {
             self.take_reserve();
         }
-        let why = if self.starving.is_some() {
+        let why = if matches!(self.spare, Spare::Nothing { .. }) {
             StoreError::Full
         } else if self.shared.size.load(Ordering::Relaxed) >= self.max_size {
             StoreError::Bound
@@ -370,8 +402,16 @@ impl Writer {
             return false;
         };
         reserve.give_up();
-        let again = Instant::now() + limits::REOPEN_EVERY;
-        self.starving.replace(again).is_none()
+        let until = Instant::now() + limits::REOPEN_EVERY;
+        match std::mem::replace(&mut self.spare, Spare::Nothing { until }) {
+            Spare::Reserve => true,
+            Spare::Inside => {
+                // It was in pieces too small.
+                self.enough_inside = self.enough_inside.saturating_mul(2);
+                true
+            }
+            Spare::Nothing { .. } => false,
+        }
     }
 
     /// Commits a group and answers it. An error means that the store has stopped for good.

@@ -25,6 +25,9 @@ use crate::lines::{DiscardLine, EventLine, Line, ReplayLine};
 /// How often what is waited for is looked up, beside what the log tells of it.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// How long a person waits for a store that is being reopened.
+const OPENS_WITHIN: Duration = Duration::from_secs(5);
+
 /// An event to deliver again, and where.
 type Turn = (Seq, EventId, DestinationId);
 
@@ -68,7 +71,9 @@ impl Local {
                 let due_at = began.after(pause.saturating_mul(n));
                 self.again(seq, event, to, due_at)
             });
-            for delivery in self.store().deliver_again(again.collect()).await? {
+            let again: Vec<_> = again.collect();
+            let begin = |again| self.store().deliver_again(again);
+            for delivery in once_open(again, begin).await? {
                 out.line(replay_line(&delivery, &targets)).await?;
                 begun.insert(delivery.key);
             }
@@ -329,12 +334,28 @@ impl Local {
                 (attempt.key, line)
             })
             .collect();
-        for key in self.store().give_up(attempts).await? {
+        for key in once_open(attempts, |attempts| self.store().give_up(attempts)).await? {
             if let Some(line) = told.get(&key) {
                 out.line(Line::Discard(line.clone())).await?;
             }
         }
         Ok(())
+    }
+}
+
+/// Writes again, a moment later, to a store that is being reopened.
+async fn once_open<A: Clone, T, F>(all: A, write: impl Fn(A) -> F) -> Result<T, StoreError>
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    let until = Instant::now() + OPENS_WITHIN;
+    loop {
+        match write(all.clone()).await {
+            Err(StoreError::Reopening) if Instant::now() < until => {
+                tokio::time::sleep(limits::REOPEN_EVERY).await;
+            }
+            settled => return settled,
+        }
     }
 }
 
