@@ -78,7 +78,8 @@ async fn the_dead_are_grouped_replayed_by_filter_and_history_stays() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_to_another_target_goes_there_also_after_a_restart() {
-    let (home, receiver, mut other) = (home(), Receiver::start().await, Receiver::start().await);
+    let home = home();
+    let (mut receiver, mut other) = (Receiver::start().await, Receiver::start().await);
     let (to, elsewhere) = (receiver.target(), other.target());
     let (mut listen, url) = home.listen(&["--to", &to]).await;
     let id = send(&url, "x").await;
@@ -88,11 +89,28 @@ async fn a_replay_to_another_target_goes_there_also_after_a_restart() {
     assert_eq!(begun, Some(0), "{said}");
     listen.wait_state(&id, "stalled").await;
     assert_eq!(listen.terminate().await, Some(0));
-    let (mut listen, _) = home.listen(&["--to", &to]).await;
+    let (mut listen, url) = home.listen(&["--to", &to]).await;
     other.open_again().await;
     eventually("it arrives there", || (other.count() == 1).then_some(())).await;
     assert_eq!(receiver.count(), 1);
     listen.wait_state(&id, "sent").await;
+    // What waits for a target because it was the agent's goes where the agent's events go now.
+    receiver.stop();
+    let (begun, said) = code(&home, &["replay", &id, "--to", &to]);
+    assert_eq!(begun, Some(0), "{said}");
+    let id = send(&url, "y").await;
+    listen
+        .wait("received", |line| line["event"] == id.as_str())
+        .await;
+    assert_eq!(listen.terminate().await, Some(0));
+    let (mut listen, _) = home.listen(&["--to", &elsewhere]).await;
+    eventually("it is adopted", || (other.count() == 2).then_some(())).await;
+    assert_eq!(other.events()[1], id);
+    receiver.open_again().await;
+    eventually("the replay was not", || {
+        (receiver.count() == 2).then_some(())
+    })
+    .await;
     assert_eq!(listen.terminate().await, Some(0));
 }
 

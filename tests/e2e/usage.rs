@@ -128,7 +128,8 @@ async fn a_bucket_says_when_its_port_is_taken_and_comes_back_to_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_queued_by_a_replay_that_would_wait_for_nobody() {
     let (home, receiver) = (home(), Receiver::start().await);
-    let (mut listen, url) = home.listen(&["--to", &receiver.target()]).await;
+    let to = receiver.target();
+    let (mut listen, url) = home.listen(&["--to", &to]).await;
     let id = send(&url, "x").await;
     listen.wait_state(&id, "sent").await;
     assert_eq!(listen.terminate().await, Some(0));
@@ -136,6 +137,14 @@ async fn nothing_is_queued_by_a_replay_that_would_wait_for_nobody() {
     assert!(code == Some(1) && said.contains("no agent runs"), "{said}");
     let status = json_lines(&home.run(&["status", "--json"]).stdout).remove(0);
     assert_eq!(status["queued"], 0);
+    // One that has nothing of it is nobody to wait for.
+    let bucket = ["--to", &to, "--bucket", "other"];
+    let (_listen, url) = home.listen(&bucket).await;
+    let other = send(&url, "y").await;
+    let (code, said) = refused(&home, &["replay", "--bucket", "other", "--wait"]);
+    assert_eq!(code, Some(0), "{said}");
+    let times = receiver.events().iter().filter(|id| **id == other).count();
+    assert_eq!(times, 2);
 }
 
 #[test]
@@ -171,7 +180,11 @@ fn a_service_that_does_not_start_is_not_left_installed() {
     let bin = home.path().join("bin");
     std::fs::create_dir(&bin).unwrap();
     let fake = bin.join("systemctl");
-    std::fs::write(&fake, "#!/bin/sh\ntest \"$2\" != start\n").unwrap();
+    std::fs::write(
+        &fake,
+        "#!/bin/sh\ncase $2 in status) exit 4;; start) exit 1;; esac\n",
+    )
+    .unwrap();
     std::fs::set_permissions(&fake, PermissionsExt::from_mode(0o755)).unwrap();
     home.set("PATH", &format!("{}:/usr/bin:/bin", bin.display()));
     let (code, said) = refused(&home, &["service", "install", "listen", "3000"]);

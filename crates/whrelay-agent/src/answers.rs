@@ -200,15 +200,22 @@ impl Local {
         out: &Out,
     ) -> Result<(), Stop> {
         if !filter.wants_bucket(self.bucket().name.as_str()) {
+            if follow {
+                tokio::select! {
+                    () = out.0.closed() => {}
+                    () = self.lanes.stop().cancelled() => {}
+                }
+            }
             return Ok(());
         }
         let mut place = self.store().last_attempt()?;
         let targets = self.targets()?;
         if let Some(after) = after {
-            // Salvage begins the log anew.
+            // After a salvage the last place may be lower.
             place = place.min(after);
         } else {
-            for logged in self.newest_attempts(filter, last, &targets)?.iter().rev() {
+            let newest = self.newest_attempts(filter, last, &targets)?;
+            for logged in newest.iter().rev().filter(|logged| logged.place <= place) {
                 out.line(self.attempt_line(logged, &targets)).await?;
             }
         }

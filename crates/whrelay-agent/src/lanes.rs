@@ -83,17 +83,21 @@ impl Lanes {
     /// Starts the targets of the routes, and those that replays were sent to by name. With only one route,
     /// what waits for others goes there too.
     pub(crate) async fn configure(&self, routes: &[Route]) -> Result<(), AgentError> {
-        let aside = self.serve_aside().await?;
+        let aside = self.waiting_aside().await?;
+        let kept: Vec<_> = aside.iter().map(|(id, _)| *id).collect();
         if let [Route { target: only, .. }] = routes {
             let id = self
                 .store
                 .ensure_destination(self.bucket.id, &only.to_string())
                 .await?;
-            let adopted = self.store.adopt(self.bucket.id, id, &aside).await?;
+            let adopted = self.store.adopt(self.bucket.id, id, &kept).await?;
             if adopted > 0 {
                 let message = format!("{adopted} deliveries to earlier targets go to {only} now");
                 (self.tell)(Line::warning(message));
             }
+        }
+        for (_, target) in &aside {
+            self.serve(target).await?;
         }
         for Route { prefix, target } in routes {
             let id = self.serve(target).await?;
@@ -118,27 +122,25 @@ impl Lanes {
         self.serve(target).await
     }
 
-    /// Starts the targets that replays were sent to and that still have some to get.
-    async fn serve_aside(&self) -> Result<Vec<DestinationId>, AgentError> {
-        let (known, mut aside) = (self.store.destinations()?, self.aside()?);
-        let waits = |target: &Target| -> Result<bool, StoreError> {
-            let name = target.to_string();
-            let known = known.iter().find(|(_, known)| *known == name);
-            let counts = known.map(|(id, _)| self.store.counts(*id)).transpose()?;
-            Ok(counts.is_some_and(|counts| counts.queued + counts.stalled > 0))
-        };
-        let before = aside.len();
-        let waiting: Vec<bool> = aside.iter().map(waits).collect::<Result<_, _>>()?;
-        let mut waiting = waiting.into_iter();
-        aside.retain(|_| waiting.next().unwrap_or(false));
-        if aside.len() < before {
-            self.set_aside(&aside).await?;
-        }
-        let mut ids = Vec::new();
+    /// The targets that replays were sent to by name and for which something waits. Others are forgotten.
+    async fn waiting_aside(&self) -> Result<Vec<(DestinationId, Target)>, StoreError> {
+        let (known, aside) = (self.store.destinations()?, self.aside()?);
+        let mut waiting = Vec::new();
         for target in &aside {
-            ids.push(self.serve(target).await?);
+            let name = target.to_string();
+            let Some((id, _)) = known.iter().find(|(_, known)| *known == name) else {
+                continue;
+            };
+            let counts = self.store.counts(*id)?;
+            if counts.queued + counts.stalled > 0 {
+                waiting.push((*id, target.clone()));
+            }
         }
-        Ok(ids)
+        if waiting.len() < aside.len() {
+            let left: Vec<_> = waiting.iter().map(|(_, target)| target.clone()).collect();
+            self.set_aside(&left).await?;
+        }
+        Ok(waiting)
     }
 
     fn aside(&self) -> Result<Vec<Target>, StoreError> {

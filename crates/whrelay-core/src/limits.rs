@@ -104,6 +104,8 @@ pub const MAX_GROUP_BYTES: usize = 32 * 1024 * 1024;
 pub const APPEND_BYTES: usize = 4 * 1024 * 1024;
 /// Space that a store keeps back for delivering and recording while its disk is full, in bytes.
 pub const RESERVE: u64 = 4 * 1024 * 1024;
+/// How often a store that does without its reserve looks whether the disk has space for one.
+pub const RESERVE_EVERY: Duration = Duration::from_secs(60);
 /// Pause between tries to reopen a store whose disk was full.
 pub const REOPEN_EVERY: Duration = Duration::from_millis(250);
 /// A store's file is made smaller where it takes twice what it holds and so much more, in bytes.

@@ -144,8 +144,9 @@ impl Store {
     }
 
     /// Moves what waits for other destinations of the bucket to `destination`, for it is where the
-    /// bucket's events go now; what waits for one of `kept` stays there. An event that has a delivery
-    /// there already is not doubled: the delivery elsewhere is discarded. Answers how many were moved.
+    /// bucket's events go now; replays that wait for one of `kept` stay there. An event that has a
+    /// delivery there already is not doubled: the delivery elsewhere is discarded. Answers how many were
+    /// moved.
     ///
     /// # Errors
     /// When not all of it is on disk; what is, stays.
@@ -352,7 +353,8 @@ fn adopt_chunk(
         }
         // Rot can put the destination's own rows anywhere.
         let there = destination_of(row);
-        if there != destination && !kept.contains(&there) && row.2 == bucket.0 {
+        let stays = kept.contains(&there) && Lane::Replays.rows(there).contains(&row);
+        if there != destination && !stays && row.2 == bucket.0 {
             rows.push((row, Wait::read(wait.value())));
         }
     }

@@ -163,8 +163,9 @@ pub(crate) struct Writer {
 enum Spare {
     /// The reserve.
     Reserve,
-    /// Free space in the store's own file, where the disk has none for a reserve.
-    Inside,
+    /// Free space in the store's own file, where the disk has none for a reserve. That is asked for again at
+    /// this time.
+    Inside { until: Instant },
     /// Nothing: the reserve is given up, and nothing new is taken in. It is asked for again at that time.
     Nothing { until: Instant },
 }
@@ -278,34 +279,38 @@ impl Writer {
             return;
         };
         let taken = match self.spare {
-            Spare::Reserve | Spare::Inside => reserve.take(),
-            Spare::Nothing { .. } => reserve.take_again(),
+            Spare::Reserve => reserve.take(),
+            Spare::Inside { .. } | Spare::Nothing { .. } => reserve.take_again(),
         };
-        let until = Instant::now() + limits::REOPEN_EVERY;
+        let now = Instant::now();
         let was = self.spare;
         self.spare = match taken {
             Ok(()) => Spare::Reserve,
-            Err(_) if self.inside() >= self.enough_inside => Spare::Inside,
+            Err(_) if self.inside() >= self.enough_inside => Spare::Inside {
+                until: now + limits::RESERVE_EVERY,
+            },
             Err(error) => {
                 if !matches!(was, Spare::Nothing { .. }) {
                     tracing::warn!(%error, "the disk is full: nothing new is taken in");
                 }
-                Spare::Nothing { until }
+                Spare::Nothing {
+                    until: now + limits::REOPEN_EVERY,
+                }
             }
         };
         match (was, self.spare) {
-            (Spare::Nothing { .. }, Spare::Reserve) => tracing::info!("the disk has space again"),
-            (_, Spare::Inside) => {
-                tracing::info!("the disk is full, and the store's file has space")
+            (Spare::Inside { .. } | Spare::Nothing { .. }, Spare::Reserve) => {
+                tracing::info!("the disk has space again");
             }
-            (_, Spare::Reserve | Spare::Nothing { .. }) => {}
-        }
-        if self.spare == Spare::Reserve {
-            self.enough_inside = limits::RESERVE;
+            (Spare::Reserve | Spare::Nothing { .. }, Spare::Inside { .. }) => {
+                tracing::info!("the disk is full, and the store's file has space");
+            }
+            (_, Spare::Reserve | Spare::Inside { .. } | Spare::Nothing { .. }) => {}
         }
     }
 
-    /// Bytes of the file's own that are free, whatever is stored: pages are at least half full.
+    /// About how many bytes of the file's own are free. Pages are half full or more, as a rule; where they
+    /// are not, a write finds out.
     fn inside(&self) -> u64 {
         let taken = self.medium.taken().unwrap_or(0);
         taken.saturating_sub(2 * self.shared.size.load(Ordering::Relaxed))
@@ -315,7 +320,9 @@ impl Writer {
     fn refuse_new(&mut self, group: &mut Vec<Box<dyn Operation>>) {
         let asks = match self.spare {
             Spare::Reserve => false,
-            Spare::Inside => self.inside() < limits::RESERVE / 2,
+            Spare::Inside { until } => {
+                Instant::now() >= until || self.inside() < limits::RESERVE / 2
+            }
             Spare::Nothing { until } => Instant::now() >= until,
         };
         if asks {
@@ -405,7 +412,7 @@ impl Writer {
         let until = Instant::now() + limits::REOPEN_EVERY;
         match std::mem::replace(&mut self.spare, Spare::Nothing { until }) {
             Spare::Reserve => true,
-            Spare::Inside => {
+            Spare::Inside { .. } => {
                 // It was in pieces too small.
                 self.enough_inside = self.enough_inside.saturating_mul(2);
                 true
@@ -420,6 +427,7 @@ impl Writer {
         if group.is_empty() {
             return Ok(());
         }
+        let takes_in = group.iter().any(|op| op.purpose() == Purpose::TakeIn);
         let committed = self.try_commit(&mut group);
         for operation in group {
             operation.answer(committed.clone());
@@ -427,6 +435,9 @@ impl Writer {
         match committed {
             Ok(()) => {
                 self.full_until = None;
+                if takes_in {
+                    self.enough_inside = limits::RESERVE;
+                }
                 self.shared.commits.send_modify(|commits| *commits += 1);
                 Ok(())
             }

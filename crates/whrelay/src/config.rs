@@ -4,6 +4,7 @@
 
 pub(crate) mod file;
 
+use std::any::TypeId;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 
@@ -100,7 +101,10 @@ impl Config {
     pub(crate) fn apply(&self, command: Command) -> Command {
         let command = command.mut_args(|arg| {
             let takes_value = arg.get_action().takes_values() && !arg.is_positional();
-            let arg = match takes_value {
+            // A path or a text can be anything, so that it could be meant as a flag.
+            let kind = arg.get_value_parser().type_id();
+            let anything = kind == TypeId::of::<String>() || kind == TypeId::of::<PathBuf>();
+            let arg = match takes_value && !anything {
                 true => arg.allow_hyphen_values(true),
                 false => arg,
             };

@@ -72,14 +72,13 @@ impl Embedded {
             .map_err(|e| Failure::new(Code::Failed, e.to_string()))?;
         let text = format!("http://{address}");
         let url = Url::parse(&text).map_err(|e| Failure::new(Code::Bug, e.to_string()))?;
-        let write = |name: &str, text: &str| {
-            let written =
-                create_private(&dir.join(name)).and_then(|mut f| f.write_all(text.as_bytes()));
-            written.map_err(|e| Failure::new(Code::Failed, format!("{}: {e}", dir.display())))
+        let keep = |name: &str, text: &str| {
+            let kept = keep(&dir.join(name), text);
+            kept.map_err(|e| Failure::new(Code::Failed, format!("{}: {e}", dir.display())))
         };
-        write(URL_FILE, &text)?;
+        keep(URL_FILE, &text)?;
         if away_from.is_none() {
-            write(PORT_FILE, &address.port().to_string())?;
+            keep(PORT_FILE, &address.port().to_string())?;
         }
         let stop = CancellationToken::new();
         let config = Config {
@@ -168,6 +167,18 @@ async fn bind_listener(
     Err(refused.unwrap_or_else(|| Failure::new(Code::Bug, "there is no port to try")))
 }
 
+/// Has a file say this, whole and on disk, unless it does.
+fn keep(path: &Path, text: &str) -> io::Result<()> {
+    if fs::read_to_string(path).is_ok_and(|kept| kept == text) {
+        return Ok(());
+    }
+    let draft = path.with_extension("new");
+    let mut file = create_private(&draft)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&draft, path)
+}
+
 /// The port that a bucket's senders know.
 fn own_port(dir: &Path) -> Option<u16> {
     fs::read_to_string(dir.join(PORT_FILE)).ok()?.parse().ok()
@@ -175,10 +186,13 @@ fn own_port(dir: &Path) -> Option<u16> {
 
 /// An address that cannot be had.
 pub(crate) fn cannot_bind(address: SocketAddr, error: &io::Error, flag: &str) -> Failure {
-    let code = if error.kind() == io::ErrorKind::AddrInUse {
+    use io::ErrorKind::{AddrInUse, AddrNotAvailable, PermissionDenied};
+    let code = if error.kind() == AddrInUse {
         Code::InUse
-    } else {
+    } else if matches!(error.kind(), AddrNotAvailable | PermissionDenied) {
         Code::Usage
+    } else {
+        Code::Failed
     };
     Failure::new(code, format!("cannot listen on {address}: {error}"))
         .hint(format!("choose another with {flag}"))

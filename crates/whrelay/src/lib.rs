@@ -52,7 +52,7 @@ enum Wrong {
 
 /// What was typed, over what the environment and the files say.
 fn parse() -> Result<(Cli, Config), Wrong> {
-    let (typed, command) = (std::env::args_os(), Cli::command());
+    let (typed, command) = (std::env::args_os(), Config::default().apply(Cli::command()));
     // What asks for help needs no file.
     let first = command
         .clone()
@@ -147,7 +147,7 @@ fn run(command: Command, config: &Config, output: &Output) -> Result<(), Failure
             Command::Flaky(args) => Box::pin(commands::flaky::run(args, output)).await,
             Command::Trigger(args) => Box::pin(commands::trigger::run(args, output)).await,
             Command::Test(args) => Box::pin(commands::test::run(args, output)).await,
-            Command::Service(args) => commands::service::run(&args, config, output),
+            Command::Service(args) => commands::service::run(&args, output),
             Command::Config(args) => commands::config::run(&args, config, output),
             Command::Completions(args) => commands::manual::completions(&args, output),
             Command::Man(args) => commands::manual::man(&args, output),

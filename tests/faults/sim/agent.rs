@@ -10,7 +10,7 @@ use whrelay_core::id::DeliveryId;
 use whrelay_core::retry::{Jitter, reconnect_pause};
 use whrelay_core::route;
 use whrelay_core::time::Moment;
-use whrelay_proto::frame::{Frame, RefusedCode, Resume};
+use whrelay_proto::frame::{Frame, RefusedCode, Resume, WireEvent};
 use whrelay_proto::{AgentAction, AgentSession, ProtocolError, codec};
 use whrelay_store::{NewDelivery, NewEvent, SourceMark};
 
@@ -206,7 +206,8 @@ impl<V: Vault> World<V> {
         // What waits for the writer and nobody waits for any more is left undone; what has begun is
         // finished, and nobody hears of it.
         let before = process.desk.asked.len();
-        let append = |purpose: &Purpose| matches!(purpose, Purpose::Append { .. });
+        let append =
+            |purpose: &Purpose| matches!(purpose, Purpose::Append { .. } | Purpose::Part { .. });
         if abandons {
             process.desk.asked.retain(|(_, purpose)| !append(purpose));
         }
@@ -233,42 +234,46 @@ impl<V: Vault> World<V> {
             process.waiting.clear();
             return Ok(());
         };
-        let (mut new, mut reached) = (Vec::new(), 0);
-        for (events, upto) in process.waiting.drain(..) {
-            reached = upto;
-            for event in events {
-                let seq = event.seq;
-                let event = event.into_event(node.bucket.name.clone());
-                let passed_over = catching_up::passes_over(
-                    process.cut.as_ref(),
-                    (&forwarder, seq, event.received_at),
-                    self.planted,
-                );
-                self.ledger.caught_up(n, seq, &event, passed_over)?;
-                if passed_over {
-                    self.seen.note(Point::PassedOver);
-                }
-                let to = match self.planted {
-                    Some(Bug::RouteIgnored) => node.targets.iter().map(|(id, _)| *id).collect(),
-                    _ => route::taking(&node.routes, |(prefix, _)| prefix, &event.request.tail)
-                        .map(|(_, id)| *id)
-                        .collect::<Vec<_>>(),
-                };
-                if to.len() < node.targets.len() {
-                    self.seen.note(Point::Routed);
-                }
-                let deliveries = to.into_iter().map(|destination| NewDelivery {
-                    id: DeliveryId::from_parts(now.now, u128::from(self.chance.bits())),
-                    destination,
-                    created_at: now.now,
-                    due_at: now.now,
-                    deadline_at: self.policy.deadline_of(now.now),
-                    replay: false,
-                    passed_over,
-                });
-                let deliveries = deliveries.collect();
-                new.push(NewEvent { event, deliveries });
+        // A disk that has no space for all may have some for a part.
+        let all: usize = process.waiting.iter().map(|(events, _)| events.len()).sum();
+        let part = match all > 1 && self.chance.permille(200) {
+            true => 1 + self.chance.index(all - 1),
+            false => usize::MAX,
+        };
+        let (events, reached) = take_part(&mut process.waiting, part);
+        let mut new = Vec::new();
+        for event in events {
+            let seq = event.seq;
+            let event = event.into_event(node.bucket.name.clone());
+            let passed_over = catching_up::passes_over(
+                process.cut.as_ref(),
+                (&forwarder, seq, event.received_at),
+                self.planted,
+            );
+            self.ledger.caught_up(n, seq, &event, passed_over)?;
+            if passed_over {
+                self.seen.note(Point::PassedOver);
             }
+            let to = match self.planted {
+                Some(Bug::RouteIgnored) => node.targets.iter().map(|(id, _)| *id).collect(),
+                _ => route::taking(&node.routes, |(prefix, _)| prefix, &event.request.tail)
+                    .map(|(_, id)| *id)
+                    .collect::<Vec<_>>(),
+            };
+            if to.len() < node.targets.len() {
+                self.seen.note(Point::Routed);
+            }
+            let deliveries = to.into_iter().map(|destination| NewDelivery {
+                id: DeliveryId::from_parts(now.now, u128::from(self.chance.bits())),
+                destination,
+                created_at: now.now,
+                due_at: now.now,
+                deadline_at: self.policy.deadline_of(now.now),
+                replay: false,
+                passed_over,
+            });
+            let deliveries = deliveries.collect();
+            new.push(NewEvent { event, deliveries });
         }
         process.appending = true;
         let write = Write::Append {
@@ -279,7 +284,10 @@ impl<V: Vault> World<V> {
                 seq: Seq(reached),
             }),
         };
-        let purpose = Purpose::Append { link, reached };
+        let purpose = match process.waiting.is_empty() {
+            true => Purpose::Append { link, reached },
+            false => Purpose::Part { link },
+        };
         process.desk.asked.push_back((write, purpose));
         Ok(())
     }
@@ -344,6 +352,13 @@ impl<V: Vault> World<V> {
                     self.seen.note(Point::DuplicateAbsorbed);
                 }
                 self.appended(n, link, reached)
+            }
+            Purpose::Part { link } => {
+                self.seen.note(Point::AppendedInParts);
+                if process.link == Some(link) {
+                    process.appending = false;
+                }
+                Ok(())
             }
             Purpose::Release { lane } => {
                 process.lanes[lane].begun = true;
@@ -480,4 +495,23 @@ impl<V: Vault> World<V> {
         }
         Ok(())
     }
+}
+
+/// The first of what waits, so many at most, and the place that they reach.
+fn take_part(waiting: &mut VecDeque<(Vec<WireEvent>, u64)>, part: usize) -> (Vec<WireEvent>, u64) {
+    let (mut taken, mut reached) = (Vec::new(), 0);
+    while taken.len() < part
+        && let Some((mut events, upto)) = waiting.pop_front()
+    {
+        let rest = events.split_off(events.len().min(part - taken.len()));
+        reached = match events.last() {
+            Some(last) if !rest.is_empty() => last.seq,
+            Some(_) | None => upto,
+        };
+        taken.append(&mut events);
+        if !rest.is_empty() {
+            waiting.push_front((rest, upto));
+        }
+    }
+    (taken, reached)
 }

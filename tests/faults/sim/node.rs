@@ -78,6 +78,8 @@ pub(crate) enum Purpose {
     Ack,
     /// The session on this link may be acknowledged up to here.
     Append { link: u64, reached: u64 },
+    /// More of what came on this link is to be stored before it is acknowledged.
+    Part { link: u64 },
     /// A slot is held until the attempt is on disk.
     Verdict { lane: usize, verdict: Box<Recorded> },
     /// A lane begins, or goes on after its endpoint's return.

@@ -63,6 +63,7 @@ pub(crate) enum Point {
     EventRemoved,
     BodyRemoved,
     ReceiptedRemoved,
+    AppendedInParts,
     DuplicateAbsorbed,
     WriteAbandoned,
     ClockForward,

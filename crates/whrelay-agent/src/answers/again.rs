@@ -351,7 +351,8 @@ where
     let until = Instant::now() + OPENS_WITHIN;
     loop {
         match write(all.clone()).await {
-            Err(StoreError::Reopening) if Instant::now() < until => {
+            // The first to find the disk full makes room for those after it.
+            Err(StoreError::Full | StoreError::Reopening) if Instant::now() < until => {
                 tokio::time::sleep(limits::REOPEN_EVERY).await;
             }
             settled => return settled,

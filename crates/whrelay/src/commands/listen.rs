@@ -158,7 +158,6 @@ pub(crate) fn routes(args: &ListenArgs) -> Result<Vec<Route>, Failure> {
         .chain(&args.to)
         .cloned()
         .map(Route::rest);
-    let rest_is_given = !args.targets.is_empty() || !args.to.is_empty();
     let mut routes: Vec<Route> = Vec::new();
     for route in rest.chain(args.route.iter().cloned()) {
         if !routes.contains(&route) {
@@ -172,13 +171,6 @@ pub(crate) fn routes(args: &ListenArgs) -> Result<Vec<Route>, Failure> {
         );
     }
     let takes_all = |route: &Route| route.prefix == Prefix::default();
-    if rest_is_given && args.route.iter().any(takes_all) {
-        return Err(Failure::new(
-            Code::Usage,
-            "--route /=… takes everything, so --to would get nothing",
-        )
-        .hint("name both targets with --to, or leave one away"));
-    }
     if !routes.iter().any(takes_all) {
         return Err(
             Failure::new(Code::Usage, "no target for what no --route takes")

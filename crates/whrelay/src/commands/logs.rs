@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use whrelay_agent::control::{Ask, Client, Filter, Piece};
@@ -97,6 +97,8 @@ async fn stored(dir: &Path, filter: &Filter, last: usize) -> Result<Vec<Line>, F
 struct Followed {
     /// Whether its attempts are coming.
     live: bool,
+    /// When it was last asked for them.
+    asked_at: Option<Instant>,
     /// Up to where its log was told: there it goes on when the agent starts again.
     reached: Option<u64>,
     /// Attempts told beyond that place.
@@ -112,8 +114,11 @@ impl Followed {
     fn note(&mut self, line: &Line) -> bool {
         match line {
             Line::Reached { place } => {
-                self.reached = Some(*place);
-                self.beyond.clear();
+                // Where it goes on after a restart, it may tell again what it had told beyond.
+                if Some(*place) > self.reached {
+                    self.reached = Some(*place);
+                    self.beyond.clear();
+                }
                 false
             }
             Line::Attempt(attempt) => self.beyond.insert(identity(attempt)),
@@ -142,7 +147,10 @@ async fn follow(
     loop {
         for dir in paths.all_agents() {
             let followed = agents.entry(dir.clone()).or_default();
-            if followed.live {
+            let just_asked = followed
+                .asked_at
+                .is_some_and(|at| at.elapsed() < LOOK_EVERY);
+            if followed.live || just_asked {
                 continue;
             }
             let running = Client::find(&dir);
@@ -164,6 +172,7 @@ async fn follow(
                 follow: true,
                 after: followed.reached,
             };
+            followed.asked_at = Some(Instant::now());
             if let Some(pieces) = client.ask(&ask).await {
                 followed.live = true;
                 tokio::spawn(pass_on(dir, pieces, sender.clone()));
@@ -202,4 +211,43 @@ async fn pass_on(
     }
     // Where the follower has gone, nobody needs to know.
     let _ = out.send((dir, None)).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attempt(number: u32) -> Line {
+        Line::Attempt(AttemptLine {
+            event: "evt_1".into(),
+            delivery: "dlv_1".into(),
+            bucket: "default".into(),
+            target: "http://localhost:3000".into(),
+            method: "POST".into(),
+            url: "http://localhost:3000/".into(),
+            attempt: number,
+            status: Some(200),
+            error: None,
+            duration_ms: 1.0,
+            state: "sent".into(),
+            reason: None,
+            next_attempt_at: None,
+            phase: "fast".into(),
+            replay: false,
+            at: "2026-11-22T10:15:03Z".into(),
+        })
+    }
+
+    #[test]
+    fn what_was_told_beyond_a_place_is_not_told_again_after_a_restart() {
+        let mut followed = Followed::default();
+        let reached = |place| Line::Reached { place };
+        let told = [reached(5), attempt(1), attempt(2)].map(|line| followed.note(&line));
+        assert_eq!(told, [false, true, true]);
+        // The agent died before it said how far that was, and goes on behind the fifth.
+        let told = [reached(5), attempt(1), attempt(2), attempt(3), reached(8)];
+        let told = told.map(|line| followed.note(&line));
+        assert_eq!(told, [false, false, false, true, false]);
+        assert!(followed.beyond.is_empty() && followed.reached == Some(8));
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::IsTerminal;
+use std::path::Path;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use whrelay_agent::Manner;
@@ -42,7 +43,13 @@ struct Tally {
 
 pub(crate) async fn run(args: ReplayArgs, output: &Output) -> Result<(), Failure> {
     let mut tally = Tally::default();
-    for (dir, which) in which::choose(&args.which, "replay").await? {
+    let chosen = which::choose(&args.which, "replay").await?;
+    if args.wait && args.to.is_none() && !args.which.dry_run {
+        for (dir, which) in &chosen {
+            somebody_delivers(dir, which).await?;
+        }
+    }
+    for (dir, which) in chosen {
         let Some(door) = Door::open(&dir, &default_manner()).await? else {
             continue;
         };
@@ -73,6 +80,34 @@ pub(crate) async fn run(args: ReplayArgs, output: &Output) -> Result<(), Failure
     Ok(())
 }
 
+/// Refuses to wait for an agent that does not run and has something of what is asked for.
+async fn somebody_delivers(dir: &Path, which: &Which) -> Result<(), Failure> {
+    let Some(door) = Door::open(dir, &default_manner()).await? else {
+        return Ok(());
+    };
+    let mut found = false;
+    if matches!(door, Door::Idle(_)) {
+        let which = which.clone();
+        let how = ReplayHow {
+            times: 1,
+            dry_run: true,
+            ..ReplayHow::default()
+        };
+        let mut pieces = door.ask(Ask::Replay { which, how }).await?;
+        while let Some(piece) = pieces.recv().await {
+            found |= matches!(piece, Piece::Line(line) if matches!(*line, Line::Event(_)));
+        }
+    }
+    door.close().await;
+    match found {
+        true => Err(
+            Failure::new(Code::Failed, "no agent runs that would deliver it")
+                .hint("start `whrelay listen`, name a target with --to, or leave --wait away"),
+        ),
+        false => Ok(()),
+    }
+}
+
 /// A number of events, in words.
 pub(crate) fn events(count: u64) -> String {
     match count {
@@ -89,12 +124,6 @@ async fn replay(
     output: &Output,
 ) -> Result<(), Failure> {
     let idle = matches!(door, Door::Idle(_));
-    if idle && args.wait && args.to.is_none() && !args.which.dry_run {
-        return Err(
-            Failure::new(Code::Failed, "no agent runs that would deliver it")
-                .hint("start `whrelay listen`, name a target with --to, or leave --wait away"),
-        );
-    }
     // Nobody else would deliver to a target of its own: this process does, and stays for it.
     let wait = args.wait || (idle && args.to.is_some());
     let json = args.which.json;

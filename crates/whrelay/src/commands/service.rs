@@ -20,11 +20,11 @@ use crate::output::Output;
 /// Seconds after which one that has failed is begun again.
 const RESTART_AFTER: u32 = 5;
 
-pub(crate) fn run(args: &ServiceArgs, config: &Config, output: &Output) -> Result<(), Failure> {
+pub(crate) fn run(args: &ServiceArgs, output: &Output) -> Result<(), Failure> {
     let manager = manager()?;
     match &args.command {
         ServiceCommand::Install { service, run } => {
-            can_run(run, config)?;
+            can_run(run)?;
             install(&*manager, service, run, output)
         }
         ServiceCommand::Uninstall { service } => uninstall(&*manager, service, output),
@@ -56,10 +56,17 @@ fn manager() -> Result<Box<dyn ServiceManager>, Failure> {
     Ok(manager)
 }
 
-/// What would fail at each start is refused here.
-fn can_run(run: &[String], config: &Config) -> Result<(), Failure> {
-    let typed = std::iter::once("whrelay").chain(run.iter().map(String::as_str));
-    let matches = config.apply(Cli::command()).try_get_matches_from(typed);
+/// What would fail at each start is refused here. Of this shell's environment the service has nothing.
+fn can_run(run: &[String]) -> Result<(), Failure> {
+    let typed: Vec<_> = std::iter::once("whrelay")
+        .chain(run.iter().map(String::as_str))
+        .collect();
+    let command = without_environment(Cli::command());
+    let first = command.clone().ignore_errors(true);
+    let first = first.try_get_matches_from(&typed).ok();
+    let profile = first.and_then(|first| first.get_one::<String>("profile").cloned());
+    let config = Config::load(&command, profile.as_deref())?;
+    let matches = config.apply(command).try_get_matches_from(typed);
     let parsed = matches.and_then(|matches| Cli::from_arg_matches(&matches));
     let parsed = parsed.map_err(|error| {
         Failure::new(Code::Usage, first_line(&error))
@@ -75,6 +82,11 @@ fn can_run(run: &[String], config: &Config) -> Result<(), Failure> {
     Err(Failure::new(Code::Usage, why).hint("listen and forwarder can be a service"))
 }
 
+fn without_environment(command: clap::Command) -> clap::Command {
+    let command = command.mut_args(|arg| arg.env(None));
+    command.mut_subcommands(without_environment)
+}
+
 fn install(
     manager: &dyn ServiceManager,
     service: &Service,
@@ -82,6 +94,11 @@ fn install(
     output: &Output,
 ) -> Result<(), Failure> {
     let label = label(service)?;
+    // A manager that cannot be asked is told nothing either.
+    let before = manager.status(ServiceStatusCtx {
+        label: label.clone(),
+    });
+    let new = before.map_err(failed)? == ServiceStatus::NotInstalled;
     let installed = manager.install(ServiceInstallCtx {
         label: label.clone(),
         program: quoted(&std::env::current_exe()?.to_string_lossy()).into(),
@@ -104,8 +121,10 @@ fn install(
         })
     };
     if let Err(error) = begin() {
-        // What does not run now must not begin by itself one day.
-        let _ = manager.uninstall(ServiceUninstallCtx { label });
+        if new {
+            // What does not run now must not begin by itself one day.
+            let _ = manager.uninstall(ServiceUninstallCtx { label });
+        }
         return Err(failed(error));
     }
     output.tell(&format!("{} runs from now on", service.label));
