@@ -30,7 +30,7 @@ pub struct TokenDigest(pub [u8; 32]);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     /// It does not look like one.
-    #[error("this is not a whrelay token: it has the form whr_adm_…")]
+    #[error("this is no whrelay token: those have the form whr_adm_…")]
     Form,
     /// It looks like one, but its checksum does not fit.
     #[error("this token has a typing error or is incomplete: its checksum does not fit")]

@@ -129,10 +129,10 @@ async fn run_export(args: ExportArgs, output: &Output) -> Result<(), Failure> {
         return Err(agents::no_match("event"));
     }
     let mut file = match &args.output {
-        Some(path) => Some(
-            create_private(path)
-                .map_err(|e| Failure::new(Code::Failed, format!("{}: {e}", path.display())))?,
-        ),
+        Some(path) => Some(create_private(path).map_err(|e| {
+            Failure::new(Code::Failed, format!("--output {}: {e}", path.display()))
+                .hint("name a file in a directory that is there and can be written")
+        })?),
         None => None,
     };
     let mut put = |text: &str| match &mut file {

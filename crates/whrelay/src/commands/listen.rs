@@ -193,18 +193,23 @@ pub(crate) fn given_token(
         let text = "a token on the command line can be seen by every user of this machine";
         output.tell(&format!("warning: {text}"));
     }
-    let text = match (&args.token, &args.token_file) {
-        (_, Some(path)) if !typed => std::fs::read_to_string(path).map_err(|e| {
-            Failure::new(Code::Unauthorised, format!("{}: {e}", path.display()))
-                .hint("a forwarder's data directory has its admin-token file")
-        })?,
-        (Some(text), _) => text.clone(),
+    let wrong = |source: String, why: String| {
+        Failure::new(Code::Unauthorised, format!("{source}: {why}"))
+            .hint("a forwarder's data directory has its token in the file admin-token")
+    };
+    let (source, text) = match (&args.token, &args.token_file) {
+        (_, Some(path)) if !typed => {
+            let source = format!("--token-file {}", path.display());
+            let text = std::fs::read_to_string(path);
+            let text = text.map_err(|e| wrong(source.clone(), e.to_string()))?;
+            (source, text)
+        }
+        (Some(text), _) if typed => ("--token".to_owned(), text.clone()),
+        (Some(text), _) => ("the token that is set".to_owned(), text.clone()),
         (None, _) => return Ok(None),
     };
     let token = Token::parse(&text);
-    token
-        .map(Some)
-        .map_err(|e| Failure::new(Code::Unauthorised, e.to_string()))
+    token.map(Some).map_err(|e| wrong(source, e.to_string()))
 }
 
 /// The proxies that the environment names, as other programs read it: lower case comes first.
@@ -311,7 +316,13 @@ impl Printer {
             // The line has the input URL in it, and whoever has that can send.
             create_private(path)
                 .and_then(|mut file| file.write_all((json + "\n").as_bytes()))
-                .map_err(|e| Failure::new(Code::Failed, format!("{}: {e}", path.display())))?;
+                .map_err(|e| {
+                    Failure::new(
+                        Code::Failed,
+                        format!("--ready-file {}: {e}", path.display()),
+                    )
+                    .hint("name a file in a directory that is there and can be written")
+                })?;
         }
         Ok(())
     }

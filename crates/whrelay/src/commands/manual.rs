@@ -22,7 +22,10 @@ pub(crate) fn man(args: &ManArgs, output: &Output) -> Result<(), Failure> {
         return output.bytes(&page);
     };
     let written = write_all(command, dir);
-    written.map_err(|e| Failure::new(Code::Failed, format!("{}: {e}", dir.display())))
+    written.map_err(|e| {
+        Failure::new(Code::Failed, format!("--dir {}: {e}", dir.display()))
+            .hint("name a directory that can be written, or made")
+    })
 }
 
 /// A page for each command.

@@ -163,7 +163,8 @@ fn uninstall(
     removed.map_err(|error| {
         if error.kind() == std::io::ErrorKind::NotFound {
             let why = format!("there is no service {}", service.label);
-            return Failure::new(Code::NotFound, why);
+            return Failure::new(Code::NotFound, why)
+                .hint("`whrelay service status --label …` tells of another");
         }
         failed(error)
     })?;
