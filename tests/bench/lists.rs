@@ -9,7 +9,7 @@ use whrelay_core::event::{Event, Request};
 use whrelay_core::id::{DeliveryId, EventId};
 use whrelay_core::retry::Verdict;
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Begin, NewDelivery, NewEvent, Options, Part, Role, Search, Store};
+use whrelay_store::{Begin, Effort, NewDelivery, NewEvent, Options, Part, Role, Search, Store};
 
 const NOW: Timestamp = Timestamp::from_micros(1_795_000_000_000_000);
 /// Events appended in one write.
@@ -117,7 +117,7 @@ async fn remove_all(store: &Store, bucket: &Bucket, dir: &Path) {
     let rate = removed as f64 / began.elapsed().as_secs_f64();
     let before = disk(store, dir);
     let began = Instant::now();
-    let given = store.give_back().await.unwrap();
+    let given = store.give_back(Effort::Moment).await.unwrap();
     println!(
         "  removed {rate:.0} events/s; disk {before:.0} MB, {} MB given back ({given}) in {:.1?}",
         before - disk(store, dir),

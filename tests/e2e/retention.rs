@@ -80,6 +80,33 @@ async fn at_its_bound_it_answers_503_says_why_loses_nothing_and_goes_on() {
     assert_eq!(listen.terminate().await, Some(0));
 }
 
+/// Less is free than a running store would move for, and all of it comes back.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_doctor_gives_free_space_back_to_the_disk() {
+    const LARGE: usize = 500_000;
+    let (home, receiver) = (home(), Receiver::start().await);
+    let to = receiver.target();
+    let (mut listen, url) = home.listen(&["--to", &to]).await;
+    for n in 0..40 {
+        let id = send(&url, vec![n; LARGE]).await;
+        listen.wait_state(&id, "sent").await;
+    }
+    let full = status(&home)["disk_bytes"].as_u64().unwrap();
+    assert!(full > 40 * LARGE as u64, "{full}");
+    let in_use = home.run(&["doctor", "--compact"]);
+    assert_eq!(in_use.status.code(), Some(1), "{}", text(&in_use.stdout));
+    assert_eq!(listen.terminate().await, Some(0));
+    let (mut listen, _) = home.listen(&["--to", &to, "--retain", "1ms"]).await;
+    listen.wait("retention", |line| line["events"] == 40).await;
+    assert_eq!(listen.terminate().await, Some(0));
+    let compacted = home.run(&["doctor", "--compact"]);
+    let said = text(&compacted.stdout);
+    assert_eq!(compacted.status.code(), Some(0), "{said}");
+    assert!(said.contains("given back to the disk"), "{said}");
+    let left = status(&home)["disk_bytes"].as_u64().unwrap();
+    assert!(left < 4 << 20, "{left} of {full}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_has_ended_goes_when_its_time_is_over_and_is_counted() {
     let (home, receiver) = (home(), Receiver::start().await);

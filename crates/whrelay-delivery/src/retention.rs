@@ -4,7 +4,7 @@ use tokio_util::sync::CancellationToken;
 use whrelay_core::limits;
 use whrelay_core::retention::Retention;
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Store, StoreError};
+use whrelay_store::{Effort, Store, StoreError};
 
 use crate::Clock;
 
@@ -57,7 +57,7 @@ pub async fn keep(
             }
             let needed = |did| retention.needs_room(store.size(), did);
             sweep(&mut sweeper, Sweep::Oldest, needed).await?;
-            store.give_back().await
+            store.give_back(Effort::Moment).await
         };
         match swept.await.map(|_| ()) {
             Ok(()) => {}

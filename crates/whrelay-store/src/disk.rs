@@ -19,7 +19,7 @@ use crate::reserve::Reserve;
 use crate::shared::Shared;
 use crate::tables::{FORMAT, META, SEQUENCES, SIZE, create_all};
 use crate::tx::{Tx, sequence};
-use crate::writer::{self, Message, Purpose, Writer};
+use crate::writer::{self, Effort, Message, Purpose, Writer};
 
 pub(crate) const FILE: &str = "store.redb";
 /// Keeps a store's own name beside it: without it nothing can be told to be the store's.
@@ -553,15 +553,15 @@ impl Store {
         taken.map_err(|e| StoreError::Broken(e.to_string()))
     }
 
-    /// Gives free space in the file back to the file system, where that is worth it and takes no more than
-    /// a moment. Meanwhile nothing is written, and a read waits. Answers whether it did.
+    /// Gives free space in the file back to the file system. Meanwhile nothing is written, and a read waits.
+    /// Answers whether it did.
     ///
     /// # Errors
     /// When the store has stopped.
-    pub async fn give_back(&self) -> Result<bool, StoreError> {
+    pub async fn give_back(&self, effort: Effort) -> Result<bool, StoreError> {
         let (done, given) = oneshot::channel();
         let stopped = || StoreError::Broken("the writer has stopped".into());
-        let asked = self.writes.send(Message::GiveBack(done)).await;
+        let asked = self.writes.send(Message::GiveBack(effort, done)).await;
         asked.map_err(|_| stopped())?;
         given.await.map_err(|_| stopped())
     }

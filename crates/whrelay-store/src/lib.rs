@@ -39,3 +39,4 @@ pub use retention::{Part, Removals, Swept};
 pub use salvage::{SalvageError, Salvaged, salvage};
 pub use states::{Begin, Found, Search};
 pub use subscriptions::SourceMark;
+pub use writer::Effort;

@@ -25,7 +25,7 @@ pub(crate) enum Message {
     /// A read found that this handle has failed: replace it, if nobody has yet.
     Heal(Weak<Database>),
     /// Give free space back, if that is worth it, and say whether it was done.
-    GiveBack(oneshot::Sender<bool>),
+    GiveBack(Effort, oneshot::Sender<bool>),
     /// Commit what came before, let go of the medium, and say so.
     Close(oneshot::Sender<()>),
 }
@@ -35,7 +35,7 @@ pub(crate) enum Message {
 struct Round {
     group: Vec<Box<dyn Operation>>,
     failed: Option<Weak<Database>>,
-    give_back: Option<oneshot::Sender<bool>>,
+    give_back: Option<(Effort, oneshot::Sender<bool>)>,
     close: Option<oneshot::Sender<()>>,
 }
 
@@ -140,6 +140,15 @@ pub(crate) fn begin(database: &Database) -> Result<WriteTransaction, StoreError>
     tx.set_durability(Durability::Immediate)
         .map_err(|error| StoreError::Broken(error.to_string()))?;
     Ok(tx)
+}
+
+/// How much time giving space back may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effort {
+    /// A moment, and only where that is worth it.
+    Moment,
+    /// As much as it does.
+    Whatever,
 }
 
 /// The writer's own state.
@@ -341,15 +350,21 @@ impl Writer {
         }
     }
 
-    /// Compacts the file if at least half of it is free and what it holds is moved in a moment. redb wants it
-    /// for itself: whoever reads finishes first.
-    fn give_back(&mut self, asked: Option<oneshot::Sender<bool>>) -> Result<(), StoreError> {
-        let Some(asked) = asked else { return Ok(()) };
+    /// Compacts the file if it is to be, or if at least half of it is free and what it holds is moved in a
+    /// moment. redb wants it for itself: whoever reads finishes first.
+    fn give_back(
+        &mut self,
+        asked: Option<(Effort, oneshot::Sender<bool>)>,
+    ) -> Result<(), StoreError> {
+        let Some((effort, asked)) = asked else {
+            return Ok(());
+        };
         let size = self.shared.size.load(Ordering::Relaxed);
         let taken = self.medium.taken().unwrap_or(0);
         let much = taken > 2 * size + limits::SPARE_SPACE;
         // What a try has left is not worth another until it has grown.
-        let worth = much && size <= limits::MOVED_AT_ONCE && taken > 2 * self.left;
+        let quick = much && size <= limits::MOVED_AT_ONCE && taken > 2 * self.left;
+        let worth = effort == Effort::Whatever || quick;
         let compacted = worth && self.compact()?;
         if worth {
             self.left = self.medium.taken().unwrap_or(0);
@@ -512,8 +527,8 @@ fn collect(first: Message, waiting: &mut mpsc::Receiver<Message>) -> Round {
                 return round;
             }
             Message::Heal(failed) => round.failed = Some(failed),
-            Message::GiveBack(asked) => {
-                round.give_back = Some(asked);
+            Message::GiveBack(effort, asked) => {
+                round.give_back = Some((effort, asked));
                 return round;
             }
             Message::Run(operation) => {

@@ -329,6 +329,10 @@ pub(crate) struct DoctorArgs {
     /// Put what is whole in each damaged store into a new one; the damaged file is kept beside it
     #[arg(long)]
     pub(crate) salvage: bool,
+    /// Give the space that is free in the files of stores back to the disk; those in use do by themselves what
+    /// takes no more than a moment
+    #[arg(long)]
+    pub(crate) compact: bool,
     #[command(flatten)]
     pub(crate) forwarder: ForwarderChoice,
     /// Targets that have to take connections, beside those of the agents that run

@@ -9,7 +9,7 @@ use whrelay_core::bucket::{Bucket, Seq};
 use whrelay_core::delivery::{DeadReason, DestinationId, State};
 use whrelay_core::retry::{Phase, Verdict};
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Again, Begin, Found, NewDelivery, Options, Part, Role, Search, Store};
+use whrelay_store::{Again, Begin, Effort, Found, NewDelivery, Options, Part, Role, Search, Store};
 
 use crate::setup::*;
 
@@ -261,7 +261,10 @@ async fn the_disk_gets_back_what_is_free() {
             .expect("stored");
     }
     let full = store.disk_used(dir.path()).expect("read");
-    assert!(!store.give_back().await.expect("open"), "nothing is free");
+    assert!(
+        !store.give_back(Effort::Moment).await.expect("open"),
+        "nothing is free"
+    );
     store
         .ack(bucket.id, "laptop", Seq(99))
         .await
@@ -274,7 +277,7 @@ async fn the_disk_gets_back_what_is_free() {
         assert!((1..50).contains(&some), "{some} of {removed}");
         removed += some;
     }
-    assert!(store.give_back().await.expect("open"));
+    assert!(store.give_back(Effort::Moment).await.expect("open"));
     let left = store.disk_used(dir.path()).expect("read");
     assert!(
         full > 100 * MIB && left < 8 * MIB,
@@ -325,7 +328,7 @@ async fn reads_and_writes_go_on_while_the_disk_gets_its_space_back() {
             reads
         })
     };
-    let giving = store.give_back();
+    let giving = store.give_back(Effort::Moment);
     let writing = store.append(bucket.id, vec![plain(121)], None);
     let (given, written) = tokio::join!(giving, writing);
     assert!(given.expect("open"));

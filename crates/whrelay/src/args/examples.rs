@@ -64,6 +64,7 @@ Examples:
   whrelay doctor
   whrelay doctor --forwarder https://hooks.example.com --token-file token
   whrelay doctor --salvage
+  whrelay doctor --compact
 
 Exit codes: 0 all is well, 1 a check failed, 3 there is no store in a directory";
 

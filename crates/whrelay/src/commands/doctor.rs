@@ -1,5 +1,5 @@
 //! `whrelay doctor`: is everything well, and what helps where it is not? It must not change anything,
-//! unless it is asked to salvage.
+//! unless it is asked to salvage or to compact.
 
 mod places;
 mod stores;
@@ -58,7 +58,7 @@ pub(crate) async fn run(args: DoctorArgs, config: &Config, output: &Output) -> R
         }
     }
     for (dir, role) in stores {
-        told(stores::check(&dir, role, args.salvage).await)?;
+        told(stores::check(&dir, role, &args).await)?;
     }
     match failed {
         0 => Ok(()),

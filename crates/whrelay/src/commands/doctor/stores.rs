@@ -4,24 +4,26 @@ use std::path::Path;
 
 use whrelay_core::retry::RetryPolicy;
 use whrelay_delivery::Clock;
-use whrelay_store::{Census, OpenError, Role, SalvageError, Salvaged, Store};
+use whrelay_store::{Census, Effort, OpenError, Role, SalvageError, Salvaged, Store, StoreError};
 
 use super::Check;
 use crate::agents;
+use crate::args::DoctorArgs;
 use crate::embedded::store_options;
+use crate::text::size;
 
 const PURPOSE: &str = "doctor";
 /// Lost events that are named one by one.
 const NAMED: usize = 20;
 const SALVAGE: &str = "`whrelay doctor --salvage` saves what is whole";
 
-pub(super) async fn check(dir: &Path, role: Option<Role>, may_salvage: bool) -> Check {
+pub(super) async fn check(dir: &Path, role: Option<Role>, args: &DoctorArgs) -> Check {
     let what = dir.display().to_string();
     let check = |ok, result: String, hint| Check::new("store", &what, ok, result, hint);
     let damage = match open(dir, role) {
         Err(error @ OpenError::InUse { .. }) => {
             return check(
-                !may_salvage,
+                !args.salvage && !args.compact,
                 error.to_string(),
                 Some("stop it to have its store read"),
             );
@@ -30,21 +32,40 @@ pub(super) async fn check(dir: &Path, role: Option<Role>, may_salvage: bool) -> 
         Err(error) => return check(false, error.to_string(), None),
         Ok(store) => {
             let taken = store.census();
+            let whole = taken.as_ref().is_ok_and(Census::is_whole);
+            let compacted = match whole && args.compact {
+                true => Some(compact(&store, dir).await),
+                false => None,
+            };
             store.close().await;
-            match taken {
-                Ok(census) if census.is_whole() => return check(true, told(&census), None),
-                Ok(census) => told(&census),
-                Err(error) => error.to_string(),
+            match (taken, compacted) {
+                (Ok(census), None) if whole => return check(true, told(&census), None),
+                (Ok(census), Some(Ok(given))) => {
+                    let text = format!("{}; {} given back to the disk", told(&census), size(given));
+                    return check(true, text, None);
+                }
+                (Ok(census), Some(Err(error))) => {
+                    return check(false, format!("{}; {error}", told(&census)), None);
+                }
+                (Ok(census), None) => told(&census),
+                (Err(error), _) => error.to_string(),
             }
         }
     };
-    if !may_salvage {
+    if !args.salvage {
         return check(false, damage, Some(SALVAGE));
     }
     match salvage(dir) {
         Ok(saved) => check(true, format!("{damage}; {}", saved_text(&saved)), None),
         Err(error) => check(false, format!("{damage}; {error}"), None),
     }
+}
+
+/// Gives the space that is free in the file back, and says how many bytes.
+async fn compact(store: &Store, dir: &Path) -> Result<u64, StoreError> {
+    let before = store.disk_used(dir)?;
+    store.give_back(Effort::Whatever).await?;
+    Ok(before.saturating_sub(store.disk_used(dir)?))
 }
 
 /// A directory that was typed may be of either kind.
