@@ -2,16 +2,25 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+use http::request::Parts;
+use http::{Request, Response, Version};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{CertificateParams, KeyPair, date_time_ymd};
 use rustls::ServerConfig;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 use whrelay_tests::eventually;
 use whrelay_tests::process::Cloud;
 use whrelay_tests::receiver::Receiver;
-use whrelay_tests::sender::send;
+use whrelay_tests::sender::{client, id_of, send};
 
 use crate::{home, text};
 
@@ -153,4 +162,65 @@ async fn targets_behind_tls_are_trusted_as_the_user_says_and_get_the_users_field
         2,
         "nothing was sent to whom nobody trusts"
     );
+}
+
+/// What a target that speaks nothing but HTTP/2 was asked.
+async fn over_http_2(identity: &Identity) -> (u16, mpsc::UnboundedReceiver<Asked>) {
+    let mut config = ServerConfig::clone(&identity.config);
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (tell, asked) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((near, _)) = listener.accept().await {
+            let near = acceptor.accept(near).await.unwrap();
+            let tell = tell.clone();
+            let answer = service_fn(move |request: Request<Incoming>| {
+                let tell = tell.clone();
+                async move {
+                    let (head, body) = request.into_parts();
+                    let body = body.collect().await?.to_bytes();
+                    tell.send((head, body)).unwrap();
+                    Ok::<_, hyper::Error>(Response::new(String::new()))
+                }
+            });
+            let serving = http2::Builder::new(TokioExecutor::new());
+            tokio::spawn(serving.serve_connection(TokioIo::new(near), answer));
+        }
+    });
+    (port, asked)
+}
+
+type Asked = (Parts, Bytes);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_speaks_http_2_gets_it_and_every_byte() {
+    let (home, identity) = (home(), identity("localhost", 2099));
+    let roots = home.path().join("roots.pem");
+    std::fs::write(&roots, &identity.pem).unwrap();
+    let (port, mut asked) = over_http_2(&identity).await;
+    let (to, roots) = (
+        format!("https://localhost:{port}/base"),
+        roots.display().to_string(),
+    );
+    let (mut listen, url) = home.listen(&["--to", &to, "--ca-file", &roots]).await;
+    let body: Vec<u8> = (0..=255).cycle().take(100_000).collect();
+    let post = client().post(format!("{url}/x?a=%2F&a=b"));
+    let post = post.header("X-Twice", "one").header("X-Twice", "two");
+    let answer = post.body(body.clone()).send().await.unwrap();
+    let id = id_of(&answer.text().await.unwrap());
+    let sent = listen.wait_state(&id, "sent").await;
+    assert_eq!(sent["attempt"], 1);
+    let (head, came) = asked.recv().await.unwrap();
+    assert_eq!(
+        (head.version, head.method.as_str()),
+        (Version::HTTP_2, "POST")
+    );
+    assert_eq!(head.uri.path_and_query().unwrap(), "/base/x?a=%2F&a=b");
+    let twice: Vec<_> = head.headers.get_all("x-twice").iter().collect();
+    assert_eq!(twice, ["one", "two"]);
+    assert_eq!(head.headers["x-whrelay-event-id"], id.as_str());
+    assert!(came == body, "the body changed");
+    assert_eq!(listen.terminate().await, Some(0));
 }
