@@ -1,5 +1,5 @@
-//! Figures, as ratios within one run: `whrelay-bench ingest|line|beside|drain|lists|tunnels|process`. A figure is never
-//! asserted: machines differ.
+//! Figures, as ratios within one run: `whrelay-bench ingest|line|beside|drain|lists|tunnels|process`. A
+//! figure is never asserted: machines differ.
 
 #![expect(clippy::print_stdout, reason = "a benchmark's output is its figures")]
 #![expect(

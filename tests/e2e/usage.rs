@@ -139,8 +139,9 @@ async fn nothing_is_queued_by_a_replay_that_would_wait_for_nobody() {
     assert_eq!(status["queued"], 0);
     // One that has nothing of it is nobody to wait for.
     let bucket = ["--to", &to, "--bucket", "other"];
-    let (_listen, url) = home.listen(&bucket).await;
+    let (listen, url) = home.listen(&bucket).await;
     let other = send(&url, "y").await;
+    listen.wait_state(&other, "sent").await;
     let (code, said) = refused(&home, &["replay", "--bucket", "other", "--wait"]);
     assert_eq!(code, Some(0), "{said}");
     let times = receiver.events().iter().filter(|id| **id == other).count();

@@ -41,16 +41,16 @@ pub(crate) fn run(binary: &str) -> bool {
         };
         report::tell(&Row {
             ring: 4,
-            fault: format!("the disk of the {whose} is full ({SIZE}B, D1, D2)"),
+            fault: format!("the disk of the {whose} full ({SIZE}B, D1, D2)"),
             tried: "1 disk".to_owned(),
             failures,
             counted,
             seconds,
         })
     };
-    let forwarder = told("forwarder", forwarder.0, forwarder.1);
-    let agent = told("agent", agent.0, agent.1);
-    let retained = told("agent, and stays so,", retained.0, retained.1);
+    let forwarder = told("forwarder is", forwarder.0, forwarder.1);
+    let agent = told("agent is", agent.0, agent.1);
+    let retained = told("agent stays", retained.0, retained.1);
     forwarder && agent && retained
 }
 
@@ -68,11 +68,7 @@ impl Place {
     fn small(binary: &str) -> Self {
         let ground = Ground::of_size(Kind::Ext4, SIZE);
         std::fs::write(ground.path().join("ballast"), vec![7; BALLAST]).unwrap();
-        let mut home = Home::within(binary, &ground.path());
-        home.set(
-            "WHRELAY_LOG",
-            "warn,whrelay_agent=debug,whrelay_store=debug",
-        );
+        let home = Home::within(binary, &ground.path());
         Self { ground, home }
     }
 
@@ -157,6 +153,10 @@ async fn fill_agent(there: &Home, here: &Place) -> Result<Told, String> {
     let healed = grows_to(&receiver, before + 1, HEALS_WITHIN).await?;
     // Half as many again fit well into what was given back.
     grows_to(&receiver, before + stored / 2, DRAINS_WITHIN).await?;
+    if begun {
+        let again = HashSet::from([given_up.clone()]);
+        all_arrive(&receiver, &again, DRAINS_WITHIN).await?;
+    }
     let arrived = receiver.events();
     let times = arrived.iter().filter(|id| **id == given_up).count();
     if times != usize::from(begun) {

@@ -186,8 +186,9 @@ pub(crate) struct RetentionArgs {
     /// How long what has ended is kept; 0 for ever. What waits is kept until it ends
     #[arg(long, default_value = "7d", value_name = "DUR", env = "WHRELAY_RETAIN", value_parser = duration)]
     retain: Duration,
-    /// Bytes that a store may hold, such as 2GB; at least 1MB. Before that, what has ended goes, the oldest first and bodies before the
-    /// rest; what waits never does, and once only that is left, nothing new is taken in [default: no bound]
+    /// Bytes that a store may hold, such as 2GB; at least 1MB. Before that, what has ended goes, the oldest
+    /// first and bodies before the rest; what waits never does, and once only that is left, nothing new is
+    /// taken in [default: no bound]
     #[arg(long, value_name = "SIZE", env = "WHRELAY_MAX_DISK", value_parser = bytes)]
     max_disk: Option<u64>,
 }
