@@ -1,5 +1,7 @@
 //! The interactive view in a real terminal, driven by keys.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -16,8 +18,16 @@ struct Terminal<'a> {
     home: &'a Home,
 }
 
+/// What the terminal's shell does with it.
+const IN_FRONT: &str = r#"trap : INT; "$@"; echo $? >code"#;
+const BEHIND: &str = r#"set -m; "$@" & wait $!; echo $? >code"#;
+
 impl<'a> Terminal<'a> {
     fn start(home: &'a Home, set: &[&str], args: &[&str]) -> Self {
+        Self::start_by(IN_FRONT, home, set, args)
+    }
+
+    fn start_by(shell: &str, home: &'a Home, set: &[&str], args: &[&str]) -> Self {
         let config = home.path().join("tmux.conf");
         std::fs::write(&config, "set -g remain-on-exit on\n").unwrap();
         let terminal = Self { home };
@@ -33,7 +43,7 @@ impl<'a> Terminal<'a> {
             "16",
             "sh",
             "-c",
-            r#"trap : INT; "$@"; echo $? >code"#,
+            shell,
             "sh",
             "env",
             "TZ=UTC",
@@ -72,6 +82,11 @@ impl<'a> Terminal<'a> {
 
     fn screen(&self) -> String {
         self.tmux(&["capture-pane", "-p"])
+    }
+
+    /// What is left there once it has ended, with what has been scrolled away.
+    fn left(&self) -> String {
+        self.tmux(&["capture-pane", "-p", "-S", "-"])
     }
 
     async fn shows(&self, what: &str) -> String {
@@ -146,7 +161,7 @@ async fn keys_choose_replay_show_pause_and_quit() {
     eventually("it fits the smaller window", fits).await;
     terminal.press("q");
     assert_eq!(terminal.ends().await, "0");
-    let left = terminal.screen();
+    let left = terminal.left();
     assert!(
         left.contains("next `listen`") && !left.contains("j/k"),
         "{left}"
@@ -164,4 +179,50 @@ async fn a_terminal_that_can_little_gets_plain_lines() {
         terminal.press("C-c");
         assert_eq!(terminal.ends().await, "0");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_leaves_the_terminal_to_others_while_it_runs_in_the_background() {
+    let (home, receiver) = (home(), Receiver::start().await);
+    let terminal = Terminal::start_by(BEHIND, &home, &[], &["--to", &receiver.target()]);
+    let id = send(&terminal.url().await, "x").await;
+    let screen = terminal.shows(&id).await;
+    assert!(!screen.contains("j/k select"), "{screen}");
+    eventually("it is delivered", || (receiver.count() == 1).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_ends_while_someone_keeps_its_door_open() {
+    let (home, receiver) = (home(), Receiver::start().await);
+    let terminal = Terminal::start(&home, &[], &["--to", &receiver.target()]);
+    terminal.shows("Send webhooks to").await;
+    let mut visitor = TcpStream::connect(door(&home)).unwrap();
+    let head = [
+        "POST /v1/ask HTTP/1.1",
+        "Host: door",
+        "Content-Type: application/json",
+        "Content-Length: 10",
+        "Expect: 100-continue",
+    ];
+    write!(visitor, "{}\r\n\r\n", head.join("\r\n")).unwrap();
+    let mut answer = [0; 12];
+    visitor.read_exact(&mut answer).unwrap();
+    assert_eq!(text(&answer), "HTTP/1.1 100", "it waits for the body");
+    terminal.press("q");
+    assert_eq!(terminal.ends().await, "0");
+    let left = terminal.left();
+    assert!(left.contains("next `listen`"), "{left}");
+    drop(visitor);
+}
+
+/// Where an agent answers other commands.
+fn door(home: &Home) -> String {
+    let found = Command::new("find")
+        .arg(home.path())
+        .args(["-name", "control.json"])
+        .output()
+        .unwrap();
+    let notice = std::fs::read(text(&found.stdout).trim_end()).unwrap();
+    let notice: Value = serde_json::from_slice(&notice).unwrap();
+    notice["address"].as_str().unwrap().to_owned()
 }

@@ -9,6 +9,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use whrelay_tests::port;
 use whrelay_tests::process::{Cloud, Home, Process};
 use whrelay_tests::receiver::Receiver;
 
@@ -68,11 +69,17 @@ pub(crate) fn cut_power(binary: &str, cuts: u32) -> bool {
     })
 }
 
-async fn listen(home: &Home, receiver: &Receiver, cloud: Option<&Cloud>) -> (Process, String) {
+async fn listen(
+    home: &Home,
+    receiver: &Receiver,
+    cloud: Option<&Cloud>,
+    first: &[&str],
+) -> (Process, String) {
     let target = receiver.target();
     let mut args = vec!["--to", target.as_str()];
-    if let Some(cloud) = cloud {
-        args.extend(cloud.flags());
+    match cloud {
+        Some(cloud) => args.extend(cloud.flags()),
+        None => args.extend(first),
     }
     home.listen(&args).await
 }
@@ -92,7 +99,8 @@ impl Storm {
             true => Some(Cloud::start(&home).await),
             false => None,
         };
-        let (listen, url) = listen(&home, &receiver, cloud.as_ref()).await;
+        let first = ["--bind", &port::quiet()];
+        let (listen, url) = listen(&home, &receiver, cloud.as_ref(), &first).await;
         Self {
             home,
             ground,
@@ -206,7 +214,7 @@ impl Storm {
     }
 
     async fn listen_again(&mut self) {
-        let (process, url) = listen(&self.home, &self.receiver, self.cloud.as_ref()).await;
+        let (process, url) = listen(&self.home, &self.receiver, self.cloud.as_ref(), &[]).await;
         assert_eq!(url, self.url, "a pasted URL stays good");
         self.listen = process;
     }

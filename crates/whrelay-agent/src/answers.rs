@@ -14,7 +14,6 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use whrelay_core::bucket::{Bucket, Seq};
 use whrelay_core::delivery::{Attempt, Delivery, DestinationId, State};
-use whrelay_core::dispatch::Order;
 use whrelay_core::event::Event;
 use whrelay_core::id::EventId;
 use whrelay_core::time::Timestamp;
@@ -23,7 +22,7 @@ use whrelay_store::{Begin, LoggedAttempt, Store, StoreError};
 use self::matches::Matches;
 use crate::control::{Ask, Filter, Piece};
 use crate::error::AgentError;
-use crate::lanes::{Lanes, refusal};
+use crate::lanes::{Lanes, Served, refusal};
 use crate::lines::{
     AttemptLine, ContentLine, EventLine, HeadLine, Line, RemovedStatus, StatusLine, TargetStatus,
 };
@@ -400,34 +399,31 @@ impl Local {
             line.stalled += counts.stalled + if offline { counts.queued } else { 0 };
             line.sent += counts.sent;
             line.dead += counts.dead;
-            let endpoint = match (served.iter().any(|s| s.id == id), offline) {
-                (false, _) => "unknown",
-                (true, true) => "offline",
-                (true, false) => "online",
+            let served = served.iter().find(|served| served.id == id);
+            let endpoint = match (served, offline) {
+                (None, _) => "unknown",
+                (Some(_), true) => "offline",
+                (Some(_), false) => "online",
             };
+            let head = served.map(|served| self.head(served)).transpose()?;
             let waiting = counts.queued + counts.stalled;
             line.targets.push(TargetStatus {
                 target,
                 endpoint: endpoint.into(),
                 waiting,
-                head: self.head(id)?,
+                head: head.flatten(),
             });
         }
         line.next_attempt_at = next.into_iter().min().map(|at| at.to_string());
         out.line(Line::Status(line)).await
     }
 
-    /// The head of a target's line, where the agent runs and keeps one.
-    fn head(&self, destination: DestinationId) -> Result<Option<HeadLine>, StoreError> {
-        let (store, bucket) = (self.store(), self.bucket().id);
-        if !self.runs || self.lanes.order() != Order::Fifo {
-            return Ok(None);
-        }
-        let start = store.line_start(bucket, destination)?;
-        let Some(head) = store.head(bucket, destination, start)? else {
+    /// The head of a target's line, where the agent keeps one.
+    fn head(&self, served: &Served) -> Result<Option<HeadLine>, StoreError> {
+        let Some(head) = served.engine.head()? else {
             return Ok(None);
         };
-        let delivery = store.delivery(head.key)?;
+        let delivery = self.store().delivery(head.key)?;
         Ok(delivery.map(|delivery| HeadLine {
             event: delivery.event.to_string(),
             state: delivery.state.to_string(),

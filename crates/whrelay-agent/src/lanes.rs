@@ -10,7 +10,6 @@ use tokio_util::task::TaskTracker;
 use whrelay_core::breaker::Change;
 use whrelay_core::bucket::Bucket;
 use whrelay_core::delivery::DestinationId;
-use whrelay_core::dispatch::Order;
 use whrelay_core::id::DeliveryId;
 use whrelay_core::route::{self, Prefix, Route};
 use whrelay_core::target::Target;
@@ -25,9 +24,10 @@ use crate::{Manner, Tell};
 const ASIDE: &str = "aside";
 
 /// A target that is delivered to.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Served {
     pub(crate) id: DestinationId,
+    pub(crate) engine: Arc<Engine>,
     /// Which new events go there.
     prefixes: Vec<Prefix>,
 }
@@ -92,7 +92,8 @@ impl Lanes {
                 .await?;
             let adopted = self.store.adopt(self.bucket.id, id, &kept).await?;
             if adopted > 0 {
-                let message = format!("{adopted} deliveries to earlier targets go to {only} now");
+                let message =
+                    format!("what waits for earlier targets goes to {only} now: {adopted}");
                 (self.tell)(Line::warning(message));
             }
         }
@@ -170,7 +171,7 @@ impl Lanes {
             let waiting = counts.queued + counts.stalled;
             if waiting > 0 && served.iter().all(|s| s.id != id) {
                 let message =
-                    format!("{waiting} deliveries wait for {target}, which is no target now");
+                    format!("{target} is no target now, and so much waits for it: {waiting}");
                 (self.tell)(Line::warning(message));
             }
         }
@@ -183,37 +184,16 @@ impl Lanes {
             .store
             .ensure_destination(self.bucket.id, &target.to_string())
             .await?;
-        {
-            let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
-            if served.iter().any(|served| served.id == id) {
-                return Ok(id);
-            }
-            let prefixes = Vec::new();
-            served.push(Served { id, prefixes });
+        let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        if served.iter().any(|served| served.id == id) {
+            return Ok(id);
         }
-        let Manner {
-            policy,
-            timeout,
-            max_in_flight,
-            rate,
-            order,
-            fields,
-            trust,
-        } = self.manner.clone();
-        let client = Client::new(target.clone(), fields, &trust, max_in_flight)?;
-        let bucket = self.bucket.clone();
-        let destination = Destination {
+        let engine = Arc::new(self.engine(id, target)?);
+        served.push(Served {
             id,
-            bucket,
-            policy,
-            timeout,
-            max_in_flight,
-            rate,
-            order,
-        };
-        let (store, clock) = (self.store.clone(), Arc::clone(&self.clock));
-        let (notify, paused) = (self.notify(target), self.paused.subscribe());
-        let engine = Engine::new(destination, store, client, clock, notify, paused);
+            engine: Arc::clone(&engine),
+            prefixes: Vec::new(),
+        });
         let (stop, broken) = (self.stop.clone(), self.broken.clone());
         self.engines.spawn(async move {
             // An engine that panics must stop the agent, or its deliveries would wait for nobody.
@@ -224,6 +204,38 @@ impl Lanes {
             }
         });
         Ok(id)
+    }
+
+    fn engine(&self, id: DestinationId, target: &Target) -> Result<Engine, AgentError> {
+        let Manner {
+            policy,
+            timeout,
+            max_in_flight,
+            rate,
+            order,
+            fields,
+            trust,
+        } = self.manner.clone();
+        let client = Client::new(target.clone(), fields, &trust, max_in_flight)?;
+        let destination = Destination {
+            id,
+            bucket: self.bucket.clone(),
+            policy,
+            timeout,
+            max_in_flight,
+            rate,
+            order,
+        };
+        let (store, clock) = (self.store.clone(), Arc::clone(&self.clock));
+        let (notify, paused) = (self.notify(target), self.paused.subscribe());
+        Ok(Engine::new(
+            destination,
+            store,
+            client,
+            clock,
+            notify,
+            paused,
+        ))
     }
 
     fn notify(&self, target: &Target) -> whrelay_delivery::Notify {
@@ -257,8 +269,7 @@ impl Lanes {
             }
             Notice::Restored(count) => {
                 let message = format!(
-                    "{count} deliveries to {target} had lost their turn on a damaged disk: \
-                     they are due again"
+                    "what had lost its turn at {target} on a damaged disk is due again: {count}"
                 );
                 tell(Line::warning(message));
             }
@@ -300,11 +311,6 @@ impl Lanes {
             replay: false,
             passed_over: false,
         }
-    }
-
-    /// In which order deliveries are made.
-    pub(crate) fn order(&self) -> Order {
-        self.manner.order
     }
 
     /// Deliveries that wait, over all targets served.

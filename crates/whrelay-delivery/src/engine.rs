@@ -119,8 +119,8 @@ impl Engine {
     ///
     /// # Errors
     /// When the store has stopped for good: nothing can be recorded any more.
-    pub async fn run(self, stop: CancellationToken) -> Result<(), StoreError> {
-        let engine = Arc::new(self);
+    pub async fn run(self: Arc<Self>, stop: CancellationToken) -> Result<(), StoreError> {
+        let engine = self;
         // Nobody knows what the endpoint did while nobody looked: all that backs off is tried now.
         tokio::select! {
             released = engine.release() => released?,
@@ -226,9 +226,7 @@ impl Engine {
         now: Timestamp,
         room: usize,
     ) -> Result<(DueScan, Option<Head>), StoreError> {
-        let Destination {
-            id, order, bucket, ..
-        } = &self.destination;
+        let Destination { id, order, .. } = &self.destination;
         let in_flight = dispatcher.in_flight();
         match order {
             Order::Arrival => Ok((self.store.due(*id, now, in_flight, room)?, None)),
@@ -237,20 +235,34 @@ impl Engine {
                 if !dispatcher.line_is_free() {
                     return Ok((replays, None));
                 }
-                let from = Seq(self.line.load(Ordering::Relaxed));
-                let head = self.store.head(bucket.id, *id, from)?;
-                if let Some(head) = head {
-                    // Unless the line begins anew meanwhile.
-                    let (Ok(_) | Err(_)) = self.line.compare_exchange(
-                        from.0,
-                        head.key.seq.0,
-                        Ordering::Relaxed,
-                        Ordering::Relaxed,
-                    );
-                }
-                Ok((replays, head))
+                Ok((replays, self.head()?))
             }
         }
+    }
+
+    /// The head of the line, where deliveries are made in order.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn head(&self) -> Result<Option<Head>, StoreError> {
+        let Destination {
+            id, order, bucket, ..
+        } = &self.destination;
+        if *order != Order::Fifo {
+            return Ok(None);
+        }
+        let from = Seq(self.line.load(Ordering::Relaxed));
+        let head = self.store.head(bucket.id, *id, from)?;
+        if let Some(head) = head {
+            // Unless the line begins anew meanwhile.
+            let (Ok(_) | Err(_)) = self.line.compare_exchange(
+                from.0,
+                head.key.seq.0,
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            );
+        }
+        Ok(head)
     }
 
     fn is_expired(&self, key: DeliveryKey) -> bool {

@@ -325,7 +325,8 @@ impl Writer {
         let _ = write!(text, "\n  disk       {disk} for {held}{bound}");
         let RemovedStatus { events, bodies, .. } = &line.removed;
         if events + bodies > 0 {
-            let _ = write!(text, "\n  removed    {events} events, {bodies} bodies");
+            let (events, bodies) = (self::events(*events), self::events(*bodies));
+            let _ = write!(text, "\n  removed    {events}, and the bodies of {bodies}");
         }
         if let Some(why) = &line.refuses {
             let why = self.paint(WARN, &shown(why));
@@ -348,6 +349,22 @@ pub(crate) fn ago(at: &str) -> String {
         _ => (seconds / 86_400, "days"),
     };
     format!("from {count} {unit} ago")
+}
+
+/// A number of events, in words.
+pub(crate) fn events(count: u64) -> String {
+    match count {
+        1 => "1 event".to_owned(),
+        _ => format!("{count} events"),
+    }
+}
+
+/// A number of deliveries, in words.
+pub(crate) fn deliveries(count: u64) -> String {
+    match count {
+        1 => "1 delivery".to_owned(),
+        _ => format!("{count} deliveries"),
+    }
 }
 
 /// Bytes, in the unit that fits.

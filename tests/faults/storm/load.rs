@@ -1,7 +1,7 @@
 //! Senders, and what they heard. They must not know what is done to those who answer.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -18,8 +18,15 @@ const BODY: usize = 2048;
 /// Every other event goes below this path.
 pub(super) const ASIDE: &str = "/aside";
 
-/// Bodies for which senders heard a 2xx, by the event's id.
-type Heard = HashMap<String, Vec<u8>>;
+/// What senders heard a 2xx for, by the event's id.
+type Heard = HashMap<String, Accepted>;
+
+/// One event that a sender heard a 2xx for.
+pub(super) struct Accepted {
+    pub(super) body: Vec<u8>,
+    /// How often the agent had been started again before it was sent.
+    pub(super) restarts: u32,
+}
 
 /// Senders on an input URL.
 pub(super) struct Load {
@@ -37,6 +44,7 @@ struct Shared {
     busy: AtomicU64,
     /// Requests for which a sender heard nothing, or no 2xx.
     unheard: AtomicU64,
+    restarts: AtomicU32,
 }
 
 impl Load {
@@ -49,6 +57,7 @@ impl Load {
             sending: AtomicBool::default(),
             busy: AtomicU64::default(),
             unheard: AtomicU64::default(),
+            restarts: AtomicU32::default(),
         });
         let mut senders = JoinSet::new();
         for name in 0..SENDERS {
@@ -60,6 +69,11 @@ impl Load {
     /// Lets them send.
     pub(super) fn go(&self) {
         self.shared.sending.store(true, Ordering::SeqCst);
+    }
+
+    /// Tells them that the agent has been started again, so often.
+    pub(super) fn restarted(&self, times: u32) {
+        self.shared.restarts.store(times, Ordering::SeqCst);
     }
 
     /// Lets them finish what they have begun, and begin nothing more.
@@ -106,6 +120,7 @@ impl Shared {
             let (mut body, length) = (turn(name, n), chance.index(BODY));
             body.extend((0..length).map(|_| chance.bits() as u8));
             let url = if is_aside(&body) { &aside } else { &self.url };
+            let restarts = self.restarts.load(Ordering::SeqCst);
             let answer = client.post(url).body(body.clone()).send().await;
             let text = match answer {
                 Ok(answer) if answer.status().is_success() => answer.text().await.ok(),
@@ -114,7 +129,8 @@ impl Shared {
             match text {
                 Some(text) => {
                     let id = sender::id_of(&text);
-                    self.heard.lock().unwrap().insert(id, body);
+                    let accepted = Accepted { body, restarts };
+                    self.heard.lock().unwrap().insert(id, accepted);
                 }
                 None => {
                     self.unheard.fetch_add(1, Ordering::Relaxed);
@@ -154,7 +170,8 @@ pub(super) fn wrong(seen: &[Received], heard: &Heard) -> Vec<String> {
     let mut numbers: HashMap<String, u64> = HashMap::new();
     for request in seen {
         let event = request.event();
-        if heard.get(&event).is_some_and(|body| *body != request.body) {
+        let accepted = heard.get(&event);
+        if accepted.is_some_and(|accepted| accepted.body != request.body) {
             findings.push(format!("{event} arrived changed"));
         }
         let number = request.header("x-whrelay-attempt").parse().unwrap_or(0);

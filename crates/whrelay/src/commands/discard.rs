@@ -5,10 +5,11 @@ use whrelay_agent::lines::Line;
 
 use crate::agents::{self, Door};
 use crate::args::DiscardArgs;
-use crate::commands::replay::{default_manner, events};
+use crate::commands::replay::default_manner;
 use crate::commands::which;
 use crate::failure::{Code, Failure};
 use crate::output::Output;
+use crate::text::{deliveries, events};
 
 pub(crate) async fn run(args: DiscardArgs, output: &Output) -> Result<(), Failure> {
     let (mut listed, mut given_up) = (0, 0);
@@ -43,7 +44,8 @@ pub(crate) async fn run(args: DiscardArgs, output: &Output) -> Result<(), Failur
         (true, _) => output.tell(&format!("{} would be discarded", events(listed))),
         (false, 0) => output.tell("nothing of it waits: nothing was discarded"),
         (false, _) => output.tell(&format!(
-            "{given_up} deliveries discarded; `whrelay replay` brings an event back"
+            "{} discarded; `whrelay replay` brings an event back",
+            deliveries(given_up)
         )),
     }
     Ok(())

@@ -14,11 +14,11 @@ use whrelay_agent::lines::{AttemptLine, ContentLine, EventLine, GroupLine, Line}
 
 use crate::agents::{self, Door};
 use crate::args::{EventListArgs, EventsArgs, EventsCommand, ExportArgs, ExportFormat, ShowArgs};
-use crate::commands::replay::{default_manner, events as events_of};
+use crate::commands::replay::default_manner;
 use crate::failure::{Code, Failure};
 use crate::output::{Output, create_private};
 use crate::paths::Paths;
-use crate::text::{Writer, shown};
+use crate::text::{Writer, events as events_of, shown};
 
 pub(crate) async fn run(args: EventsArgs, output: &Output) -> Result<(), Failure> {
     match args.command {

@@ -115,6 +115,10 @@ impl Job {
             )
             .hint("give it with --token-file or WHRELAY_TOKEN")
         })?;
+        if self.choice.bind.is_some() {
+            let why = format!("--bind is for an embedded forwarder: events come from {forwarder}");
+            tell(Line::warning(why));
+        }
         let dir = paths.agent(Some(&forwarder), &self.bucket, &self.name);
         let store = agents::open_to_listen(&dir, self.retention).await?;
         let config = self.config(forwarder, token, dir);

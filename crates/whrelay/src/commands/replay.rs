@@ -18,6 +18,7 @@ use crate::args::ReplayArgs;
 use crate::commands::which;
 use crate::failure::{Code, Failure};
 use crate::output::Output;
+use crate::text::{deliveries, events};
 
 /// The manner of an agent that delivers nothing: for commands that only read.
 pub(crate) fn default_manner() -> Manner {
@@ -67,7 +68,7 @@ pub(crate) async fn run(args: ReplayArgs, output: &Output) -> Result<(), Failure
     if args.which.dry_run {
         output.tell(&format!("{} would be delivered again", events(listed)));
     } else if args.which.ids.is_empty() {
-        output.tell(&format!("{begun} deliveries begun again"));
+        output.tell(&format!("{} begun again", deliveries(begun)));
     }
     if args.wait && sent < begun {
         let missed = begun - sent;
@@ -105,14 +106,6 @@ async fn somebody_delivers(dir: &Path, which: &Which) -> Result<(), Failure> {
                 .hint("start `whrelay listen`, name a target with --to, or leave --wait away"),
         ),
         false => Ok(()),
-    }
-}
-
-/// A number of events, in words.
-pub(crate) fn events(count: u64) -> String {
-    match count {
-        1 => "1 event".to_owned(),
-        _ => format!("{count} events"),
     }
 }
 

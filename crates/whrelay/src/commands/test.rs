@@ -19,11 +19,12 @@ use whrelay_delivery::Trust;
 
 use crate::args::{Matcher, TestArgs};
 use crate::commands::listen::Job;
-use crate::commands::replay::{default_manner, events};
+use crate::commands::replay::default_manner;
 use crate::failure::{Code, Failure};
 use crate::output::Output;
 use crate::paths::{Paths, Scratch};
 use crate::shutdown;
+use crate::text::events;
 
 pub(crate) async fn run(args: TestArgs, output: &Output) -> Result<(), Failure> {
     let scratch = Scratch::new("test")?;

@@ -10,7 +10,7 @@ use super::Check;
 use crate::agents;
 use crate::args::DoctorArgs;
 use crate::embedded::store_options;
-use crate::text::size;
+use crate::text::{deliveries as deliveries_of, events as events_of, size};
 
 const PURPOSE: &str = "doctor";
 /// Lost events that are named one by one.
@@ -96,14 +96,18 @@ fn told(census: &Census) -> String {
         others,
         damaged_others,
     } = census;
-    let mut text = format!("{events} events, {others} deliveries and attempts whole");
+    let mut text = format!(
+        "{}, {others} deliveries and attempts whole",
+        events_of(*events)
+    );
     if !census.is_whole() {
         text += &format!(
-            ", {damaged_events} events and {damaged_others} deliveries or attempts damaged"
+            ", {} and {damaged_others} deliveries or attempts damaged",
+            events_of(*damaged_events)
         );
     }
     if *lost_events > 0 {
-        text += &format!(", {lost_events} events lost before");
+        text += &format!(", {} lost before", events_of(*lost_events));
     }
     text
 }
@@ -118,9 +122,13 @@ fn saved_text(saved: &Salvaged) -> String {
         lost,
         kept,
     } = saved;
-    let mut text = format!("saved {events} events, {deliveries} deliveries, {attempts} attempts");
+    let mut text = format!(
+        "saved {}, {}, {attempts} attempts",
+        events_of(*events),
+        deliveries_of(*deliveries)
+    );
     if *begun_again > 0 {
-        text += &format!(", {begun_again} events are delivered again");
+        text += &format!(", {} begun again", events_of(*begun_again));
     }
     if !lost.is_empty() {
         let places = lost
