@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test panics where it has to fail")]
 
 mod commands;
+mod company;
 mod interactive;
 mod retention;
 mod tls;

@@ -219,7 +219,11 @@ async fn what_an_agent_asks_for_again_is_kept_until_it_has_it() {
         send(&url, format!("{n}")).await;
     }
     let bucket = relay.store.buckets().unwrap().remove(0);
-    relay.store.ack(bucket.id, "laptop", Seq(5)).await.unwrap();
+    relay
+        .store
+        .ack(bucket.id, "laptop", Seq(5), || true)
+        .await
+        .unwrap();
     let resume = Some(Resume {
         forwarder: relay.store.id().to_owned(),
         seq: 2,

@@ -8,7 +8,7 @@ use whrelay_core::bucket::{Bucket, Seq};
 use whrelay_core::delivery::{Attempt, DeadReason, Delivery, State};
 use whrelay_core::time::Timestamp;
 use whrelay_proto::frame::Welcome;
-use whrelay_store::{Begin, Search, Store, StoreError};
+use whrelay_store::{Begin, Search, Store, StoreError, persist};
 
 use crate::lines::Line;
 
@@ -72,7 +72,8 @@ impl Catching {
                     given_up.extend(given_up_at(store, bucket, seq, now)?);
                 }
             }
-            passed += store.give_up(given_up).await?.len() as u64;
+            let give_up = || store.give_up(given_up.clone());
+            passed += persist(give_up).await?.len() as u64;
         }
     }
 }

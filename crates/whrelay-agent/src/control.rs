@@ -33,6 +33,8 @@ const FILE: &str = "control.json";
 const WAITING_PIECES: usize = 64;
 /// How long a stale notice may hold a command up.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long an agent may take to begin its answer: one that is stopped takes connections, too.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 
 /// What can be asked of an agent.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -323,6 +325,25 @@ impl Door {
     }
 }
 
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Unanswered {
+    /// Nobody is there any more.
+    #[error("the agent has just stopped")]
+    Gone,
+    /// It takes connections, and says nothing.
+    #[error("the agent does not answer: process {0} may be stopped")]
+    Silent(u32),
+    /// It answers something else: it is another program, or of another version.
+    #[error("the agent does not understand: process {pid} answers {status}")]
+    Refused {
+        /// Its process, as it said when it started.
+        pid: u32,
+        /// What it answers.
+        status: StatusCode,
+    },
+}
+
 /// The way to a running agent.
 pub struct Client {
     notice: Notice,
@@ -341,13 +362,23 @@ impl Client {
         Some(Self { notice, http })
     }
 
-    /// Asks, and answers with the pieces as they come. `None` where nobody is there any more.
-    pub async fn ask(&self, ask: &Ask) -> Option<mpsc::Receiver<Piece>> {
+    /// Asks, and answers with the pieces as they come.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub async fn ask(&self, ask: &Ask) -> Result<mpsc::Receiver<Piece>, Unanswered> {
+        let pid = self.notice.pid;
         let request = self
             .http
             .post(format!("http://{}/v1/ask", self.notice.address));
         let request = request.bearer_auth(&self.notice.token).json(ask);
-        let response = request.send().await.ok()?.error_for_status().ok()?;
+        let response = tokio::time::timeout(ANSWERS_WITHIN, request.send()).await;
+        let response = response.map_err(|_| Unanswered::Silent(pid))?;
+        let response = response.map_err(|_| Unanswered::Gone)?;
+        let status = response.status();
+        if !status.is_success() {
+            return Err(Unanswered::Refused { pid, status });
+        }
         let (pieces, coming) = mpsc::channel(WAITING_PIECES);
         tokio::spawn(async move {
             if let Err(why) = read_pieces(response, &pieces).await {
@@ -359,7 +390,7 @@ impl Client {
                 let _ = pieces.send(Piece::Line(Box::new(line))).await;
             }
         });
-        Some(coming)
+        Ok(coming)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tokio_util::sync::CancellationToken;
 use whrelay_core::bucket::Seq;
 use whrelay_core::limits;
 use whrelay_proto::frame::WireEvent;
@@ -19,6 +20,8 @@ pub(crate) struct Intake {
     events: Vec<NewEvent>,
     /// Their places at the forwarder.
     places: Vec<u64>,
+    /// Their bytes.
+    sizes: Vec<u64>,
     /// What is told of each; nothing of one that is passed over.
     lines: Vec<Option<ReceivedLine>>,
     /// The place that all of them together reach.
@@ -33,6 +36,7 @@ impl Intake {
             forwarder: forwarder.to_owned(),
             events: Vec::new(),
             places: Vec::new(),
+            sizes: Vec::new(),
             lines: Vec::new(),
             reached: 0,
         }
@@ -42,7 +46,7 @@ impl Intake {
     pub(crate) fn add(&mut self, events: Vec<WireEvent>, upto: u64) {
         let (lanes, routes) = (&self.lanes, self.lanes.routes());
         for event in events {
-            let place = event.seq;
+            let (place, size) = (event.seq, event.size());
             let event = event.into_event(lanes.bucket.name.clone());
             let cut = &self.catching.cut;
             let passed_over = cut.passes_over(&self.forwarder, place, event.received_at);
@@ -55,6 +59,7 @@ impl Intake {
             let line = (!passed_over).then(|| ReceivedLine::new(&event));
             self.lines.push(line);
             self.places.push(place);
+            self.sizes.push(size);
             self.events.push(NewEvent { event, deliveries });
         }
         self.reached = upto;
@@ -65,8 +70,8 @@ impl Intake {
     ///
     /// A full disk withholds the ack, and with it the forwarder's credit, until there is space again: the
     /// forwarder keeps what is not on this disk. Space for some is not space for all, so that parts grow
-    /// smaller until one fits.
-    pub(crate) async fn store(mut self) -> Result<u64, StoreError> {
+    /// smaller until one fits. Once the session is over, nothing is tried again.
+    pub(crate) async fn store(mut self, over: CancellationToken) -> Result<u64, StoreError> {
         let (mut done, mut at_once) = (0, self.events.len());
         loop {
             let end = self.part(done, at_once);
@@ -77,7 +82,10 @@ impl Intake {
                         self.lanes.set_refuses(Some(error.to_string()));
                         at_once = ((end - done) / 2).max(1);
                     }
-                    tokio::time::sleep(limits::REOPEN_EVERY).await;
+                    tokio::select! {
+                        () = over.cancelled() => return Err(error),
+                        () = tokio::time::sleep(limits::REOPEN_EVERY) => {}
+                    }
                 }
                 settled => {
                     self.tell(done, &settled?);
@@ -94,11 +102,8 @@ impl Intake {
     /// Where a part ends that begins there: so many events at most, and no more bytes than one commit is to
     /// hold others up for.
     fn part(&self, done: usize, at_once: usize) -> usize {
-        let bodies = self.events[done..]
-            .iter()
-            .map(|new| new.event.request.body.len());
-        let sums = bodies.scan(0, |sum, body| {
-            *sum += body;
+        let sums = self.sizes[done..].iter().scan(0, |sum, size| {
+            *sum += size;
             Some(*sum)
         });
         let fit = sums.take_while(|sum| *sum <= limits::APPEND_BYTES).count();

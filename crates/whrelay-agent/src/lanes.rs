@@ -14,7 +14,7 @@ use whrelay_core::id::DeliveryId;
 use whrelay_core::route::{self, Prefix, Route};
 use whrelay_core::target::Target;
 use whrelay_delivery::{Client, Clock, Destination, Engine, Notice};
-use whrelay_store::{NewDelivery, Store, StoreError};
+use whrelay_store::{NewDelivery, Store, StoreError, persist};
 
 use crate::error::AgentError;
 use crate::lines::{AttemptLine, Line};
@@ -86,22 +86,21 @@ impl Lanes {
         let aside = self.waiting_aside().await?;
         let kept: Vec<_> = aside.iter().map(|(id, _)| *id).collect();
         if let [Route { target: only, .. }] = routes {
-            let id = self
-                .store
-                .ensure_destination(self.bucket.id, &only.to_string())
-                .await?;
-            let adopted = self.store.adopt(self.bucket.id, id, &kept).await?;
+            let (store, bucket) = (&self.store, self.bucket.id);
+            let id = persist(|| self.number(only)).await?;
+            let adopted = persist(|| store.adopt(bucket, id, &kept)).await?;
             if adopted > 0 {
                 let message =
                     format!("what waits for earlier targets goes to {only} now: {adopted}");
                 (self.tell)(Line::warning(message));
             }
         }
-        for (_, target) in &aside {
-            self.serve(target).await?;
+        for (id, target) in &aside {
+            self.serve(*id, target)?;
         }
         for Route { prefix, target } in routes {
-            let id = self.serve(target).await?;
+            let id = persist(|| self.number(target)).await?;
+            self.serve(id, target)?;
             let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
             let same = served.iter_mut().filter(|served| served.id == id);
             same.for_each(|served| served.prefixes.push(prefix.clone()));
@@ -120,7 +119,15 @@ impl Lanes {
             aside.push(target.clone());
             self.set_aside(&aside).await?;
         }
-        self.serve(target).await
+        let id = self.number(target).await?;
+        self.serve(id, target)?;
+        Ok(id)
+    }
+
+    /// The number of a target in the store.
+    async fn number(&self, target: &Target) -> Result<DestinationId, StoreError> {
+        let (bucket, name) = (self.bucket.id, target.to_string());
+        self.store.ensure_destination(bucket, &name).await
     }
 
     /// The targets that replays were sent to by name and for which something waits. Others are forgotten.
@@ -139,7 +146,7 @@ impl Lanes {
         }
         if waiting.len() < aside.len() {
             let left: Vec<_> = waiting.iter().map(|(_, target)| target.clone()).collect();
-            self.set_aside(&left).await?;
+            persist(|| self.set_aside(&left)).await?;
         }
         Ok(waiting)
     }
@@ -179,14 +186,10 @@ impl Lanes {
     }
 
     /// Delivers to a target, from now on and once.
-    pub(crate) async fn serve(&self, target: &Target) -> Result<DestinationId, AgentError> {
-        let id = self
-            .store
-            .ensure_destination(self.bucket.id, &target.to_string())
-            .await?;
+    fn serve(&self, id: DestinationId, target: &Target) -> Result<(), AgentError> {
         let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
         if served.iter().any(|served| served.id == id) {
-            return Ok(id);
+            return Ok(());
         }
         let engine = Arc::new(self.engine(id, target)?);
         served.push(Served {
@@ -203,7 +206,7 @@ impl Lanes {
                 broken.send_replace(Some(error));
             }
         });
-        Ok(id)
+        Ok(())
     }
 
     fn engine(&self, id: DestinationId, target: &Target) -> Result<Engine, AgentError> {

@@ -27,13 +27,14 @@ use url::Url;
 use whrelay_core::backlog::Backlog;
 use whrelay_core::bucket::{BucketKey, BucketName};
 use whrelay_core::dispatch::Order;
+use whrelay_core::limits;
 use whrelay_core::pace::Rate;
 use whrelay_core::retention::Retention;
 use whrelay_core::retry::RetryPolicy;
 use whrelay_core::route::Route;
 use whrelay_core::token::Token;
 use whrelay_delivery::{Fields, Trust};
-use whrelay_store::Store;
+use whrelay_store::{Store, persist};
 
 pub use answers::{Local, Offline};
 pub use error::{AgentError, chain};
@@ -60,6 +61,20 @@ pub struct Manner {
     pub fields: Fields,
     /// Which targets are believed to be who they say.
     pub trust: Trust,
+}
+
+impl Default for Manner {
+    fn default() -> Self {
+        Self {
+            policy: RetryPolicy::default(),
+            timeout: Duration::from_secs(30),
+            max_in_flight: limits::MAX_IN_FLIGHT,
+            rate: None,
+            order: Order::default(),
+            fields: Fields::default(),
+            trust: Trust::default(),
+        }
+    }
 }
 
 /// How an agent runs.
@@ -121,14 +136,15 @@ pub async fn run(
     };
     // An agent's own store has no input URL, so its bucket needs no secret.
     let key = BucketKey::from_text(config.bucket.as_str());
-    let (bucket, _) = store.ensure_bucket(&config.bucket, key).await?;
-    store
-        .set_note("forwarder", config.forwarder.as_str())
-        .await?;
-    store
-        .set_note("subscription", config.subscription.as_str())
-        .await?;
-    store.set_note("input", &input_url).await?;
+    let ensure = || store.ensure_bucket(&config.bucket, key.clone());
+    let (bucket, _) = persist(ensure).await?;
+    for (name, value) in [
+        ("forwarder", config.forwarder.as_str()),
+        ("subscription", config.subscription.as_str()),
+        ("input", &input_url),
+    ] {
+        persist(|| store.set_note(name, value)).await?;
+    }
 
     let ended = stop.child_token();
     let lanes = Lanes::new(

@@ -230,14 +230,37 @@ impl Link {
         failures: &mut u32,
         stop: &CancellationToken,
     ) -> Result<(), AgentError> {
+        self.greet(&live.welcome);
+        let (mut appending, over) = (None, CancellationToken::new());
+        let ended = self.talk(live, failures, stop, &mut appending, &over).await;
+        // What is being stored is told of as well, since nobody sends it again. Its ack goes with the next
+        // hello.
+        over.cancel();
+        match appending {
+            Some(appending) => match appending.await {
+                Err(error) if !error.is_retryable() => Err(error.into()),
+                Ok(_) | Err(_) => ended,
+            },
+            None => ended,
+        }
+    }
+
+    /// Takes what comes, until the session ends. What is being stored then is left in `appending`, and goes
+    /// on until `over`.
+    async fn talk(
+        &self,
+        live: Live,
+        failures: &mut u32,
+        stop: &CancellationToken,
+        appending: &mut Option<Appending>,
+        over: &CancellationToken,
+    ) -> Result<(), AgentError> {
         let Live {
             mut socket,
             mut session,
             welcome,
         } = live;
-        self.greet(&welcome);
         let mut waiting: VecDeque<(Vec<WireEvent>, u64)> = VecDeque::new();
-        let mut appending: Option<Appending> = None;
         let mut liveness = Liveness::new(Instant::now());
         let (jumps, began) = (self.lanes.clock.jumps(), Instant::now());
         loop {
@@ -245,7 +268,7 @@ impl Link {
                 *failures = 0;
             }
             if appending.is_none() && !waiting.is_empty() {
-                appending = Some(self.append(&welcome.forwarder, &mut waiting));
+                *appending = Some(self.append(&welcome.forwarder, &mut waiting, over));
             }
             if self.lanes.clock.jumps() != jumps {
                 return Err(self.lost("the clock jumped: the machine may have slept"));
@@ -272,7 +295,7 @@ impl Link {
                         Some(AgentAction::Welcomed(_)) | None => {}
                     }
                 }
-                appended = finished(&mut appending) => {
+                appended = finished(appending) => {
                     if let Some(ack) = session.persisted(appended?) {
                         *failures = 0;
                         self.send(&mut socket, Message::Binary(codec::encode(ack))).await?;
@@ -304,13 +327,18 @@ impl Link {
     }
 
     /// Puts what waits on disk.
-    fn append(&self, forwarder: &str, waiting: &mut VecDeque<(Vec<WireEvent>, u64)>) -> Appending {
+    fn append(
+        &self,
+        forwarder: &str,
+        waiting: &mut VecDeque<(Vec<WireEvent>, u64)>,
+        over: &CancellationToken,
+    ) -> Appending {
         let (lanes, catching) = (Arc::clone(&self.lanes), Arc::clone(&self.catching));
         let mut intake = Intake::new(lanes, catching, forwarder);
         for (events, upto) in waiting.drain(..) {
             intake.add(events, upto);
         }
-        Box::pin(intake.store())
+        Box::pin(intake.store(over.clone()))
     }
 
     async fn on_message(

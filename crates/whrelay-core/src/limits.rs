@@ -36,7 +36,7 @@ pub const MAX_FRAME: usize = MAX_BODY + 4 * MAX_HEAD;
 pub const MAX_AGENT_FRAME: usize = 64 * 1024;
 /// Credit of a new agent session: events sent to it and not yet receipted.
 pub const WINDOW_EVENTS: u32 = 4096;
-/// Credit of a new agent session, in body bytes.
+/// Credit of a new agent session, in bytes, heads included.
 pub const WINDOW_BYTES: u64 = 32 * 1024 * 1024;
 /// How often each side of a tunnel pings.
 pub const PING_EVERY: Duration = Duration::from_secs(10);
@@ -100,8 +100,9 @@ pub const MAX_WAITING_BYTES: usize = 256 * 1024 * 1024;
 pub const MAX_GROUP: usize = 1024;
 /// Body bytes after which a commit takes no further operation.
 pub const MAX_GROUP_BYTES: usize = 32 * 1024 * 1024;
-/// Body bytes that an agent stores in one commit: one that finds no space leaves as much behind in the file.
-pub const APPEND_BYTES: usize = 4 * 1024 * 1024;
+/// Bytes of events that an agent stores in one commit: one that finds no space leaves as much behind in the
+/// file.
+pub const APPEND_BYTES: u64 = 4 * 1024 * 1024;
 /// Space that a store keeps back for delivering and recording while its disk is full, in bytes.
 pub const RESERVE: u64 = 4 * 1024 * 1024;
 /// How often a store that does without its reserve looks whether the disk has space for one.

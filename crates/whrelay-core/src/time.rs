@@ -97,7 +97,8 @@ pub struct Moment {
 #[derive(Clone, Debug)]
 pub struct TwoClocks {
     wall_at_start: Timestamp,
-    /// What jumps forward have added.
+    /// What jumps forward have added: never more than brings the time up to the wall clock, or one that was
+    /// set back and right again would have skipped an hour that nobody slept.
     skipped: Duration,
     /// Wall minus monotonic, at the last reading.
     offset: i64,
@@ -122,9 +123,9 @@ impl TwoClocks {
         if jump.unsigned_abs() >= limits::JUMP.as_micros() as u64 {
             self.offset = offset;
             self.jumps += 1;
-            if let Ok(forward) = u64::try_from(jump) {
-                self.skipped = self.skipped.saturating_add(Duration::from_micros(forward));
-            }
+            let ahead = offset.saturating_sub(self.wall_at_start.0);
+            let ahead = Duration::from_micros(u64::try_from(ahead).unwrap_or(0));
+            self.skipped = self.skipped.max(ahead);
         }
         let certain = self.wall_at_start.after(elapsed);
         Moment {
@@ -185,6 +186,18 @@ mod tests {
         let after = clocks.read(start, HOUR + Duration::from_secs(1));
         assert_eq!(after.now, before.now.after(Duration::from_secs(1)));
         assert_eq!(clocks.jumps(), 1);
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_and_right_again_has_skipped_nothing() {
+        let start = Timestamp::from_micros(1_000_000_000_000);
+        let mut clocks = TwoClocks::new(start);
+        clocks.read(start.before(HOUR), Duration::ZERO);
+        let right = clocks.read(start.after(HOUR), HOUR);
+        assert_eq!(right.now, start.after(HOUR));
+        let woken = clocks.read(start.after(3 * HOUR), HOUR);
+        assert_eq!(woken.now, start.after(3 * HOUR), "sleep still counts");
+        assert_eq!(clocks.jumps(), 3);
     }
 
     #[test]

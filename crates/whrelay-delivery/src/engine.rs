@@ -20,7 +20,7 @@ use whrelay_core::outcome::Outcome;
 use whrelay_core::pace::Rate;
 use whrelay_core::retry::{DeliveryHistory, Jitter, RetryPolicy, Verdict, decide};
 use whrelay_core::time::Timestamp;
-use whrelay_store::{DueScan, Head, Store, StoreError};
+use whrelay_store::{DueScan, Head, Store, StoreError, persist};
 
 use crate::clock::Clock;
 use crate::http::{Client, Reply};
@@ -213,7 +213,7 @@ impl Engine {
         } = &self.destination;
         if *order == Order::Fifo {
             let start = || async { self.store.line_start(bucket.id, *id) };
-            let start = self.persist(start).await?;
+            let start = persist(start).await?;
             self.line.store(start.0, Ordering::Relaxed);
         }
         Ok(())
@@ -252,16 +252,11 @@ impl Engine {
             return Ok(None);
         }
         let from = Seq(self.line.load(Ordering::Relaxed));
-        let head = self.store.head(bucket.id, *id, from)?;
-        if let Some(head) = head {
-            // Unless the line begins anew meanwhile.
-            let (Ok(_) | Err(_)) = self.line.compare_exchange(
-                from.0,
-                head.key.seq.0,
-                Ordering::Relaxed,
-                Ordering::Relaxed,
-            );
-        }
+        let (head, start) = self.store.head(bucket.id, *id, from)?;
+        // Unless the line begins anew meanwhile.
+        let (Ok(_) | Err(_)) =
+            self.line
+                .compare_exchange(from.0, start.0, Ordering::Relaxed, Ordering::Relaxed);
         Ok(head)
     }
 
@@ -327,8 +322,7 @@ impl Engine {
 
     async fn release(&self) -> Result<u64, StoreError> {
         let now = self.clock.now();
-        self.persist(|| self.store.release(self.destination.id, now))
-            .await
+        persist(|| self.store.release(self.destination.id, now)).await
     }
 
     /// Looks once for what damage has taken from the indexes, while deliveries go on.
@@ -353,22 +347,6 @@ impl Engine {
         }
     }
 
-    /// Repeats a write until it is on disk: a full disk delays, and loses nothing.
-    async fn persist<T, F>(&self, mut write: impl FnMut() -> F) -> Result<T, StoreError>
-    where
-        F: Future<Output = Result<T, StoreError>>,
-    {
-        loop {
-            match write().await {
-                Err(error) if error.is_retryable() => {
-                    tracing::warn!(%error, "a write is repeated");
-                    tokio::time::sleep(limits::REOPEN_EVERY).await;
-                }
-                settled => return settled,
-            }
-        }
-    }
-
     async fn attempt(&self, key: DeliveryKey) -> Result<Finished, StoreError> {
         let loaded = match self.load(key) {
             Ok(loaded) => loaded,
@@ -380,7 +358,7 @@ impl Engine {
             }
         };
         let Some((delivery, event)) = loaded else {
-            self.persist(|| self.store.forget(key)).await?;
+            persist(|| self.store.forget(key)).await?;
             return Ok(Finished { key, outcome: None });
         };
         let outcome = match delivery.step(self.clock.moment().certain) {
@@ -498,7 +476,7 @@ impl Engine {
             phase: delivery.phase,
             verdict,
         };
-        self.persist(|| self.store.record(attempt.clone())).await?;
+        persist(|| self.store.record(attempt.clone())).await?;
         (self.notify)(Notice::Attempt(Box::new(attempt)));
         Ok(())
     }
@@ -506,8 +484,7 @@ impl Engine {
     async fn quarantine(&self, key: DeliveryKey, what: &str) -> Result<Finished, StoreError> {
         tracing::error!(%what, "set aside");
         let now = self.clock.now();
-        self.persist(|| self.store.quarantine(&self.destination.bucket, key, now))
-            .await?;
+        persist(|| self.store.quarantine(&self.destination.bucket, key, now)).await?;
         (self.notify)(Notice::Quarantined(key));
         Ok(Finished { key, outcome: None })
     }

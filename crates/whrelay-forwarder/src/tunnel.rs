@@ -5,8 +5,8 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::extract::State;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -22,11 +22,14 @@ use whrelay_store::{StoreError, StoredEvent};
 
 use crate::Shared;
 use crate::access;
+use crate::hub::Lease;
 use crate::problem::Problem;
+use crate::serve::Seat;
 
 /// `GET /v1/tunnel`
 pub(crate) async fn open(
     State(shared): State<Arc<Shared>>,
+    Extension(seat): Extension<Arc<Seat>>,
     headers: HeaderMap,
     upgrade: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
 ) -> Result<Response, Problem> {
@@ -54,6 +57,7 @@ pub(crate) async fn open(
         let mut tunnel = Tunnel {
             socket,
             session: ForwarderSession::default(),
+            seat,
         };
         if let Err(end) = tunnel.run(&shared).await {
             tunnel.finish(end).await;
@@ -78,8 +82,10 @@ impl From<StoreError> for End {
 struct Tunnel {
     socket: WebSocket,
     session: ForwarderSession,
+    seat: Arc<Seat>,
 }
 
+/// What a session is of.
 struct Subscription {
     bucket: Arc<Bucket>,
     name: String,
@@ -89,8 +95,11 @@ impl Tunnel {
     async fn run(&mut self, shared: &Arc<Shared>) -> Result<(), End> {
         let hello = timeout(limits::HELLO_TIMEOUT, self.hello()).await;
         let hello = hello.unwrap_or(Err(End::Gone("no hello in time")))?;
-        let subscription = self.subscribe(shared, hello).await?;
+        let subscription = subscribe(shared, &hello)?;
+        // Before its place is read: what another session says of it no longer counts.
         let lease = shared.hub.lease(subscription.bucket.id, &subscription.name);
+        let start = self.welcome(shared, &subscription, hello).await?;
+        self.record_ack(shared, &subscription, &lease, start);
         let mut wakes = shared.hub.wakes(subscription.bucket.id);
         let mut liveness = Liveness::new(Instant::now());
         loop {
@@ -123,7 +132,7 @@ impl Tunnel {
                 message = self.socket.recv() => {
                     liveness.heard(Instant::now());
                     if let Some(ForwarderAction::Acked(upto)) = self.on_message(message).await? {
-                        record_ack(shared, &subscription, Seq(upto));
+                        self.record_ack(shared, &subscription, &lease, Seq(upto));
                     }
                 }
                 Ok(()) = wakes.changed(), if !more => {}
@@ -143,19 +152,15 @@ impl Tunnel {
         }
     }
 
-    /// Finds where the agent goes on, and welcomes it.
-    async fn subscribe(&mut self, shared: &Arc<Shared>, hello: Hello) -> Result<Subscription, End> {
-        let unknown = || {
-            let text = format!("there is no bucket `{}` here", hello.bucket.escape_debug());
-            End::Refuse(RefusedCode::UnknownBucket, text)
-        };
-        let name = hello.bucket.parse().map_err(|_| unknown())?;
-        let bucket = shared.registry.by_name(&name).ok_or_else(unknown)?;
-        let subscription = BucketName::from_str(&hello.subscription);
-        let subscription = subscription
-            .map_err(|e| End::Refuse(RefusedCode::UnknownBucket, e.to_string()))?
-            .to_string();
-        let acked = shared.store.acked(bucket.id, &subscription)?;
+    /// Finds where the agent goes on, and welcomes it. Answers with that place.
+    async fn welcome(
+        &mut self,
+        shared: &Arc<Shared>,
+        subscription: &Subscription,
+        hello: Hello,
+    ) -> Result<Seq, End> {
+        let Subscription { bucket, name } = subscription;
+        let acked = shared.store.acked(bucket.id, name)?;
         let last = shared.store.last_seq(bucket.id)?;
         let resume = hello
             .resume
@@ -165,10 +170,10 @@ impl Tunnel {
         let start = start.max(shared.store.removed_upto(bucket.id)?);
         if start < acked {
             // From now on retention keeps what it asks for again.
-            let back = shared.store.take_back(bucket.id, &subscription, start);
+            let back = shared.store.take_back(bucket.id, name, start);
             back.await?;
         }
-        let oldest = shared.store.read_after(&bucket, start, 1, 0)?;
+        let oldest = shared.store.read_after(bucket, start, 1, 0)?;
         let oldest = oldest.events.first().map(|first| first.event.received_at);
         let welcome = Welcome {
             version: NEWEST_VERSION,
@@ -180,19 +185,35 @@ impl Tunnel {
         };
         tracing::info!(
             bucket = %bucket.name,
-            %subscription,
+            subscription = %name,
             agent = %hello.agent.escape_debug(),
             waiting = welcome.waiting,
             "agent connected"
         );
         let frame = self.session.start(welcome);
         self.send(Message::Binary(codec::encode(frame))).await?;
-        let subscription = Subscription {
-            bucket,
-            name: subscription,
-        };
-        record_ack(shared, &subscription, start);
-        Ok(subscription)
+        Ok(start)
+    }
+
+    /// Records an ack while the tunnel goes on. One that is not recorded is made up for by the next
+    /// one, or by the agent's next hello.
+    fn record_ack(
+        &self,
+        shared: &Arc<Shared>,
+        subscription: &Subscription,
+        lease: &Lease<'_>,
+        upto: Seq,
+    ) {
+        let (shared, bucket) = (Arc::clone(shared), subscription.bucket.id);
+        let (name, seat) = (subscription.name.clone(), Arc::clone(&self.seat));
+        let replaced = lease.replaced.clone();
+        tokio::spawn(async move {
+            let speaks = move || !replaced.is_cancelled();
+            if let Err(error) = shared.store.ack(bucket, &name, upto, speaks).await {
+                tracing::warn!(%error, "an ack was not recorded");
+            }
+            drop(seat);
+        });
     }
 
     /// Sends one batch, if there is credit and something to send. Says whether there may be more.
@@ -294,14 +315,18 @@ fn message_len(message: &Message) -> u64 {
     }
 }
 
-/// Records an ack while the tunnel goes on. One that is not recorded is made up for by the next
-/// one, or by the agent's next hello.
-fn record_ack(shared: &Arc<Shared>, subscription: &Subscription, upto: Seq) {
-    let (shared, bucket) = (Arc::clone(shared), subscription.bucket.id);
-    let name = subscription.name.clone();
-    tokio::spawn(async move {
-        if let Err(error) = shared.store.ack(bucket, &name, upto).await {
-            tracing::warn!(%error, "an ack was not recorded");
-        }
-    });
+/// What an agent wants to be the session of.
+fn subscribe(shared: &Shared, hello: &Hello) -> Result<Subscription, End> {
+    let unknown = || {
+        let text = format!("there is no bucket `{}` here", hello.bucket.escape_debug());
+        End::Refuse(RefusedCode::UnknownBucket, text)
+    };
+    let name = hello.bucket.parse().map_err(|_| unknown())?;
+    let bucket = shared.registry.by_name(&name).ok_or_else(unknown)?;
+    let name = BucketName::from_str(&hello.subscription);
+    let name = name.map_err(|e| End::Refuse(RefusedCode::UnknownBucket, e.to_string()))?;
+    Ok(Subscription {
+        bucket,
+        name: name.to_string(),
+    })
 }

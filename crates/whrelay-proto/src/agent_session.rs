@@ -89,11 +89,7 @@ impl AgentSession {
                 },
             ) => {
                 check_order(*received, &batch)?;
-                let bytes = batch
-                    .events
-                    .iter()
-                    .map(|event| event.body.len() as u64)
-                    .sum();
+                let bytes = batch.events.iter().map(WireEvent::size).sum();
                 pending.push((batch.upto, batch.events.len(), bytes));
                 check_window(pending)?;
                 *received = batch.upto;
@@ -157,7 +153,8 @@ fn check_order(received: u64, batch: &Events) -> Result<(), ProtocolError> {
 /// What no forwarder of ours would have let in.
 fn check_head(head: &EventHead) -> Result<(), ProtocolError> {
     let rooted = head.tail.is_empty() || head.tail.starts_with('/');
-    if !rooted || head.headers.len() > limits::MAX_HEADERS {
+    let large = head.headers.len() > limits::MAX_HEADERS || head.size() > limits::MAX_HEAD;
+    if !rooted || large {
         return Err(ProtocolError::Malformed(
             "an event that no input would accept".into(),
         ));
@@ -165,11 +162,11 @@ fn check_head(head: &EventHead) -> Result<(), ProtocolError> {
     Ok(())
 }
 
-/// A batch may overshoot the window in bytes by its last event, never in events.
+/// What is sent may overshoot the window in bytes by its last event, never in events.
 fn check_window(pending: &[(u64, usize, u64)]) -> Result<(), ProtocolError> {
     let events: usize = pending.iter().map(|(_, events, _)| events).sum();
     let bytes: u64 = pending.iter().map(|(.., bytes)| bytes).sum();
-    let most = limits::WINDOW_BYTES + limits::MAX_BODY as u64;
+    let most = limits::WINDOW_BYTES + (limits::MAX_HEAD + limits::MAX_BODY) as u64;
     if events > limits::WINDOW_EVENTS as usize || bytes > most {
         return Err(ProtocolError::OverWindow);
     }

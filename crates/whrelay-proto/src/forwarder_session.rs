@@ -25,7 +25,7 @@ pub struct Room {
     pub after: u64,
     /// At most this many.
     pub events: usize,
-    /// Up to this many body bytes; the first event may be larger.
+    /// Up to this many bytes; the first event may be larger.
     pub bytes: usize,
 }
 
@@ -45,7 +45,7 @@ struct Flight {
     window_bytes: u64,
     acked: u64,
     sent: u64,
-    /// Batches sent and not acknowledged: where each ends, its events and its body bytes.
+    /// Batches sent and not acknowledged: where each ends, its events and its bytes.
     batches: VecDeque<(u64, usize, u64)>,
     events: usize,
     bytes: u64,
@@ -114,8 +114,8 @@ impl ForwarderSession {
         Frame::Welcome(welcome)
     }
 
-    /// What may be sent now: nothing before the welcome or without credit. One event larger than
-    /// the whole window may travel alone.
+    /// What may be sent now: nothing before the welcome or without credit. The last event that there is
+    /// credit for may be larger than what is left of it.
     pub fn room(&self) -> Option<Room> {
         let State::Live(flight) = &self.state else {
             return None;
@@ -139,7 +139,7 @@ impl ForwarderSession {
         let State::Live(flight) = &mut self.state else {
             return None;
         };
-        let bytes = events.iter().map(|event| event.body.len() as u64).sum();
+        let bytes = events.iter().map(WireEvent::size).sum();
         let after = std::mem::replace(&mut flight.sent, upto);
         flight.batches.push_back((upto, events.len(), bytes));
         flight.events += events.len();

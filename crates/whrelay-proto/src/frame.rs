@@ -154,6 +154,16 @@ pub struct EventHead {
     pub headers: Vec<WireHeader>,
 }
 
+impl EventHead {
+    /// Bytes of the request's head: method, path, query, and the names and values of its fields.
+    pub(crate) fn size(&self) -> usize {
+        let fields = self.headers.iter();
+        let fields: usize = fields.map(|field| field.0.len() + field.1.len()).sum();
+        let query = self.query.as_ref().map_or(0, String::len);
+        self.method.len() + self.tail.len() + query + fields
+    }
+}
+
 /// A header field: its value need not be UTF-8.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct WireHeader(pub String, #[serde(with = "serde_bytes")] pub Vec<u8>);
@@ -193,6 +203,11 @@ impl WireEvent {
             headers: headers.into_iter().map(wire).collect(),
         };
         Self { seq, head, body }
+    }
+
+    /// Bytes that it takes of a window: what its head says, and its body.
+    pub fn size(&self) -> u64 {
+        (self.head.size() + self.body.len()) as u64
     }
 
     /// The event, in the session's bucket.

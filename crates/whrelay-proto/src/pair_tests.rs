@@ -3,6 +3,7 @@
 
 use bytes::Bytes;
 use proptest::prelude::*;
+use whrelay_core::limits;
 
 use crate::frame::{Ack, EventHead, Events, Frame, Resume, Welcome, WireEvent};
 use crate::{AgentAction, AgentSession, ForwarderAction, ForwarderSession, ProtocolError, codec};
@@ -255,11 +256,50 @@ fn nothing_is_sent_beyond_the_credit() {
         sent = room.after + room.events as u64;
         forwarder.send(sent, (room.after + 1..=sent).map(event).collect());
     }
-    assert_eq!(sent, u64::from(whrelay_core::limits::WINDOW_EVENTS));
+    assert_eq!(sent, u64::from(limits::WINDOW_EVENTS));
     forwarder
         .on_frame(Frame::Ack(Ack { upto: sent }))
         .expect("a valid ack");
     assert!(forwarder.room().is_some(), "an ack gives credit back");
+}
+
+#[test]
+fn heads_count_like_bodies_and_a_larger_one_than_an_input_takes_is_refused() {
+    let with_query = |seq, length| {
+        let mut event = event(seq);
+        event.head.query = Some("q".repeat(length));
+        event
+    };
+    let (mut forwarder, mut agent) = (live(0), live_agent(0));
+    let mut sent = 0;
+    while forwarder.room().is_some() {
+        sent += 1;
+        let event = with_query(sent, limits::MAX_HEAD - 64);
+        let frame = forwarder.send(sent, vec![event]).expect("a session");
+        agent.on_frame(frame).expect("within the window");
+    }
+    let least = limits::WINDOW_BYTES / limits::MAX_HEAD as u64;
+    assert!((least..least + 2).contains(&sent), "{sent} events");
+
+    let batch = |events: Vec<WireEvent>| {
+        Frame::Events(Events {
+            after: 0,
+            upto: events.len() as u64,
+            events,
+        })
+    };
+    let most = 2 * least + (limits::MAX_BODY / limits::MAX_HEAD) as u64;
+    let many = (1..=most).map(|seq| with_query(seq, limits::MAX_HEAD - 64));
+    let refused = live_agent(0).on_frame(batch(many.collect()));
+    assert!(
+        matches!(refused, Err(ProtocolError::OverWindow)),
+        "{refused:?}"
+    );
+    let refused = live_agent(0).on_frame(batch(vec![with_query(1, limits::MAX_HEAD)]));
+    assert!(
+        matches!(refused, Err(ProtocolError::Malformed(_))),
+        "{refused:?}"
+    );
 }
 
 #[test]

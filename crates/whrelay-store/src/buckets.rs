@@ -21,13 +21,20 @@ impl Store {
         name: &BucketName,
         key: BucketKey,
     ) -> Result<(Bucket, bool), StoreError> {
+        // A look costs no commit, and a disk that is full could not take one.
+        let known = self.buckets()?;
+        if let Some(bucket) = known.into_iter().find(|bucket| bucket.name == *name) {
+            return Ok((bucket, false));
+        }
         let name = name.clone();
         self.write(256, move |tx: &mut Tx<'_>| {
-            let found = all_buckets(tx.seal, tx.buckets.open()?)?;
-            if let Some(bucket) = found.iter().find(|bucket| bucket.name == name) {
-                return Ok((bucket.clone(), false));
+            let all = all_buckets(tx.seal, tx.buckets.open()?)?;
+            if let Some(bucket) = all.into_iter().find(|bucket| bucket.name == name) {
+                return Ok((bucket, false));
             }
-            let id = BucketId(found.iter().map(|bucket| bucket.id.0).max().unwrap_or(0) + 1);
+            // One that is damaged keeps its number, and what is stored under it.
+            let last = tx.buckets.open()?.last()?.map_or(0, |(id, _)| id.value());
+            let id = BucketId(last + 1);
             let row = BucketRow {
                 name: name.to_string(),
                 key: key.expose().to_owned(),

@@ -80,15 +80,21 @@ impl Store {
         target: &str,
     ) -> Result<DestinationId, StoreError> {
         let target = target.to_owned();
+        let seal = self.seal;
+        let known = self.read(|tx| {
+            let all = all_destinations(seal, &tx.open_table(DESTINATIONS)?)?;
+            Ok(number_of(&all, bucket, &target))
+        })?;
+        if let Some(id) = known {
+            return Ok(id);
+        }
         self.write(128, move |tx: &mut Tx<'_>| {
-            let seal = tx.seal;
             let table = tx.destinations.open()?;
-            let known = all_destinations(seal, table)?;
-            let same = |row: &DestinationRow| row.bucket == bucket.0 && row.target == target;
-            if let Some((id, _)) = known.iter().find(|(_, row)| same(row)) {
-                return Ok(*id);
+            if let Some(id) = number_of(&all_destinations(seal, table)?, bucket, &target) {
+                return Ok(id);
             }
-            let id = known.iter().map(|(id, _)| id.0).max().unwrap_or(0) + 1;
+            // One that is damaged keeps its number, and what waits for it.
+            let id = table.last()?.map_or(0, |(id, _)| id.value()) + 1;
             let row = DestinationRow {
                 bucket: bucket.0,
                 target,
@@ -206,7 +212,17 @@ impl Store {
     }
 }
 
-fn all_destinations(
+fn number_of(
+    all: &[(DestinationId, DestinationRow)],
+    bucket: BucketId,
+    target: &str,
+) -> Option<DestinationId> {
+    let same = |row: &DestinationRow| row.bucket == bucket.0 && row.target == target;
+    let found = all.iter().find(|(_, row)| same(row));
+    found.map(|(id, _)| *id)
+}
+
+pub(crate) fn all_destinations(
     seal: Seal,
     table: &impl ReadableTable<u32, &'static [u8]>,
 ) -> Result<Vec<(DestinationId, DestinationRow)>, StoreError> {

@@ -350,7 +350,7 @@ fn unpanicked<T>(read: impl FnOnce() -> Result<T, StoreError>) -> Result<T, Stor
 }
 
 /// Nothing rests on it, so that one which is damaged stops nobody.
-fn read_size(seal: Seal, database: &Database) -> Result<u64, StoreError> {
+pub(crate) fn read_size(seal: Seal, database: &Database) -> Result<u64, StoreError> {
     let table = begin_read(database)?.open_table(SEQUENCES)?;
     sequence(seal, &table, SIZE)
 }
@@ -504,12 +504,28 @@ impl Store {
         answer.await.map_err(|_| gone())?
     }
 
-    /// Reads one consistent state.
+    /// Reads one consistent state. Where the file is being made smaller, that is waited for.
     pub(crate) fn read<T>(
         &self,
         run: impl FnOnce(&ReadTransaction) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let database = self.shared.readable().ok_or(StoreError::Reopening)?;
+        self.read_from(self.shared.readable(), run)
+    }
+
+    /// The same for those that come again soon, of whom there may be very many: they never wait.
+    pub(crate) fn read_now<T>(
+        &self,
+        run: impl FnOnce(&ReadTransaction) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        self.read_from(self.shared.database(), run)
+    }
+
+    fn read_from<T>(
+        &self,
+        database: Option<Arc<Database>>,
+        run: impl FnOnce(&ReadTransaction) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let database = database.ok_or(StoreError::Reopening)?;
         let found = unpanicked(|| run(&begin_read(&database)?));
         if matches!(found, Err(StoreError::Reopening)) {
             // Where so much waits that there is no room for this, a write finds out instead.
@@ -536,6 +552,9 @@ impl Store {
     /// # Errors
     /// When it is not on disk.
     pub async fn set_note(&self, name: &str, value: &str) -> Result<(), StoreError> {
+        if self.note(name)?.as_deref() == Some(value) {
+            return Ok(());
+        }
         let (name, value) = (format!("note.{name}"), value.to_owned());
         let put = move |tx: &mut Tx<'_>| {
             tx.meta.open()?.insert(name.as_str(), value.as_bytes())?;

@@ -142,7 +142,7 @@ impl Store {
             damaged: Vec::new(),
         };
         let mut bytes = 0usize;
-        self.read(|tx| {
+        self.read_now(|tx| {
             let table = tx.open_table(EVENTS)?;
             let walk = Walk {
                 bucket: bucket.id,

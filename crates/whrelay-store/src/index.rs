@@ -7,18 +7,22 @@ use std::ops::{Bound, RangeInclusive};
 
 use redb::ReadableTable;
 use whrelay_core::bucket::{BucketId, Seq};
-use whrelay_core::delivery::{DeadReason, Delivery, DeliveryKey, DestinationId};
+use whrelay_core::delivery::{Attempt, DeadReason, Delivery, DeliveryKey, DestinationId};
 use whrelay_core::limits;
 use whrelay_core::time::Timestamp;
 
-use crate::deliveries::{Before, get, of_event, update};
+use crate::attempts;
+use crate::deliveries::{Before, all_destinations, get, update, whole_of_event};
 use crate::disk::Store;
 use crate::error::StoreError;
-use crate::tables::DUE;
+use crate::rows::EventRow;
+use crate::tables::{DUE, event_key};
 use crate::tx::Tx;
 
 /// Rows moved by one transaction where many move: between two, others get their turn.
 const CHUNK: usize = 1000;
+/// Rows looked at without a pause, where most of them stay.
+const LOOKED_AT: usize = 20_000;
 
 /// What is due at a destination.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -85,7 +89,7 @@ impl Store {
         max: usize,
     ) -> Result<DueScan, StoreError> {
         let (mut ready, mut next_at) = (Vec::new(), None);
-        self.read(|tx| {
+        self.read_now(|tx| {
             let table = tx.open_table(DUE)?;
             for lane in lanes {
                 let mut room = max;
@@ -129,17 +133,20 @@ impl Store {
         let mut released = 0;
         let mut from = *whole(destination).start();
         loop {
-            let (count, next) = self
-                .write(CHUNK * 64, move |tx: &mut Tx<'_>| {
-                    release_chunk(tx, destination, from, now)
-                })
-                .await?;
-            released += count;
+            let (rows, next) = self.read(|tx| {
+                let table = tx.open_table(DUE)?;
+                releasable(&table, from..=*whole(destination).end(), now)
+            })?;
+            if !rows.is_empty() {
+                let release = move |tx: &mut Tx<'_>| release_rows(tx, &rows, now);
+                released += self.write(CHUNK * 64, release).await?;
+            }
             match next {
                 // Rot can put rows in the wrong place: a walk that would turn back ends instead.
                 Some(next) if next > from => from = next,
                 Some(_) | None => return Ok(released),
             }
+            tokio::task::yield_now().await;
         }
     }
 
@@ -288,39 +295,55 @@ fn waiting_delivery(tx: &mut Tx<'_>, row: DueKey) -> Result<Option<Delivery>, St
     Ok(found)
 }
 
-fn release_chunk(
-    tx: &mut Tx<'_>,
-    destination: DestinationId,
-    from: DueKey,
+/// Some rows of what is released, and where to look on.
+fn releasable(
+    table: &impl ReadableTable<DueKey, u8>,
+    range: RangeInclusive<DueKey>,
     now: Timestamp,
-) -> Result<(u64, Option<DueKey>), StoreError> {
-    let longest = now.after(limits::MAX_RETRY_AFTER).as_micros();
-    let (mut rows, mut next) = (Vec::new(), None);
-    for entry in tx.due.open()?.range(from..=*whole(destination).end())? {
+) -> Result<(Vec<DueKey>, Option<DueKey>), StoreError> {
+    let mut rows = Vec::new();
+    for (n, entry) in table.range(range)?.enumerate() {
         let (row, wait) = entry?;
         let row = row.value();
-        if rows.len() == CHUNK {
-            next = Some(row);
-            break;
+        if rows.len() == CHUNK || n == LOOKED_AT {
+            return Ok((rows, Some(row)));
         }
-        let released = match Wait::read(wait.value()) {
-            Wait::Turn => row.1 > now.as_micros(),
-            Wait::Held => row.1 > longest,
-            Wait::Backoff => true,
-        };
-        if released {
+        if is_released(row, Wait::read(wait.value()), now) {
             rows.push(row);
         }
     }
-    let released = rows.len() as u64;
+    Ok((rows, None))
+}
+
+fn is_released(row: DueKey, wait: Wait, now: Timestamp) -> bool {
+    let longest = now.after(limits::MAX_RETRY_AFTER).as_micros();
+    match wait {
+        Wait::Turn => row.1 > now.as_micros(),
+        Wait::Held => row.1 > longest,
+        Wait::Backoff => true,
+    }
+}
+
+/// Makes deliveries due that wait as these rows say, and still do. Answers how many.
+fn release_rows(tx: &mut Tx<'_>, rows: &[DueKey], now: Timestamp) -> Result<u64, StoreError> {
+    let mut released = 0;
     for row in rows {
-        if let Some(mut delivery) = waiting_delivery(tx, row)? {
+        let wait = tx
+            .due
+            .open()?
+            .get(*row)?
+            .map(|wait| Wait::read(wait.value()));
+        if !wait.is_some_and(|wait| is_released(*row, wait, now)) {
+            continue;
+        }
+        if let Some(mut delivery) = waiting_delivery(tx, *row)? {
             let before = Before::of(&delivery);
             delivery.next_attempt_at = Some(delivery.created_at.min(now));
             update(tx, Some(before), &delivery, Wait::Turn)?;
+            released += 1;
         }
     }
-    Ok((released, next))
+    Ok(released)
 }
 
 /// Moves some deliveries; answers how many, and where to go on.
@@ -363,17 +386,46 @@ fn adopt_chunk(
         let Some(mut delivery) = waiting_delivery(tx, *row)? else {
             continue;
         };
-        let siblings =
-            of_event(tx.seal, tx.deliveries.open()?, bucket, delivery.key.seq).unwrap_or_default();
+        let table = tx.deliveries.open()?;
+        let siblings = whole_of_event(tx.seal, table, bucket, delivery.key.seq)?;
         let there = |sibling: &Delivery| sibling.destination == destination && !sibling.replay;
-        let before = Before::of(&delivery);
         if !delivery.replay && siblings.iter().any(there) {
-            delivery.end(DeadReason::Discarded);
+            let given_up = doubled(tx, &delivery)?;
+            attempts::record(tx, given_up)?;
         } else {
+            let before = Before::of(&delivery);
             delivery.destination = destination;
+            update(tx, Some(before), &delivery, *wait)?;
             moved += 1;
         }
-        update(tx, Some(before), &delivery, *wait)?;
     }
     Ok((moved, next))
+}
+
+/// What the log says of a delivery whose event goes to the same place already.
+fn doubled(tx: &mut Tx<'_>, delivery: &Delivery) -> Result<Attempt, StoreError> {
+    let (seal, key) = (tx.seal, delivery.key);
+    let event = tx.events.open()?.get((key.bucket.0, key.seq.0))?;
+    let method = event.and_then(|record| {
+        let place = event_key(key.bucket, key.seq);
+        let opened = seal.open::<EventRow>("event", &place, record.value());
+        opened.ok().map(|(row, _)| row.into_method())
+    });
+    let known = all_destinations(seal, tx.destinations.open()?)?;
+    let target = known
+        .into_iter()
+        .find(|(id, _)| *id == delivery.destination);
+    let request = (
+        target.map_or_else(String::new, |(_, row)| row.target),
+        method.unwrap_or_default(),
+    );
+    let at = delivery.next_attempt_at.unwrap_or(delivery.created_at);
+    let why = "its event goes to the only target already";
+    Ok(Attempt::given_up(
+        delivery,
+        request,
+        at,
+        DeadReason::Discarded,
+        why,
+    ))
 }

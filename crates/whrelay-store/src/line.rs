@@ -42,8 +42,8 @@ impl Store {
         })
     }
 
-    /// The first delivery of a destination's line that has not ended, from a place on. One that is
-    /// damaged and not set aside yet may be of the line, and stands in it.
+    /// The first delivery of a destination's line that has not ended, from a place on; and the place before
+    /// which nothing waits. One that is damaged and not set aside yet may be of the line, and stands in it.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -52,8 +52,9 @@ impl Store {
         bucket: BucketId,
         destination: DestinationId,
         from: Seq,
-    ) -> Result<Option<Head>, StoreError> {
-        self.read(|tx| {
+    ) -> Result<(Option<Head>, Seq), StoreError> {
+        let found = |head: Head| Ok((Some(head), head.key.seq));
+        self.read_now(|tx| {
             let quarantine = tx.open_table(QUARANTINE)?;
             let rest = (bucket.0, from.0, 0)..=(bucket.0, u64::MAX, u32::MAX);
             for entry in tx.open_table(DELIVERIES)?.range(rest)? {
@@ -68,17 +69,18 @@ impl Store {
                     Ok(delivery) => {
                         let in_line = delivery.destination == destination && !delivery.replay;
                         if let Some(due_at) = delivery.next_attempt_at.filter(|_| in_line) {
-                            return Ok(Some(Head { key, due_at }));
+                            return found(Head { key, due_at });
                         }
                     }
                     Err(_) if quarantine.get((bucket.0, seq))?.is_none() => {
                         let due_at = Timestamp::EPOCH;
-                        return Ok(Some(Head { key, due_at }));
+                        return found(Head { key, due_at });
                     }
                     Err(_) => {}
                 }
             }
-            Ok(None)
+            let end = Seq(last_place(self.seal, tx, bucket)? + 1);
+            Ok((None, end.max(from)))
         })
     }
 }

@@ -22,26 +22,16 @@ impl Reserve {
         }
     }
 
-    /// Takes the space, unless it is taken. It is not synced: the file system holds it all the same.
+    /// Takes the space, unless it is taken, where there is as much again beside it: a disk that has only what
+    /// was given up is still full. It is not synced: the file system holds it all the same.
     pub(crate) fn take(&self) -> io::Result<()> {
-        self.take_beside(0)
-    }
-
-    /// Takes the space once there is as much again beside it: a disk that has only what was given up
-    /// is still full.
-    pub(crate) fn take_again(&self) -> io::Result<()> {
-        self.take_beside(limits::RESERVE)
-    }
-
-    fn take_beside(&self, beside: u64) -> io::Result<()> {
         let mut file = private_file().open(&self.path)?;
         if file.metadata()?.len() >= limits::RESERVE {
             return Ok(());
         }
         let fill = |file: &mut File| {
             file.set_len(0)?;
-            let wanted = limits::RESERVE + beside;
-            io::copy(&mut io::repeat(0).take(wanted), file)?;
+            io::copy(&mut io::repeat(0).take(2 * limits::RESERVE), file)?;
             file.set_len(limits::RESERVE)
         };
         let filled = fill(&mut file);

@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use redb::Database;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::watch;
 use whrelay_core::limits;
 
@@ -33,16 +34,27 @@ impl Shared {
         self.current().clone()
     }
 
-    /// The same for one who reads, and waits while the file is made smaller.
+    /// The same for one who reads, and waits while the file is made smaller. A thread that has other tasks to
+    /// do leaves them to another meanwhile.
     pub(crate) fn readable(&self) -> Option<Arc<Database>> {
-        let until = Instant::now() + limits::FILE_MOVES;
-        loop {
-            let moves = self.moving.load(Ordering::Relaxed) && Instant::now() < until;
-            let database = self.database();
-            if database.is_some() || !moves {
-                return database;
+        let open = self.database();
+        if open.is_some() {
+            return open;
+        }
+        let wait = || {
+            let until = Instant::now() + limits::FILE_MOVES;
+            loop {
+                let moves = self.moving.load(Ordering::Relaxed) && Instant::now() < until;
+                let open = self.database();
+                if open.is_some() || !moves {
+                    return open;
+                }
+                std::thread::sleep(Duration::from_millis(1));
             }
-            std::thread::sleep(Duration::from_millis(1));
+        };
+        match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+            Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(wait),
+            Ok(_) | Err(_) => wait(),
         }
     }
 

@@ -32,14 +32,23 @@ impl Store {
         })
     }
 
-    /// Moves a subscription's place forward: everything up to `upto` is on the agent's disk. Never
-    /// moves it back, nor past the bucket's last event.
+    /// Moves a subscription's place forward: everything up to `upto` is on the agent's disk, if whoever says
+    /// so still speaks for it when that is written. Never moves it back.
     ///
     /// # Errors
     /// When it is not on disk; a later ack makes up for it.
-    pub async fn ack(&self, bucket: BucketId, name: &str, upto: Seq) -> Result<(), StoreError> {
+    pub async fn ack(
+        &self,
+        bucket: BucketId,
+        name: &str,
+        upto: Seq,
+        speaks: impl FnOnce() -> bool + Send + 'static,
+    ) -> Result<(), StoreError> {
         let name = name.to_owned();
         self.write(64, move |tx: &mut Tx<'_>| {
+            if !speaks() {
+                return Ok(());
+            }
             match acked(tx.seal, tx.subscriptions.open()?, bucket, &name)? {
                 Some(seq) if seq >= upto => Ok(()),
                 Some(_) | None => put(tx, bucket, &name, upto),

@@ -12,7 +12,7 @@ use redb::{Database, Durability, WriteTransaction};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use whrelay_core::limits;
 
-use crate::disk::{Medium, Options};
+use crate::disk::{Medium, Options, read_size};
 use crate::error::StoreError;
 use crate::record::Seal;
 use crate::shared::Shared;
@@ -167,6 +167,17 @@ pub(crate) struct Writer {
     enough_inside: u64,
 }
 
+/// How much of what a file holds was moved to its front.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Moved {
+    /// All of it.
+    Whole,
+    /// Some, until that failed.
+    Part,
+    /// Nothing: someone read it, or it is not open.
+    Nothing,
+}
+
 /// What a store falls back on when its disk is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Spare {
@@ -287,10 +298,7 @@ impl Writer {
         let Some(reserve) = &self.medium.reserve else {
             return;
         };
-        let taken = match self.spare {
-            Spare::Reserve => reserve.take(),
-            Spare::Inside { .. } | Spare::Nothing { .. } => reserve.take_again(),
-        };
+        let taken = reserve.take();
         let now = Instant::now();
         let was = self.spare;
         self.spare = match taken {
@@ -365,18 +373,22 @@ impl Writer {
         // What a try has left is not worth another until it has grown.
         let quick = much && size <= limits::MOVED_AT_ONCE && taken > 2 * self.left;
         let worth = effort == Effort::Whatever || quick;
-        let compacted = worth && self.compact()?;
-        if worth {
+        let moved = if worth {
+            self.compact()?
+        } else {
+            Moved::Nothing
+        };
+        if moved != Moved::Nothing {
             self.left = self.medium.taken().unwrap_or(0);
         }
         // Whoever asked may have gone.
-        let _ = asked.send(compacted);
+        let _ = asked.send(moved == Moved::Whole);
         Ok(())
     }
 
-    fn compact(&mut self) -> Result<bool, StoreError> {
+    fn compact(&mut self) -> Result<Moved, StoreError> {
         let Some(database) = self.shared.database() else {
-            return Ok(false);
+            return Ok(Moved::Nothing);
         };
         self.shared.moving.store(true, Ordering::Relaxed);
         self.shared.replace(None);
@@ -385,12 +397,12 @@ impl Writer {
         compacted
     }
 
-    fn compact_alone(&mut self, database: Arc<Database>) -> Result<bool, StoreError> {
+    fn compact_alone(&mut self, database: Arc<Database>) -> Result<Moved, StoreError> {
         let mut database = match alone(database) {
             Ok(database) => database,
             Err(still_read) => {
                 self.shared.replace(Some(still_read));
-                return Ok(false);
+                return Ok(Moved::Nothing);
             }
         };
         let began = Instant::now();
@@ -406,14 +418,14 @@ impl Writer {
             Ok(_) => {
                 tracing::info!(took = ?began.elapsed(), "free space was given back");
                 self.shared.replace(Some(Arc::new(database)));
-                Ok(true)
+                Ok(Moved::Whole)
             }
             Err(why) => {
                 tracing::warn!(why, "free space could not be given back");
                 drop(database);
                 self.full_until = None;
                 self.reopen()?;
-                Ok(false)
+                Ok(Moved::Part)
             }
         }
     }
@@ -494,7 +506,14 @@ impl Writer {
         self.shared.replace(None);
         self.full_until = Some(Instant::now() + limits::REOPEN_EVERY);
         match self.medium.open(self.cache) {
-            Ok(database) => self.shared.replace(Some(Arc::new(database))),
+            Ok(database) => {
+                // Nobody knows whether what failed is on disk.
+                match read_size(self.seal, &database) {
+                    Ok(size) => self.shared.size.store(size, Ordering::Relaxed),
+                    Err(error) => tracing::warn!(%error, "its size is what it was"),
+                }
+                self.shared.replace(Some(Arc::new(database)));
+            }
             Err(error) if error.is_retryable() => {
                 tracing::warn!(%error, "the store cannot be reopened yet");
             }

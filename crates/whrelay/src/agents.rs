@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use whrelay_agent::control::{Ask, Client, Filter, Piece};
+use whrelay_agent::control::{Ask, Client, Filter, Piece, Unanswered};
 use whrelay_agent::{Manner, Offline};
 use whrelay_core::delivery::State;
 use whrelay_core::retention::Retention;
@@ -20,8 +20,9 @@ pub(crate) const LISTEN: &str = "listen";
 /// What other commands do with the store: they are done in a moment.
 const COMMAND: &str = "a command";
 /// How long to wait for a process that is done in a moment, or only just starting.
-const PATIENCE: Duration = Duration::from_secs(5);
-const PAUSE: Duration = Duration::from_millis(25);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is looked at again meanwhile.
+pub(crate) const PAUSE: Duration = Duration::from_millis(25);
 /// Memory an agent's store may use as its cache, in bytes.
 const CACHE: usize = 8 * 1024 * 1024;
 const ANSWER_PIECES: usize = 64;
@@ -62,20 +63,32 @@ pub(crate) enum Door {
 
 impl Door {
     /// The door of an agent's directory; none where nothing was ever stored.
-    pub(crate) async fn open(dir: &Path, manner: &Manner) -> Result<Option<Self>, Failure> {
+    pub(crate) async fn open(dir: &Path) -> Result<Option<Self>, Failure> {
+        Self::open_to_deliver(dir, &Manner::default()).await
+    }
+
+    /// The same where something is delivered, in this manner if the agent does not run.
+    pub(crate) async fn open_to_deliver(
+        dir: &Path,
+        manner: &Manner,
+    ) -> Result<Option<Self>, Failure> {
         let until = Instant::now() + PATIENCE;
         loop {
-            if let Some(client) = Client::find(dir)
-                && client.ask(&Ask::Status).await.is_some()
-            {
-                return Ok(Some(Self::Running(client)));
+            let mut silent = None;
+            if let Some(client) = Client::find(dir) {
+                match client.ask(&Ask::Status).await {
+                    Ok(_) => return Ok(Some(Self::Running(client))),
+                    Err(why @ Unanswered::Silent(_)) => silent = Some(why),
+                    Err(Unanswered::Gone | Unanswered::Refused { .. }) => {}
+                }
             }
-            match Store::open(dir, &options(COMMAND, None)) {
-                Err(OpenError::InUse { .. }) if Instant::now() < until => {
+            match (Store::open(dir, &options(COMMAND, None)), silent) {
+                (Err(OpenError::InUse { .. }), Some(why)) => return Err(why.into()),
+                (Err(OpenError::InUse { .. }), None) if Instant::now() < until => {
                     tokio::time::sleep(PAUSE).await;
                 }
-                Err(error) => return Err(error.into()),
-                Ok(store) => {
+                (Err(error), _) => return Err(error.into()),
+                (Ok(store), _) => {
                     let offline = Offline::new(store, dir, manner.clone(), Arc::new(|_| {}))?;
                     return Ok(offline.map(|offline| Self::Idle(Box::new(offline))));
                 }
@@ -92,9 +105,7 @@ impl Door {
                 tokio::spawn(async move { local.answer(ask, pieces).await });
                 Ok(coming)
             }
-            Self::Running(client) => client.ask(&ask).await.ok_or_else(|| {
-                Failure::new(Code::Failed, "the agent has just stopped").hint("try again")
-            }),
+            Self::Running(client) => Ok(client.ask(&ask).await?),
         }
     }
 

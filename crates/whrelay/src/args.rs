@@ -5,6 +5,8 @@
 mod events;
 #[path = "args/examples.rs"]
 mod examples;
+#[path = "args/requests.rs"]
+mod requests;
 #[path = "args/service.rs"]
 mod service;
 #[path = "args/values.rs"]
@@ -25,9 +27,9 @@ use whrelay_core::retention::Retention;
 use whrelay_core::retry::{RetryPolicy, Schedule};
 use whrelay_core::route::Route;
 use whrelay_core::target::Target;
-use whrelay_delivery::{Field, Fields, HostField, Trust};
 
 pub(crate) use self::events::*;
+pub(crate) use self::requests::RequestArgs;
 pub(crate) use self::service::{Service, ServiceArgs, ServiceCommand};
 pub(crate) use self::values::{CaFile, Matcher, Newest, Percent};
 use self::values::{
@@ -37,7 +39,6 @@ use self::values::{
 
 /// The heading of flags that every command has.
 const GLOBAL: &str = "Everywhere";
-const REQUESTS: &str = "Requests to targets";
 
 /// Webhooks to machines the internet cannot reach, and none lost.
 ///
@@ -111,6 +112,21 @@ pub(crate) enum Command {
     Man(ManArgs),
 }
 
+impl Command {
+    /// The choice of a forwarder, where there is one.
+    pub(crate) fn forwarder(&mut self) -> Option<&mut ForwarderChoice> {
+        if let Self::Listen(args) = self {
+            Some(&mut args.forwarder)
+        } else if let Self::Test(args) = self {
+            Some(&mut args.forwarder)
+        } else if let Self::Doctor(args) = self {
+            Some(&mut args.forwarder)
+        } else {
+            None
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 #[command(after_help = examples::LISTEN)]
 pub(crate) struct ListenArgs {
@@ -149,18 +165,6 @@ pub(crate) struct ListenArgs {
     /// Of what came before, only what was received since: a duration back from now (2h) or a time
     #[arg(long, value_name = "DUR|TIME", env = "WHRELAY_SINCE", value_parser = past)]
     pub(crate) since: Option<i64>,
-    /// A header field for every request to a target, in place of the sender's of that name; repeatable
-    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", env = "WHRELAY_HEADER", value_delimiter = '\n', help_heading = REQUESTS)]
-    pub(crate) headers: Vec<Field>,
-    /// The Host that targets get: rewrite (their own), preserve (the sender's), or a value
-    #[arg(long, default_value = "rewrite", value_name = "WHICH", env = "WHRELAY_HOST_HEADER", help_heading = REQUESTS)]
-    pub(crate) host_header: HostField,
-    /// Do not check targets' certificates
-    #[arg(long, alias = "skip-verify", env = "WHRELAY_INSECURE", help_heading = REQUESTS)]
-    pub(crate) insecure: bool,
-    /// Certificates (PEM) that targets and the forwarder may have been signed with, beside the machine's
-    #[arg(long, value_name = "FILE", env = "WHRELAY_CA_FILE", value_parser = ca_file, help_heading = REQUESTS)]
-    pub(crate) ca_file: Option<CaFile>,
     /// How to show what happens [default: interactive on a terminal, else compact]
     #[arg(long, value_enum, env = "WHRELAY_OUTPUT")]
     pub(crate) output: Option<ListenOutput>,
@@ -173,6 +177,8 @@ pub(crate) struct ListenArgs {
     /// Write the `ready` line to this file once everything works
     #[arg(long, value_name = "FILE", env = "WHRELAY_READY_FILE")]
     pub(crate) ready_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) requests: RequestArgs,
     #[command(flatten)]
     pub(crate) delivery: DeliveryArgs,
     #[command(flatten)]
@@ -210,6 +216,9 @@ pub(crate) struct ForwarderChoice {
     /// The forwarder's access token; other users of this machine can see it in the process list
     #[arg(long, env = "WHRELAY_TOKEN", hide_env_values = true)]
     pub(crate) token: Option<String>,
+    /// Whether the token was typed: then it counts before a file's.
+    #[arg(skip)]
+    pub(crate) token_is_typed: bool,
     /// A file with the forwarder's access token
     #[arg(long, value_name = "FILE", env = "WHRELAY_TOKEN_FILE")]
     pub(crate) token_file: Option<PathBuf>,
@@ -303,12 +312,8 @@ impl ListenArgs {
                 OrderArg::Arrival => Order::Arrival,
                 OrderArg::Fifo => Order::Fifo,
             },
-            fields: Fields::new(self.host_header.clone(), self.headers.clone()),
-            trust: match (self.insecure, &self.ca_file) {
-                (true, _) => Trust::anyone(),
-                (false, Some(CaFile(trust))) => trust.clone(),
-                (false, None) => Trust::default(),
-            },
+            fields: self.requests.fields(),
+            trust: self.requests.trust(),
         }
     }
 }
@@ -453,6 +458,8 @@ pub(crate) struct TestArgs {
     /// What to run meanwhile, with the input URL in WHRELAY_URL; it has to succeed
     #[arg(last = true, value_name = "COMMAND")]
     pub(crate) command: Vec<std::ffi::OsString>,
+    #[command(flatten)]
+    pub(crate) requests: RequestArgs,
 }
 
 #[derive(Debug, Args)]

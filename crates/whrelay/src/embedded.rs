@@ -6,8 +6,9 @@ use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 use whrelay_core::retention::Retention;
@@ -15,6 +16,7 @@ use whrelay_core::token::Token;
 use whrelay_forwarder::Config;
 use whrelay_store::{OpenError, Options, Role, Store, StoreError};
 
+use crate::agents::{LISTEN, PATIENCE, PAUSE};
 use crate::failure::{Code, Failure};
 use crate::output::create_private;
 
@@ -58,10 +60,22 @@ impl Embedded {
         bind: Option<SocketAddr>,
         retention: Retention,
     ) -> Result<Self, Failure> {
-        let store = match Store::open(dir, &store_options("listen", retention.max_disk)) {
-            Ok(store) => store,
-            Err(OpenError::InUse { .. }) if bind.is_none() => return join(dir),
-            Err(error) => return Err(error.into()),
+        let until = Instant::now() + PATIENCE;
+        let store = loop {
+            let waited = Instant::now() >= until;
+            match Store::open(dir, &store_options(LISTEN, retention.max_disk)) {
+                Ok(store) => break store,
+                Err(OpenError::InUse { purpose, .. }) if purpose == LISTEN && bind.is_none() => {
+                    match join(dir).await {
+                        // It may only just be starting, or stopping.
+                        Err(_) if !waited => {}
+                        joined => return joined,
+                    }
+                }
+                Err(OpenError::InUse { .. }) if !waited => {}
+                Err(error) => return Err(error.into()),
+            }
+            tokio::time::sleep(PAUSE).await;
         };
         let (token, _) = whrelay_forwarder::admin_token(&store, &dir.join(TOKEN_FILE))
             .await
@@ -101,13 +115,16 @@ impl Embedded {
 
     /// Waits until it has stopped by itself, which it does only when its store has failed.
     pub(crate) async fn failed(&mut self) -> Failure {
-        match &mut self.serving {
-            None => std::future::pending().await,
-            Some(serving) => match (&mut serving.task).await {
-                Ok(Err(error)) => error.into(),
-                Ok(Ok(())) => Failure::new(Code::Bug, "the embedded forwarder has stopped"),
-                Err(error) => Failure::new(Code::Bug, error.to_string()),
-            },
+        let Some(serving) = &mut self.serving else {
+            return std::future::pending().await;
+        };
+        let ended = (&mut serving.task).await;
+        // There is nothing left to stop.
+        self.serving = None;
+        match ended {
+            Ok(Err(error)) => error.into(),
+            Ok(Ok(())) => Failure::new(Code::Bug, "the embedded forwarder has stopped"),
+            Err(error) => Failure::new(Code::Bug, error.to_string()),
         }
     }
 
@@ -121,7 +138,8 @@ impl Embedded {
     }
 }
 
-fn join(dir: &Path) -> Result<Embedded, Failure> {
+/// The forwarder of another `listen`.
+async fn join(dir: &Path) -> Result<Embedded, Failure> {
     let read = |name: &str| {
         let text = fs::read_to_string(dir.join(name));
         text.map_err(|e| Failure::new(Code::InUse, format!("{}: {e}", dir.join(name).display())))
@@ -129,6 +147,10 @@ fn join(dir: &Path) -> Result<Embedded, Failure> {
     let other = |e: String| Failure::new(Code::InUse, e).hint("try again in a moment");
     let url = Url::parse(&read(URL_FILE)?).map_err(|e| other(e.to_string()))?;
     let token = Token::parse(&read(TOKEN_FILE)?).map_err(|e| other(e.to_string()))?;
+    let addresses = url.socket_addrs(|| None);
+    let addresses = addresses.map_err(|e| other(e.to_string()))?;
+    let there = TcpStream::connect(&*addresses).await;
+    there.map_err(|e| other(format!("{url}: {e}")))?;
     Ok(Embedded {
         url,
         token,

@@ -4,6 +4,7 @@
 use std::process::ExitCode;
 
 use whrelay_agent::AgentError;
+use whrelay_agent::control::Unanswered;
 use whrelay_store::{OpenError, StoreError};
 
 use crate::output::Output;
@@ -119,6 +120,19 @@ impl From<OpenError> for Failure {
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         Self::new(Code::Failed, format!("the store failed: {error}"))
+    }
+}
+
+impl From<Unanswered> for Failure {
+    fn from(error: Unanswered) -> Self {
+        let hint = match error {
+            Unanswered::Gone => "try again".to_owned(),
+            Unanswered::Silent(pid) => format!("`kill -CONT {pid}` lets it go on"),
+            Unanswered::Refused { .. } => {
+                "where it is a `listen` of another version, start it again".to_owned()
+            }
+        };
+        Self::new(Code::Failed, error.to_string()).hint(hint)
     }
 }
 

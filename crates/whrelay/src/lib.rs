@@ -71,14 +71,20 @@ fn parse() -> Result<(Cli, Config), Wrong> {
         .try_get_matches()
         .map_err(Wrong::Typed)?;
     let mut cli = Cli::from_arg_matches(&matches).map_err(Wrong::Typed)?;
-    if let (Command::Listen(args), Some(listen)) =
-        (&mut cli.command, matches.subcommand_matches("listen"))
+    let typed = |id| {
+        let source = matches
+            .subcommand()
+            .and_then(|(_, sub)| sub.value_source(id));
+        source == Some(ValueSource::CommandLine)
+    };
+    if let Some(choice) = cli.command.forwarder() {
+        choice.token_is_typed = typed("token");
+    }
+    if let Command::Listen(args) = &mut cli.command
+        && typed("targets")
+        && !typed("to")
     {
-        let source = |id| listen.value_source(id);
-        let typed = source("targets") == Some(ValueSource::CommandLine);
-        if typed && source("to") != Some(ValueSource::CommandLine) {
-            args.to.clear();
-        }
+        args.to.clear();
     }
     Ok((cli, config))
 }

@@ -94,7 +94,7 @@ impl Real {
                     subscription,
                     upto,
                 } => {
-                    store.ack(bucket, &subscription, upto).await?;
+                    store.ack(bucket, &subscription, upto, || true).await?;
                     Done::Acked
                 }
                 Write::Record(attempt) => {
@@ -386,7 +386,7 @@ impl Vault for Real {
         self.look(|store| store.line_start(bucket, destination))
     }
 
-    fn head(&self, bucket: BucketId, destination: DestinationId, from: Seq) -> Option<Head> {
+    fn head(&self, bucket: BucketId, destination: DestinationId, from: Seq) -> (Option<Head>, Seq) {
         self.look(|store| store.head(bucket, destination, from))
     }
 

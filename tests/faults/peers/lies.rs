@@ -1,7 +1,7 @@
 //! What a forwarder of ours never says, each with what an agent has to make of it. It must not know
 //! how agents are run.
 
-use whrelay_core::limits::{MAX_BODY, MAX_FRAME, MAX_HEADERS, WINDOW_EVENTS};
+use whrelay_core::limits::{MAX_BODY, MAX_FRAME, MAX_HEAD, MAX_HEADERS, WINDOW_EVENTS};
 use whrelay_proto::codec;
 use whrelay_proto::frame::{
     Ack, EventHead, Events, Frame, Refused, RefusedCode, Welcome, WireEvent, WireHeader,
@@ -319,6 +319,10 @@ fn wrong(place: u64) -> Vec<(&'static str, Vec<u8>)> {
         (
             "too many header fields",
             with(|head| head.headers = vec![WireHeader("x".into(), Vec::new()); MAX_HEADERS + 1]),
+        ),
+        (
+            "a head larger than any input takes",
+            with(|head| head.query = Some("q".repeat(MAX_HEAD))),
         ),
         ("refused: stopping", refused(RefusedCode::Stopping)),
         (

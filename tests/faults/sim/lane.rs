@@ -55,9 +55,9 @@ impl<V: Vault> World<V> {
         let mut ready: Vec<_> = scan.ready.into_iter().map(|key| (key, false)).collect();
         let passes = planted == Some(Bug::LineHasTwoHeads);
         if in_line && (lane.dispatcher.line_is_free() || passes) {
-            let head = node.vault.head(node.bucket.id, lane.id, lane.line);
+            let (head, start) = node.vault.head(node.bucket.id, lane.id, lane.line);
+            lane.line = start;
             if let Some(Head { key, due_at }) = head {
-                lane.line = key.seq;
                 if passes && lane.dispatcher.in_flight().contains(&key) {
                     lane.line = Seq(key.seq.0 + 1);
                 }

@@ -483,24 +483,24 @@ impl Vault for Model {
     }
 
     fn line_start(&self, bucket: BucketId, destination: DestinationId) -> Seq {
-        match self.head(bucket, destination, Seq(0)) {
-            Some(head) => head.key.seq,
-            None => Seq(self.last_seq(bucket).0 + 1),
-        }
+        self.head(bucket, destination, Seq(0)).1
     }
 
-    fn head(&self, bucket: BucketId, destination: DestinationId, from: Seq) -> Option<Head> {
+    fn head(&self, bucket: BucketId, destination: DestinationId, from: Seq) -> (Option<Head>, Seq) {
         let mine = |d: &&Delivery| {
             (d.key.bucket, d.destination) == (bucket, destination)
                 && d.key.seq >= from
                 && !d.replay
                 && !d.state.is_finished()
         };
-        let first = self.deliveries.values().find(mine)?;
-        Some(Head {
-            key: first.key,
-            due_at: first.next_attempt_at?,
-        })
+        let head = self.deliveries.values().find(mine).and_then(|first| {
+            Some(Head {
+                key: first.key,
+                due_at: first.next_attempt_at?,
+            })
+        });
+        let end = Seq(self.last_seq(bucket).0 + 1).max(from);
+        (head, head.map_or(end, |head| head.key.seq))
     }
 
     fn search(

@@ -101,7 +101,7 @@ pub(crate) trait Vault {
         max: usize,
     ) -> DueScan;
     fn line_start(&self, bucket: BucketId, destination: DestinationId) -> Seq;
-    fn head(&self, bucket: BucketId, destination: DestinationId, from: Seq) -> Option<Head>;
+    fn head(&self, bucket: BucketId, destination: DestinationId, from: Seq) -> (Option<Head>, Seq);
     fn search(
         &self,
         search: &Search,

@@ -106,11 +106,10 @@ impl Local {
         };
         match which {
             Which::Ids(ids) => {
-                // All are found before any is delivered again.
-                let found: Result<Vec<_>, Stop> = ids.iter().map(|id| self.find(id)).collect();
-                for (seq, event) in found? {
+                self.find_all(ids)?;
+                for id in ids {
+                    let (seq, event) = self.find(id)?;
                     if event.removed_body.is_some() {
-                        let id = event.id;
                         let why = format!("retention has removed the body of {id} (--max-disk)");
                         return Err(Stop::failed(why));
                     }
@@ -155,6 +154,11 @@ impl Local {
             }
         }
         Ok(turns)
+    }
+
+    /// Sees that all are there, before anything is done to any.
+    fn find_all(&self, ids: &[String]) -> Result<(), Stop> {
+        ids.iter().try_for_each(|id| self.find(id).map(|_| ()))
     }
 
     /// Where a replay goes when nobody says: to the agent's targets that take it, or where it does not
@@ -268,8 +272,9 @@ impl Local {
         let targets = self.targets()?;
         match which {
             Which::Ids(ids) => {
-                let found: Result<Vec<_>, Stop> = ids.iter().map(|id| self.find(id)).collect();
-                for (seq, event) in found? {
+                self.find_all(ids)?;
+                for id in ids {
+                    let (seq, event) = self.find(id)?;
                     let deliveries = self.shown_deliveries(seq, &targets)?;
                     if dry_run {
                         let line = EventLine::new(&event, &deliveries);

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 
+use bytes::Bytes;
 use whrelay_core::bucket::Seq;
 use whrelay_core::delivery::{Attempt, Delivery, State, current};
 use whrelay_core::event::Event;
@@ -85,7 +86,7 @@ impl<'a> Matches<'a> {
     fn look(&self, seq: Seq, targets: &Targets) -> Result<Option<Matched>, StoreError> {
         let local = self.local;
         // What is damaged is set aside, and the rest is shown.
-        let event = match local.store().event_at(local.bucket(), seq) {
+        let mut event = match local.store().event_at(local.bucket(), seq) {
             Err(StoreError::Damaged(_)) | Ok(None) => return Ok(None),
             Err(error) => return Err(error),
             Ok(Some(event)) => event,
@@ -95,6 +96,8 @@ impl<'a> Matches<'a> {
             other => other?,
         };
         let line = EventLine::new(&event, &deliveries);
+        // Nobody who looks for events asks what they said, and some are large.
+        event.request.body = Bytes::new();
         let wanted = self.filter.wants_time(event.received_at)
             && self.filter.wants_event_line(&line, &deliveries);
         Ok(wanted.then_some(Matched {

@@ -80,8 +80,13 @@ async fn a_subscription_only_moves_forward() {
     let bucket = bucket(&store).await;
     assert_eq!(store.acked(bucket.id, "a").expect("read"), Seq(0));
     for upto in [5, 3, 5] {
-        store.ack(bucket.id, "a", Seq(upto)).await.expect("stored");
+        store
+            .ack(bucket.id, "a", Seq(upto), || true)
+            .await
+            .expect("stored");
     }
+    let replaced = store.ack(bucket.id, "a", Seq(9), || false).await;
+    replaced.expect("nothing to store");
     assert_eq!(store.acked(bucket.id, "a").expect("read"), Seq(5));
     assert_eq!(store.acked(bucket.id, "b").expect("read"), Seq(0));
 }
@@ -398,6 +403,16 @@ async fn what_waits_elsewhere_is_adopted_once() {
     );
     assert_eq!(store.oldest_waiting(bucket.id).expect("read"), Some(NOW));
     assert_eq!(store.next_due(new).expect("read"), Some(NOW));
+    let log = store.attempts_after(0, 9).expect("read");
+    let [logged] = &log[..] else {
+        panic!("one is discarded, and logged: {log:?}")
+    };
+    let attempt = &logged.attempt;
+    assert_eq!(attempt.reason(), Some(DeadReason::Discarded));
+    assert_eq!(
+        (attempt.url.as_str(), attempt.method.as_str()),
+        ("http://localhost:1", "POST")
+    );
 }
 
 #[tokio::test]

@@ -1,7 +1,8 @@
 //! What retention removes is gone, takes no space, and is no loss; what waits stays.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -203,7 +204,10 @@ async fn a_forwarder_keeps_what_not_every_subscription_has_receipted() {
         "nobody has asked for them yet"
     );
     for (name, upto) in [("laptop", 5), ("audit", 3)] {
-        store.ack(bucket.id, name, Seq(upto)).await.expect("stored");
+        store
+            .ack(bucket.id, name, Seq(upto), || true)
+            .await
+            .expect("stored");
     }
     assert_eq!(sweep(NOW.before(Duration::from_secs(1))).await, 0);
     assert_eq!(sweep(NOW).await, 2);
@@ -252,8 +256,10 @@ async fn the_disk_gets_back_what_is_free() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = Store::open(dir.path(), &options(Role::Forwarder)).expect("opens");
     let bucket = bucket(&store).await;
+    let there = store.ensure_destination(bucket.id, "http://localhost:1");
+    let there = there.await.expect("stored");
     for n in 1..=100 {
-        let mut new = plain(n);
+        let mut new = if n == 100 { to(n, there) } else { plain(n) };
         new.event.request.body = Bytes::from(vec![n as u8; MIB as usize]);
         store
             .append(bucket.id, vec![new], None)
@@ -266,7 +272,7 @@ async fn the_disk_gets_back_what_is_free() {
         "nothing is free"
     );
     store
-        .ack(bucket.id, "laptop", Seq(99))
+        .ack(bucket.id, "laptop", Seq(99), || true)
         .await
         .expect("stored");
     let mut removed = 0;
@@ -277,6 +283,21 @@ async fn the_disk_gets_back_what_is_free() {
         assert!((1..50).contains(&some), "{some} of {removed}");
         removed += some;
     }
+    let (reads, reading) = mpsc::channel();
+    let (leaves, leaving) = mpsc::channel::<()>();
+    let reader = store.clone();
+    let reader = thread::spawn(move || {
+        let go_on = || {
+            reads.send(()).expect("the test");
+            leaving.recv().is_ok()
+        };
+        reader.indexes_are_whole(there, go_on)
+    });
+    reading.recv().expect("it reads");
+    let given = store.give_back(Effort::Moment).await.expect("open");
+    assert!(!given, "someone reads");
+    drop(leaves);
+    reader.join().expect("no panic").expect("read");
     assert!(store.give_back(Effort::Moment).await.expect("open"));
     let left = store.disk_used(dir.path()).expect("read");
     assert!(
@@ -308,7 +329,7 @@ async fn reads_and_writes_go_on_while_the_disk_gets_its_space_back() {
         let stored = store.append(bucket.id, vec![new], None).await;
         stored.expect("stored");
     }
-    let acked = store.ack(bucket.id, "laptop", Seq(110)).await;
+    let acked = store.ack(bucket.id, "laptop", Seq(110), || true).await;
     acked.expect("stored");
     while store.removed_upto(bucket.id).expect("read") < Seq(110) {
         let removed = store.remove_receipted(bucket.id, NOW, 200).await;

@@ -5,12 +5,14 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use redb::{Database, TableDefinition};
-use whrelay_core::bucket::{Bucket, Seq};
+use whrelay_core::bucket::{Bucket, BucketKey, Seq};
 use whrelay_core::delivery::DestinationId;
 use whrelay_store::{Role, Store, StoreError};
 
 use crate::setup::*;
 
+const BUCKETS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("buckets_v1");
+const DESTINATIONS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("destinations_v1");
 const EVENTS: TableDefinition<'_, (u32, u64), &[u8]> = TableDefinition::new("events_v1");
 const DUE: TableDefinition<'_, (u32, i64, u32, u64, u32), u8> = TableDefinition::new("due_v2");
 const SEQUENCES: TableDefinition<'_, u32, (u64, u64)> = TableDefinition::new("sequences_v1");
@@ -63,6 +65,26 @@ async fn a_delivery_that_lost_its_row_gets_it_back_and_a_stray_row_goes() {
     assert_eq!(store.restore_indexes(there).await.expect("restored"), 1);
     assert_eq!(due(&store, there), [1, 2, 3, 4]);
     assert!(store.indexes_are_whole(there, || true).expect("read"));
+}
+
+#[tokio::test]
+async fn what_rots_keeps_its_number_and_what_is_stored_under_it() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (store, bucket, there) = filled(dir.path()).await;
+    let store = altered(store, dir.path(), |tx| {
+        for (table, number) in [(BUCKETS, bucket.id.0), (DESTINATIONS, there.0)] {
+            let mut table = tx.open_table(table).expect("a table");
+            table.insert(number, &b"rot"[..]).expect("put");
+        }
+    })
+    .await;
+    let key = BucketKey::from_text("other");
+    let name = "other".parse().expect("a name");
+    let (other, created) = store.ensure_bucket(&name, key).await.expect("stored");
+    assert!(created && other.id > bucket.id, "{other:?}");
+    let elsewhere = store.ensure_destination(other.id, "http://localhost:2");
+    assert!(elsewhere.await.expect("stored") > there);
+    assert_eq!(due(&store, there), [1, 2, 3, 4]);
 }
 
 #[tokio::test]

@@ -229,7 +229,7 @@ async fn a_bucket_that_retention_has_emptied_gives_no_place_twice() {
     let events = (1..=300).map(plain).collect();
     store.append(bucket.id, events, None).await.expect("stored");
     store
-        .ack(bucket.id, "laptop", Seq(300))
+        .ack(bucket.id, "laptop", Seq(300), || true)
         .await
         .expect("stored");
     let removed = store.remove_receipted(bucket.id, NOW, 300).await;
@@ -279,7 +279,7 @@ async fn a_forwarder_keeps_keys_and_receipts_under_a_new_name() {
         let stored = store.append(bucket.id, vec![plain(n)], None).await;
         stored.expect("stored");
         store
-            .ack(bucket.id, "laptop", Seq(n / 2))
+            .ack(bucket.id, "laptop", Seq(n / 2), || true)
             .await
             .expect("stored");
     }

@@ -264,7 +264,8 @@ async fn the_head_of_a_line_is_the_oldest_that_has_not_ended_and_no_replay() {
     store.append(bucket.id, events, None).await.expect("stored");
     let start = || store.line_start(bucket.id, there).expect("read");
     let head = || {
-        let head = store.head(bucket.id, there, start()).expect("read");
+        let (head, from) = store.head(bucket.id, there, start()).expect("read");
+        assert_eq!(from, start(), "it says where to look on");
         head.map(|head| (head.key.seq.0, head.due_at))
     };
     assert_eq!(head(), Some((1, NOW)));

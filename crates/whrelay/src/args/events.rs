@@ -1,6 +1,7 @@
 //! Flags of the commands that list events, show them, or do something to them.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use whrelay_core::bucket::BucketName;
@@ -9,7 +10,8 @@ use whrelay_core::pace::Rate;
 use whrelay_core::target::Target;
 
 use super::examples;
-use super::values::when;
+use super::requests::RequestArgs;
+use super::values::{duration, when};
 
 #[derive(Debug, Args)]
 pub(crate) struct FilterArgs {
@@ -173,6 +175,11 @@ pub(crate) struct ReplayArgs {
     /// Wait until all are delivered or given up; exit 1 if any was not delivered
     #[arg(long)]
     pub(crate) wait: bool,
+    /// Time for one attempt where no agent runs; 0 for none
+    #[arg(long, default_value = "30s", env = "WHRELAY_TIMEOUT", value_name = "DUR", value_parser = duration)]
+    pub(crate) timeout: Duration,
+    #[command(flatten)]
+    pub(crate) requests: RequestArgs,
 }
 
 #[derive(Debug, Args)]

@@ -45,6 +45,8 @@ Examples:
   whrelay replay --status dead --since 2h --dry-run
   whrelay replay --all --rate 10/s --to localhost:4000
 
+A `listen` that runs makes requests as it was told; flags for requests are for --to where none runs.
+
 Exit codes: 0 done, 1 not delivered (with --wait), 2 wrong use, 3 no event matches";
 
 pub(super) const DISCARD: &str = "\

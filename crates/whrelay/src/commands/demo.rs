@@ -13,7 +13,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Deserialize;
 use tokio::sync::mpsc;
 use whrelay_agent::lines::{AttemptLine, Line};
-use whrelay_agent::{Config, Proxies};
+use whrelay_agent::{Config, Manner, Proxies};
 use whrelay_core::backlog::Backlog;
 use whrelay_core::retention::Retention;
 use whrelay_core::route::Route;
@@ -22,7 +22,6 @@ use whrelay_delivery::Trust;
 use self::payloads::{Webhook, webhook};
 use crate::agents;
 use crate::args::DemoArgs;
-use crate::commands::replay::default_manner;
 use crate::embedded::Embedded;
 use crate::failure::{Code, Failure};
 use crate::output::Output;
@@ -64,7 +63,7 @@ pub(crate) async fn run(args: DemoArgs, output: &Output) -> Result<(), Failure> 
         )],
         backlog: Backlog::default(),
         exit_on_disconnect: None,
-        manner: default_manner(),
+        manner: Manner::default(),
         retention: Retention::ALL,
         dir,
     };

@@ -5,7 +5,6 @@ use whrelay_agent::lines::Line;
 
 use crate::agents::{self, Door};
 use crate::args::DiscardArgs;
-use crate::commands::replay::default_manner;
 use crate::commands::which;
 use crate::failure::{Code, Failure};
 use crate::output::Output;
@@ -15,7 +14,7 @@ pub(crate) async fn run(args: DiscardArgs, output: &Output) -> Result<(), Failur
     let (mut listed, mut given_up) = (0, 0);
     let (dry_run, json) = (args.which.dry_run, args.which.json);
     for (dir, which) in which::choose(&args.which, "discard").await? {
-        let Some(door) = Door::open(&dir, &default_manner()).await? else {
+        let Some(door) = Door::open(&dir).await? else {
             continue;
         };
         let mut pieces = door.ask(Ask::Discard { which, dry_run }).await?;

@@ -14,7 +14,6 @@ use whrelay_agent::lines::{AttemptLine, ContentLine, EventLine, GroupLine, Line}
 
 use crate::agents::{self, Door};
 use crate::args::{EventListArgs, EventsArgs, EventsCommand, ExportArgs, ExportFormat, ShowArgs};
-use crate::commands::replay::default_manner;
 use crate::failure::{Code, Failure};
 use crate::output::{Output, create_private};
 use crate::paths::Paths;
@@ -72,7 +71,7 @@ async fn newest(filter: &Filter, last: usize) -> Result<Vec<(PathBuf, EventLine)
 
 /// What an agent answers.
 async fn lines(dir: &Path, ask: Ask) -> Result<Vec<Line>, Failure> {
-    let Some(door) = Door::open(dir, &default_manner()).await? else {
+    let Some(door) = Door::open(dir).await? else {
         return Ok(Vec::new());
     };
     let (mut pieces, mut lines) = (door.ask(ask).await?, Vec::new());
@@ -173,7 +172,7 @@ async fn run_export(args: ExportArgs, output: &Output) -> Result<(), Failure> {
 
 /// All that an agent knows of an event.
 async fn whole(dir: &Path, id: &str) -> Result<Option<export::Whole>, Failure> {
-    let Some(door) = Door::open(dir, &default_manner()).await? else {
+    let Some(door) = Door::open(dir).await? else {
         return Ok(None);
     };
     let shown = ask(&door, id).await?;
@@ -206,7 +205,7 @@ pub(crate) struct Shown {
 
 async fn run_show(args: ShowArgs, output: &Output) -> Result<(), Failure> {
     for dir in Paths::resolve()?.all_agents() {
-        let Some(door) = Door::open(&dir, &default_manner()).await? else {
+        let Some(door) = Door::open(&dir).await? else {
             continue;
         };
         let found = ask(&door, &args.id).await?;

@@ -50,7 +50,7 @@ pub(crate) async fn run(args: ListenArgs, output: &Output) -> Result<(), Failure
             newest: args.backlog.0,
             since: args.since.map(Timestamp::from_micros),
         },
-        trust: args.ca_file.clone().map(|ca| ca.0).unwrap_or_default(),
+        trust: args.requests.tunnel_trust(),
         manner: args.manner(),
         retention: args.retention.retention(),
         exit_on_disconnect: args.exit_on_disconnect,
@@ -189,10 +189,7 @@ pub(crate) fn given_token(
     args: &ForwarderChoice,
     output: &Output,
 ) -> Result<Option<Token>, Failure> {
-    let typed = std::env::args_os().any(|arg| {
-        let arg = arg.to_string_lossy();
-        arg == "--token" || arg.starts_with("--token=")
-    });
+    let typed = args.token_is_typed;
     if typed {
         let text = "a token on the command line can be seen by every user of this machine";
         output.tell(&format!("warning: {text}"));

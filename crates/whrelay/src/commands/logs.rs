@@ -3,15 +3,15 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
-use whrelay_agent::control::{Ask, Client, Filter, Piece};
+use tokio::time::MissedTickBehavior;
+use whrelay_agent::control::{Ask, Client, Filter, Piece, Unanswered};
 use whrelay_agent::lines::{AttemptLine, Line};
 
 use crate::agents::{self, Door};
 use crate::args::LogsArgs;
-use crate::commands::replay::default_manner;
 use crate::failure::{Code, Failure};
 use crate::output::Output;
 use crate::paths::Paths;
@@ -70,7 +70,7 @@ fn show(line: &Line, json: bool, output: &Output) -> Result<(), Failure> {
 
 /// What one agent answers about its newest attempts.
 async fn stored(dir: &Path, filter: &Filter, last: usize) -> Result<Vec<Line>, Failure> {
-    let Some(door) = Door::open(dir, &default_manner()).await? else {
+    let Some(door) = Door::open(dir).await? else {
         return Ok(Vec::new());
     };
     let ask = Ask::Attempts {
@@ -97,12 +97,21 @@ async fn stored(dir: &Path, filter: &Filter, last: usize) -> Result<Vec<Line>, F
 struct Followed {
     /// Whether its attempts are coming.
     live: bool,
-    /// When it was last asked for them.
-    asked_at: Option<Instant>,
+    /// Whether those of before are still to be shown.
+    wants_history: bool,
     /// Up to where its log was told: there it goes on when the agent starts again.
     reached: Option<u64>,
     /// Attempts told beyond that place.
     beyond: HashSet<(String, u32, String)>,
+}
+
+/// What comes of asking an agent.
+enum Came {
+    Line(Box<Line>),
+    /// There is no more, since it has gone.
+    End,
+    /// There was nobody.
+    Nobody,
 }
 
 impl Followed {
@@ -139,115 +148,126 @@ async fn follow(
     filter: Filter,
     output: &Output,
 ) -> Result<(), Failure> {
-    let (stop, json) = (shutdown::on_signal(), args.list.json);
-    let began = jiff::Timestamp::now().as_microsecond();
-    let (sender, mut coming) = mpsc::channel::<(PathBuf, Option<Line>)>(64);
+    let follower = Follower {
+        args,
+        filter,
+        began: jiff::Timestamp::now().as_microsecond(),
+        output,
+    };
+    let stop = shutdown::on_signal();
+    let (sender, mut coming) = mpsc::channel::<(PathBuf, Came)>(64);
     let mut agents: HashMap<PathBuf, Followed> = HashMap::new();
-    let mut first = true;
+    let (mut looks, mut first) = (tokio::time::interval(LOOK_EVERY), true);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        for dir in paths.all_agents() {
-            let followed = agents.entry(dir.clone()).or_default();
-            let just_asked = followed
-                .asked_at
-                .is_some_and(|at| at.elapsed() < LOOK_EVERY);
-            if followed.live || just_asked {
-                continue;
-            }
-            let running = Client::find(&dir);
-            if first && running.is_none() {
-                for line in stored(&dir, &filter, args.list.lines).await? {
-                    if followed.note(&line) {
-                        show(&line, json, output)?;
-                    }
-                }
-            }
-            let Some(client) = running else { continue };
-            let (mut filter, mut last) = (filter.clone(), args.list.lines);
-            if !first && followed.reached.is_none() {
-                (filter.since, last) = (filter.since.max(Some(began)), usize::MAX);
-            }
-            let ask = Ask::Attempts {
-                filter,
-                last,
-                follow: true,
-                after: followed.reached,
-            };
-            followed.asked_at = Some(Instant::now());
-            if let Some(pieces) = client.ask(&ask).await {
-                followed.live = true;
-                tokio::spawn(pass_on(dir, pieces, sender.clone()));
-            }
-        }
-        first = false;
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            () = tokio::time::sleep(LOOK_EVERY) => {}
-            Some((dir, line)) = coming.recv() => {
-                let followed = agents.entry(dir).or_default();
-                let Some(line) = line else {
-                    followed.live = false;
-                    continue;
-                };
-                if followed.note(&line) {
-                    show(&line, json, output)?;
+            _ = looks.tick() => {
+                for dir in paths.all_agents() {
+                    let followed = agents.entry(dir.clone()).or_insert_with(|| Followed {
+                        wants_history: first,
+                        ..Followed::default()
+                    });
+                    follower.look(dir, followed, &sender).await?;
                 }
+                first = false;
             }
+            Some((dir, came)) = coming.recv() => {
+                let followed = agents.entry(dir.clone()).or_default();
+                follower.take(&dir, followed, came).await?;
+            }
+        }
+    }
+}
+
+struct Follower<'a> {
+    args: &'a LogsArgs,
+    filter: Filter,
+    /// When it began, in microseconds since 1970.
+    began: i64,
+    output: &'a Output,
+}
+
+impl Follower<'_> {
+    /// Asks an agent that runs, unless its attempts are coming.
+    async fn look(
+        &self,
+        dir: PathBuf,
+        followed: &mut Followed,
+        sender: &mpsc::Sender<(PathBuf, Came)>,
+    ) -> Result<(), Failure> {
+        if followed.live {
+            return Ok(());
+        }
+        let Some(client) = Client::find(&dir) else {
+            return self.tell_history(&dir, followed).await;
+        };
+        let (mut filter, mut last) = (self.filter.clone(), self.args.list.lines);
+        if !followed.wants_history && followed.reached.is_none() {
+            (filter.since, last) = (filter.since.max(Some(self.began)), usize::MAX);
+        }
+        let ask = Ask::Attempts {
+            filter,
+            last,
+            follow: true,
+            after: followed.reached,
+        };
+        followed.live = true;
+        tokio::spawn(pass_on(dir, client, ask, sender.clone()));
+        Ok(())
+    }
+
+    async fn take(&self, dir: &Path, followed: &mut Followed, came: Came) -> Result<(), Failure> {
+        match came {
+            Came::Line(line) => {
+                followed.wants_history = false;
+                self.tell(followed, &line)
+            }
+            Came::End => {
+                (followed.live, followed.wants_history) = (false, false);
+                Ok(())
+            }
+            Came::Nobody => {
+                followed.live = false;
+                self.tell_history(dir, followed).await
+            }
+        }
+    }
+
+    /// Tells what an agent that does not run has on disk, once.
+    async fn tell_history(&self, dir: &Path, followed: &mut Followed) -> Result<(), Failure> {
+        if std::mem::take(&mut followed.wants_history) {
+            for line in stored(dir, &self.filter, self.args.list.lines).await? {
+                self.tell(followed, &line)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn tell(&self, followed: &mut Followed, line: &Line) -> Result<(), Failure> {
+        match followed.note(line) {
+            true => show(line, self.args.list.json, self.output),
+            false => Ok(()),
         }
     }
 }
 
 /// Passes on what an agent says, and at the end that it has gone.
-async fn pass_on(
-    dir: PathBuf,
-    mut pieces: mpsc::Receiver<Piece>,
-    out: mpsc::Sender<(PathBuf, Option<Line>)>,
-) {
-    while let Some(piece) = pieces.recv().await {
-        if let Piece::Line(line) = piece
-            && out.send((dir.clone(), Some(*line))).await.is_err()
-        {
-            return;
+async fn pass_on(dir: PathBuf, client: Client, ask: Ask, out: mpsc::Sender<(PathBuf, Came)>) {
+    let end = match client.ask(&ask).await {
+        Ok(mut pieces) => {
+            while let Some(piece) = pieces.recv().await {
+                if let Piece::Line(line) = piece
+                    && out.send((dir.clone(), Came::Line(line))).await.is_err()
+                {
+                    return;
+                }
+            }
+            Came::End
         }
-    }
+        Err(Unanswered::Silent(_)) => Came::End,
+        Err(Unanswered::Gone | Unanswered::Refused { .. }) => Came::Nobody,
+    };
     // Where the follower has gone, nobody needs to know.
-    let _ = out.send((dir, None)).await;
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn attempt(number: u32) -> Line {
-        Line::Attempt(AttemptLine {
-            event: "evt_1".into(),
-            delivery: "dlv_1".into(),
-            bucket: "default".into(),
-            target: "http://localhost:3000".into(),
-            method: "POST".into(),
-            url: "http://localhost:3000/".into(),
-            attempt: number,
-            status: Some(200),
-            error: None,
-            duration_ms: 1.0,
-            state: "sent".into(),
-            reason: None,
-            next_attempt_at: None,
-            phase: "fast".into(),
-            replay: false,
-            at: "2026-11-22T10:15:03Z".into(),
-        })
-    }
-
-    #[test]
-    fn what_was_told_beyond_a_place_is_not_told_again_after_a_restart() {
-        let mut followed = Followed::default();
-        let reached = |place| Line::Reached { place };
-        let told = [reached(5), attempt(1), attempt(2)].map(|line| followed.note(&line));
-        assert_eq!(told, [false, true, true]);
-        // The agent died before it said how far that was, and goes on behind the fifth.
-        let told = [reached(5), attempt(1), attempt(2), attempt(3), reached(8)];
-        let told = told.map(|line| followed.note(&line));
-        assert_eq!(told, [false, false, false, true, false]);
-        assert!(followed.beyond.is_empty() && followed.reached == Some(8));
-    }
+    let _ = out.send((dir, end)).await;
 }

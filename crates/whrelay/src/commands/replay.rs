@@ -8,10 +8,6 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use whrelay_agent::Manner;
 use whrelay_agent::control::{Ask, Piece, ReplayHow, Which};
 use whrelay_agent::lines::Line;
-use whrelay_core::dispatch::Order;
-use whrelay_core::limits;
-use whrelay_core::retry::RetryPolicy;
-use whrelay_delivery::{Fields, Trust};
 
 use crate::agents::{self, Door};
 use crate::args::ReplayArgs;
@@ -19,19 +15,6 @@ use crate::commands::which;
 use crate::failure::{Code, Failure};
 use crate::output::Output;
 use crate::text::{deliveries, events};
-
-/// The manner of an agent that delivers nothing: for commands that only read.
-pub(crate) fn default_manner() -> Manner {
-    Manner {
-        policy: RetryPolicy::default(),
-        timeout: std::time::Duration::from_secs(30),
-        max_in_flight: limits::MAX_IN_FLIGHT,
-        rate: None,
-        order: Order::default(),
-        fields: Fields::default(),
-        trust: Trust::default(),
-    }
-}
 
 /// What came of the replays of all agents.
 #[derive(Default)]
@@ -50,8 +33,14 @@ pub(crate) async fn run(args: ReplayArgs, output: &Output) -> Result<(), Failure
             somebody_delivers(dir, which).await?;
         }
     }
+    let manner = Manner {
+        timeout: args.timeout,
+        fields: args.requests.fields(),
+        trust: args.requests.trust(),
+        ..Manner::default()
+    };
     for (dir, which) in chosen {
-        let Some(door) = Door::open(&dir, &default_manner()).await? else {
+        let Some(door) = Door::open_to_deliver(&dir, &manner).await? else {
             continue;
         };
         replay(&door, which, &args, &mut tally, output).await?;
@@ -83,7 +72,7 @@ pub(crate) async fn run(args: ReplayArgs, output: &Output) -> Result<(), Failure
 
 /// Refuses to wait for an agent that does not run and has something of what is asked for.
 async fn somebody_delivers(dir: &Path, which: &Which) -> Result<(), Failure> {
-    let Some(door) = Door::open(dir, &default_manner()).await? else {
+    let Some(door) = Door::open(dir).await? else {
         return Ok(());
     };
     let mut found = false;

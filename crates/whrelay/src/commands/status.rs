@@ -5,7 +5,6 @@ use whrelay_agent::lines::Line;
 
 use crate::agents::Door;
 use crate::args::StatusArgs;
-use crate::commands::replay::default_manner;
 use crate::failure::{Code, Failure};
 use crate::output::Output;
 use crate::paths::Paths;
@@ -16,7 +15,7 @@ pub(crate) async fn run(args: StatusArgs, output: &Output) -> Result<(), Failure
         output.tell("no agent has run here yet: whrelay listen --to localhost:3000");
     }
     for dir in dirs {
-        let Some(door) = Door::open(&dir, &default_manner()).await? else {
+        let Some(door) = Door::open(&dir).await? else {
             continue;
         };
         let mut pieces = door.ask(Ask::Status).await?;

@@ -9,17 +9,16 @@ use std::sync::Arc;
 use tokio::process::Command;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+use whrelay_agent::Manner;
 use whrelay_agent::lines::{Line, ReceivedLine};
 use whrelay_core::backlog::Backlog;
 use whrelay_core::bucket::BucketName;
 use whrelay_core::retention::Retention;
 use whrelay_core::retry::{RetryPolicy, Schedule};
 use whrelay_core::route::Route;
-use whrelay_delivery::Trust;
 
 use crate::args::{Matcher, TestArgs};
 use crate::commands::listen::Job;
-use crate::commands::replay::default_manner;
 use crate::failure::{Code, Failure};
 use crate::output::Output;
 use crate::paths::{Paths, Scratch};
@@ -43,7 +42,7 @@ pub(crate) async fn run(args: TestArgs, output: &Output) -> Result<(), Failure> 
         args: &args,
         output,
         coming,
-        matched: HashMap::new(),
+        events: HashMap::new(),
         delivered: 0,
     };
     let bug = |e: tokio::task::JoinError| Failure::new(Code::Bug, e.to_string());
@@ -63,10 +62,14 @@ pub(crate) async fn run(args: TestArgs, output: &Output) -> Result<(), Failure> 
 fn job(args: &TestArgs) -> Result<Job, Failure> {
     let bug = |e| Failure::new(Code::Bug, format!("{e}"));
     let name: BucketName = "test".parse().map_err(bug)?;
-    let mut manner = default_manner();
-    manner.policy = RetryPolicy {
-        schedule: Schedule::Seconds,
-        ..manner.policy
+    let manner = Manner {
+        policy: RetryPolicy {
+            schedule: Schedule::Seconds,
+            ..RetryPolicy::default()
+        },
+        fields: args.requests.fields(),
+        trust: args.requests.trust(),
+        ..Manner::default()
     };
     Ok(Job {
         routes: args.to.iter().cloned().map(Route::rest).collect(),
@@ -78,7 +81,7 @@ fn job(args: &TestArgs) -> Result<Job, Failure> {
             newest: Some(0),
             since: None,
         },
-        trust: Trust::default(),
+        trust: args.requests.tunnel_trust(),
         manner,
         retention: Retention::ALL,
         exit_on_disconnect: None,
@@ -89,9 +92,22 @@ struct Watch<'a> {
     args: &'a TestArgs,
     output: &'a Output,
     coming: mpsc::UnboundedReceiver<Line>,
-    /// Targets that each matching event has still to reach.
-    matched: HashMap<String, usize>,
+    /// What is known of each event: an attempt may be told of before the event itself is.
+    events: HashMap<String, Seen>,
     delivered: u32,
+}
+
+#[derive(Default)]
+struct Seen {
+    matches: bool,
+    /// Targets that it has reached.
+    reached: usize,
+}
+
+impl Seen {
+    fn is_delivered(&self, targets: usize) -> bool {
+        self.matches && self.reached >= targets
+    }
 }
 
 impl Watch<'_> {
@@ -132,25 +148,24 @@ impl Watch<'_> {
     }
 
     fn take(&mut self, line: &Line) {
-        if let Line::Received(received) = line
-            && self
-                .args
-                .matches
-                .iter()
-                .all(|matcher| fits(matcher, received))
-        {
-            self.matched
-                .insert(received.event.clone(), self.args.to.len());
-        }
-        if let Line::Attempt(attempt) = line
+        let (event, matches, reached) = if let Line::Received(received) = line {
+            let mut matchers = self.args.matches.iter();
+            let matches = matchers.all(|matcher| fits(matcher, received));
+            (&received.event, matches, 0)
+        } else if let Line::Attempt(attempt) = line
             && attempt.state == "sent"
-            && let Some(left) = self.matched.get_mut(&attempt.event)
         {
-            *left = left.saturating_sub(1);
-            if *left == 0 {
-                self.matched.remove(&attempt.event);
-                self.delivered += 1;
-            }
+            (&attempt.event, false, 1)
+        } else {
+            return;
+        };
+        let targets = self.args.to.len();
+        let seen = self.events.entry(event.clone()).or_default();
+        let was_delivered = seen.is_delivered(targets);
+        seen.matches |= matches;
+        seen.reached += reached;
+        if seen.is_delivered(targets) && !was_delivered {
+            self.delivered += 1;
         }
     }
 
@@ -161,7 +176,8 @@ impl Watch<'_> {
             events(self.args.expect.into()),
             self.args.timeout.as_secs_f64()
         );
-        let hint = match self.matched.len() {
+        let matching = self.events.values().filter(|seen| seen.matches).count();
+        let hint = match matching - self.delivered as usize {
             0 => "nothing else that matches was received".to_owned(),
             waiting => format!("{} more were received, and not delivered", waiting),
         };

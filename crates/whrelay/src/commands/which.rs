@@ -8,7 +8,6 @@ use whrelay_agent::lines::Line;
 
 use crate::agents::{self, Door};
 use crate::args::WhichArgs;
-use crate::commands::replay::default_manner;
 use crate::failure::{Code, Failure};
 use crate::paths::Paths;
 
@@ -61,7 +60,7 @@ async fn homes(ids: &[String]) -> Result<BTreeMap<PathBuf, Which>, Failure> {
 /// Those of the events that an agent knows.
 async fn known(dir: &Path, ids: &[String]) -> Result<Vec<String>, Failure> {
     let mut known = Vec::new();
-    let Some(door) = Door::open(dir, &default_manner()).await? else {
+    let Some(door) = Door::open(dir).await? else {
         return Ok(known);
     };
     for id in ids {

@@ -5,7 +5,7 @@ use std::fs;
 use std::time::Duration;
 
 use url::Url;
-use whrelay_agent::control::{Ask, Client as Door, Piece};
+use whrelay_agent::control::{Ask, Client as Door, Piece, Unanswered};
 use whrelay_agent::lines::{Line, StatusLine};
 use whrelay_agent::{Looked, look_at};
 use whrelay_core::target::Target;
@@ -46,7 +46,7 @@ pub(super) async fn check(
         }
     }
     let mut targets: Vec<Target> = args.to.clone();
-    for status in running(&paths).await {
+    for status in running(&paths, &mut checks).await {
         checks.push(agent(&status));
         let served = status.targets.iter().filter(|t| t.endpoint != "unknown");
         for target in served.filter_map(|target| target.target.parse().ok()) {
@@ -180,15 +180,23 @@ async fn forwarder(url: &Url, given: Result<Option<Token>, Failure>, trust: &Tru
     checks
 }
 
-/// How the agents stand that run.
-async fn running(paths: &Paths) -> Vec<StatusLine> {
+/// How the agents stand that run; where one does not answer, a check says so.
+async fn running(paths: &Paths, checks: &mut Vec<Check>) -> Vec<StatusLine> {
     let mut all = Vec::new();
     for dir in paths.all_agents() {
         let Some(door) = Door::find(&dir) else {
             continue;
         };
-        let Some(mut pieces) = door.ask(&Ask::Status).await else {
-            continue;
+        let mut pieces = match door.ask(&Ask::Status).await {
+            Ok(pieces) => pieces,
+            // Its store is looked at as that of any agent that does not run.
+            Err(Unanswered::Gone | Unanswered::Refused { .. }) => continue,
+            Err(why @ Unanswered::Silent(_)) => {
+                let hint = Some("start its `listen` again; nothing is lost");
+                let place = dir.display().to_string();
+                checks.push(Check::new("agent", &place, false, why.to_string(), hint));
+                continue;
+            }
         };
         while let Some(piece) = pieces.recv().await {
             if let Piece::Line(line) = piece

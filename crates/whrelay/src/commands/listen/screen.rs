@@ -193,7 +193,7 @@ impl Screen {
         let (client, came) = (Client::find(&self.dir), self.came.clone());
         self.runtime.spawn(async move {
             let Some(client) = client else { return };
-            let Some(mut pieces) = client.ask(&ask).await else {
+            let Ok(mut pieces) = client.ask(&ask).await else {
                 return;
             };
             while let Some(piece) = pieces.recv().await {
@@ -213,7 +213,7 @@ impl Screen {
             let ask = Ask::Show {
                 event: event.clone(),
             };
-            let Some(pieces) = client.ask(&ask).await else {
+            let Ok(pieces) = client.ask(&ask).await else {
                 return;
             };
             let what = match events::gather(pieces).await {
