@@ -1,8 +1,9 @@
 //! Processes on one machine that start, stop and go beside each other.
 
+use serde_json::Value;
 use whrelay_tests::eventually;
 use whrelay_tests::process::{Cloud, Home};
-use whrelay_tests::receiver::Receiver;
+use whrelay_tests::receiver::{Receiver, Reply};
 use whrelay_tests::sender::send;
 
 use crate::{home, text};
@@ -92,4 +93,43 @@ async fn a_replay_where_no_agent_runs_is_made_as_the_files_say() {
     let args = ["replay", &id, "--to", &to, "--wait", "-H", "X-Plan: lead"];
     assert_eq!(told(&home, &args).0, Some(0));
     assert_eq!(other.seen()[1].header("x-plan"), "lead");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_tries_nothing_before_its_time() {
+    let (home, receiver) = (home(), Receiver::scripted(|_| Reply::Status(503)).await);
+    let args = ["--to", &receiver.target(), "--schedule", "1h,1h"];
+    let (mut listen, url) = home.listen(&args).await;
+    let first = send(&url, "1").await;
+    listen.wait_state(&first, "stalled").await;
+    assert_eq!(listen.terminate().await, Some(0));
+    let (listen, url) = home.listen(&args).await;
+    let second = send(&url, "2").await;
+    listen.wait_state(&second, "stalled").await;
+    assert_eq!(receiver.events(), [first, second], "each once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn restarts_beside_an_endpoint_that_is_away_cost_no_attempt() {
+    let (home, mut receiver) = (home(), Receiver::start().await);
+    receiver.stop();
+    let args = ["--to", &receiver.target(), "--max-attempts", "2"];
+    let (mut listen, url) = home.listen(&args).await;
+    let mut ids = vec![send(&url, "0").await];
+    listen.wait_state(&ids[0], "stalled").await;
+    for n in 1..4 {
+        ids.push(send(&url, n.to_string()).await);
+    }
+    for _ in 0..3 {
+        assert_eq!(listen.terminate().await, Some(0));
+        (listen, _) = home.listen(&args).await;
+        let away = |line: &Value| line["state"] == "offline";
+        listen.wait("endpoint", away).await;
+    }
+    receiver.open_again().await;
+    for (id, number) in ids.iter().zip([2, 1, 1, 1]) {
+        let sent = listen.wait_state(id, "sent").await;
+        assert_eq!(sent["attempt"], number, "{sent}");
+    }
+    assert_eq!(receiver.events(), ids, "oldest first");
 }

@@ -25,6 +25,10 @@ enum State {
         probe_at: Instant,
         pause: Duration,
     },
+    /// It was offline when it was last asked, by a process before this one.
+    Doubtful {
+        probe_at: Instant,
+    },
 }
 
 /// The breaker of one destination.
@@ -45,24 +49,32 @@ impl Breaker {
         }
     }
 
+    /// Begins with a probe, since the endpoint was offline when it was last asked.
+    pub fn doubtful(max_in_flight: usize, now: Instant) -> Self {
+        Self {
+            state: State::Doubtful { probe_at: now },
+            ..Self::new(max_in_flight)
+        }
+    }
+
     /// How many attempts may be in flight now.
     pub fn window(&self) -> usize {
         match self.state {
             State::Online { window } => window,
-            State::Offline { .. } => 0,
+            State::Offline { .. } | State::Doubtful { .. } => 0,
         }
     }
 
-    /// Whether the endpoint is offline.
+    /// Whether the endpoint is offline, as far as is known.
     pub fn is_offline(&self) -> bool {
-        matches!(self.state, State::Offline { .. })
+        matches!(self.state, State::Offline { .. } | State::Doubtful { .. })
     }
 
     /// When to probe the endpoint, if it is offline.
     pub fn probe_at(&self) -> Option<Instant> {
         match self.state {
             State::Online { .. } => None,
-            State::Offline { probe_at, .. } => Some(probe_at),
+            State::Offline { probe_at, .. } | State::Doubtful { probe_at } => Some(probe_at),
         }
     }
 
@@ -70,11 +82,7 @@ impl Breaker {
     pub fn on_outcome(&mut self, outcome: &Outcome, now: Instant) -> Option<Change> {
         match (outcome, self.state) {
             (Outcome::Unreachable, State::Online { .. }) => {
-                let pause = limits::PROBE_MIN;
-                self.state = State::Offline {
-                    probe_at: now + pause,
-                    pause,
-                };
+                self.wait(limits::PROBE_MIN, now);
                 Some(Change::Offline)
             }
             (Outcome::Answered { .. }, State::Online { window }) => {
@@ -97,19 +105,27 @@ impl Breaker {
     pub fn on_probe(&mut self, accepted: bool, now: Instant) -> Option<Change> {
         match (self.state, accepted) {
             (State::Online { .. }, _) => None,
-            (State::Offline { .. }, true) => {
+            (State::Offline { .. } | State::Doubtful { .. }, true) => {
                 self.state = State::Online { window: 1 };
                 Some(Change::Online)
             }
             (State::Offline { pause, .. }, false) => {
                 let pause = pause.saturating_mul(2).min(limits::PROBE_MAX);
-                self.state = State::Offline {
-                    probe_at: now + pause,
-                    pause,
-                };
+                self.wait(pause, now);
                 None
             }
+            (State::Doubtful { .. }, false) => {
+                self.wait(limits::PROBE_MIN, now);
+                Some(Change::Offline)
+            }
         }
+    }
+
+    fn wait(&mut self, pause: Duration, now: Instant) {
+        self.state = State::Offline {
+            probe_at: now + pause,
+            pause,
+        };
     }
 }
 
@@ -147,6 +163,19 @@ mod tests {
             windows.push(breaker.window());
         }
         assert_eq!(windows, [1, 2, 4, 5, 5]);
+    }
+
+    #[test]
+    fn one_that_was_offline_is_asked_at_once_and_its_loss_is_told_once() {
+        let now = Instant::now();
+        let mut breaker = Breaker::doubtful(5, now);
+        assert_eq!((breaker.window(), breaker.probe_at()), (0, Some(now)));
+        let mut back = breaker.clone();
+        assert_eq!(back.on_probe(true, now), Some(Change::Online));
+        assert_eq!(back.window(), 1, "it is let in slowly");
+        assert_eq!(breaker.on_probe(false, now), Some(Change::Offline));
+        assert_eq!(breaker.probe_at(), Some(now + limits::PROBE_MIN));
+        assert_eq!(breaker.on_probe(false, now), None);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::bucket::{BucketId, Seq};
 use crate::id::{DeliveryId, EventId};
-use crate::retry::{DeliveryHistory, Phase, Verdict};
+use crate::retry::{DeliveryHistory, Pause, Phase, Verdict};
 use crate::time::Timestamp;
 
 /// Why a delivery was given up.
@@ -323,11 +323,11 @@ impl Attempt {
         }
     }
 
-    /// Whether the target itself asked for the wait.
-    pub fn is_held(&self) -> bool {
+    /// What its delivery waits for, if it is tried again.
+    pub fn pause(&self) -> Option<Pause> {
         match self.verdict {
-            Verdict::RetryAt { held, .. } => held,
-            Verdict::Sent | Verdict::Dead(_) => false,
+            Verdict::RetryAt { pause, .. } => Some(pause),
+            Verdict::Sent | Verdict::Dead(_) => None,
         }
     }
 }

@@ -55,6 +55,14 @@ impl Dispatcher {
         }
     }
 
+    /// The same for one that was offline when it was last asked: it is probed first.
+    pub fn doubtful(max_in_flight: usize, rate: Option<Rate>, now: Instant) -> Self {
+        Self {
+            breaker: Breaker::doubtful(max_in_flight, now),
+            ..Self::new(max_in_flight, rate)
+        }
+    }
+
     /// Deliveries that hold a slot: each is given out once until it has finished.
     pub fn in_flight(&self) -> &HashSet<DeliveryKey> {
         &self.in_flight

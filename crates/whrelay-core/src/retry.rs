@@ -85,6 +85,17 @@ impl RetryPolicy {
         };
         created_at.after(window)
     }
+
+    /// The longest that a delivery backs off.
+    pub fn longest_backoff(&self) -> Duration {
+        let scheduled = match &self.schedule {
+            Schedule::Listed(pauses) => pauses.iter().max().copied().unwrap_or_default(),
+            schedule @ (Schedule::Seconds | Schedule::Medium | Schedule::Long) => {
+                schedule.durable_cap()
+            }
+        };
+        Jitter(u32::MAX).stretch(scheduled)
+    }
 }
 
 /// Which of the two backoffs a delivery is in.
@@ -134,6 +145,17 @@ impl Jitter {
     }
 }
 
+/// What a delivery waits for until it is tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pause {
+    /// Its backoff. The endpoint's return cuts it short.
+    Backoff,
+    /// The time that the target itself asked for. Nothing cuts it short.
+    Asked,
+    /// An endpoint that took no connection. Its return ends the wait, also after a restart.
+    Offline,
+}
+
 /// What to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -145,8 +167,8 @@ pub enum Verdict {
         at: Timestamp,
         /// The phase from now on.
         phase: Phase,
-        /// Whether the target itself asked for the wait: then not even its return cuts it short.
-        held: bool,
+        /// What it waits for.
+        pause: Pause,
     },
     /// Nothing: it will not arrive.
     Dead(DeadReason),
@@ -179,11 +201,14 @@ pub fn decide(
     let asked = asked_wait(outcome, now.now);
     let left = history.deadline_at.since(now.certain);
     let at = now.now.after(scheduled.max(asked).min(left));
-    Verdict::RetryAt {
-        at,
-        phase,
-        held: !asked.is_zero(),
-    }
+    let pause = if *outcome == Outcome::Unreachable {
+        Pause::Offline
+    } else if asked.is_zero() {
+        Pause::Backoff
+    } else {
+        Pause::Asked
+    };
+    Verdict::RetryAt { at, phase, pause }
 }
 
 fn phase_after(policy: &RetryPolicy, history: &DeliveryHistory, now: Timestamp) -> Phase {

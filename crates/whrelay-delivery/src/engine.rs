@@ -20,7 +20,7 @@ use whrelay_core::outcome::Outcome;
 use whrelay_core::pace::Rate;
 use whrelay_core::retry::{DeliveryHistory, Jitter, RetryPolicy, Verdict, decide};
 use whrelay_core::time::Timestamp;
-use whrelay_store::{DueScan, Head, Store, StoreError, persist};
+use whrelay_store::{DueScan, Head, Release, Store, StoreError, persist};
 
 use crate::clock::Clock;
 use crate::http::{Client, Reply};
@@ -121,16 +121,9 @@ impl Engine {
     /// When the store has stopped for good: nothing can be recorded any more.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) -> Result<(), StoreError> {
         let engine = self;
-        // Nobody knows what the endpoint did while nobody looked: all that backs off is tried now.
-        tokio::select! {
-            released = engine.release() => released?,
+        let mut lane = tokio::select! {
+            lane = engine.begin() => lane?,
             () = stop.cancelled() => return Ok(()),
-        };
-        engine.find_line().await?;
-        let mut lane = Lane {
-            dispatcher: Dispatcher::new(engine.destination.max_in_flight, engine.destination.rate),
-            attempts: JoinSet::new(),
-            probe: None,
         };
         let _checking = AbortOnDropHandle::new(tokio::spawn(
             Arc::clone(&engine).restore_indexes(stop.clone()),
@@ -160,6 +153,33 @@ impl Engine {
         tokio::time::timeout(limits::DRAIN, drained)
             .await
             .unwrap_or(Ok(()))
+    }
+
+    /// Takes up what waits where a process before left it: what backs off goes on doing so, and an endpoint
+    /// that was offline is probed before anything is tried.
+    async fn begin(&self) -> Result<Lane, StoreError> {
+        let Destination {
+            id,
+            policy,
+            max_in_flight,
+            rate,
+            ..
+        } = &self.destination;
+        let longest = policy.longest_backoff();
+        self.release(Release::Begin { longest }).await?;
+        self.find_line().await?;
+        let is_offline = || async { self.store.is_offline(*id) };
+        let dispatcher = match persist(is_offline).await? {
+            true => Dispatcher::doubtful(*max_in_flight, *rate, Instant::now()),
+            false => Dispatcher::new(*max_in_flight, *rate),
+        };
+        let mut lane = Lane {
+            dispatcher,
+            attempts: JoinSet::new(),
+            probe: None,
+        };
+        self.plan_probe(&mut lane);
+        Ok(lane)
     }
 
     /// Starts what is due, as far as the window goes. Answers how long nothing else will be.
@@ -283,8 +303,10 @@ impl Engine {
     async fn probed(self: &Arc<Self>, lane: &mut Lane, accepted: bool) -> Result<(), StoreError> {
         if let Some(change) = lane.dispatcher.on_probe(accepted, Instant::now()) {
             self.tell_change(change);
+        }
+        if accepted {
             let engine = Arc::clone(self);
-            let release = tokio::spawn(async move { engine.release().await });
+            let release = tokio::spawn(async move { engine.release(Release::Back).await });
             // Long enough to put the oldest first where little waits; where much does, the first
             // deliveries start while the rest is still being released.
             if let Ok(Ok(released)) = tokio::time::timeout(limits::PROBE_MIN, release).await {
@@ -320,9 +342,9 @@ impl Engine {
         });
     }
 
-    async fn release(&self) -> Result<u64, StoreError> {
-        let now = self.clock.now();
-        persist(|| self.store.release(self.destination.id, now)).await
+    async fn release(&self, release: Release) -> Result<u64, StoreError> {
+        let (id, now) = (self.destination.id, self.clock.now());
+        persist(|| self.store.release(id, now, release)).await
     }
 
     /// Looks once for what damage has taken from the indexes, while deliveries go on.

@@ -138,11 +138,7 @@ pub(crate) fn record(tx: &mut Tx<'_>, attempt: Attempt) -> Result<(), StoreError
     if !delivery.state.is_finished() {
         delivery.follow(&attempt);
     }
-    let wait = if attempt.is_held() {
-        Wait::Held
-    } else {
-        Wait::Backoff
-    };
+    let wait = attempt.pause().map_or(Wait::Turn, Wait::from);
     deliveries::update(tx, Some(was), &delivery, wait)?;
     log(tx, place, attempt, before)
 }

@@ -4,11 +4,13 @@
 
 use std::collections::HashSet;
 use std::ops::{Bound, RangeInclusive};
+use std::time::Duration;
 
 use redb::ReadableTable;
 use whrelay_core::bucket::{BucketId, Seq};
 use whrelay_core::delivery::{Attempt, DeadReason, Delivery, DeliveryKey, DestinationId};
 use whrelay_core::limits;
+use whrelay_core::retry::Pause;
 use whrelay_core::time::Timestamp;
 
 use crate::attempts;
@@ -119,8 +121,24 @@ impl Store {
         Ok(DueScan { ready, next_at })
     }
 
-    /// Makes everything that waits for its backoff at a destination due now, oldest first, and with
-    /// it what only waits its turn but was stored while the clock was ahead of `now`. What the
+    /// Whether an endpoint took no connection when it was last asked, as what waits for it says.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn is_offline(&self, destination: DestinationId) -> Result<bool, StoreError> {
+        self.read(|tx| {
+            // What was tried last is due last.
+            for entry in tx.open_table(DUE)?.range(whole(destination))?.rev() {
+                if Wait::read(entry?.1.value()) == Wait::Offline {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        })
+    }
+
+    /// Makes what waits at a destination due now, oldest first, where there is no reason to wait any more;
+    /// with it what only waits its turn but was stored while the clock was ahead of `now`. What the
     /// target itself, or a person, asked to wait for stays, within the longest wait that may be asked for.
     ///
     /// # Errors
@@ -129,17 +147,18 @@ impl Store {
         &self,
         destination: DestinationId,
         now: Timestamp,
+        release: Release,
     ) -> Result<u64, StoreError> {
         let mut released = 0;
         let mut from = *whole(destination).start();
         loop {
             let (rows, next) = self.read(|tx| {
                 let table = tx.open_table(DUE)?;
-                releasable(&table, from..=*whole(destination).end(), now)
+                releasable(&table, from..=*whole(destination).end(), now, release)
             })?;
             if !rows.is_empty() {
-                let release = move |tx: &mut Tx<'_>| release_rows(tx, &rows, now);
-                released += self.write(CHUNK * 64, release).await?;
+                let run = move |tx: &mut Tx<'_>| release_rows(tx, &rows, now, release);
+                released += self.write(CHUNK * 64, run).await?;
             }
             match next {
                 // Rot can put rows in the wrong place: a walk that would turn back ends instead.
@@ -247,6 +266,31 @@ pub(crate) enum Wait {
     Held = 1,
     /// It failed and backs off.
     Backoff = 2,
+    /// Its endpoint took no connection.
+    Offline = 3,
+}
+
+impl From<Pause> for Wait {
+    fn from(pause: Pause) -> Self {
+        match pause {
+            Pause::Asked => Self::Held,
+            Pause::Backoff => Self::Backoff,
+            Pause::Offline => Self::Offline,
+        }
+    }
+}
+
+/// Why waits are cut short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Release {
+    /// The endpoint takes connections again: nothing waits that only backs off.
+    Back,
+    /// A process begins: what would wait for longer than anything backs off was stored while the clock was
+    /// ahead.
+    Begin {
+        /// How long that is.
+        longest: Duration,
+    },
 }
 
 impl Wait {
@@ -255,6 +299,7 @@ impl Wait {
         match stored {
             1 => Self::Held,
             2 => Self::Backoff,
+            3 => Self::Offline,
             _ => Self::Turn,
         }
     }
@@ -300,6 +345,7 @@ fn releasable(
     table: &impl ReadableTable<DueKey, u8>,
     range: RangeInclusive<DueKey>,
     now: Timestamp,
+    release: Release,
 ) -> Result<(Vec<DueKey>, Option<DueKey>), StoreError> {
     let mut rows = Vec::new();
     for (n, entry) in table.range(range)?.enumerate() {
@@ -308,24 +354,30 @@ fn releasable(
         if rows.len() == CHUNK || n == LOOKED_AT {
             return Ok((rows, Some(row)));
         }
-        if is_released(row, Wait::read(wait.value()), now) {
+        if is_released(row, Wait::read(wait.value()), now, release) {
             rows.push(row);
         }
     }
     Ok((rows, None))
 }
 
-fn is_released(row: DueKey, wait: Wait, now: Timestamp) -> bool {
-    let longest = now.after(limits::MAX_RETRY_AFTER).as_micros();
-    match wait {
-        Wait::Turn => row.1 > now.as_micros(),
-        Wait::Held => row.1 > longest,
-        Wait::Backoff => true,
+fn is_released(row: DueKey, wait: Wait, now: Timestamp, release: Release) -> bool {
+    let is_behind = |wait: Duration| row.1 > now.after(wait).as_micros();
+    match (wait, release) {
+        (Wait::Turn, _) => is_behind(Duration::ZERO),
+        (Wait::Backoff | Wait::Offline, Release::Back) => true,
+        (Wait::Backoff | Wait::Offline, Release::Begin { longest }) => is_behind(longest),
+        (Wait::Held, _) => is_behind(limits::MAX_RETRY_AFTER),
     }
 }
 
 /// Makes deliveries due that wait as these rows say, and still do. Answers how many.
-fn release_rows(tx: &mut Tx<'_>, rows: &[DueKey], now: Timestamp) -> Result<u64, StoreError> {
+fn release_rows(
+    tx: &mut Tx<'_>,
+    rows: &[DueKey],
+    now: Timestamp,
+    release: Release,
+) -> Result<u64, StoreError> {
     let mut released = 0;
     for row in rows {
         let wait = tx
@@ -333,7 +385,7 @@ fn release_rows(tx: &mut Tx<'_>, rows: &[DueKey], now: Timestamp) -> Result<u64,
             .open()?
             .get(*row)?
             .map(|wait| Wait::read(wait.value()));
-        if !wait.is_some_and(|wait| is_released(*row, wait, now)) {
+        if !wait.is_some_and(|wait| is_released(*row, wait, now, release)) {
             continue;
         }
         if let Some(mut delivery) = waiting_delivery(tx, *row)? {
@@ -393,9 +445,15 @@ fn adopt_chunk(
             let given_up = doubled(tx, &delivery)?;
             attempts::record(tx, given_up)?;
         } else {
+            // Nobody knows whether this endpoint takes connections, and it has asked for nothing.
+            let wait = match wait {
+                Wait::Turn => Wait::Turn,
+                Wait::Held if delivery.replay => Wait::Held,
+                Wait::Held | Wait::Backoff | Wait::Offline => Wait::Offline,
+            };
             let before = Before::of(&delivery);
             delivery.destination = destination;
-            update(tx, Some(before), &delivery, *wait)?;
+            update(tx, Some(before), &delivery, wait)?;
             moved += 1;
         }
     }

@@ -34,7 +34,7 @@ pub use deliveries::{Again, NewDelivery, StateCounts};
 pub use disk::{Medium, Options, Role, Store};
 pub use error::{OpenError, StoreError};
 pub use events::{Batch, NewEvent, Receipt, StoredEvent};
-pub use index::DueScan;
+pub use index::{DueScan, Release};
 pub use line::Head;
 pub use persist::persist;
 pub use retention::{Part, Removals, Swept};

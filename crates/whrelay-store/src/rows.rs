@@ -9,7 +9,7 @@ use whrelay_core::bucket::{Bucket, BucketId, BucketKey, BucketName, Seq};
 use whrelay_core::delivery::{Attempt, DeadReason, Delivery, DeliveryKey, DestinationId, State};
 use whrelay_core::event::{Event, Header, Request};
 use whrelay_core::id::{DeliveryId, EventId};
-use whrelay_core::retry::{Phase, Verdict};
+use whrelay_core::retry::{Pause, Phase, Verdict};
 use whrelay_core::time::Timestamp;
 
 #[derive(Serialize, Deserialize)]
@@ -212,6 +212,22 @@ impl StateRow {
     }
 }
 
+fn number_of(pause: Pause) -> u8 {
+    match pause {
+        Pause::Backoff => 0,
+        Pause::Asked => 1,
+        Pause::Offline => 2,
+    }
+}
+
+fn pause_of(number: u8) -> Pause {
+    match number {
+        1 => Pause::Asked,
+        2 => Pause::Offline,
+        _ => Pause::Backoff,
+    }
+}
+
 fn durable_since(phase: Phase) -> Option<u32> {
     match phase {
         Phase::Fast => None,
@@ -315,7 +331,7 @@ pub(crate) struct AttemptRow {
     replay: bool,
     durable_since: Option<u32>,
     state: StateRow,
-    next: Option<(i64, Option<u32>, bool)>,
+    next: Option<(i64, Option<u32>, u8)>,
     /// The place in the log of the attempt before it of the same delivery.
     pub(crate) before: Option<u64>,
 }
@@ -341,8 +357,8 @@ impl AttemptRow {
             verdict,
         } = attempt;
         let next = match verdict {
-            Verdict::RetryAt { at, phase, held } => {
-                Some((at.as_micros(), durable_since(phase), held))
+            Verdict::RetryAt { at, phase, pause } => {
+                Some((at.as_micros(), durable_since(phase), number_of(pause)))
             }
             Verdict::Sent | Verdict::Dead(_) => None,
         };
@@ -370,10 +386,10 @@ impl AttemptRow {
     pub(crate) fn into_attempt(self) -> Attempt {
         let (bucket, seq, ordinal) = self.key;
         let verdict = match (self.next, self.state.split()) {
-            (Some((at, since, held)), _) => Verdict::RetryAt {
+            (Some((at, since, pause)), _) => Verdict::RetryAt {
                 at: Timestamp::from_micros(at),
                 phase: phase(since),
-                held,
+                pause: pause_of(pause),
             },
             (None, (_, Some(reason))) => Verdict::Dead(reason),
             (None, (_, None)) => Verdict::Sent,

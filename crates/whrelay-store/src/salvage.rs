@@ -487,7 +487,7 @@ fn settle_deliveries(tx: &mut Tx<'_>) -> Result<u64, StoreError> {
                 tx.event_ids.open()?.insert(&id, (bucket, seq))?;
             }
             let wait = match delivery.state {
-                State::Stalled => Wait::Backoff,
+                State::Stalled => Wait::Offline,
                 State::Queued | State::Sent | State::Dead => Wait::Turn,
             };
             deliveries::update(tx, None, &delivery, wait)?;

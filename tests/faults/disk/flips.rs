@@ -11,7 +11,7 @@ use whrelay_core::bucket::{Bucket, BucketKey, Seq};
 use whrelay_core::event::{Event, Header, Request};
 use whrelay_core::id::{DeliveryId, EventId};
 use whrelay_core::time::Timestamp;
-use whrelay_store::{NewDelivery, NewEvent, Store, StoreError};
+use whrelay_store::{NewDelivery, NewEvent, Release, Store, StoreError};
 
 use super::lying::LyingDisk;
 use super::real::{open, options};
@@ -282,7 +282,7 @@ fn by_due(store: &Store, bucket: &Bucket, events: &[Event]) -> Found {
     let started = runtime.block_on(async {
         let target = store.ensure_destination(bucket.id, TARGET).await?;
         store.adopt(bucket.id, target, &[]).await?;
-        store.release(target, NOW).await?;
+        store.release(target, NOW, Release::Back).await?;
         if !store.indexes_are_whole(target, || true)? {
             store.restore_indexes(target).await?;
         }

@@ -101,9 +101,11 @@ impl Real {
                     store.record(*attempt).await?;
                     Done::Recorded
                 }
-                Write::Release { destination, now } => {
-                    Done::Released(store.release(destination, now).await?)
-                }
+                Write::Release {
+                    destination,
+                    now,
+                    release,
+                } => Done::Released(store.release(destination, now, release).await?),
                 Write::Again(again) => {
                     let begun = store.deliver_again(vec![again]).await?.pop();
                     Done::Again(begun.map(Box::new))
@@ -188,7 +190,8 @@ impl Real {
             let never = Timestamp::from_micros(i64::MAX);
             let due = vault.due(target, never, &HashSet::new(), usize::MAX);
             let again = vault.due_replays(target, never, &HashSet::new(), usize::MAX);
-            text += &format!("{:?} {due:?} {again:?}\n", vault.counts(target));
+            let (counts, offline) = (vault.counts(target), vault.is_offline(target));
+            text += &format!("{counts:?} {offline} {due:?} {again:?}\n");
             for bucket in model.buckets() {
                 text += &format!("{:?}\n", vault.head(bucket.id, target, Seq(0)));
             }
@@ -384,6 +387,10 @@ impl Vault for Real {
 
     fn line_start(&self, bucket: BucketId, destination: DestinationId) -> Seq {
         self.look(|store| store.line_start(bucket, destination))
+    }
+
+    fn is_offline(&self, destination: DestinationId) -> bool {
+        self.look(|store| store.is_offline(destination))
     }
 
     fn head(&self, bucket: BucketId, destination: DestinationId, from: Seq) -> (Option<Head>, Seq) {

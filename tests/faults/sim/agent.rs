@@ -12,7 +12,7 @@ use whrelay_core::route;
 use whrelay_core::time::Moment;
 use whrelay_proto::frame::{Frame, RefusedCode, Resume, WireEvent};
 use whrelay_proto::{AgentAction, AgentSession, ProtocolError, codec};
-use whrelay_store::{NewDelivery, NewEvent, SourceMark};
+use whrelay_store::{NewDelivery, NewEvent, Release, SourceMark};
 
 use super::catching_up;
 use super::ledger::{Ledger, Verdicts, hold};
@@ -45,17 +45,28 @@ impl<V: Vault> World<V> {
         for (index, (id, endpoint)) in node.targets.iter().enumerate() {
             // A process does not know how fast the one before it was.
             self.ledger.forget_pace(n, *id);
-            // Nobody knows what the endpoint did while nobody looked: all that backs off is due.
+            let longest = self.policy.longest_backoff();
             let write = Write::Release {
                 destination: *id,
                 now: now.now,
+                release: Release::Begin { longest },
+            };
+            let offline = node.vault.is_offline(*id);
+            self.ledger.doubt(n, *id, offline);
+            if offline {
+                self.seen.note(Point::BegunOffline);
+            }
+            let instant = clock.instant(self.origin, &node.machine, self.time);
+            let dispatcher = match offline && self.planted != Some(Bug::StartForgetsOffline) {
+                true => Dispatcher::doubtful(self.max_in_flight, rate, instant),
+                false => Dispatcher::new(self.max_in_flight, rate),
             };
             let purpose = Purpose::Release { lane: index };
             desk.asked.push_back((write, purpose));
             lanes.push(Lane {
                 id: *id,
                 endpoint: *endpoint,
-                dispatcher: Dispatcher::new(self.max_in_flight, rate),
+                dispatcher,
                 line: node.vault.line_start(node.bucket.id, *id),
                 flights: Vec::new(),
                 begun: false,
@@ -301,17 +312,22 @@ impl<V: Vault> World<V> {
         let group = alone(process.desk.asked.iter().map(|(write, _)| write), group);
         let (writes, purposes): (Vec<_>, Vec<_>) = process.desk.asked.drain(..group).unzip();
         let released = |write: &Write| {
-            let Write::Release { now, .. } = write else {
+            let Write::Release {
+                destination,
+                now,
+                release,
+            } = write
+            else {
                 return None;
             };
-            Some(*now)
+            Some(((n, *destination), *now, *release))
         };
         let released: Vec<_> = writes.iter().map(released).collect();
         // A power cut may leave any of them on disk.
         released
             .iter()
             .flatten()
-            .for_each(|now| self.ledger.released(*now));
+            .for_each(|(place, now, release)| self.ledger.released(*place, *now, *release));
         let first = writes.first().cloned();
         first.iter().for_each(|write| self.may_remove(n, write));
         let Ok(done) = self.agents[n].vault.commit(writes) else {
@@ -324,7 +340,7 @@ impl<V: Vault> World<V> {
         };
         for (released, done) in released.into_iter().zip(&done) {
             match (released, done) {
-                (Some(now), _) => self.ledger.released(now),
+                (Some((place, now, release)), _) => self.ledger.released(place, now, release),
                 (None, Done::Again(Some(delivery))) => self.ledger.held(delivery),
                 (None, _) => {}
             }

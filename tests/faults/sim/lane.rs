@@ -7,9 +7,9 @@ use whrelay_core::bucket::Seq;
 use whrelay_core::delivery::{Attempt, DeadReason, Delivery, DeliveryKey, Step};
 use whrelay_core::dispatch::Order;
 use whrelay_core::outcome::Outcome;
-use whrelay_core::retry::{DeliveryHistory, Jitter, Phase, Verdict, decide};
+use whrelay_core::retry::{DeliveryHistory, Jitter, Pause, Phase, Verdict, decide};
 use whrelay_core::time::Moment;
-use whrelay_store::Head;
+use whrelay_store::{Head, Release};
 
 use super::ledger::{Ledger, Recorded, Start, Verdicts};
 use super::node::{Flight, Purpose, Stage, Time};
@@ -279,9 +279,11 @@ impl<V: Vault> World<V> {
         match lane.dispatcher.on_probe(accepts, instant) {
             Some(Change::Online) => {
                 self.seen.note(Point::Online);
+                self.ledger.probed(n, lane.id);
                 let write = Write::Release {
                     destination: lane.id,
                     now: now.now,
+                    release: Release::Back,
                 };
                 let purpose = Purpose::Release { lane: l };
                 process.desk.asked.push_back((write, purpose));
@@ -317,8 +319,9 @@ fn note_verdict(seen: &mut Seen, before: &Delivery, attempt: &Attempt, offline: 
         Verdict::Sent if before.replay => seen.note(Point::ReplaySent),
         Verdict::Sent if before.attempts == 0 => seen.note(Point::SentAtOnce),
         Verdict::Sent => seen.note(Point::SentAfterFailures),
-        Verdict::RetryAt { held, phase, .. } => {
-            seen.note(if held { Point::Held } else { Point::Stalled });
+        Verdict::RetryAt { pause, phase, .. } => {
+            let asked = pause == Pause::Asked;
+            seen.note(if asked { Point::Held } else { Point::Stalled });
             if before.phase == Phase::Fast && phase != Phase::Fast {
                 seen.note(Point::HandedOver);
             }
@@ -342,56 +345,54 @@ fn bent(bug: Bug, verdict: Verdict, outcome: &Outcome, flight: &Flight, now: Mom
         (
             Bug::RetryAfterUndercut,
             Verdict::RetryAt {
-                phase, held: true, ..
+                phase,
+                pause: Pause::Asked,
+                ..
             },
         ) => Verdict::RetryAt {
             at: now.now.after(Duration::from_secs(2)),
             phase,
-            held: true,
+            pause: Pause::Asked,
         },
         (
             Bug::BackoffOvershoots,
             Verdict::RetryAt {
                 at,
                 phase,
-                held: false,
+                pause: pause @ (Pause::Backoff | Pause::Offline),
             },
         ) if number > 5 => {
             let at = at.after(at.since(now.now));
-            Verdict::RetryAt {
-                at,
-                phase,
-                held: false,
-            }
+            Verdict::RetryAt { at, phase, pause }
         }
         (
             Bug::BackoffUndercut,
             Verdict::RetryAt {
                 at,
                 phase,
-                held: false,
+                pause: pause @ (Pause::Backoff | Pause::Offline),
             },
         ) => Verdict::RetryAt {
             at: at.before(at.since(now.now) / 2),
             phase,
-            held: false,
+            pause,
         },
         (
             Bug::HandoffAgainAndAgain,
             Verdict::RetryAt {
                 at,
                 phase: Phase::Durable { .. },
-                held,
+                pause,
             },
         ) => Verdict::RetryAt {
             at,
             phase: Phase::Durable { since: number },
-            held,
+            pause,
         },
         (Bug::RetriesWhatIsRejected, Verdict::Dead(DeadReason::Rejected)) => Verdict::RetryAt {
             at: now.now.after(Duration::from_millis(1)),
             phase: flight.history.phase,
-            held: false,
+            pause: Pause::Backoff,
         },
         (Bug::GivesUpOnTimeouts, _) if *outcome == Outcome::TimedOut => {
             Verdict::Dead(DeadReason::Rejected)

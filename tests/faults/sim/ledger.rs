@@ -12,9 +12,9 @@ use whrelay_core::id::{DeliveryId, EventId};
 use whrelay_core::limits;
 use whrelay_core::outcome::{Outcome, RetryOn};
 use whrelay_core::pace::Rate;
-use whrelay_core::retry::{Phase, RetryPolicy, Schedule, Verdict};
+use whrelay_core::retry::{Pause, Phase, RetryPolicy, Schedule, Verdict};
 use whrelay_core::time::{Moment, Timestamp};
-use whrelay_store::{Begin, Search};
+use whrelay_store::{Begin, Release, Search};
 
 use super::catching_up::Begun;
 use super::node::{AgentNode, Time};
@@ -66,8 +66,11 @@ struct Track {
     cuts: u32,
     sent: bool,
     handed_over: bool,
-    /// The target asked not to be tried before this.
+    /// Not to be tried before this, unless that is cut short: then it is the target that asked for it.
     not_before: Timestamp,
+    asked: bool,
+    /// Whose it is.
+    place: Option<(usize, DestinationId)>,
 }
 
 const WHENEVER: Timestamp = Timestamp::from_micros(i64::MIN);
@@ -85,6 +88,8 @@ impl Default for Track {
             sent: false,
             handed_over: false,
             not_before: WHENEVER,
+            asked: false,
+            place: None,
         }
     }
 }
@@ -142,6 +147,8 @@ pub(crate) struct Ledger {
     pub(crate) dropped: HashSet<EventId>,
     /// When attempts of the running process started, for each agent and target.
     starts: HashMap<(usize, DestinationId), Vec<Time>>,
+    /// Targets that were offline when the running process of an agent began, and that it has not probed.
+    doubtful: HashSet<(usize, DestinationId)>,
     /// How the running process of an agent began.
     pub(crate) begun: HashMap<usize, Begun>,
 }
@@ -222,6 +229,10 @@ impl Ledger {
         hold(due && track.not_before <= now.now, "I7", || {
             format!("{id} is tried at {} before its time", now.now)
         })?;
+        let place = (agent, delivery.destination);
+        hold(!self.doubtful.contains(&place), "I21", || {
+            format!("{id} is tried where nobody has looked whether the endpoint is back")
+        })?;
         hold(now.certain <= delivery.deadline_at, "I8", || {
             format!("{id} is tried at {} after its deadline", now.certain)
         })?;
@@ -237,8 +248,21 @@ impl Ledger {
             keeps_rate(starts, rate)?;
         }
         (track.last_number, track.running, track.cut) = (number, true, false);
-        track.not_before = WHENEVER;
+        (track.not_before, track.place) = (WHENEVER, Some(place));
         Ok(())
+    }
+
+    /// A process begins; what waits says whether the target was offline.
+    pub(crate) fn doubt(&mut self, agent: usize, destination: DestinationId, offline: bool) {
+        self.doubtful.remove(&(agent, destination));
+        if offline {
+            self.doubtful.insert((agent, destination));
+        }
+    }
+
+    /// A target has accepted a probe.
+    pub(crate) fn probed(&mut self, agent: usize, destination: DestinationId) {
+        self.doubtful.remove(&(agent, destination));
     }
 
     /// A new process begins its pace anew.
@@ -300,21 +324,29 @@ impl Ledger {
                 })
             }
             Verdict::Dead(reason) => ended(policy, before, outcome, reason, now),
-            Verdict::RetryAt { at, phase, held } => {
-                if held {
-                    track.not_before = at;
-                }
+            Verdict::RetryAt { at, phase, pause } => {
+                (track.not_before, track.asked) = (at, pause == Pause::Asked);
                 handed_over(track, policy, before, attempt, phase)?;
                 spaced(policy, before, attempt, outcome, now, at)
             }
         }
     }
 
-    /// A release may cut short only waits that no target can have asked for.
-    pub(crate) fn released(&mut self, now: Timestamp) {
-        let longest = now.after(limits::MAX_RETRY_AFTER);
+    /// The return of an endpoint cuts its backoffs short; anything else only what nothing can have asked for.
+    pub(crate) fn released(
+        &mut self,
+        place: (usize, DestinationId),
+        now: Timestamp,
+        release: Release,
+    ) {
         for track in self.tracks.values_mut() {
-            if track.not_before > longest {
+            let longest = match release {
+                _ if track.asked => limits::MAX_RETRY_AFTER,
+                Release::Back if track.place == Some(place) => Duration::ZERO,
+                Release::Back => continue,
+                Release::Begin { longest } => longest,
+            };
+            if track.not_before > now.after(longest) {
                 track.not_before = WHENEVER;
             }
         }

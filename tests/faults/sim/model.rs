@@ -2,17 +2,18 @@
 //! that every crash falls between two of them. It must share no code with the store.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Duration;
 
 use whrelay_core::bucket::{Bucket, BucketId, BucketKey, BucketName, Seq};
 use whrelay_core::delivery::{Attempt, DeadReason, Delivery, DeliveryKey, DestinationId, State};
 use whrelay_core::event::Event;
 use whrelay_core::id::EventId;
 use whrelay_core::limits;
-use whrelay_core::retry::Phase;
+use whrelay_core::retry::{Pause, Phase};
 use whrelay_core::time::Timestamp;
 use whrelay_store::{
-    Again, Batch, Begin, DueScan, Found, Head, NewDelivery, NewEvent, Part, Receipt, Search,
-    SourceMark, StateCounts, StoredEvent,
+    Again, Batch, Begin, DueScan, Found, Head, NewDelivery, NewEvent, Part, Receipt, Release,
+    Search, SourceMark, StateCounts, StoredEvent,
 };
 
 use super::planted::Bug;
@@ -24,6 +25,7 @@ enum Wait {
     Turn,
     Held,
     Backoff,
+    Offline,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -125,10 +127,10 @@ impl Model {
             if !before.state.is_finished() {
                 after.follow(attempt);
             }
-            let wait = if attempt.is_held() {
-                Wait::Held
-            } else {
-                Wait::Backoff
+            let wait = match attempt.pause() {
+                Some(Pause::Asked) => Wait::Held,
+                Some(Pause::Backoff) | None => Wait::Backoff,
+                Some(Pause::Offline) => Wait::Offline,
             };
             self.put(Some(&before), after, wait);
         }
@@ -160,13 +162,17 @@ impl Model {
         scan
     }
 
-    fn release(&mut self, destination: DestinationId, now: Timestamp) -> Done {
-        let longest = now.after(limits::MAX_RETRY_AFTER);
+    fn release(&mut self, destination: DestinationId, now: Timestamp, release: Release) -> Done {
         let planted = self.planted;
+        let (back, longest) = match release {
+            Release::Back => (true, Duration::ZERO),
+            Release::Begin { longest } => (planted == Some(Bug::StartCutsBackoffShort), longest),
+        };
+        let asked = now.after(limits::MAX_RETRY_AFTER);
         let freed = |at: Timestamp, wait: Wait| match wait {
             Wait::Turn => at > now && planted != Some(Bug::TurnWaitsForTheClock),
-            Wait::Held => at > longest || planted == Some(Bug::ReleaseBreaksHold),
-            Wait::Backoff => true,
+            Wait::Held => at > asked || planted == Some(Bug::ReleaseBreaksHold),
+            Wait::Backoff | Wait::Offline => back || at > now.after(longest),
         };
         let rows = self
             .due
@@ -395,7 +401,11 @@ impl Vault for Model {
                 Done::Acked
             }
             Write::Record(attempt) => self.record(&attempt),
-            Write::Release { destination, now } => self.release(destination, now),
+            Write::Release {
+                destination,
+                now,
+                release,
+            } => self.release(destination, now, release),
             Write::Again(again) => self.again(&again),
             Write::GiveUp(attempt) => self.give_up(&attempt),
             Write::Remove {
@@ -501,6 +511,11 @@ impl Vault for Model {
         });
         let end = Seq(self.last_seq(bucket).0 + 1).max(from);
         (head, head.map_or(end, |head| head.key.seq))
+    }
+
+    fn is_offline(&self, destination: DestinationId) -> bool {
+        let mut waits = self.due.iter();
+        waits.any(|((there, ..), wait)| *there == destination && *wait == Wait::Offline)
     }
 
     fn search(

@@ -21,6 +21,8 @@ pub(crate) enum Bug {
     RetryAfterSent,
     RetryAfterUndercut,
     ReleaseBreaksHold,
+    StartCutsBackoffShort,
+    StartForgetsOffline,
     BackoffOvershoots,
     BackoffUndercut,
     HandoffAgainAndAgain,

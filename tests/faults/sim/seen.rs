@@ -19,6 +19,7 @@ pub(crate) enum Point {
     CrashWithVerdictUnwritten,
     CrashWithVerdictUnheard,
     CrashWithReleaseUnwritten,
+    BegunOffline,
     CrashWithReplayUnwritten,
     CrashWhileIdle,
     FrameHello,

@@ -10,8 +10,8 @@ use whrelay_core::event::Event;
 use whrelay_core::id::EventId;
 use whrelay_core::time::Timestamp;
 use whrelay_store::{
-    Again, Batch, Begin, DueScan, Found, Head, NewEvent, Part, Receipt, Search, SourceMark,
-    StateCounts,
+    Again, Batch, Begin, DueScan, Found, Head, NewEvent, Part, Receipt, Release, Search,
+    SourceMark, StateCounts,
 };
 
 /// A write, as the store's own functions take them.
@@ -31,6 +31,7 @@ pub(crate) enum Write {
     Release {
         destination: DestinationId,
         now: Timestamp,
+        release: Release,
     },
     Again(Again),
     GiveUp(Box<Attempt>),
@@ -102,6 +103,7 @@ pub(crate) trait Vault {
     ) -> DueScan;
     fn line_start(&self, bucket: BucketId, destination: DestinationId) -> Seq;
     fn head(&self, bucket: BucketId, destination: DestinationId, from: Seq) -> (Option<Head>, Seq);
+    fn is_offline(&self, destination: DestinationId) -> bool;
     fn search(
         &self,
         search: &Search,

@@ -232,7 +232,7 @@ fn a_clock_that_jumped_expires_nothing() {
         Verdict::RetryAt {
             at,
             phase: Phase::Fast,
-            held: false
+            pause: Pause::Backoff
         }
     );
 }

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use whrelay_core::bucket::Seq;
 use whrelay_core::delivery::{DeadReason, State};
-use whrelay_core::retry::{Phase, Verdict};
+use whrelay_core::retry::{Pause, Phase, Verdict};
 use whrelay_core::token::Token;
-use whrelay_store::{Again, NewEvent, Role, SourceMark, StateCounts};
+use whrelay_store::{Again, NewEvent, Release, Role, SourceMark, StateCounts};
 
 use crate::setup::*;
 
@@ -121,7 +121,7 @@ async fn a_delivery_is_due_until_it_is_finished() {
     let retry = Verdict::RetryAt {
         at: later,
         phase: Phase::Durable { since: 1 },
-        held: false,
+        pause: Pause::Backoff,
     };
     store.record(attempt(&first, retry)).await.expect("stored");
     assert_eq!(due(NOW, 9).ready, [keys[1]]);
@@ -261,15 +261,15 @@ async fn release_drains_what_backs_off_but_not_what_was_asked_to_wait() {
         let delivery = store.delivery(key).expect("read").expect("there");
         let at = NOW.after(Duration::from_secs(100_000 - key.seq.0 * 7));
         let held = key.seq.0 % 100 == 0;
-        let at = if held {
-            NOW.after(Duration::from_secs(3600))
+        let (at, pause) = if held {
+            (NOW.after(Duration::from_secs(3600)), Pause::Asked)
         } else {
-            at
+            (at, Pause::Backoff)
         };
         let verdict = Verdict::RetryAt {
             at,
             phase: Phase::Fast,
-            held,
+            pause,
         };
         store
             .record(attempt(&delivery, verdict))
@@ -284,10 +284,13 @@ async fn release_drains_what_backs_off_but_not_what_was_asked_to_wait() {
             .ready
             .is_empty()
     );
-    assert_eq!(
-        store.release(there, later).await.expect("stored"),
-        many - many / 100
-    );
+    let longest = Duration::from_secs(100_000);
+    let begins = store
+        .release(there, later, Release::Begin { longest })
+        .await;
+    assert_eq!(begins.expect("stored"), 0, "all of it may still wait");
+    let back = store.release(there, later, Release::Back).await;
+    assert_eq!(back.expect("stored"), many - many / 100);
     let ready = store
         .due(there, later, &none, usize::MAX)
         .expect("read")
@@ -298,7 +301,41 @@ async fn release_drains_what_backs_off_but_not_what_was_asked_to_wait() {
         expected,
         "oldest first"
     );
-    assert_eq!(store.release(there, later).await.expect("stored"), 0);
+    let again = store.release(there, later, Release::Back).await;
+    assert_eq!(again.expect("stored"), 0);
+}
+
+#[tokio::test]
+async fn an_endpoint_is_offline_while_something_waits_for_its_return() {
+    let store = memory(Role::Agent);
+    let bucket = bucket(&store).await;
+    let there = store.ensure_destination(bucket.id, "http://localhost:1");
+    let there = there.await.expect("stored");
+    let events = (1..=3).map(|n| to(n, there)).collect();
+    store.append(bucket.id, events, None).await.expect("stored");
+    let is_offline = || store.is_offline(there).expect("read");
+    assert!(!is_offline(), "it was never asked");
+    let first = store.deliveries_of(bucket.id, Seq(1)).expect("read");
+    let fails = |pause| Verdict::RetryAt {
+        at: NOW.after(Duration::from_secs(30)),
+        phase: Phase::Fast,
+        pause,
+    };
+    let backs_off = attempt(&first[0], fails(Pause::Backoff));
+    store.record(backs_off).await.expect("stored");
+    assert!(!is_offline(), "it answered");
+    let refused = attempt(&first[0], fails(Pause::Offline));
+    store.record(refused.clone()).await.expect("stored");
+    assert!(is_offline());
+    let log = store.attempts_after(0, 9).expect("read");
+    assert_eq!(log[1].attempt, refused);
+    let longest = Duration::from_secs(60);
+    let begins = store.release(there, NOW, Release::Begin { longest }).await;
+    assert_eq!(begins.expect("stored"), 0);
+    assert!(is_offline());
+    let back = store.release(there, NOW, Release::Back).await;
+    assert_eq!(back.expect("stored"), 1);
+    assert!(!is_offline());
 }
 
 #[tokio::test]
@@ -323,11 +360,14 @@ async fn release_puts_an_overdue_retry_before_what_came_after_it() {
     let retry = Verdict::RetryAt {
         at,
         phase: Phase::Fast,
-        held: false,
+        pause: Pause::Backoff,
     };
     store.record(attempt(&first, retry)).await.expect("stored");
     let later = NOW.after(Duration::from_secs(75));
-    store.release(there, later).await.expect("stored");
+    store
+        .release(there, later, Release::Back)
+        .await
+        .expect("stored");
     let ready = store
         .due(there, later, &HashSet::new(), 9)
         .expect("read")
@@ -355,7 +395,13 @@ async fn release_does_not_leave_what_was_stored_by_a_clock_that_was_ahead() {
         .expect("stored");
     let due = || store.due(there, NOW, &HashSet::new(), 9).expect("read");
     assert_eq!(due().ready.len(), 1, "the clock has been set back since");
-    assert_eq!(store.release(there, NOW).await.expect("stored"), 2);
+    assert_eq!(
+        store
+            .release(there, NOW, Release::Back)
+            .await
+            .expect("stored"),
+        2
+    );
     let seqs: Vec<_> = due().ready.iter().map(|k| k.seq.0).collect();
     assert_eq!(seqs, [1, 2, 3], "in order of arrival");
 }

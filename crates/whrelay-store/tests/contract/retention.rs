@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use whrelay_core::bucket::{Bucket, Seq};
 use whrelay_core::delivery::{DeadReason, DestinationId, State};
-use whrelay_core::retry::{Phase, Verdict};
+use whrelay_core::retry::{Pause, Phase, Verdict};
 use whrelay_core::time::Timestamp;
 use whrelay_store::{Again, Begin, Effort, Found, NewDelivery, Options, Part, Role, Search, Store};
 
@@ -17,7 +17,7 @@ use crate::setup::*;
 const STALLED: Verdict = Verdict::RetryAt {
     at: NOW,
     phase: Phase::Fast,
-    held: false,
+    pause: Pause::Backoff,
 };
 
 /// A bucket with four events: sent, stalled, dead, and untried.

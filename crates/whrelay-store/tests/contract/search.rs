@@ -6,9 +6,9 @@ use std::time::Duration;
 use whrelay_core::bucket::{Bucket, Seq};
 use whrelay_core::delivery::{Attempt, DeadReason, Delivery, DestinationId, State};
 use whrelay_core::id::EventId;
-use whrelay_core::retry::{Phase, Verdict};
+use whrelay_core::retry::{Pause, Phase, Verdict};
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Again, Begin, NewDelivery, NewEvent, Role, Search, Store};
+use whrelay_store::{Again, Begin, NewDelivery, NewEvent, Release, Role, Search, Store};
 
 use crate::setup::{NOW, attempt, bucket, event, memory, new_delivery, to};
 
@@ -57,7 +57,7 @@ async fn record(store: &Store, bucket: &Bucket, seq: u64, verdict: Verdict) {
 const LATER: Verdict = Verdict::RetryAt {
     at: Timestamp::from_micros(NOW.as_micros() + 1_000_000),
     phase: Phase::Fast,
-    held: false,
+    pause: Pause::Backoff,
 };
 
 fn again(bucket: &Bucket, delivery: &Delivery, n: u64, later: u64) -> Again {
@@ -241,7 +241,13 @@ async fn a_replay_that_is_to_begin_later_is_not_released_before() {
     appended.expect("stored");
     let later = again(&bucket, &first(&store, &bucket, 1), 9, 60);
     store.deliver_again(vec![later]).await.expect("stored");
-    assert_eq!(store.release(there, NOW).await.expect("stored"), 0);
+    assert_eq!(
+        store
+            .release(there, NOW, Release::Back)
+            .await
+            .expect("stored"),
+        0
+    );
     let due = |seconds| {
         let now = NOW.after(Duration::from_secs(seconds));
         let due = store.due(there, now, &HashSet::new(), 9).expect("read");
