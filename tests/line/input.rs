@@ -118,33 +118,40 @@ async fn a_body_over_the_limit_is_413_with_and_without_its_length() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn too_many_or_too_large_headers_are_431() {
+async fn too_many_or_too_large_headers_are_431_and_say_so() {
     let input = Input::new().await;
-    let many: String = (0..limits::MAX_HEADERS)
-        .map(|n| format!("X-{n}: 1\r\n"))
-        .collect();
-    let head = format!("POST PATH HTTP/1.1\r\nHost: x\r\n{many}\r\n");
-    assert_eq!(input.raw(&head, b"").await, 431);
-    let large = "a".repeat(limits::MAX_HEAD);
-    assert_eq!(
-        input
-            .raw(
-                &format!("POST PATH HTTP/1.1\r\nHost: x\r\nX: {large}\r\n\r\n"),
-                b""
-            )
-            .await,
-        431
+    let fields = |n| (0..n).map(|n| format!("X-{n}: 1\r\n")).collect::<String>();
+    let with = |fields: &str| format!("POST {} HTTP/1.1\r\nHost: x\r\n{fields}\r\n", input.path);
+    let long = |over: usize| {
+        let room = limits::MAX_HEAD - with("X: \r\n").len();
+        with(&format!("X: {}\r\n", "a".repeat(room + over)))
+    };
+    for head in [with(&fields(limits::MAX_HEADERS)), long(1)] {
+        let answer = raw(input.relay.address, head.as_bytes()).await;
+        assert_eq!(answer.status, 431);
+        let problem = answer.text.contains("application/problem+json");
+        assert!(
+            problem && answer.text.contains("at most 100 and 65536"),
+            "{}",
+            answer.text
+        );
+    }
+    assert!(input.stored().is_empty());
+    for head in [with(&fields(limits::MAX_HEADERS - 1)), long(0)] {
+        assert_eq!(raw(input.relay.address, head.as_bytes()).await.status, 200);
+    }
+    assert_eq!(input.stored().len(), 2);
+    let wrong = raw(
+        input.relay.address,
+        b"DELETE /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
+    )
+    .await;
+    assert_eq!(wrong.status, 405);
+    assert!(
+        wrong.text.contains("application/problem+json"),
+        "{}",
+        wrong.text
     );
-    let fits: String = (0..limits::MAX_HEADERS - 2)
-        .map(|n| format!("X-{n}: 1\r\n"))
-        .collect();
-    assert_eq!(
-        input
-            .raw(&format!("POST PATH HTTP/1.1\r\nHost: x\r\n{fits}\r\n"), b"")
-            .await,
-        200
-    );
-    assert_eq!(input.stored().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,7 +6,7 @@ use std::time::Duration;
 pub const MAX_BODY: usize = 25 * 1024 * 1024;
 /// Largest request head an input URL accepts, in bytes, request line included.
 pub const MAX_HEAD: usize = 64 * 1024;
-/// Most header fields an input URL accepts; hyper answers 431 to the next one.
+/// Most header fields an input URL accepts.
 pub const MAX_HEADERS: usize = 100;
 /// How long a sender may take over its request head.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);

@@ -9,6 +9,7 @@ mod engine;
 mod headers;
 mod http;
 mod retention;
+mod strays;
 mod tls;
 mod wire;
 

@@ -4,7 +4,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioIo;
@@ -12,11 +12,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 
 use crate::dial::Stream;
+use crate::strays::Strays;
 
 /// A connection.
 pub(crate) struct Wire {
     stream: Stream,
     grip: Grip,
+    strays: Strays,
 }
 
 /// What an attempt holds of the connection its answer came over.
@@ -57,16 +59,17 @@ impl Grip {
         self.cut.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Called at each write.
-    fn check(&self, cx: &Context<'_>) -> io::Result<()> {
-        self.unwritten
+    /// Called at each write. Says whether a request begins with it.
+    fn check(&self, cx: &Context<'_>) -> io::Result<bool> {
+        let begins = self
+            .unwritten
             .send_if_modified(|unwritten| !std::mem::replace(unwritten, true));
         let mut cut = self.lock();
         cut.writing = Some(cx.waker().clone());
         if cut.done {
             return Err(io::ErrorKind::ConnectionAborted.into());
         }
-        Ok(())
+        Ok(begins)
     }
 }
 
@@ -76,7 +79,11 @@ impl Wire {
             unwritten: Arc::new(watch::Sender::new(false)),
             cut: Arc::default(),
         };
-        TokioIo::new(Self { stream, grip })
+        TokioIo::new(Self {
+            stream,
+            grip,
+            strays: Strays::default(),
+        })
     }
 }
 
@@ -99,7 +106,21 @@ impl AsyncRead for Wire {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        let this = &mut *self;
+        let before = buffer.filled().len();
+        loop {
+            ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
+            let fresh = &mut buffer.filled_mut()[before..];
+            if fresh.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            let kept = this.strays.take_out(fresh);
+            buffer.set_filled(before + kept);
+            // Nothing at all says that the target has closed.
+            if kept > 0 || this.strays.is_flooded() {
+                return Poll::Ready(Ok(()));
+            }
+        }
     }
 }
 
@@ -109,7 +130,9 @@ impl AsyncWrite for Wire {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.grip.check(cx)?;
+        if self.grip.check(cx)? {
+            self.strays.request(bytes);
+        }
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
@@ -118,7 +141,10 @@ impl AsyncWrite for Wire {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.grip.check(cx)?;
+        if self.grip.check(cx)? {
+            let first = slices.iter().find(|slice| !slice.is_empty());
+            self.strays.request(first.map_or(&[], |slice| slice));
+        }
         Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
     }
 

@@ -85,6 +85,8 @@ pub async fn run(
         .route("/healthz", get(api::healthz))
         .route("/readyz", get(api::readyz))
         .fallback(problem::not_found)
+        .method_not_allowed_fallback(problem::not_allowed)
+        .layer(axum::middleware::from_fn(problem::within_limits))
         .with_state(Arc::clone(&shared));
     tokio::select! {
         () = serve::serve(listener, router, &shared.stop) => Ok(()),

@@ -3,9 +3,12 @@
 use std::time::Duration;
 
 use axum::Json;
+use axum::extract::Request;
 use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use whrelay_core::limits;
 
 /// A refused request.
 #[derive(Debug, Serialize)]
@@ -65,6 +68,40 @@ impl IntoResponse for Problem {
         }
         response
     }
+}
+
+/// Answers requests whose head is too large, and passes on all others.
+pub(crate) async fn within_limits(request: Request, next: Next) -> Result<Response, Problem> {
+    let (fields, bytes) = (request.headers().len(), head_bytes(&request));
+    if fields > limits::MAX_HEADERS || bytes > limits::MAX_HEAD {
+        let why = format!(
+            "the head has {fields} fields and {bytes} bytes: at most {} and {}",
+            limits::MAX_HEADERS,
+            limits::MAX_HEAD
+        );
+        let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+        return Err(Problem::new(status, why));
+    }
+    Ok(next.run(request).await)
+}
+
+/// Bytes of a request's head, written without more spaces than needed.
+fn head_bytes(request: &Request) -> usize {
+    const LINE: usize = "  HTTP/1.1\r\n".len();
+    const FIELD: usize = ": \r\n".len();
+    let (method, uri) = (request.method().as_str(), request.uri());
+    let uri = uri.path_and_query().map_or(1, |uri| uri.as_str().len());
+    let fields = request.headers().iter();
+    let fields: usize = fields
+        .map(|(name, value)| name.as_str().len() + value.len() + FIELD)
+        .sum();
+    method.len() + uri + LINE + fields + "\r\n".len()
+}
+
+/// The answer to a method that a path does not know.
+pub(crate) async fn not_allowed() -> Problem {
+    let status = StatusCode::METHOD_NOT_ALLOWED;
+    Problem::new(status, "this path is asked in another way")
 }
 
 /// The answer to paths that lead nowhere.

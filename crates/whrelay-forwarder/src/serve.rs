@@ -79,7 +79,9 @@ async fn connection(stream: TcpStream, router: Router, stop: CancellationToken, 
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits::HEAD_TIMEOUT)
-        .max_header_size(limits::MAX_HEAD)
+        // Larger than what is accepted, so that its sender is told more than hyper says.
+        .max_header_size(2 * limits::MAX_HEAD)
+        .max_headers(2 * limits::MAX_HEADERS)
         // A sender that says no more still wants to know whether its event is on disk.
         .half_close(true)
         .serve_connection(TokioIo::new(stream), service)

@@ -1,0 +1,202 @@
+//! Bytes of a body behind an answer that has none (RFC 9110 section 6.4.1: to HEAD, 204, 304). Some targets
+//! send them all the same, and the next answer on the connection would be read as if it began with them. It
+//! must not know anything else of HTTP.
+
+use whrelay_core::limits;
+
+/// What an answer begins with.
+const BEGIN: &[u8] = b"HTTP/";
+/// Up to and with its status code.
+const STATUS_END: usize = b"HTTP/1.1 200".len();
+
+/// Reads along on one connection, and takes out what belongs to no answer.
+#[derive(Debug, Default)]
+pub(crate) struct Strays {
+    state: State,
+    /// Whether the request is one to which answers have no body.
+    head: bool,
+    /// Bytes taken out since it began.
+    taken: usize,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Before an answer, or in its status line.
+    Status(Vec<u8>),
+    /// In the head of an answer without a body; or of one that another follows.
+    Head {
+        follows: bool,
+        /// Whether nothing but its end has come on this line.
+        line_is_empty: bool,
+    },
+    /// In an answer with a body, or in what is no HTTP/1: that is for others to read.
+    Rest,
+    /// Behind an answer without a body, up to the next one.
+    Between,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self::Status(Vec::new())
+    }
+}
+
+impl Strays {
+    /// A request begins with these bytes.
+    pub(crate) fn request(&mut self, bytes: &[u8]) {
+        (self.head, self.taken) = (bytes.starts_with(b"HEAD "), 0);
+        if !matches!(self.state, State::Between) {
+            self.state = State::default();
+        }
+    }
+
+    /// Whether a connection is worth no more reading: strays come without end.
+    pub(crate) fn is_flooded(&self) -> bool {
+        self.taken > limits::READ_ANSWER
+    }
+
+    /// Moves what belongs to answers to the front. Says how many bytes that is.
+    pub(crate) fn take_out(&mut self, bytes: &mut [u8]) -> usize {
+        let mut start = 0;
+        if matches!(self.state, State::Between) {
+            start = begin_of(bytes);
+            if start == bytes.len() {
+                self.taken += bytes.len();
+                return 0;
+            }
+            self.state = State::default();
+        }
+        let (mut end, mut at) = (bytes.len(), start);
+        while at < bytes.len() {
+            match &mut self.state {
+                State::Rest => break,
+                State::Between => {
+                    end = at;
+                    break;
+                }
+                State::Status(line) => {
+                    line.push(bytes[at]);
+                    if let Some(next) = after_status(line, self.head) {
+                        self.state = next;
+                    }
+                }
+                State::Head {
+                    follows,
+                    line_is_empty,
+                } => match bytes[at] {
+                    b'\n' if *line_is_empty && *follows => self.state = State::default(),
+                    b'\n' if *line_is_empty => self.state = State::Between,
+                    b'\n' => *line_is_empty = true,
+                    b'\r' => {}
+                    _ => *line_is_empty = false,
+                },
+            }
+            at += 1;
+        }
+        bytes.copy_within(start..end, 0);
+        self.taken += bytes.len() - (end - start);
+        end - start
+    }
+}
+
+/// What comes behind a status line, once enough of it is there.
+fn after_status(line: &[u8], head: bool) -> Option<State> {
+    let is_answer = BEGIN.iter().zip(line).all(|(wanted, byte)| wanted == byte);
+    if !is_answer {
+        return Some(State::Rest);
+    }
+    let code = line.get(STATUS_END - 3..STATUS_END)?;
+    let follows = code[0] == b'1';
+    let bodiless = head || follows || matches!(code, b"204" | b"304");
+    Some(match bodiless {
+        true => State::Head {
+            follows,
+            line_is_empty: false,
+        },
+        false => State::Rest,
+    })
+}
+
+/// Where an answer begins, or may; at the end where none does.
+fn begin_of(bytes: &[u8]) -> usize {
+    let begins = |at: &usize| {
+        let rest = &bytes[*at..];
+        rest.starts_with(BEGIN) || BEGIN.starts_with(rest)
+    };
+    (0..bytes.len()).find(begins).unwrap_or(bytes.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is left of these reads, one by one, each cut in pieces of so many bytes.
+    fn left(request: &[u8], reads: &[&str], size: usize) -> String {
+        let (mut strays, mut left) = (Strays::default(), Vec::new());
+        for read in reads {
+            strays.request(request);
+            for piece in read.as_bytes().chunks(size) {
+                let mut piece = piece.to_vec();
+                let kept = strays.take_out(&mut piece);
+                left.extend_from_slice(&piece[..kept]);
+            }
+        }
+        String::from_utf8(left).expect("text")
+    }
+
+    const NONE: &str = "HTTP/1.1 204 No Content\r\nX: 1\r\n\r\n";
+    const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+    #[test]
+    fn what_follows_an_answer_without_a_body_is_taken_out_however_it_comes() {
+        for size in [1, 3, 7, 1000] {
+            let reads = [&[NONE, "ok"].concat(), OK];
+            let expected = [NONE, OK].concat();
+            assert_eq!(left(b"POST / H", &reads, size), expected, "{size}");
+            let late = [NONE, &["ok", OK].concat()];
+            assert_eq!(left(b"POST / H", &late, size), expected, "{size}");
+        }
+    }
+
+    #[test]
+    fn strays_without_end_are_not_read_for_ever() {
+        let mut strays = Strays::default();
+        strays.request(b"POST / H");
+        strays.take_out(&mut NONE.as_bytes().to_vec());
+        let mut some = vec![b'x'; limits::READ_ANSWER];
+        assert_eq!(
+            (strays.take_out(&mut some), strays.is_flooded()),
+            (0, false)
+        );
+        assert_eq!((strays.take_out(&mut some), strays.is_flooded()), (0, true));
+        strays.request(b"POST / H");
+        assert!(!strays.is_flooded());
+    }
+
+    #[test]
+    fn answers_with_a_body_are_left_alone() {
+        let tricky =
+            "HTTP/1.1 200 OK\r\nContent-Length: 40\r\n\r\nHTTP/1.1 204 No Content\r\n\r\nand so on";
+        for size in [1, 5, 1000] {
+            assert_eq!(
+                left(b"POST / H", &[tricky, OK], size),
+                [tricky, OK].concat()
+            );
+            assert_eq!(
+                left(b"\x16\x03\x01", &["\x16\x03ok", "ok"], size),
+                "\x16\x03okok"
+            );
+        }
+    }
+
+    #[test]
+    fn an_answer_to_head_has_no_body_and_one_that_goes_on_is_followed_by_another() {
+        let head = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n";
+        let wait = "HTTP/1.1 100 Continue\r\n\r\n";
+        for size in [1, 4, 1000] {
+            assert_eq!(left(b"HEAD / H", &[OK, NONE], size), [head, NONE].concat());
+            let reads = [&[wait, OK].concat(), OK];
+            assert_eq!(left(b"PUT / HT", &reads, size), [wait, OK, OK].concat());
+        }
+    }
+}
