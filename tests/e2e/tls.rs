@@ -10,7 +10,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, date_time_ymd};
 use rustls::ServerConfig;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::io::copy_bidirectional;
@@ -31,7 +31,12 @@ struct Identity {
 }
 
 fn identity(host: &str, last_year: i32) -> Identity {
+    signed(host, last_year, IsCa::NoCa)
+}
+
+fn signed(host: &str, last_year: i32, is_ca: IsCa) -> Identity {
     let mut params = CertificateParams::new(vec![host.to_owned()]).unwrap();
+    params.is_ca = is_ca;
     params.not_before = date_time_ymd(2020, 1, 1);
     params.not_after = date_time_ymd(last_year, 12, 31);
     let key = KeyPair::generate().unwrap();
@@ -162,6 +167,37 @@ async fn targets_behind_tls_are_trusted_as_the_user_says_and_get_the_users_field
         2,
         "nothing was sent to whom nobody trusts"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_shows_a_root_is_trusted_where_it_is_that_very_one() {
+    let (home, receiver) = (home(), Receiver::start().await);
+    let root = || IsCa::Ca(BasicConstraints::Unconstrained);
+    let other = signed("localhost", 2099, root());
+    for (n, (host, last_year, own, state)) in [
+        ("localhost", 2099, true, "sent"),
+        ("localhost", 2099, false, "stalled"),
+        ("localhost", 2021, true, "stalled"),
+        ("elsewhere.test", 2099, true, "stalled"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let identity = signed(host, last_year, root());
+        let port = terminate(&identity, &receiver.target()).await;
+        let known = if own { &identity } else { &other };
+        let file = home.path().join(format!("{n}.pem"));
+        std::fs::write(&file, &known.pem).unwrap();
+        let (to, file) = (
+            format!("https://localhost:{port}"),
+            file.display().to_string(),
+        );
+        let bucket = format!("bucket-{n}");
+        let args = ["--to", &to, "--bucket", &bucket, "--ca-file", &file];
+        let (listen, url) = home.listen(&args).await;
+        listen.wait_state(&send(&url, "x").await, state).await;
+    }
+    assert_eq!(receiver.count(), 1);
 }
 
 /// What a target that speaks nothing but HTTP/2 was asked.

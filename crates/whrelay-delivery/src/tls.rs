@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use rustls::ClientConfig;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::verify_server_name;
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{DigitallySignedStruct, SignatureScheme};
+use rustls::server::ParsedCertificate;
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, SignatureScheme};
 use rustls_platform_verifier::Verifier;
 
 /// Whom a connection of ours trusts: what the machine trusts (`SSL_CERT_FILE` is honoured on Linux), and
@@ -59,13 +60,77 @@ pub fn client_config(trust: &Trust) -> Result<ClientConfig, rustls::Error> {
     let verifier: Arc<dyn ServerCertVerifier> = if trust.anyone {
         Arc::new(Anyone(provider))
     } else {
-        Arc::new(Verifier::new_with_extra_roots(
-            trust.added.iter().cloned(),
-            provider,
-        )?)
+        Arc::new(Known {
+            chains: Verifier::new_with_extra_roots(trust.added.iter().cloned(), provider)?,
+            added: trust.added.clone(),
+        })
     };
     let config = builder.with_custom_certificate_verifier(verifier);
     Ok(config.with_no_client_auth())
+}
+
+/// Believes what the machine believes, and certificates that were added: as roots, and as themselves. What
+/// `openssl req -x509` makes for a server says of itself that it is a root.
+#[derive(Debug)]
+struct Known {
+    chains: Verifier,
+    added: Vec<CertificateDer<'static>>,
+}
+
+impl ServerCertVerifier for Known {
+    fn verify_server_cert(
+        &self,
+        shown: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let by_chain = self
+            .chains
+            .verify_server_cert(shown, intermediates, name, ocsp, now);
+        match by_chain {
+            // Its time was looked at before that, its name was not.
+            Err(error) if self.added.contains(shown) && is_root_itself(&error) => {
+                verify_server_name(&ParsedCertificate::try_from(shown)?, name)?;
+                Ok(ServerCertVerified::assertion())
+            }
+            settled => settled,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.chains
+            .verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.chains
+            .verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.chains.supported_verify_schemes()
+    }
+}
+
+/// Whether all that speaks against a server's certificate is that it is a root's.
+fn is_root_itself(error: &rustls::Error) -> bool {
+    let rustls::Error::InvalidCertificate(CertificateError::Other(why)) = error else {
+        return false;
+    };
+    let why = why.0.downcast_ref::<webpki::Error>();
+    why == Some(&webpki::Error::CaUsedAsEndEntity)
 }
 
 /// Believes every certificate; that its owner speaks is still checked.
