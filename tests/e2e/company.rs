@@ -1,12 +1,14 @@
 //! Processes on one machine that start, stop and go beside each other.
 
 use serde_json::Value;
+use tokio::io::AsyncWriteExt;
 use whrelay_tests::eventually;
+use whrelay_tests::port::Port;
 use whrelay_tests::process::{Cloud, Home};
 use whrelay_tests::receiver::{Receiver, Reply};
 use whrelay_tests::sender::send;
 
-use crate::{home, text};
+use crate::{home, json_lines, text};
 
 /// The exit code and what was said on stderr.
 fn told(home: &Home, args: &[&str]) -> (Option<i32>, String) {
@@ -131,5 +133,111 @@ async fn restarts_beside_an_endpoint_that_is_away_cost_no_attempt() {
         let sent = listen.wait_state(id, "sent").await;
         assert_eq!(sent["attempt"], number, "{sent}");
     }
-    assert_eq!(receiver.events(), ids, "oldest first");
+    let arrived = receiver.events();
+    assert_eq!(
+        (&arrived[0], arrived.len()),
+        (&ids[0], 4),
+        "oldest first, each once"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_given_up_while_it_arrives_has_arrived() {
+    let (home, port) = (home(), Port::hold());
+    let listener = port.listen();
+    let to = port.address.to_string();
+    let (listen, url) = home.listen(&["--to", &to]).await;
+    let id = send(&url, "x").await;
+    let (mut request, _) = listener.accept().await.unwrap();
+    let given_up = home.run(&["discard", &id, "--json"]);
+    let given_up = json_lines(&given_up.stdout).remove(0);
+    assert_eq!(
+        (&given_up["type"], &given_up["event"]),
+        (&"discard".into(), &id.clone().into())
+    );
+    request
+        .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        .await
+        .unwrap();
+    let sent = listen.wait_state(&id, "sent").await;
+    assert_eq!(sent["attempt"], 1);
+    let event = json_lines(&home.run(&["events", "--json"]).stdout).remove(0);
+    let shown = [&event["state"], &event["reason"], &event["attempts"]];
+    assert_eq!(shown, [&Value::from("sent"), &Value::Null, &1.into()]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_event_of_two_subscriptions_is_one_line_and_goes_again_to_both() {
+    let (home, one, two) = (home(), Receiver::start().await, Receiver::start().await);
+    let (to_one, to_two) = (one.target(), two.target());
+    let (first, url) = home.listen(&["--to", &to_one]).await;
+    let (second, _) = home.listen(&["--to", &to_two, "--name", "other"]).await;
+    let id = send(&url, "x").await;
+    first.wait_state(&id, "sent").await;
+    second.wait_state(&id, "sent").await;
+    let [event] = &json_lines(&home.run(&["events", "--json"]).stdout)[..] else {
+        panic!("one line for one event")
+    };
+    let deliveries = event["deliveries"].as_array().unwrap();
+    let mut targets: Vec<_> = deliveries
+        .iter()
+        .map(|d| d["target"].as_str().unwrap())
+        .collect();
+    targets.sort_unstable();
+    let mut wanted = [format!("http://{to_one}"), format!("http://{to_two}")];
+    wanted.sort_unstable();
+    assert_eq!(
+        (targets, &event["attempts"]),
+        (wanted.iter().map(String::as_str).collect(), &2.into())
+    );
+    let shown = json_lines(
+        &home
+            .run(&["events", "show", &id, "--json", "--attempts"])
+            .stdout,
+    );
+    assert_eq!(shown.len(), 2, "{shown:?}");
+    let (code, said) = told(&home, &["replay", &id, "--wait"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!((one.count(), two.count()), (2, 2));
+    let other = Receiver::start().await;
+    let (code, said) = told(&home, &["replay", &id, "--wait", "--to", &other.target()]);
+    assert_eq!((code, other.count()), (Some(0), 1), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_answer_of_an_endpoint_is_shown_with_its_attempt() {
+    let why = "{\"error\":\"no such price\"}";
+    let answer = format!(
+        "HTTP/1.1 422 No\r\nContent-Length: {}\r\n\r\n{why}",
+        why.len()
+    );
+    let picky = move |_: &_| Reply::Raw(answer.clone().into_bytes());
+    let (home, receiver) = (home(), Receiver::scripted(picky).await);
+    let (mut listen, url) = home.listen(&["--to", &receiver.target()]).await;
+    let id = send(&url, "x").await;
+    let attempt = listen.wait_state(&id, "dead").await;
+    assert_eq!(
+        attempt["answer"],
+        Value::Null,
+        "only where one event is shown"
+    );
+    assert_eq!(listen.terminate().await, Some(0));
+    let shown = json_lines(
+        &home
+            .run(&["events", "show", &id, "--json", "--attempts"])
+            .stdout,
+    );
+    assert_eq!(shown[0]["answer"], why);
+    let (_, said) = told(&home, &["events", "show", &id]);
+    assert!(said.contains(&format!("    {why}")), "{said}");
+    let har = home.run(&["events", "export", "--format", "har"]);
+    let har: Value = serde_json::from_slice(&har.stdout).unwrap();
+    assert_eq!(har["log"]["entries"][0]["response"]["content"]["text"], why);
+    // Where no agent runs, the command knows what came of it.
+    let (code, said) = told(&home, &["replay", &id, "--to", &receiver.target()]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("1 of 1 were not delivered"), "{said}");
+    let nobody = Port::hold().address.to_string();
+    let (code, said) = told(&home, &["replay", &id, "--to", &nobody]);
+    assert_eq!(code, Some(1), "it is tried once: {said}");
 }

@@ -17,12 +17,12 @@ use whrelay_core::delivery::{Attempt, Delivery, DestinationId, State};
 use whrelay_core::event::Event;
 use whrelay_core::id::EventId;
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Begin, LoggedAttempt, Store, StoreError};
+use whrelay_store::{Begin, Head, LoggedAttempt, Store, StoreError};
 
 use self::matches::Matches;
 use crate::control::{Ask, Filter, Piece};
 use crate::error::AgentError;
-use crate::lanes::{Lanes, Served, refusal};
+use crate::lanes::{Lanes, refusal};
 use crate::lines::{
     AttemptLine, ContentLine, EventLine, HeadLine, Line, RemovedStatus, StatusLine, TargetStatus,
 };
@@ -215,7 +215,8 @@ impl Local {
         } else {
             let newest = self.newest_attempts(filter, last, &targets)?;
             for logged in newest.iter().rev().filter(|logged| logged.place <= place) {
-                out.line(self.attempt_line(logged, &targets)).await?;
+                out.line(Line::Attempt(self.attempt_line(logged, &targets)))
+                    .await?;
             }
         }
         out.line(Line::Reached { place }).await?;
@@ -252,7 +253,8 @@ impl Local {
                     targets = self.targets()?;
                 }
                 if filter.wants_attempt(&logged.attempt, name(&targets, &logged.attempt)) {
-                    out.line(self.attempt_line(logged, &targets)).await?;
+                    out.line(Line::Attempt(self.attempt_line(logged, &targets)))
+                        .await?;
                     told = true;
                 }
             }
@@ -274,13 +276,9 @@ impl Local {
         }
     }
 
-    fn attempt_line(&self, logged: &LoggedAttempt, targets: &Targets) -> Line {
+    fn attempt_line(&self, logged: &LoggedAttempt, targets: &Targets) -> AttemptLine {
         let attempt = &logged.attempt;
-        Line::Attempt(AttemptLine::new(
-            attempt,
-            self.bucket().name.as_str(),
-            name(targets, attempt),
-        ))
+        AttemptLine::new(attempt, self.bucket().name.as_str(), name(targets, attempt))
     }
 
     async fn events(&self, filter: &Filter, last: usize, out: &Out) -> Result<(), Stop> {
@@ -313,12 +311,23 @@ impl Local {
     ) -> Result<Vec<(Delivery, String)>, StoreError> {
         let deliveries = self.store().deliveries_of(self.bucket().id, seq)?;
         let now = self.lanes.clock.now();
+        let mut heads: HashMap<DestinationId, Head> = HashMap::new();
+        for delivery in deliveries.iter().filter(|d| !d.state.is_finished()) {
+            let head = self.lanes.head(delivery.destination)?;
+            heads.extend(head.map(|head| (delivery.destination, head)));
+        }
         let shown = |mut delivery: Delivery| {
             // What waits for an endpoint that is offline has failed so far, tried or not.
             if !delivery.state.is_finished() && self.lanes.is_offline(delivery.destination) {
                 delivery.state = State::Stalled;
                 // It is probed for several times a second, and tried at once when it is back.
                 delivery.next_attempt_at = delivery.next_attempt_at.max(Some(now));
+            }
+            let head = heads
+                .get(&delivery.destination)
+                .filter(|_| !delivery.replay);
+            if let (Some(at), Some(head)) = (&mut delivery.next_attempt_at, head) {
+                *at = head.due_at.max(*at);
             }
             let target = targets
                 .get(&delivery.destination)
@@ -346,7 +355,9 @@ impl Local {
         let line = EventLine::new(&event, &self.shown_deliveries(seq, &targets)?);
         out.line(Line::Event(line)).await?;
         for logged in self.attempts_at(seq)?.iter().rev() {
-            out.line(self.attempt_line(logged, &targets)).await?;
+            let line = self.attempt_line(logged, &targets);
+            let line = line.with_answer(&logged.attempt);
+            out.line(Line::Attempt(line)).await?;
         }
         out.line(Line::Content(ContentLine::new(&event))).await?;
         out.bytes(event.request.body).await
@@ -390,37 +401,36 @@ impl Local {
             let counts = store.counts(id)?;
             let offline = self.lanes.is_offline(id);
             let soonest = offline.then(|| self.lanes.clock.now());
-            next.extend(
-                store
-                    .next_due(id)?
-                    .map(|at| soonest.map_or(at, |now| at.max(now))),
-            );
+            let head = self.lanes.head(id)?;
+            // What stands behind it is not tried before it.
+            let due = match head {
+                Some(head) => Some(head.due_at),
+                None => store.next_due(id)?,
+            };
+            next.extend(due.map(|at| soonest.map_or(at, |now| at.max(now))));
             line.queued += if offline { 0 } else { counts.queued };
             line.stalled += counts.stalled + if offline { counts.queued } else { 0 };
             line.sent += counts.sent;
             line.dead += counts.dead;
-            let served = served.iter().find(|served| served.id == id);
-            let endpoint = match (served, offline) {
-                (None, _) => "unknown",
-                (Some(_), true) => "offline",
-                (Some(_), false) => "online",
+            let endpoint = match (served.iter().any(|served| served.id == id), offline) {
+                (false, _) => "unknown",
+                (true, true) => "offline",
+                (true, false) => "online",
             };
-            let head = served.map(|served| self.head(served)).transpose()?;
             let waiting = counts.queued + counts.stalled;
             line.targets.push(TargetStatus {
                 target,
                 endpoint: endpoint.into(),
                 waiting,
-                head: head.flatten(),
+                head: self.head_line(head)?,
             });
         }
         line.next_attempt_at = next.into_iter().min().map(|at| at.to_string());
         out.line(Line::Status(line)).await
     }
 
-    /// The head of a target's line, where the agent keeps one.
-    fn head(&self, served: &Served) -> Result<Option<HeadLine>, StoreError> {
-        let Some(head) = served.engine.head()? else {
+    fn head_line(&self, head: Option<Head>) -> Result<Option<HeadLine>, StoreError> {
+        let Some(head) = head else {
             return Ok(None);
         };
         let delivery = self.store().delivery(head.key)?;

@@ -13,6 +13,7 @@ use axum::extract::{self, Json};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
+use axum::serve::ListenerExt;
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
@@ -112,10 +113,23 @@ pub struct ReplayHow {
     pub shuffle: bool,
     /// How often each.
     pub times: u32,
-    /// Whether to answer only when all are finished.
-    pub wait: bool,
+    /// How far all have come when the answer ends.
+    pub until: Until,
     /// Whether only to tell which they are.
     pub dry_run: bool,
+}
+
+/// How far a replay has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Until {
+    /// It waits its turn.
+    #[default]
+    Begun,
+    /// It was tried, or its endpoint takes no connection.
+    Tried,
+    /// It was delivered or given up.
+    Ended,
 }
 
 /// Which attempts or events are wanted.
@@ -251,6 +265,11 @@ impl Server {
             pid: std::process::id(),
         };
         announce(&path, &notice).map_err(AgentError::Control)?;
+        // An answer is several small pieces, and each would wait for the one before to be acknowledged.
+        let listener = listener.tap_io(|stream| {
+            // Without it they only come late.
+            let _ = stream.set_nodelay(true);
+        });
         let serving = tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, router).await {
                 tracing::error!(%error, "the control endpoint has stopped");

@@ -14,7 +14,7 @@ use whrelay_core::id::DeliveryId;
 use whrelay_core::route::{self, Prefix, Route};
 use whrelay_core::target::Target;
 use whrelay_delivery::{Client, Clock, Destination, Engine, Notice};
-use whrelay_store::{NewDelivery, Store, StoreError, persist};
+use whrelay_store::{Head, NewDelivery, Store, StoreError, persist};
 
 use crate::error::AgentError;
 use crate::lines::{AttemptLine, Line};
@@ -27,7 +27,7 @@ const ASIDE: &str = "aside";
 #[derive(Clone)]
 pub(crate) struct Served {
     pub(crate) id: DestinationId,
-    pub(crate) engine: Arc<Engine>,
+    engine: Arc<Engine>,
     /// Which new events go there.
     prefixes: Vec<Prefix>,
 }
@@ -292,6 +292,15 @@ impl Lanes {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    /// The head of a target's line, where it is served in order.
+    pub(crate) fn head(&self, id: DestinationId) -> Result<Option<Head>, StoreError> {
+        let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        let engine = served.iter().find(|served| served.id == id);
+        let engine = engine.map(|served| Arc::clone(&served.engine));
+        drop(served);
+        engine.map_or(Ok(None), |engine| engine.head())
     }
 
     /// Whether a target does not take connections.

@@ -185,6 +185,12 @@ pub struct AttemptLine {
     pub next_attempt_at: Option<String>,
     /// `fast` or `durable`.
     pub phase: String,
+    /// Whether retries become rare with this failure: the one that hands the delivery over.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub handoff: bool,
+    /// The first bytes of the answer's body, told only where one event is shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<String>,
     /// Whether a person asked for it again.
     pub replay: bool,
     /// When it started.
@@ -194,9 +200,9 @@ pub struct AttemptLine {
 impl AttemptLine {
     /// About an attempt at a target of a bucket.
     pub fn new(attempt: &Attempt, bucket: &str, target: &str) -> Self {
-        let phase = match attempt.next_phase() {
-            Phase::Fast => "fast",
-            Phase::Durable { .. } => "durable",
+        let (phase, handoff) = match attempt.next_phase() {
+            Phase::Fast => ("fast", false),
+            Phase::Durable { since } => ("durable", since == attempt.number),
         };
         Self {
             event: attempt.event.to_string(),
@@ -213,8 +219,19 @@ impl AttemptLine {
             reason: attempt.reason().map(|reason| reason.as_str().to_owned()),
             next_attempt_at: attempt.next_attempt_at().map(|at| at.to_string()),
             phase: phase.to_owned(),
+            handoff,
+            answer: None,
             replay: attempt.replay,
             at: attempt.at.to_string(),
+        }
+    }
+
+    /// With what is kept of the answer's body.
+    pub(crate) fn with_answer(self, attempt: &Attempt) -> Self {
+        let text = String::from_utf8_lossy(&attempt.answer);
+        Self {
+            answer: (!text.is_empty()).then(|| text.into_owned()),
+            ..self
         }
     }
 }
@@ -296,6 +313,26 @@ impl EventLine {
                 .sum(),
             next_attempt_at: next.map(|at: Timestamp| at.to_string()),
             deliveries: deliveries.iter().map(line).collect(),
+        }
+    }
+
+    /// The same event as two agents know it, each with deliveries of its own.
+    #[must_use]
+    pub fn beside(mut self, other: Self) -> Self {
+        let rank = |line: &Self| line.state.parse::<State>().ok();
+        let least = match rank(&other) < rank(&self) {
+            true => (other.state, other.reason),
+            false => (self.state, self.reason),
+        };
+        let next = [self.next_attempt_at, other.next_attempt_at];
+        self.deliveries.extend(other.deliveries);
+        Self {
+            state: least.0,
+            reason: least.1,
+            attempts: self.attempts + other.attempts,
+            body_removed: self.body_removed && other.body_removed,
+            next_attempt_at: next.into_iter().flatten().min(),
+            ..self
         }
     }
 }

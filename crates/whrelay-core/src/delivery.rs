@@ -211,6 +211,13 @@ impl Delivery {
         (self.state, self.reason) = (State::Dead, Some(reason));
     }
 
+    /// Whether an attempt still moves it: it has not ended, or only a person gave it up while it was under way
+    /// and arrived.
+    pub fn is_moved_by(&self, attempt: &Attempt) -> bool {
+        let arrived = attempt.verdict == Verdict::Sent;
+        !self.state.is_finished() || (self.reason == Some(DeadReason::Discarded) && arrived)
+    }
+
     /// Moves on by what an attempt has shown. Attempt numbers never go back.
     pub fn follow(&mut self, attempt: &Attempt) {
         self.attempts = self.attempts.max(attempt.number);

@@ -148,6 +148,12 @@ impl FromStr for Target {
             .split("://")
             .nth(1)
             .and_then(|rest| rest.split(['/', '?']).next());
+        if authority.is_some_and(str::is_empty) {
+            return Err(TargetError::NotAUrl(
+                text.into(),
+                "the host is missing".into(),
+            ));
+        }
         if authority.is_some_and(|a| a.ends_with(':')) {
             return Err(TargetError::NotAUrl(
                 text.into(),

@@ -25,8 +25,8 @@ pub struct LoggedAttempt {
 }
 
 impl Store {
-    /// Records an attempt and what follows from it, in one transaction. A delivery that was
-    /// finished meanwhile stays as it is: only the attempt is logged.
+    /// Records an attempt and what follows from it, in one transaction. A delivery that has
+    /// ended meanwhile stays as it is, and only the attempt is logged, unless it was given up and has arrived.
     ///
     /// # Errors
     /// When it is unknown whether it is on disk: then it must be recorded again.
@@ -135,7 +135,7 @@ pub(crate) fn record(tx: &mut Tx<'_>, attempt: Attempt) -> Result<(), StoreError
     let place = tx.next(ATTEMPT_LOG)?;
     let before = delivery.last_attempt.replace(place);
     let was = Before::of(&delivery);
-    if !delivery.state.is_finished() {
+    if delivery.is_moved_by(&attempt) {
         delivery.follow(&attempt);
     }
     let wait = attempt.pause().map_or(Wait::Turn, Wait::from);

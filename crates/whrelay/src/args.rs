@@ -62,10 +62,10 @@ pub(crate) struct Global {
     #[arg(long, value_name = "NAME", env = "WHRELAY_PROFILE", global = true, help_heading = GLOBAL)]
     pub(crate) profile: Option<String>,
     /// Say only what was asked for, and errors
-    #[arg(short, long, global = true, help_heading = GLOBAL)]
+    #[arg(short, long, env = "WHRELAY_QUIET", value_parser = clap::builder::BoolishValueParser::new(), global = true, help_heading = GLOBAL)]
     pub(crate) quiet: bool,
     /// Log more to stderr; twice for everything
-    #[arg(short, long, action = clap::ArgAction::Count, global = true, help_heading = GLOBAL)]
+    #[arg(short, long, env = "WHRELAY_VERBOSE", action = clap::ArgAction::Count, global = true, help_heading = GLOBAL)]
     pub(crate) verbose: u8,
 }
 

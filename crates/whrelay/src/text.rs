@@ -203,11 +203,17 @@ impl Writer {
                 until(&line.at, line.duration_ms, next)
             );
         }
+        if line.handoff {
+            text.push_str(", retries are rare from now on");
+        }
         if let Some(error) = &line.error {
             let _ = write!(text, "  {}", shown(error));
         }
         if line.state == "dead" {
             let _ = write!(text, "  (again: whrelay replay {})", line.event);
+        }
+        for answer in line.answer.iter().flat_map(|answer| answer.lines()) {
+            let _ = write!(text, "\n    {}", shown(answer));
         }
         text
     }
@@ -439,6 +445,8 @@ mod tests {
             reason: None,
             next_attempt_at: Some("2026-11-22T10:15:08.003Z".into()),
             phase: "fast".into(),
+            handoff: false,
+            answer: None,
             replay: false,
             at: "2026-11-22T10:15:04Z".into(),
         }

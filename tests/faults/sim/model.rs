@@ -124,7 +124,7 @@ impl Model {
             self.attempts += 1;
             let mut after = before.clone();
             after.last_attempt = Some(self.attempts);
-            if !before.state.is_finished() {
+            if before.is_moved_by(attempt) {
                 after.follow(attempt);
             }
             let wait = match attempt.pause() {

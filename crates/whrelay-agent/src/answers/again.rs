@@ -18,7 +18,7 @@ use whrelay_store::{Again, Begin, NewDelivery, StoreError};
 
 use super::matches::{Matched, Matches};
 use super::{CHUNK, Local, Out, Stop, Targets};
-use crate::control::{Filter, ReplayHow, Which};
+use crate::control::{Filter, ReplayHow, Until, Which};
 use crate::lanes;
 use crate::lines::{DiscardLine, EventLine, Line, ReplayLine};
 
@@ -82,8 +82,9 @@ impl Local {
             let hint = "no agent runs: the next `whrelay listen` delivers it";
             return out.line(Line::warning(hint)).await;
         }
-        if how.wait {
-            self.wait_for(begun, &mut reached, &targets, out).await?;
+        if how.until != Until::Begun {
+            self.wait_for(begun, how.until, &mut reached, &targets, out)
+                .await?;
         }
         Ok(())
     }
@@ -209,10 +210,11 @@ impl Local {
         }
     }
 
-    /// Tells the attempts of some deliveries until all are finished, and how each ended.
+    /// Tells the attempts of some deliveries until all have come so far, and where each stands then.
     async fn wait_for(
         &self,
         mut waiting: HashSet<DeliveryKey>,
+        until: Until,
         reached: &mut u64,
         targets: &Targets,
         out: &Out,
@@ -226,10 +228,9 @@ impl Local {
             for logged in &new {
                 *reached = logged.place;
                 if waiting.contains(&logged.attempt.key) {
-                    out.line(self.attempt_line(logged, targets)).await?;
-                    if logged.attempt.state().is_finished() {
-                        ended.push(logged.attempt.key);
-                    }
+                    out.line(Line::Attempt(self.attempt_line(logged, targets)))
+                        .await?;
+                    ended.push(logged.attempt.key);
                 }
             }
             // What is set aside because it is damaged has no attempt to tell of it.
@@ -239,7 +240,7 @@ impl Local {
             }
             for key in ended {
                 let delivery = self.store().delivery(key)?;
-                if delivery.as_ref().is_some_and(|d| !d.state.is_finished()) {
+                if delivery.as_ref().is_some_and(|d| !self.has_come(d, until)) {
                     continue;
                 }
                 if waiting.remove(&key)
@@ -260,6 +261,17 @@ impl Local {
             }
         }
         Ok(())
+    }
+
+    fn has_come(&self, delivery: &Delivery, until: Until) -> bool {
+        let ended = delivery.state.is_finished();
+        match until {
+            Until::Begun => true,
+            Until::Tried => {
+                ended || delivery.attempts > 0 || self.lanes.is_offline(delivery.destination)
+            }
+            Until::Ended => ended,
+        }
     }
 
     /// Gives up what waits of some events.

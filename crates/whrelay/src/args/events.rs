@@ -11,7 +11,7 @@ use whrelay_core::target::Target;
 
 use super::examples;
 use super::requests::RequestArgs;
-use super::values::{duration, when};
+use super::values::{duration, event, when};
 
 #[derive(Debug, Args)]
 pub(crate) struct FilterArgs {
@@ -86,7 +86,7 @@ pub(crate) struct ExportArgs {
     #[command(flatten)]
     pub(crate) filter: FilterArgs,
     /// Only this event
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = event)]
     pub(crate) event: Option<String>,
     /// Where to [default: stdout]
     #[arg(short, long, value_name = "FILE")]
@@ -107,7 +107,7 @@ pub(crate) struct ListArgs {
     #[command(flatten)]
     pub(crate) filter: FilterArgs,
     /// Only this event
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = event)]
     pub(crate) event: Option<String>,
     /// JSON Lines
     #[arg(long)]

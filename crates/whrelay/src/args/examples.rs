@@ -47,7 +47,7 @@ Examples:
 
 A `listen` that runs makes requests as it was told; flags for requests are for --to where none runs.
 
-Exit codes: 0 done, 1 not delivered (with --wait), 2 wrong use, 3 no event matches";
+Exit codes: 0 done, 1 not delivered (with --wait, or by this command), 2 wrong use, 3 no event matches";
 
 pub(super) const DISCARD: &str = "\
 Examples:

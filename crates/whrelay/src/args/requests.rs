@@ -27,7 +27,12 @@ pub(crate) struct RequestArgs {
     )]
     host_header: HostField,
     /// Do not check targets' certificates
-    #[arg(long, alias = "skip-verify", env = "WHRELAY_INSECURE")]
+    #[arg(
+        long,
+        alias = "skip-verify",
+        env = "WHRELAY_INSECURE",
+        value_parser = clap::builder::BoolishValueParser::new()
+    )]
     insecure: bool,
     /// Certificates (PEM) that targets and the forwarder may have been signed with, beside the machine's
     #[arg(long, value_name = "FILE", env = "WHRELAY_CA_FILE", value_parser = ca_file)]

@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use url::Url;
+use whrelay_core::id::EventId;
 use whrelay_core::retry::Schedule;
 use whrelay_core::route::Prefix;
 use whrelay_delivery::Trust;
@@ -86,7 +87,8 @@ pub(super) fn bytes(text: &str) -> Result<u64, String> {
     let bytes = text.trim().parse::<bytesize::ByteSize>().ok();
     bytes
         .map(|bytes| bytes.as_u64())
-        .filter(|bytes| *bytes >= LEAST_DISK)
+        // What is beyond all numbers is read as the largest.
+        .filter(|bytes| (LEAST_DISK..u64::MAX).contains(bytes))
         .ok_or_else(|| "write 1MB or more, such as 500MB, 2GB or 10GiB".to_owned())
 }
 
@@ -101,6 +103,12 @@ pub(super) fn schedule(text: &str) -> Result<Schedule, String> {
             pauses.map(Schedule::Listed).map_err(hint)
         }
     }
+}
+
+/// The id of an event.
+pub(super) fn event(text: &str) -> Result<String, String> {
+    let id = text.parse::<EventId>();
+    id.map(|id| id.to_string()).map_err(|e| e.to_string())
 }
 
 /// How many of the events from before are wanted; all where nothing is said.

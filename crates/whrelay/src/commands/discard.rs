@@ -5,7 +5,7 @@ use whrelay_agent::lines::Line;
 
 use crate::agents::{self, Door};
 use crate::args::DiscardArgs;
-use crate::commands::which;
+use crate::commands::which::{self, Reach};
 use crate::failure::{Code, Failure};
 use crate::output::Output;
 use crate::text::{deliveries, events};
@@ -13,7 +13,7 @@ use crate::text::{deliveries, events};
 pub(crate) async fn run(args: DiscardArgs, output: &Output) -> Result<(), Failure> {
     let (mut listed, mut given_up) = (0, 0);
     let (dry_run, json) = (args.which.dry_run, args.which.json);
-    for (dir, which) in which::choose(&args.which, "discard").await? {
+    for (dir, which) in which::choose(&args.which, "discard", Reach::All).await? {
         let Some(door) = Door::open(&dir).await? else {
             continue;
         };

@@ -3,7 +3,7 @@
 mod curl;
 mod export;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -53,18 +53,23 @@ fn nothing(filter: &Filter, output: &Output) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The newest events that a filter lets through, the newest last, and where each is.
-async fn newest(filter: &Filter, last: usize) -> Result<Vec<(PathBuf, EventLine)>, Failure> {
-    let mut events: Vec<(PathBuf, EventLine)> = Vec::new();
+/// The newest events that a filter lets through, the newest last, and the agents that know each.
+async fn newest(filter: &Filter, last: usize) -> Result<Vec<(Vec<PathBuf>, EventLine)>, Failure> {
+    let mut events: BTreeMap<String, (Vec<PathBuf>, EventLine)> = BTreeMap::new();
     for dir in Paths::resolve()?.all_agents() {
         let filter = filter.clone();
         let ask = Ask::Events { filter, last };
         for line in lines(&dir, ask).await? {
-            if let Line::Event(event) = line {
-                events.push((dir.clone(), event));
+            let Line::Event(event) = line else { continue };
+            let (mut dirs, mut known) = (vec![dir.clone()], event.clone());
+            if let Some((others, other)) = events.remove(&event.event) {
+                dirs = [others, dirs].concat();
+                known = other.beside(event);
             }
+            events.insert(known.event.clone(), (dirs, known));
         }
     }
+    let mut events: Vec<_> = events.into_values().collect();
     events.sort_by(|(_, a), (_, b)| a.received_at.cmp(&b.received_at));
     Ok(events.split_off(events.len().saturating_sub(last)))
 }
@@ -143,8 +148,9 @@ async fn run_export(args: ExportArgs, output: &Output) -> Result<(), Failure> {
         put(&begin)?;
     }
     let (mut exported, mut entries) = (0, 0);
-    for (dir, event) in events {
-        let Some(whole) = whole(&dir, &event.event).await? else {
+    let mut doors = HashMap::new();
+    for (dirs, event) in events {
+        let Some(whole) = whole(&mut doors, &dirs, &event.event).await? else {
             continue;
         };
         exported += 1;
@@ -170,19 +176,33 @@ async fn run_export(args: ExportArgs, output: &Output) -> Result<(), Failure> {
     Ok(())
 }
 
-/// All that an agent knows of an event.
-async fn whole(dir: &Path, id: &str) -> Result<Option<export::Whole>, Failure> {
-    let Some(door) = Door::open(dir).await? else {
-        return Ok(None);
-    };
-    let shown = ask(&door, id).await?;
-    door.close().await;
-    let Some(Shown {
+/// All that agents know of an event. The doors of those that run are left open.
+async fn whole(
+    doors: &mut HashMap<PathBuf, Door>,
+    dirs: &[PathBuf],
+    id: &str,
+) -> Result<Option<export::Whole>, Failure> {
+    let mut all = Shown::default();
+    for dir in dirs {
+        let door = match doors.remove(dir) {
+            Some(door) => Some(door),
+            None => Door::open(dir).await?,
+        };
+        let Some(door) = door else { continue };
+        if let Some(shown) = ask(&door, id).await? {
+            all = all.beside(shown);
+        }
+        match door {
+            running @ Door::Running(_) => drop(doors.insert(dir.clone(), running)),
+            idle @ Door::Idle(_) => idle.close().await,
+        }
+    }
+    let Shown {
         event: Some(event),
         attempts,
         content: Some(content),
         body,
-    }) = shown
+    } = all
     else {
         return Ok(None);
     };
@@ -204,6 +224,7 @@ pub(crate) struct Shown {
 }
 
 async fn run_show(args: ShowArgs, output: &Output) -> Result<(), Failure> {
+    let mut all = Shown::default();
     for dir in Paths::resolve()?.all_agents() {
         let Some(door) = Door::open(&dir).await? else {
             continue;
@@ -211,20 +232,46 @@ async fn run_show(args: ShowArgs, output: &Output) -> Result<(), Failure> {
         let found = ask(&door, &args.id).await?;
         door.close().await;
         if let Some(found) = found {
-            return print(&found, &args, output);
+            all = all.beside(found);
         }
     }
-    Err(agents::unknown_event(&args.id))
+    match all.event {
+        Some(_) => print(&all, &args, output),
+        None => Err(agents::unknown_event(&args.id)),
+    }
 }
 
 impl Shown {
+    /// The same event, as another agent tells it.
+    fn beside(self, other: Self) -> Self {
+        let (Some(event), Some(known)) = (self.event, other.event.clone()) else {
+            return other;
+        };
+        let mut attempts = [self.attempts, other.attempts].concat();
+        attempts.sort_by(|a, b| a.at.cmp(&b.at));
+        // One of them may have removed the body.
+        let (content, body) = match event.body_removed {
+            true => (other.content, other.body),
+            false => (self.content, self.body),
+        };
+        Self {
+            event: Some(event.beside(known)),
+            attempts,
+            content,
+            body,
+        }
+    }
+
     /// All of it, for people: what it was, what became of it, its header fields and its body.
     pub(crate) fn text(&self) -> Vec<String> {
         let writer = Writer::new(false);
         let event = self.event.clone().map(Line::Event);
         let attempts = self.attempts.iter().cloned().map(Line::Attempt);
         let lines = event.into_iter().chain(attempts);
-        let mut text: Vec<String> = lines.filter_map(|line| writer.line(&line)).collect();
+        let lines = lines.filter_map(|line| writer.line(&line));
+        let mut text: Vec<String> = lines
+            .flat_map(|line| line.lines().map(str::to_owned).collect::<Vec<_>>())
+            .collect();
         text.push(String::new());
         for (name, value) in self.content.iter().flat_map(|content| &content.headers) {
             text.push(format!("{name}: {value}"));

@@ -339,6 +339,9 @@ impl Printer {
             (Line::Ready(ready), ListenOutput::Compact) => {
                 let url = shown(&ready.url);
                 output.tell(&format!("ready: {url} -> {}", ready.targets.join(", ")));
+                if let Some(queued) = still_queued(ready) {
+                    output.tell(&format!("still queued: {queued}"));
+                }
                 Ok(())
             }
             (line, style) => output.line(line, style == ListenOutput::Json),
@@ -365,16 +368,16 @@ fn header(ready: &ReadyLine, output: &Output) {
     for target in &ready.targets {
         output.tell(&format!("  They go to        {target}"));
     }
-    if ready.queued > 0 {
-        let oldest = ready
-            .oldest
-            .as_deref()
-            .map(|at| format!(", the oldest {}", ago(at)));
-        let oldest = oldest.unwrap_or_default();
-        output.tell(&format!(
-            "  Still queued      {} from before{oldest}",
-            ready.queued
-        ));
+    if let Some(queued) = still_queued(ready) {
+        output.tell(&format!("  Still queued      {queued}"));
     }
     output.tell("  Ctrl-C stops; what is queued stays.\n");
+}
+
+/// How much waits from before, and since when.
+fn still_queued(ready: &ReadyLine) -> Option<String> {
+    let oldest = ready.oldest.as_deref();
+    let oldest = oldest.map(|at| format!(", the oldest {}", ago(at)));
+    let queued = format!("{} from before{}", ready.queued, oldest.unwrap_or_default());
+    (ready.queued > 0).then_some(queued)
 }

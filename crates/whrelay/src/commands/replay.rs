@@ -6,12 +6,12 @@ use std::path::Path;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use whrelay_agent::Manner;
-use whrelay_agent::control::{Ask, Piece, ReplayHow, Which};
+use whrelay_agent::control::{Ask, Piece, ReplayHow, Until, Which};
 use whrelay_agent::lines::Line;
 
 use crate::agents::{self, Door};
 use crate::args::ReplayArgs;
-use crate::commands::which;
+use crate::commands::which::{self, Reach};
 use crate::failure::{Code, Failure};
 use crate::output::Output;
 use crate::text::{deliveries, events};
@@ -22,12 +22,17 @@ struct Tally {
     /// Events that would be delivered again.
     listed: u64,
     begun: u64,
-    sent: u64,
+    /// Deliveries that were waited for and did not arrive.
+    missed: u64,
 }
 
 pub(crate) async fn run(args: ReplayArgs, output: &Output) -> Result<(), Failure> {
     let mut tally = Tally::default();
-    let chosen = which::choose(&args.which, "replay").await?;
+    let reach = match args.to {
+        Some(_) => Reach::One,
+        None => Reach::All,
+    };
+    let chosen = which::choose(&args.which, "replay", reach).await?;
     if args.wait && args.to.is_none() && !args.which.dry_run {
         for (dir, which) in &chosen {
             somebody_delivers(dir, which).await?;
@@ -49,7 +54,7 @@ pub(crate) async fn run(args: ReplayArgs, output: &Output) -> Result<(), Failure
     let Tally {
         listed,
         begun,
-        sent,
+        missed,
     } = tally;
     if listed + begun == 0 {
         return Err(agents::no_match("event"));
@@ -59,13 +64,13 @@ pub(crate) async fn run(args: ReplayArgs, output: &Output) -> Result<(), Failure
     } else if args.which.ids.is_empty() {
         output.tell(&format!("{} begun again", deliveries(begun)));
     }
-    if args.wait && sent < begun {
-        let missed = begun - sent;
-        return Err(Failure::new(
-            Code::Failed,
-            format!("{missed} of {begun} were not delivered"),
-        )
-        .hint("`whrelay logs` tells why"));
+    if missed > 0 {
+        let hint = match args.wait {
+            true => "`whrelay logs` tells why",
+            false => "what is not dead is tried again by the next `whrelay listen`",
+        };
+        let message = format!("{missed} of {begun} were not delivered");
+        return Err(Failure::new(Code::Failed, message).hint(hint));
     }
     Ok(())
 }
@@ -106,8 +111,13 @@ async fn replay(
     output: &Output,
 ) -> Result<(), Failure> {
     let idle = matches!(door, Door::Idle(_));
-    // Nobody else would deliver to a target of its own: this process does, and stays for it.
-    let wait = args.wait || (idle && args.to.is_some());
+    let until = match (args.wait, &args.to) {
+        (true, _) => Until::Ended,
+        // Nobody else tries a target of its own: this process does, and stays for it.
+        (false, Some(_)) if idle => Until::Tried,
+        (false, _) => Until::Begun,
+    };
+    let wait = until != Until::Begun;
     let json = args.which.json;
     let named = matches!(which, Which::Ids(_));
     let how = ReplayHow {
@@ -115,7 +125,7 @@ async fn replay(
         rate: args.rate.map(|rate| rate.to_string()),
         shuffle: args.shuffle,
         times: args.times,
-        wait,
+        until,
         dry_run: args.which.dry_run,
     };
     let bar = progress(wait && !json);
@@ -152,7 +162,10 @@ async fn replay(
     }
     bar.finish_and_clear();
     tally.begun += states.len() as u64;
-    tally.sent += states.values().filter(|state| *state == "sent").count() as u64;
+    if wait {
+        let sent = states.values().filter(|state| *state == "sent");
+        tally.missed += (states.len() - sent.count()) as u64;
+    }
     Ok(())
 }
 

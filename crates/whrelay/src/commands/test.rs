@@ -126,7 +126,7 @@ impl Watch<'_> {
                     self.output.line(&line, self.args.json)?;
                     if let Line::Ready(ready) = &line {
                         self.output.tell(&format!("waiting for {} at {}", events(self.args.expect.into()), ready.url));
-                        command = start(&self.args.command, &ready.url)?;
+                        command = start(&self.args.command, &ready.url, self.args.json)?;
                         if command.is_none() && self.args.json {
                             continue;
                         }
@@ -197,14 +197,24 @@ fn fits(matcher: &Matcher, received: &ReceivedLine) -> bool {
 }
 
 /// Starts the command. It is killed where the test ends before it does.
-fn start(command: &[OsString], url: &str) -> Result<Option<tokio::process::Child>, Failure> {
+fn start(
+    command: &[OsString],
+    url: &str,
+    json: bool,
+) -> Result<Option<tokio::process::Child>, Failure> {
     let Some((program, args)) = command.split_first() else {
         return Ok(None);
+    };
+    // Lines on stdout are for scripts, and only ours.
+    let stdout = match json {
+        true => Stdio::from(std::io::stderr()),
+        false => Stdio::inherit(),
     };
     let child = Command::new(program)
         .args(args)
         .env("WHRELAY_URL", url)
         .stdin(Stdio::null())
+        .stdout(stdout)
         .kill_on_drop(true)
         .spawn();
     let named = program.to_string_lossy();

@@ -15,7 +15,12 @@ use crate::output::Output;
 pub(crate) async fn run(args: TriggerArgs, output: &Output) -> Result<(), Failure> {
     if args.list {
         for sample in SAMPLES {
-            output.data(&format!("{} {}", sample.provider.as_str(), sample.name))?;
+            let (provider, name) = (sample.provider.as_str(), sample.name);
+            output.data(&match args.json {
+                true => serde_json::json!({"type": "sample", "provider": provider, "event": name})
+                    .to_string(),
+                false => format!("{provider} {name}"),
+            })?;
         }
         return Ok(());
     }

@@ -15,6 +15,7 @@ use crate::paths::Paths;
 pub(crate) async fn choose(
     args: &WhichArgs,
     verb: &str,
+    reach: Reach,
 ) -> Result<BTreeMap<PathBuf, Which>, Failure> {
     let filter = agents::filter(&args.filter, None)?;
     let filtered = filter != Filter::default();
@@ -25,7 +26,7 @@ pub(crate) async fn choose(
     match (args.ids.is_empty(), filtered || args.all) {
         (true, false) => usage(format!("which events? nothing says what to {verb}")),
         (false, true) => usage("events are named, or found by a filter: not both".into()),
-        (false, false) => homes(&args.ids).await,
+        (false, false) => homes(&args.ids, reach).await,
         (true, true) => {
             let all = Paths::resolve()?.all_agents().into_iter();
             Ok(all
@@ -35,17 +36,31 @@ pub(crate) async fn choose(
     }
 }
 
+/// Which of the agents that know an event are asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// All, each for its own targets.
+    All,
+    /// One, where what is asked for does not depend on whose it is.
+    One,
+}
+
 /// Which agent has which of the events.
-async fn homes(ids: &[String]) -> Result<BTreeMap<PathBuf, Which>, Failure> {
+async fn homes(ids: &[String], reach: Reach) -> Result<BTreeMap<PathBuf, Which>, Failure> {
     let mut left: Vec<String> = Vec::new();
     for id in ids {
         if !left.contains(id) {
             left.push(id.clone());
         }
     }
+    let wanted = left.clone();
     let mut homes = BTreeMap::new();
     for dir in Paths::resolve()?.all_agents() {
-        let here = known(&dir, &left).await?;
+        let asked = match reach {
+            Reach::All => &wanted,
+            Reach::One => &left,
+        };
+        let here = known(&dir, asked).await?;
         left.retain(|id| !here.contains(id));
         if !here.is_empty() {
             homes.insert(dir, Which::Ids(here));

@@ -101,6 +101,8 @@ fn entry(whole: &Whole, url: &str, attempt: Option<&AttemptLine>) -> Value {
         };
     }
     let time = attempt.map_or(0.0, |attempt| attempt.duration_ms);
+    let answer = attempt.and_then(|attempt| attempt.answer.as_deref());
+    let answer = answer.unwrap_or_default();
     json!({
         "startedDateTime": attempt.map_or(&whole.event.received_at, |attempt| &attempt.at),
         "time": time,
@@ -111,7 +113,7 @@ fn entry(whole: &Whole, url: &str, attempt: Option<&AttemptLine>) -> Value {
             "httpVersion": "HTTP/1.1",
             "cookies": [],
             "headers": [],
-            "content": {"size": 0, "mimeType": ""},
+            "content": {"size": answer.len(), "mimeType": "", "text": answer},
             "redirectURL": "",
             "headersSize": -1,
             "bodySize": -1,

@@ -45,6 +45,8 @@ fn attempt(n: u32, state: &str) -> Line {
         reason: (state == "dead").then(|| "rejected".into()),
         next_attempt_at: None,
         phase: "fast".into(),
+        handoff: false,
+        answer: None,
         replay: false,
         at: "2026-11-22T10:15:04Z".into(),
     })
