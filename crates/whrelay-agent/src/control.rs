@@ -1,7 +1,7 @@
 //! The door for other terminals: questions to a running agent, over loopback HTTP with a token that
 //! only the same user can read. It must not answer them itself.
 
-use std::io::{self, Write};
+use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,6 +24,7 @@ use whrelay_core::delivery::{Attempt, DeadReason, Delivery, State};
 use whrelay_core::id::EventId;
 use whrelay_core::time::Timestamp;
 use whrelay_core::token::{Token, TokenDigest};
+use whrelay_store::write_private;
 
 use crate::answers::Local;
 use crate::error::{AgentError, chain};
@@ -264,7 +265,9 @@ impl Server {
             token: token.expose(),
             pid: std::process::id(),
         };
-        announce(&path, &notice).map_err(AgentError::Control)?;
+        let text = serde_json::to_vec(&notice).map_err(io::Error::from);
+        let announced = text.and_then(|text| write_private(&path, &text));
+        announced.map_err(AgentError::Control)?;
         // An answer is several small pieces, and each would wait for the one before to be acknowledged.
         let listener = listener.tap_io(|stream| {
             // Without it they only come late.
@@ -285,19 +288,6 @@ impl Drop for Server {
         // A stale notice is recognised: nobody answers at its address.
         let _ = std::fs::remove_file(&self.path);
     }
-}
-
-/// Writes the notice in one step, readable by its owner only.
-fn announce(path: &Path, notice: &Notice) -> io::Result<()> {
-    let draft = path.with_extension("new");
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create(true).truncate(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options
-        .open(&draft)?
-        .write_all(&serde_json::to_vec(notice)?)?;
-    std::fs::rename(draft, path)
 }
 
 async fn ask(

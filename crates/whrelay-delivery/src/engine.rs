@@ -18,7 +18,7 @@ use whrelay_core::event::Event;
 use whrelay_core::limits;
 use whrelay_core::outcome::Outcome;
 use whrelay_core::pace::Rate;
-use whrelay_core::retry::{DeliveryHistory, Jitter, RetryPolicy, Verdict, decide};
+use whrelay_core::retry::{DeliveryHistory, Jitter, RetryPolicy, decide};
 use whrelay_core::time::Timestamp;
 use whrelay_store::{DueScan, Head, Release, Store, StoreError, persist};
 
@@ -429,65 +429,20 @@ impl Engine {
         let now = self.clock.moment();
         let policy = &self.destination.policy;
         let verdict = decide(policy, history, &reply.outcome, now, Jitter(rand::random()));
-        let outcome = reply.outcome;
-        self.record(
-            delivery,
-            event,
-            Tried {
-                number,
-                at,
-                duration,
-                reply,
-                verdict,
-            },
-        )
-        .await?;
-        Ok(outcome)
-    }
-
-    async fn expire(&self, delivery: &Delivery, event: &Event) -> Result<(), StoreError> {
-        let reply = Reply {
-            outcome: Outcome::Unsendable,
-            status: None,
-            error: Some("the deadline has passed: not tried again".into()),
-            answer: Vec::new(),
-        };
-        let tried = Tried {
-            number: delivery.attempts,
-            at: self.clock.now(),
-            duration: Duration::ZERO,
-            reply,
-            verdict: Verdict::Dead(DeadReason::Deadline),
-        };
-        self.record(delivery, event, tried).await
-    }
-
-    async fn record(
-        &self,
-        delivery: &Delivery,
-        event: &Event,
-        tried: Tried,
-    ) -> Result<(), StoreError> {
-        let Tried {
-            number,
-            at,
-            duration,
-            reply,
-            verdict,
-        } = tried;
         let Reply {
-            outcome: _,
+            outcome,
             status,
             error,
             answer,
         } = reply;
+        let (url, method) = self.request_of(event);
         let attempt = Attempt {
             key: delivery.key,
             delivery: delivery.id,
             event: delivery.event,
             destination: delivery.destination,
-            url: self.client.url(event),
-            method: event.request.method.clone(),
+            url,
+            method,
             number,
             at,
             duration,
@@ -498,6 +453,22 @@ impl Engine {
             phase: delivery.phase,
             verdict,
         };
+        self.record(attempt).await?;
+        Ok(outcome)
+    }
+
+    async fn expire(&self, delivery: &Delivery, event: &Event) -> Result<(), StoreError> {
+        let (now, why) = (self.clock.now(), "the deadline has passed: not tried again");
+        let request = self.request_of(event);
+        let given_up = Attempt::given_up(delivery, request, now, DeadReason::Deadline, why);
+        self.record(given_up).await
+    }
+
+    fn request_of(&self, event: &Event) -> (String, String) {
+        (self.client.url(event), event.request.method.clone())
+    }
+
+    async fn record(&self, attempt: Attempt) -> Result<(), StoreError> {
         persist(|| self.store.record(attempt.clone())).await?;
         (self.notify)(Notice::Attempt(Box::new(attempt)));
         Ok(())
@@ -510,14 +481,6 @@ impl Engine {
         (self.notify)(Notice::Quarantined(key));
         Ok(Finished { key, outcome: None })
     }
-}
-
-struct Tried {
-    number: u32,
-    at: Timestamp,
-    duration: Duration,
-    reply: Reply,
-    verdict: Verdict,
 }
 
 /// A task that panicked has told why on stderr; its delivery must not be forgotten, so the engine

@@ -138,17 +138,12 @@ pub(crate) fn outgoing(
     number: u32,
     fields: &Fields,
 ) -> HeaderMap {
-    let named = named_by_connection(&event.request.headers);
+    let sent = event.request.headers.iter();
+    let sent: Vec<_> = sent.map(|field| (&*field.name, &*field.value)).collect();
     let mut headers = HeaderMap::new();
-    for Header { name, value } in &event.request.headers {
-        // Parsed first: a forwarder may spell a name in capitals.
+    for (name, value) in travelling(&sent) {
         let parsed = (HeaderName::try_from(name), HeaderValue::from_bytes(value));
-        let (Ok(name), Ok(value)) = parsed else {
-            continue;
-        };
-        let plain = name.as_str();
-        let ours = plain.starts_with("x-whrelay-");
-        if !ours && !REBUILT.contains(&plain) && !named.iter().any(|n| n == plain) {
+        if let (Ok(name), Ok(value)) = parsed {
             headers.append(name, value);
         }
     }
@@ -171,15 +166,22 @@ pub(crate) fn outgoing(
     headers
 }
 
-/// Fields that the sender's `Connection` declares to be of its own connection.
-fn named_by_connection(headers: &[Header]) -> Vec<String> {
-    let connection = headers
+/// The fields of a request that travel on, in order: those that are neither of its connection nor of its
+/// framing, and not in our own name. A forwarder may spell them in capitals.
+pub fn travelling<'a>(fields: &[(&'a str, &'a [u8])]) -> impl Iterator<Item = (&'a str, &'a [u8])> {
+    let connection = fields
         .iter()
-        .filter(|header| header.name.eq_ignore_ascii_case("connection"));
-    let tokens = connection.flat_map(|header| header.value.split(|b| *b == b','));
-    tokens
+        .filter(|(name, _)| name.eq_ignore_ascii_case("connection"));
+    let named: Vec<_> = connection
+        .flat_map(|(_, value)| value.split(|byte| *byte == b','))
         .map(|token| String::from_utf8_lossy(token).trim().to_ascii_lowercase())
-        .collect()
+        .collect();
+    let travels = move |(name, _): &(&str, &[u8])| {
+        let name = name.to_ascii_lowercase();
+        let ours = name.starts_with("x-whrelay-");
+        !ours && !REBUILT.contains(&&*name) && !named.contains(&name)
+    };
+    fields.iter().copied().filter(travels)
 }
 
 #[cfg(test)]

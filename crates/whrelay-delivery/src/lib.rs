@@ -1,4 +1,5 @@
-//! The engine both sides share: what is due is tried, and the verdict recorded.
+//! The engine: what is due is tried, and the verdict recorded. Beside it what both ends share, the two clocks
+//! and the sweeps of retention.
 //!
 //! It must not know where events come from, nor who watches: it reads the store, speaks HTTP, and
 //! tells a callback what happened.
@@ -16,7 +17,7 @@ mod wire;
 pub use clock::Clock;
 pub use dial::{DialError, Dialer};
 pub use engine::{Destination, Engine, Notice, Notify};
-pub use headers::{Field, FieldError, Fields, HostField};
+pub use headers::{Field, FieldError, Fields, HostField, travelling};
 pub use http::{Client, Reply};
 pub use retention::{Removed, Sweep, Sweeper, keep};
 pub use tls::{NoCertificate, Trust, client_config};

@@ -1,11 +1,11 @@
 //! Who may do what: access tokens. It must not know what is asked for.
 
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use axum::http::{HeaderMap, StatusCode, header};
 use whrelay_core::token::Token;
-use whrelay_store::{Store, StoreError};
+use whrelay_store::{Store, StoreError, write_private};
 
 use crate::problem::Problem;
 
@@ -74,21 +74,8 @@ pub async fn admin_token(store: &Store, path: &Path) -> Result<(Token, bool), To
         Ok(_) | Err(_) => {
             let token = Token::mint(&std::array::from_fn(|_| rand::random()));
             store.add_token(&token).await?;
-            write_private(path, &format!("{}\n", token.expose())).map_err(io)?;
+            write_private(path, format!("{}\n", token.expose()).as_bytes()).map_err(io)?;
             Ok((token, true))
         }
     }
-}
-
-/// Writes a file in one step, so that a kill in between leaves none or a whole one.
-fn write_private(path: &Path, text: &str) -> io::Result<()> {
-    let draft = path.with_extension("new");
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create(true).truncate(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut file = options.open(&draft)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    std::fs::rename(draft, path)
 }

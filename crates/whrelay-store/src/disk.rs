@@ -2,7 +2,7 @@
 //! hold.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -13,7 +13,8 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use whrelay_core::limits;
 
 use crate::error::{OpenError, StoreError};
-use crate::lock::{DirLock, private_file};
+use crate::lock::DirLock;
+use crate::private::{private_file, write_private};
 use crate::record::Seal;
 use crate::reserve::Reserve;
 use crate::shared::Shared;
@@ -226,19 +227,8 @@ fn keep_name(dir: &Path, name: &str) -> Result<(), OpenError> {
     if kept_name(dir).is_ok_and(|kept| kept == name) {
         return Ok(());
     }
-    let (path, draft) = (dir.join(NAME), dir.join("name.new"));
-    let write = || {
-        remove_draft(&draft)?;
-        let mut file = private_file().open(&draft)?;
-        file.write_all(name.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&draft, &path)?;
-        File::open(dir)?.sync_all()
-    };
-    write().map_err(|error| OpenError::Io {
-        path: path.clone(),
-        error,
-    })
+    let path = dir.join(NAME);
+    write_private(&path, name.as_bytes()).map_err(|error| OpenError::Io { path, error })
 }
 
 fn check_magic(path: &Path) -> Result<(), OpenError> {

@@ -1,11 +1,12 @@
 //! The lock on a data directory: one process at a time, and the others learn which. It must not
 //! know what is in the directory.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::Path;
 
 use crate::error::OpenError;
+use crate::private::{create_private_dir, private_file};
 
 /// A directory that this process alone may use, until this is dropped.
 #[derive(Debug)]
@@ -49,21 +50,4 @@ fn in_use(dir: &Path, file: &mut File) -> OpenError {
         pid,
         purpose,
     }
-}
-
-/// Options for a file that only its owner may read.
-pub(crate) fn private_file() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options
-}
-
-fn create_private_dir(dir: &Path) -> std::io::Result<()> {
-    let mut builder = fs::DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(dir)
 }

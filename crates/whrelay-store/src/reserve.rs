@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use whrelay_core::limits;
 
-use crate::lock::private_file;
+use crate::private::private_file;
 
 /// A file that only takes space.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 //! do anything that `whrelay forwarder` does not.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 
@@ -14,11 +14,10 @@ use url::Url;
 use whrelay_core::retention::Retention;
 use whrelay_core::token::Token;
 use whrelay_forwarder::Config;
-use whrelay_store::{OpenError, Options, Role, Store, StoreError};
+use whrelay_store::{OpenError, Options, Role, Store, StoreError, write_private};
 
 use crate::agents::{LISTEN, PATIENCE, PAUSE};
 use crate::failure::{Code, Failure};
-use crate::output::create_private;
 
 /// Ports tried, in order, for a bucket that has none yet: outside the range that systems hand out.
 const PORTS: std::ops::RangeInclusive<u16> = 4141..=4160;
@@ -194,11 +193,7 @@ fn keep(path: &Path, text: &str) -> io::Result<()> {
     if fs::read_to_string(path).is_ok_and(|kept| kept == text) {
         return Ok(());
     }
-    let draft = path.with_extension("new");
-    let mut file = create_private(&draft)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&draft, path)
+    write_private(path, text.as_bytes())
 }
 
 /// The port that a bucket's senders know.

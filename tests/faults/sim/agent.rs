@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use whrelay_core::backlog::Backlog;
 use whrelay_core::bucket::Seq;
-use whrelay_core::delivery::Delivery;
+use whrelay_core::delivery::{DeadReason, Delivery, State};
 use whrelay_core::dispatch::Dispatcher;
 use whrelay_core::id::DeliveryId;
 use whrelay_core::retry::{Jitter, reconnect_pause};
@@ -311,46 +311,47 @@ impl<V: Vault> World<V> {
         let group = 1 + self.chance.index(process.desk.asked.len());
         let group = alone(process.desk.asked.iter().map(|(write, _)| write), group);
         let (writes, purposes): (Vec<_>, Vec<_>) = process.desk.asked.drain(..group).unzip();
-        let released = |write: &Write| {
-            let Write::Release {
-                destination,
-                now,
-                release,
-            } = write
-            else {
-                return None;
-            };
-            Some(((n, *destination), *now, *release))
-        };
-        let released: Vec<_> = writes.iter().map(released).collect();
+        let told = writes.clone();
         // A power cut may leave any of them on disk.
-        released
-            .iter()
-            .flatten()
-            .for_each(|(place, now, release)| self.ledger.released(*place, *now, *release));
+        for write in &told {
+            self.released(n, write);
+        }
         let first = writes.first().cloned();
         first.iter().for_each(|write| self.may_remove(n, write));
         let Ok(done) = self.agents[n].vault.commit(writes) else {
             return self.crash_agent(n);
         };
         first.iter().try_for_each(|write| self.removed(n, write))?;
+        for (write, done) in told.iter().zip(&done) {
+            self.released(n, write);
+            if let Write::Record(attempt) = write {
+                self.ledger.waits(attempt);
+            }
+            if let Done::Again(Some(delivery)) = done {
+                self.ledger.held(delivery);
+            }
+        }
         let node = &mut self.agents[n];
         let Some(process) = &mut node.process else {
             return Ok(());
         };
-        for (released, done) in released.into_iter().zip(&done) {
-            match (released, done) {
-                (Some((place, now, release)), _) => self.ledger.released(place, now, release),
-                (None, Done::Again(Some(delivery))) => self.ledger.held(delivery),
-                (None, _) => {}
-            }
-        }
         process.desk.answered.extend(done.into_iter().zip(purposes));
         // A commit wakes every lane, as the store's own counter does.
         for lane in &mut process.lanes {
             lane.wake |= self.planted != Some(Bug::LostWakeUp);
         }
         Ledger::audit(node)
+    }
+
+    fn released(&mut self, n: usize, write: &Write) {
+        if let Write::Release {
+            destination,
+            now,
+            release,
+        } = write
+        {
+            self.ledger.released((n, *destination), *now, *release);
+        }
     }
 
     pub(crate) fn settle_agent(&mut self, n: usize) -> Verdicts {
@@ -423,7 +424,8 @@ impl<V: Vault> World<V> {
         self.ledger.acked(n, &self.agents[n].vault, &sent)
     }
 
-    /// I17: what a person does leaves the rows that have ended as they are.
+    /// I17: what a person does leaves the rows that have ended as they are. What was given up while it arrived
+    /// has arrived.
     fn left_alone(&mut self, n: usize, rows: &[Delivery]) -> Verdicts {
         let node = &self.agents[n];
         for row in rows.iter().filter(|row| row.state.is_finished()) {
@@ -435,7 +437,9 @@ impl<V: Vault> World<V> {
             if now.is_none() && self.ledger.gone.contains(&(n, row.event)) {
                 continue;
             }
-            hold(now.as_ref() == Some(row), "I17", || {
+            let sent = now.as_ref().is_some_and(|now| now.state == State::Sent);
+            let arrived = row.reason == Some(DeadReason::Discarded) && sent;
+            hold(arrived || now.as_ref() == Some(row), "I17", || {
                 format!("{} had ended, and was changed", row.id)
             })?;
         }

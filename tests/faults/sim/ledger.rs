@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use whrelay_core::bucket::{Bucket, Seq};
-use whrelay_core::delivery::{Attempt, DeadReason, Delivery, DestinationId, State};
+use whrelay_core::delivery::{Attempt, DeadReason, Delivery, DestinationId};
 use whrelay_core::event::{Event, Request};
 use whrelay_core::id::{DeliveryId, EventId};
 use whrelay_core::limits;
@@ -14,7 +14,7 @@ use whrelay_core::outcome::{Outcome, RetryOn};
 use whrelay_core::pace::Rate;
 use whrelay_core::retry::{Pause, Phase, RetryPolicy, Schedule, Verdict};
 use whrelay_core::time::{Moment, Timestamp};
-use whrelay_store::{Begin, Release, Search};
+use whrelay_store::Release;
 
 use super::catching_up::Begun;
 use super::node::{AgentNode, Time};
@@ -324,11 +324,18 @@ impl Ledger {
                 })
             }
             Verdict::Dead(reason) => ended(policy, before, outcome, reason, now),
-            Verdict::RetryAt { at, phase, pause } => {
-                (track.not_before, track.asked) = (at, pause == Pause::Asked);
+            Verdict::RetryAt { at, phase, .. } => {
                 handed_over(track, policy, before, attempt, phase)?;
                 spaced(policy, before, attempt, outcome, now, at)
             }
+        }
+    }
+
+    /// An attempt and what follows from it are on disk.
+    pub(crate) fn waits(&mut self, attempt: &Attempt) {
+        if let Verdict::RetryAt { at, pause, .. } = attempt.verdict {
+            let track = self.tracks.entry(attempt.delivery).or_default();
+            (track.not_before, track.asked) = (at, pause == Pause::Asked);
         }
     }
 
@@ -340,83 +347,16 @@ impl Ledger {
         release: Release,
     ) {
         for track in self.tracks.values_mut() {
-            let longest = match release {
-                _ if track.asked => limits::MAX_RETRY_AFTER,
-                Release::Back if track.place == Some(place) => Duration::ZERO,
-                Release::Back => continue,
-                Release::Begin { longest } => longest,
+            let is_behind = |longest| track.not_before > now.after(longest);
+            let free = match release {
+                _ if track.asked => is_behind(limits::MAX_RETRY_AFTER),
+                Release::Back => track.place == Some(place),
+                Release::Begin { longest } => is_behind(longest),
             };
-            if track.not_before > now.after(longest) {
+            if free {
                 track.not_before = WHENEVER;
             }
         }
-    }
-
-    /// I3 and I20 on an agent's disk: each delivery is in one state, counted once, and waits exactly
-    /// when it is in the index; each event has one delivery per target beside its replays.
-    pub(crate) fn audit<V: Vault>(node: &AgentNode<V>) -> Verdicts {
-        let (vault, bucket) = (&node.vault, &node.bucket);
-        let mut states: BTreeMap<State, Vec<EventId>> = BTreeMap::new();
-        for (target, _) in &node.targets {
-            let mut counted = [0u64; 4];
-            let mut waiting = 0;
-            for seq in 1..=vault.last_seq(bucket.id).0 {
-                let mine = vault.deliveries_of(bucket.id, Seq(seq));
-                let mine = mine.iter().filter(|d| d.destination == *target);
-                let mut first = 0;
-                for delivery in mine {
-                    counted[delivery.state as usize] += 1;
-                    waiting += u64::from(delivery.next_attempt_at.is_some());
-                    first += u32::from(!delivery.replay);
-                    let waits = delivery.next_attempt_at.is_some();
-                    hold(waits != delivery.state.is_finished(), "I3", || {
-                        format!("{} is {} and waits: {waits}", delivery.id, delivery.state)
-                    })?;
-                }
-                let event = vault.event_at(bucket, Seq(seq));
-                let takes = |event: Event| node.taking(&event.request.tail).contains(target);
-                let wanted = u32::from(event.is_some_and(takes));
-                hold(first == wanted, "I3", || {
-                    format!("event {seq} has {first} deliveries to a target of its {wanted}")
-                })?;
-            }
-            let counts = vault.counts(*target);
-            let kept = [counts.queued, counts.stalled, counts.dead, counts.sent];
-            hold(kept == counted, "I20", || {
-                format!("counts say {kept:?}, the rows {counted:?}")
-            })?;
-            let never = Timestamp::from_micros(i64::MAX);
-            let due = vault.due(*target, never, &Default::default(), usize::MAX);
-            hold(due.ready.len() as u64 == waiting, "I3", || {
-                format!("{waiting} wait, {} are in the index", due.ready.len())
-            })?;
-        }
-        for seq in 1..=vault.last_seq(bucket.id).0 {
-            let deliveries = vault.deliveries_of(bucket.id, Seq(seq));
-            if let (Some(state), Some(first)) = (least(&deliveries), deliveries.first()) {
-                states.entry(state).or_default().push(first.event);
-            }
-        }
-        for state in State::ALL {
-            let search = Search {
-                bucket: bucket.id,
-                states: vec![state],
-                since: None,
-                until: None,
-            };
-            let found = vault.search(&search, Begin::Oldest, None, usize::MAX);
-            let found: Vec<_> = found.into_iter().map(|(id, _)| id).collect();
-            let mut kept = states.remove(&state).unwrap_or_default();
-            kept.sort();
-            hold(found == kept, "I20", || {
-                format!(
-                    "{} events are {state}, {} are found",
-                    kept.len(),
-                    found.len()
-                )
-            })?;
-        }
-        Ok(())
     }
 
     /// C4: in a line nothing starts before what is ahead of it has ended.
@@ -443,7 +383,7 @@ impl Ledger {
         let later = |at: &Timestamp| *at > delivery.created_at;
         if let Some(at) = delivery.next_attempt_at.filter(later) {
             let track = self.tracks.entry(delivery.id).or_default();
-            track.not_before = at;
+            (track.not_before, track.asked) = (at, true);
         }
     }
 
@@ -477,16 +417,6 @@ impl Ledger {
         }
         Ok(true)
     }
-}
-
-/// The contract's word for an event: the least finished state of its deliveries, where a later one to the
-/// same target stands for those before that have ended.
-fn least(deliveries: &[Delivery]) -> Option<State> {
-    let mut newest: HashMap<DestinationId, State> = HashMap::new();
-    newest.extend(deliveries.iter().map(|d| (d.destination, d.state)));
-    let waiting = deliveries.iter().map(|d| d.state);
-    let waiting = waiting.filter(|state| !state.is_finished()).min();
-    waiting.or_else(|| newest.into_values().min())
 }
 
 /// A delivery ends only for a reason that is one.

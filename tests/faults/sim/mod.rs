@@ -2,6 +2,7 @@
 //! one. `docs/simulation.md` says how a new transition, state or policy joins.
 
 mod agent;
+mod audit;
 mod campaign;
 mod catching_up;
 mod forwarder;

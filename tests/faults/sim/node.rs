@@ -125,6 +125,17 @@ pub(crate) struct AgentProcess {
     pub(crate) appending: bool,
 }
 
+impl AgentProcess {
+    /// Whether what a link brought is still being stored: before that is done, no other is opened.
+    pub(crate) fn is_storing(&self) -> bool {
+        let asked = self.desk.asked.iter().map(|(_, purpose)| purpose);
+        let answered = self.desk.answered.iter().map(|(_, purpose)| purpose);
+        let stores =
+            |purpose: &Purpose| matches!(purpose, Purpose::Append { .. } | Purpose::Part { .. });
+        asked.chain(answered).any(stores)
+    }
+}
+
 /// The deliveries of one destination while an agent runs.
 #[derive(Clone, Debug)]
 pub(crate) struct Lane {

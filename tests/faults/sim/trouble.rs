@@ -45,7 +45,7 @@ impl Endpoint {
 }
 
 /// A kind of trouble.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     CrashForwarder,
     CrashAgent,
@@ -91,6 +91,13 @@ impl Trouble {
             steps: 200 + chance.below(1500),
             kinds,
         }
+    }
+}
+
+impl Trouble {
+    /// Whether what has ended may be removed.
+    pub(crate) fn sweeps(&self) -> bool {
+        self.rate > 0 && self.kinds.contains(&Kind::Retention)
     }
 }
 

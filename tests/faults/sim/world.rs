@@ -319,7 +319,10 @@ impl<V: Vault> World<V> {
         if !process.desk.answered.is_empty() {
             all.push(Action::SettleAgent(n));
         }
-        if process.link.is_none() && process.redial_at <= self.time && self.may_dial(n) {
+        // Where nothing is removed an agent may be hasty: the store knows what comes again.
+        let waits = process.is_storing() && self.trouble.sweeps();
+        let redials = process.link.is_none() && !waits;
+        if redials && process.redial_at <= self.time && self.may_dial(n) {
             all.push(Action::Dial(n));
         }
         if !process.waiting.is_empty() && !process.appending {

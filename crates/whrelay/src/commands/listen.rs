@@ -5,7 +5,7 @@ mod drain;
 mod screen;
 mod view;
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,6 +23,7 @@ use whrelay_core::route::{Prefix, Route};
 use whrelay_core::time::Timestamp;
 use whrelay_core::token::Token;
 use whrelay_delivery::Trust;
+use whrelay_store::write_private;
 
 use self::drain::Drain;
 use self::screen::Screen;
@@ -30,7 +31,7 @@ use crate::agents;
 use crate::args::{ForwarderChoice, ListenArgs, ListenOutput};
 use crate::embedded::Embedded;
 use crate::failure::{Code, Failure};
-use crate::output::{Output, create_private};
+use crate::output::Output;
 use crate::paths::Paths;
 use crate::shutdown;
 use crate::text::{ago, shown};
@@ -315,15 +316,13 @@ impl Printer {
         if let (Line::Ready(_), Some(path)) = (line, &self.ready_file) {
             let json = serde_json::to_string(line).map_err(std::io::Error::from)?;
             // The line has the input URL in it, and whoever has that can send.
-            create_private(path)
-                .and_then(|mut file| file.write_all((json + "\n").as_bytes()))
-                .map_err(|e| {
-                    Failure::new(
-                        Code::Failed,
-                        format!("--ready-file {}: {e}", path.display()),
-                    )
-                    .hint("name a file in a directory that is there and can be written")
-                })?;
+            write_private(path, (json + "\n").as_bytes()).map_err(|e| {
+                Failure::new(
+                    Code::Failed,
+                    format!("--ready-file {}: {e}", path.display()),
+                )
+                .hint("name a file in a directory that is there and can be written")
+            })?;
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use whrelay_agent::lines::{ContentLine, EventLine};
 use whrelay_core::target::Target;
+use whrelay_delivery::travelling;
 
 use crate::failure::{Code, Failure};
 use crate::text::shown;
@@ -12,19 +13,6 @@ use crate::text::shown;
 const LONGEST_TEXT: usize = 32 * 1024;
 /// Fields that curl would add by itself.
 const ADDED: [&str; 4] = ["user-agent", "accept", "content-type", "expect"];
-/// Fields that belong to a connection or to the framing: curl makes its own (RFC 9110 section 7.6.1).
-const REBUILT: [&str; 9] = [
-    "host",
-    "content-length",
-    "transfer-encoding",
-    "connection",
-    "keep-alive",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "upgrade",
-];
-
 /// The command for an event at its first target.
 pub(super) fn command(
     event: &EventLine,
@@ -52,8 +40,8 @@ pub(super) fn command(
         put(&mut command, "--unix-socket", socket.as_bytes());
     }
     let is = |name: &str, other: &&str| name.eq_ignore_ascii_case(other);
-    let rebuilt = |name: &str| REBUILT.iter().any(|other| is(name, other));
-    for (name, value) in content.fields().filter(|(name, _)| !rebuilt(name)) {
+    let fields: Vec<_> = content.fields().collect();
+    for (name, value) in travelling(&fields) {
         // curl sends an empty value only where a semicolon stands in the colon's place.
         let field = match value.is_empty() {
             true => format!("{name};").into_bytes(),
@@ -61,7 +49,7 @@ pub(super) fn command(
         };
         put(&mut command, "-H", &field);
     }
-    let given = |other: &&&str| content.fields().any(|(name, _)| is(name, other));
+    let given = |other: &&&str| fields.iter().any(|(name, _)| is(name, other));
     for name in ADDED.iter().filter(|other| !given(other)) {
         put(&mut command, "-H", format!("{name}:").as_bytes());
     }
