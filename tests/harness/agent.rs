@@ -202,7 +202,8 @@ impl Agent {
     /// Waits for an attempt that left an event in this state.
     pub async fn wait_state(&self, event: &str, state: &str) -> AttemptLine {
         let what = format!("{event} {state}");
-        let fits = |attempt: &AttemptLine| attempt.event == event && attempt.state == state;
+        let fits =
+            |attempt: &AttemptLine| attempt.event == event && attempt.state.as_str() == state;
         eventually(&what, || self.attempts().into_iter().find(fits)).await
     }
 }

@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use tokio::io::AsyncWriteExt;
-use whrelay_agent::lines::Line;
+use whrelay_agent::lines::{EndpointState, Line};
+use whrelay_core::delivery::DeadReason;
 use whrelay_core::retry::Schedule;
 use whrelay_tests::agent::{Agent, Setup};
 use whrelay_tests::eventually;
@@ -132,8 +133,8 @@ async fn answers_decide_and_retry_after_is_obeyed() {
     for (id, status) in ids[1..4].iter().zip([422, 302, 410]) {
         let dead = agent.wait_state(id, "dead").await;
         assert_eq!(
-            (dead.status, dead.reason.as_deref()),
-            (Some(status), Some("rejected"))
+            (dead.status, dead.reason),
+            (Some(status), Some(DeadReason::Rejected))
         );
         assert_eq!((dead.attempt, dead.next_attempt_at), (1, None));
     }
@@ -171,17 +172,14 @@ async fn budgets_end_a_delivery() {
     let agent = Agent::start(few).await;
     let id = send(&url, "x").await;
     let dead = agent.wait_state(&id, "dead").await;
-    assert_eq!(
-        (dead.attempt, dead.reason.as_deref()),
-        (2, Some("attempts"))
-    );
+    assert_eq!((dead.attempt, dead.reason), (2, Some(DeadReason::Attempts)));
 
     let mut short = Setup::new(&relay, receiver.target());
     short.manner.policy.deadline = Duration::from_millis(1500);
     let agent = agent.restart(short).await;
     let (id, sent_at) = (send(&url, "y").await, Instant::now());
     let dead = agent.wait_state(&id, "dead").await;
-    assert_eq!(dead.reason.as_deref(), Some("deadline"));
+    assert_eq!(dead.reason, Some(DeadReason::Deadline));
     let last = receiver
         .seen()
         .into_iter()
@@ -255,7 +253,14 @@ async fn an_endpoint_that_comes_back_gets_everything_at_once_oldest_first() {
         "both addresses are named"
     );
     let offline = |line: &Line| {
-        matches!(line, Line::Endpoint { state, .. } if state == "offline").then_some(())
+        matches!(
+            line,
+            Line::Endpoint {
+                state: EndpointState::Offline,
+                ..
+            }
+        )
+        .then_some(())
     };
     agent.wait("offline", offline).await;
     let up = receiver.open_again().await;

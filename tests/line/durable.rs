@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use redb::StorageBackend;
 use redb::backends::FileBackend;
-use whrelay_agent::lines::Line;
+use whrelay_agent::lines::{Line, LinkState};
+use whrelay_core::delivery::DeadReason;
 use whrelay_store::Medium;
 use whrelay_tests::agent::{Agent, Setup};
 use whrelay_tests::eventually;
@@ -76,7 +77,15 @@ async fn a_tunnel_that_is_cut_again_and_again_neither_loses_nor_doubles() {
     let downs = agent
         .lines()
         .iter()
-        .filter(|l| matches!(l, Line::Link { state, .. } if state == "disconnected"))
+        .filter(|l| {
+            matches!(
+                l,
+                Line::Link {
+                    state: LinkState::Disconnected,
+                    ..
+                }
+            )
+        })
         .count();
     assert!(downs > 0, "the cuts were noticed");
 }
@@ -170,7 +179,15 @@ async fn what_waits_is_cut_into_frames_that_an_agent_takes() {
     let receiver = Receiver::start().await;
     let agent = Agent::start(Setup::new(&relay, receiver.target())).await;
     arrived(&receiver, &ids).await;
-    let cut = |l: &Line| matches!(l, Line::Link { state, .. } if state == "disconnected");
+    let cut = |l: &Line| {
+        matches!(
+            l,
+            Line::Link {
+                state: LinkState::Disconnected,
+                ..
+            }
+        )
+    };
     assert!(!agent.lines().iter().any(cut), "a frame was too large");
 }
 
@@ -185,7 +202,7 @@ async fn a_deadline_passes_while_the_endpoint_is_offline() {
     let ids = send_many(&relay.input("default").await, 20).await;
     for id in &ids {
         let dead = agent.wait_state(id, "dead").await;
-        assert_eq!(dead.reason.as_deref(), Some("deadline"));
+        assert_eq!(dead.reason, Some(DeadReason::Deadline));
     }
 }
 

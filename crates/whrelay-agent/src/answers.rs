@@ -24,7 +24,8 @@ use crate::control::{Ask, Filter, Piece};
 use crate::error::AgentError;
 use crate::lanes::{Lanes, refusal};
 use crate::lines::{
-    AttemptLine, ContentLine, EventLine, HeadLine, Line, RemovedStatus, StatusLine, TargetStatus,
+    AttemptLine, ContentLine, EndpointState, EventLine, HeadLine, Line, LinkState, RemovedStatus,
+    StatusLine, TargetStatus,
 };
 use crate::{Manner, Tell};
 
@@ -372,7 +373,7 @@ impl Local {
             forwarder: store.note("forwarder")?.unwrap_or_default(),
             url: store.note("input")?,
             pid: self.runs.then(std::process::id),
-            link: self.link_state().to_owned(),
+            link: self.link_state(),
             targets: Vec::new(),
             queued: 0,
             stalled: 0,
@@ -413,14 +414,14 @@ impl Local {
             line.sent += counts.sent;
             line.dead += counts.dead;
             let endpoint = match (served.iter().any(|served| served.id == id), offline) {
-                (false, _) => "unknown",
-                (true, true) => "offline",
-                (true, false) => "online",
+                (false, _) => EndpointState::Unknown,
+                (true, true) => EndpointState::Offline,
+                (true, false) => EndpointState::Online,
             };
             let waiting = counts.queued + counts.stalled;
             line.targets.push(TargetStatus {
                 target,
-                endpoint: endpoint.into(),
+                endpoint,
                 waiting,
                 head: self.head_line(head)?,
             });
@@ -436,17 +437,17 @@ impl Local {
         let delivery = self.store().delivery(head.key)?;
         Ok(delivery.map(|delivery| HeadLine {
             event: delivery.event.to_string(),
-            state: delivery.state.to_string(),
+            state: delivery.state,
             attempts: delivery.attempts,
             next_attempt_at: delivery.next_attempt_at.map(|at| at.to_string()),
         }))
     }
 
-    fn link_state(&self) -> &'static str {
+    fn link_state(&self) -> LinkState {
         match (self.runs, self.lanes.connected.load(Ordering::Relaxed)) {
-            (false, _) => "stopped",
-            (true, true) => "connected",
-            (true, false) => "disconnected",
+            (false, _) => LinkState::Stopped,
+            (true, true) => LinkState::Connected,
+            (true, false) => LinkState::Disconnected,
         }
     }
 }

@@ -29,6 +29,7 @@ use whrelay_store::write_private;
 use crate::answers::Local;
 use crate::error::{AgentError, chain};
 use crate::lines::{EventLine, Line};
+use crate::words;
 
 const FILE: &str = "control.json";
 /// Pieces of an answer that may wait for their reader.
@@ -141,9 +142,11 @@ pub struct Filter {
     /// Until then, in microseconds since 1970.
     pub until: Option<i64>,
     /// In this state.
-    pub status: Option<String>,
+    #[serde(with = "words::maybe")]
+    pub status: Option<State>,
     /// Given up for this reason.
-    pub reason: Option<String>,
+    #[serde(with = "words::maybe")]
+    pub reason: Option<DeadReason>,
     /// To this target.
     pub target: Option<String>,
     /// Of this event.
@@ -157,14 +160,13 @@ impl Filter {
         self.bucket.as_deref().is_none_or(|wanted| wanted == bucket)
     }
 
-    /// The states that are wanted; what it does not know it does not want.
+    /// The states that are wanted.
     pub(crate) fn states(&self) -> Vec<State> {
-        let wanted = |state: &State| match (&self.status, &self.reason) {
-            (Some(status), _) => status == state.as_str(),
-            (None, Some(_)) => *state == State::Dead,
-            (None, None) => true,
-        };
-        State::ALL.into_iter().filter(wanted).collect()
+        match (self.status, self.reason) {
+            (Some(status), _) => vec![status],
+            (None, Some(_)) => vec![State::Dead],
+            (None, None) => State::ALL.to_vec(),
+        }
     }
 
     pub(crate) fn wants_attempt(&self, attempt: &Attempt, target: &str) -> bool {
@@ -180,10 +182,7 @@ impl Filter {
         line: &EventLine,
         deliveries: &[(Delivery, String)],
     ) -> bool {
-        let status = self.status.as_deref();
-        let reason = self.reason.as_deref();
-        status.is_none_or(|wanted| wanted == line.state)
-            && reason.is_none_or(|wanted| Some(wanted) == line.reason.as_deref())
+        self.wants_state(line.state, line.reason)
             && (self.target.is_none() || deliveries.iter().any(|(_, to)| self.wants_target(to)))
     }
 
@@ -193,13 +192,8 @@ impl Filter {
     }
 
     fn wants_state(&self, state: State, reason: Option<DeadReason>) -> bool {
-        let reason = reason.map(DeadReason::as_str);
-        let status = self.status.as_deref();
-        status.is_none_or(|wanted| wanted == state.as_str())
-            && self
-                .reason
-                .as_deref()
-                .is_none_or(|wanted| Some(wanted) == reason)
+        self.status.is_none_or(|wanted| wanted == state)
+            && self.reason.is_none_or(|wanted| Some(wanted) == reason)
     }
 
     pub(crate) fn wants_target(&self, target: &str) -> bool {

@@ -17,7 +17,7 @@ use whrelay_delivery::{Client, Clock, Destination, Engine, Notice};
 use whrelay_store::{Head, NewDelivery, Store, StoreError, persist};
 
 use crate::error::AgentError;
-use crate::lines::{AttemptLine, Line};
+use crate::lines::{AttemptLine, EndpointState, Line};
 use crate::{Manner, Tell};
 
 /// The note of the targets that only replays go to.
@@ -257,16 +257,16 @@ impl Lanes {
                 let state = match change {
                     Change::Offline => {
                         offline.insert(destination);
-                        "offline"
+                        EndpointState::Offline
                     }
                     Change::Online => {
                         offline.remove(&destination);
-                        "online"
+                        EndpointState::Online
                     }
                 };
                 tell(Line::Endpoint {
                     target: target.clone(),
-                    state: state.into(),
+                    state,
                     waiting,
                 });
             }

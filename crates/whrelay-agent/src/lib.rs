@@ -17,6 +17,7 @@ mod provision;
 mod proxy;
 mod retention;
 mod socket;
+mod words;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -2,10 +2,13 @@
 //! the control endpoint and the commands. It must not know who reads it, nor how it is coloured.
 
 use serde::{Deserialize, Serialize};
-use whrelay_core::delivery::{self, Attempt, Delivery, State};
+use whrelay_core::delivery::{self, Attempt, DeadReason, Delivery, State};
 use whrelay_core::event::{Event, Header};
 use whrelay_core::retry::Phase;
 use whrelay_core::time::Timestamp;
+
+use crate::words;
+pub use crate::words::{EndpointState, LinkState};
 
 /// One line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -19,8 +22,8 @@ pub enum Line {
     Attempt(AttemptLine),
     /// The tunnel came or went.
     Link {
-        /// `connected` or `disconnected`.
-        state: String,
+        /// Which of the two.
+        state: LinkState,
         /// Why it went.
         error: Option<String>,
     },
@@ -28,8 +31,8 @@ pub enum Line {
     Endpoint {
         /// The target.
         target: String,
-        /// `offline` or `online`.
-        state: String,
+        /// Which of the two.
+        state: EndpointState,
         /// Deliveries that wait for it.
         waiting: u64,
     },
@@ -178,9 +181,11 @@ pub struct AttemptLine {
     /// How long it took, in milliseconds.
     pub duration_ms: f64,
     /// `sent`, `stalled` or `dead`.
-    pub state: String,
+    #[serde(with = "words")]
+    pub state: State,
     /// Why it is dead.
-    pub reason: Option<String>,
+    #[serde(with = "words::maybe")]
+    pub reason: Option<DeadReason>,
     /// When it is tried next.
     pub next_attempt_at: Option<String>,
     /// `fast` or `durable`.
@@ -215,8 +220,8 @@ impl AttemptLine {
             status: attempt.status,
             error: attempt.error.clone(),
             duration_ms: (attempt.duration.as_secs_f64() * 1e5).round() / 100.0,
-            state: attempt.state().to_string(),
-            reason: attempt.reason().map(|reason| reason.as_str().to_owned()),
+            state: attempt.state(),
+            reason: attempt.reason(),
             next_attempt_at: attempt.next_attempt_at().map(|at| at.to_string()),
             phase: phase.to_owned(),
             handoff,
@@ -255,9 +260,11 @@ pub struct EventLine {
     /// When the forwarder received it.
     pub received_at: String,
     /// The least finished state of its deliveries; a replay stands for what it repeats.
-    pub state: String,
+    #[serde(with = "words")]
+    pub state: State,
     /// Why it is dead.
-    pub reason: Option<String>,
+    #[serde(with = "words::maybe")]
+    pub reason: Option<DeadReason>,
     /// Attempts over all its deliveries.
     pub attempts: u32,
     /// When one is tried next.
@@ -274,7 +281,8 @@ pub struct DeliveryLine {
     /// The target.
     pub target: String,
     /// Where it stands.
-    pub state: String,
+    #[serde(with = "words")]
+    pub state: State,
     /// Attempts made.
     pub attempts: u32,
 }
@@ -290,7 +298,7 @@ impl EventLine {
         let line = |(delivery, target): &(Delivery, String)| DeliveryLine {
             delivery: delivery.id.to_string(),
             target: target.clone(),
-            state: delivery.state.to_string(),
+            state: delivery.state,
             attempts: delivery.attempts,
         };
         Self {
@@ -301,12 +309,8 @@ impl EventLine {
             bytes: event.body_len(),
             body_removed: event.removed_body.is_some(),
             received_at: event.received_at.to_string(),
-            state: least
-                .map_or(State::Queued, |delivery| delivery.state)
-                .to_string(),
-            reason: least
-                .and_then(|d| d.reason)
-                .map(|reason| reason.as_str().to_owned()),
+            state: least.map_or(State::Queued, |delivery| delivery.state),
+            reason: least.and_then(|delivery| delivery.reason),
             attempts: deliveries
                 .iter()
                 .map(|(delivery, _)| delivery.attempts)
@@ -319,8 +323,7 @@ impl EventLine {
     /// The same event as two agents know it, each with deliveries of its own.
     #[must_use]
     pub fn beside(mut self, other: Self) -> Self {
-        let rank = |line: &Self| line.state.parse::<State>().ok();
-        let least = match rank(&other) < rank(&self) {
+        let least = match other.state < self.state {
             true => (other.state, other.reason),
             false => (self.state, self.reason),
         };
@@ -382,9 +385,11 @@ pub struct GroupLine {
     /// How many.
     pub count: u64,
     /// Where they stand.
-    pub state: String,
+    #[serde(with = "words")]
+    pub state: State,
     /// Why they were given up.
-    pub reason: Option<String>,
+    #[serde(with = "words::maybe")]
+    pub reason: Option<DeadReason>,
     /// The last answer's status.
     pub status: Option<u16>,
     /// What went wrong where there was no answer.
@@ -401,8 +406,8 @@ impl GroupLine {
         let url = last.as_ref().map_or(target, |attempt| &attempt.url);
         Self {
             count: 0,
-            state: delivery.state.to_string(),
-            reason: delivery.reason.map(|reason| reason.as_str().to_owned()),
+            state: delivery.state,
+            reason: delivery.reason,
             status: last.as_ref().and_then(|attempt| attempt.status),
             url: url.split('?').next().unwrap_or_default().to_owned(),
             error: last.and_then(|attempt| attempt.error),
@@ -432,7 +437,8 @@ pub struct ReplayLine {
     /// Where it goes.
     pub target: String,
     /// Where it stands.
-    pub state: String,
+    #[serde(with = "words")]
+    pub state: State,
 }
 
 /// See [`Line::Status`].
@@ -448,8 +454,8 @@ pub struct StatusLine {
     pub url: Option<String>,
     /// The agent's process; none where it does not run.
     pub pid: Option<u32>,
-    /// `connected`, `disconnected`, or `stopped` where it does not run.
-    pub link: String,
+    /// Whether its tunnel is up.
+    pub link: LinkState,
     /// Its targets.
     pub targets: Vec<TargetStatus>,
     /// Deliveries not tried yet.
@@ -499,8 +505,8 @@ pub struct RemovedStatus {
 pub struct TargetStatus {
     /// The target.
     pub target: String,
-    /// `online`, `offline`, or `unknown` where the agent does not run.
-    pub endpoint: String,
+    /// Whether it takes connections.
+    pub endpoint: EndpointState,
     /// Deliveries that wait.
     pub waiting: u64,
     /// What everything behind it waits for, where deliveries are made in order.
@@ -513,7 +519,8 @@ pub struct HeadLine {
     /// Its event.
     pub event: String,
     /// Where it stands.
-    pub state: String,
+    #[serde(with = "words")]
+    pub state: State,
     /// Attempts made.
     pub attempts: u32,
     /// When it is tried next.

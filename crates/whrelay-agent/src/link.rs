@@ -29,7 +29,7 @@ use crate::backlog::{self, Catching};
 use crate::error::AgentError;
 use crate::intake::Intake;
 use crate::lanes::Lanes;
-use crate::lines::{Line, ReadyLine};
+use crate::lines::{Line, LinkState, ReadyLine};
 use crate::proxy::Proxies;
 use crate::socket::{self, Socket};
 
@@ -162,7 +162,7 @@ impl Link {
             if self.lanes.set_connected(false) {
                 let error = Some(error.to_string());
                 (self.lanes.tell)(Line::Link {
-                    state: "disconnected".into(),
+                    state: LinkState::Disconnected,
                     error,
                 });
             }
@@ -309,7 +309,7 @@ impl Link {
     fn greet(&self, welcome: &Welcome) {
         self.lanes.set_connected(true);
         (self.lanes.tell)(Line::Link {
-            state: "connected".into(),
+            state: LinkState::Connected,
             error: None,
         });
         let (here, there) = (

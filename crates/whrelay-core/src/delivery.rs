@@ -43,6 +43,12 @@ impl DeadReason {
     }
 }
 
+impl fmt::Display for DeadReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 impl FromStr for DeadReason {
     type Err = String;
 

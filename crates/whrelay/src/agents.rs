@@ -148,8 +148,8 @@ pub(crate) fn filter(args: &FilterArgs, event: Option<&str>) -> Result<Filter, F
     Ok(Filter {
         since: args.since,
         until: args.until,
-        status: args.status.map(|state| state.to_string()),
-        reason: args.reason.map(|reason| reason.as_str().to_owned()),
+        status: args.status,
+        reason: args.reason,
         target: args.target.as_ref().map(ToString::to_string),
         event: event.map(str::to_owned),
         bucket: args.bucket.as_ref().map(ToString::to_string),

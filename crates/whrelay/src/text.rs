@@ -6,8 +6,9 @@ use anstyle::{AnsiColor, Style};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use whrelay_agent::lines::{
-    AttemptLine, EventLine, GroupLine, Line, ReceivedLine, RemovedStatus, StatusLine,
+    AttemptLine, EndpointState, EventLine, GroupLine, Line, ReceivedLine, RemovedStatus, StatusLine,
 };
+use whrelay_core::delivery::State;
 
 const GOOD: Style = AnsiColor::Green.on_default();
 const BAD: Style = AnsiColor::Red.on_default();
@@ -113,7 +114,11 @@ impl Writer {
                 state,
                 waiting,
             } => {
-                let style = if state == "online" { GOOD } else { WARN };
+                let style = if *state == EndpointState::Online {
+                    GOOD
+                } else {
+                    WARN
+                };
                 let text = format!("{target} is {state}, {waiting} waiting");
                 Some(self.paint(style, &text))
             }
@@ -138,7 +143,7 @@ impl Writer {
                 line.event,
                 line.delivery,
                 line.target,
-                self.state(&line.state)
+                self.state(line.state)
             )),
             Line::Group(line) => Some(self.group(line)),
             Line::Discard(line) => Some(format!(
@@ -146,7 +151,7 @@ impl Writer {
                 line.event,
                 line.delivery,
                 line.target,
-                self.state("dead")
+                self.state(State::Dead)
             )),
             Line::Ready(_) | Line::Content(_) | Line::Reached { .. } | Line::Failure { .. } => None,
         }
@@ -170,7 +175,7 @@ impl Writer {
     }
 
     fn attempt(&self, line: &AttemptLine) -> String {
-        let style = if line.state == "sent" { GOOD } else { BAD };
+        let style = if line.state == State::Sent { GOOD } else { BAD };
         let answer = line
             .status
             .map_or_else(|| "[ERROR]".to_owned(), |status| format!("[{status}]"));
@@ -184,13 +189,13 @@ impl Writer {
             millis(line.duration_ms),
             line.event
         );
-        if line.attempt > 1 || line.state != "sent" {
+        if line.attempt > 1 || line.state != State::Sent {
             let _ = write!(text, "  attempt {}", line.attempt);
         }
         if line.replay {
             text.push_str("  replay");
         }
-        if line.state != "sent" {
+        if line.state != State::Sent {
             let _ = write!(text, ", {}", line.state);
         }
         if let Some(reason) = &line.reason {
@@ -209,7 +214,7 @@ impl Writer {
         if let Some(error) = &line.error {
             let _ = write!(text, "  {}", shown(error));
         }
-        if line.state == "dead" {
+        if line.state == State::Dead {
             let _ = write!(text, "  (again: whrelay replay {})", line.event);
         }
         for answer in line.answer.iter().flat_map(|answer| answer.lines()) {
@@ -232,7 +237,7 @@ impl Writer {
             shown(&line.method),
             shown(&line.path),
             size(line.bytes),
-            self.state(&line.state),
+            self.state(line.state),
             line.attempts,
             if line.attempts == 1 {
                 "attempt"
@@ -253,20 +258,20 @@ impl Writer {
             "{:>6} × {came_to} at {}  {}{}  {}",
             line.count,
             shown(&line.url),
-            self.state(&line.state),
+            self.state(line.state),
             reason.unwrap_or_default(),
             line.newest
         )
     }
 
-    fn state(&self, state: &str) -> String {
+    fn state(&self, state: State) -> String {
         let style = match state {
-            "sent" => GOOD,
-            "dead" => BAD,
-            "stalled" => WARN,
-            _ => DIM,
+            State::Sent => GOOD,
+            State::Dead => BAD,
+            State::Stalled => WARN,
+            State::Queued => DIM,
         };
-        self.paint(style, state)
+        self.paint(style, state.as_str())
     }
 
     fn status(&self, line: &StatusLine) -> String {
@@ -295,7 +300,7 @@ impl Writer {
                     text,
                     "\n  in order   all wait for {}: {}, attempt {}, next {}",
                     head.event,
-                    self.state(&head.state),
+                    self.state(head.state),
                     head.attempts,
                     next.unwrap_or_default()
                 );
@@ -441,7 +446,7 @@ mod tests {
             status: Some(503),
             error: None,
             duration_ms: 3.12,
-            state: "stalled".into(),
+            state: State::Stalled,
             reason: None,
             next_attempt_at: Some("2026-11-22T10:15:08.003Z".into()),
             phase: "fast".into(),
@@ -485,7 +490,7 @@ mod tests {
         let sent = AttemptLine {
             status: Some(200),
             attempt: 1,
-            state: "sent".into(),
+            state: State::Sent,
             next_attempt_at: None,
             ..attempt()
         };

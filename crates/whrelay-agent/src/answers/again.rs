@@ -385,6 +385,6 @@ fn replay_line(delivery: &Delivery, targets: &Targets) -> Line {
             .get(&delivery.destination)
             .cloned()
             .unwrap_or_default(),
-        state: delivery.state.to_string(),
+        state: delivery.state,
     })
 }

@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use whrelay_agent::lines::{AttemptLine, Line};
 use whrelay_agent::{Config, Manner, Proxies};
 use whrelay_core::backlog::Backlog;
+use whrelay_core::delivery::State;
 use whrelay_core::retention::Retention;
 use whrelay_core::route::Route;
 use whrelay_delivery::Trust;
@@ -211,7 +212,7 @@ impl Show<'_> {
 impl Counts {
     fn take(&mut self, attempt: &AttemptLine, at: Duration) {
         self.attempts += 1;
-        if attempt.state == "sent" {
+        if attempt.state == State::Sent {
             self.sent.push(at);
         } else {
             self.failed += 1;

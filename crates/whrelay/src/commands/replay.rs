@@ -8,6 +8,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use whrelay_agent::Manner;
 use whrelay_agent::control::{Ask, Piece, ReplayHow, Until, Which};
 use whrelay_agent::lines::Line;
+use whrelay_core::delivery::State;
 
 use crate::agents::{self, Door};
 use crate::args::ReplayArgs;
@@ -129,7 +130,7 @@ async fn replay(
         dry_run: args.which.dry_run,
     };
     let bar = progress(wait && !json);
-    let mut states: HashMap<String, String> = HashMap::new();
+    let mut states: HashMap<String, State> = HashMap::new();
     let mut pieces = door.ask(Ask::Replay { which, how }).await?;
     while let Some(piece) = pieces.recv().await {
         let Piece::Line(line) = piece else { continue };
@@ -143,7 +144,7 @@ async fn replay(
             }
             Line::Event(_) => tally.listed += 1,
             Line::Replay(replay) => {
-                let before = states.insert(replay.delivery.clone(), replay.state.clone());
+                let before = states.insert(replay.delivery.clone(), replay.state);
                 match before {
                     Some(_) => bar.inc(1),
                     None => bar.inc_length(1),
@@ -163,7 +164,7 @@ async fn replay(
     bar.finish_and_clear();
     tally.begun += states.len() as u64;
     if wait {
-        let sent = states.values().filter(|state| *state == "sent");
+        let sent = states.values().filter(|state| **state == State::Sent);
         tally.missed += (states.len() - sent.count()) as u64;
     }
     Ok(())

@@ -13,6 +13,7 @@ use whrelay_agent::Manner;
 use whrelay_agent::lines::{Line, ReceivedLine};
 use whrelay_core::backlog::Backlog;
 use whrelay_core::bucket::BucketName;
+use whrelay_core::delivery::State;
 use whrelay_core::retention::Retention;
 use whrelay_core::retry::{RetryPolicy, Schedule};
 use whrelay_core::route::Route;
@@ -153,7 +154,7 @@ impl Watch<'_> {
             let matches = matchers.all(|matcher| fits(matcher, received));
             (&received.event, matches, 0)
         } else if let Line::Attempt(attempt) = line
-            && attempt.state == "sent"
+            && attempt.state == State::Sent
         {
             (&attempt.event, false, 1)
         } else {

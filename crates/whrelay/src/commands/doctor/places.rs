@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use url::Url;
 use whrelay_agent::control::{Ask, Client as Door, Piece, Unanswered};
-use whrelay_agent::lines::{Line, StatusLine};
+use whrelay_agent::lines::{EndpointState, Line, LinkState, StatusLine};
 use whrelay_agent::{Looked, look_at};
 use whrelay_core::target::Target;
 use whrelay_core::token::Token;
@@ -48,7 +48,10 @@ pub(super) async fn check(
     let mut targets: Vec<Target> = args.to.clone();
     for status in running(&paths, &mut checks).await {
         checks.push(agent(&status));
-        let served = status.targets.iter().filter(|t| t.endpoint != "unknown");
+        let served = status
+            .targets
+            .iter()
+            .filter(|t| t.endpoint != EndpointState::Unknown);
         for target in served.filter_map(|target| target.target.parse().ok()) {
             if !targets.contains(&target) {
                 targets.push(target);
@@ -216,10 +219,10 @@ fn agent(status: &StatusLine) -> Check {
         let hint = Some("make room, raise --max-disk, or let what waits be delivered");
         return check(false, &format!("takes nothing new in: {why}"), hint);
     }
-    match (status.link.as_str(), status.paused) {
-        ("connected", false) => check(true, "runs, tunnel connected", None),
-        ("connected", true) => check(false, "paused", Some("press p where it runs")),
-        _ => {
+    match (status.link, status.paused) {
+        (LinkState::Connected, false) => check(true, "runs, tunnel connected", None),
+        (LinkState::Connected, true) => check(false, "paused", Some("press p where it runs")),
+        (LinkState::Disconnected | LinkState::Stopped, _) => {
             let hint = Some("it dials until the forwarder is back; nothing is lost");
             check(false, "runs, tunnel down", hint)
         }

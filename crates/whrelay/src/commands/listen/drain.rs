@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use indicatif::ProgressBar;
-use whrelay_agent::lines::Line;
+use whrelay_agent::lines::{EndpointState, Line};
 
 use crate::commands::replay::progress;
 
@@ -31,14 +31,13 @@ impl Drain {
             Line::Ready(ready) => self.begin(None, ready.queued),
             Line::Endpoint {
                 target,
-                state,
+                state: EndpointState::Online,
                 waiting,
-            } if state == "online" => self.begin(Some(target.clone()), *waiting),
+            } => self.begin(Some(target.clone()), *waiting),
             Line::Endpoint { .. } => self.end(),
             Line::Attempt(attempt) => {
                 let about = self.target.as_ref().is_none_or(|t| *t == attempt.target);
-                let ended = matches!(attempt.state.as_str(), "sent" | "dead");
-                if about && ended && !attempt.replay {
+                if about && attempt.state.is_finished() && !attempt.replay {
                     self.one_less();
                 }
             }
@@ -84,10 +83,10 @@ impl Drain {
 mod tests {
     use super::*;
 
-    fn endpoint(state: &str, waiting: u64) -> Line {
+    fn endpoint(state: EndpointState, waiting: u64) -> Line {
         Line::Endpoint {
             target: "http://localhost:3000".into(),
-            state: state.into(),
+            state,
             waiting,
         }
     }
@@ -95,17 +94,17 @@ mod tests {
     #[test]
     fn there_is_a_bar_while_much_is_left_and_the_endpoint_stays() {
         let mut drain = Drain::default();
-        drain.follow(&endpoint("online", MANY - 1));
+        drain.follow(&endpoint(EndpointState::Online, MANY - 1));
         assert!(drain.bar.is_none(), "little is gone at once");
-        drain.follow(&endpoint("online", MANY));
+        drain.follow(&endpoint(EndpointState::Online, MANY));
         for _ in 1..MANY {
             drain.one_less();
         }
         assert!(drain.bar.is_some());
         drain.one_less();
         assert!(drain.bar.is_none(), "all of it is delivered");
-        drain.follow(&endpoint("online", MANY));
-        drain.follow(&endpoint("offline", MANY));
+        drain.follow(&endpoint(EndpointState::Online, MANY));
+        drain.follow(&endpoint(EndpointState::Offline, MANY));
         assert!(drain.bar.is_none(), "it has gone again");
     }
 }

@@ -4,7 +4,8 @@
 use std::collections::VecDeque;
 
 use unicode_width::UnicodeWidthChar;
-use whrelay_agent::lines::{Line, ReadyLine, StatusLine};
+use whrelay_agent::lines::{EndpointState, Line, LinkState, ReadyLine, StatusLine};
+use whrelay_core::delivery::State;
 
 use crate::text::{Writer, shown, size};
 
@@ -278,7 +279,7 @@ impl View {
                 targets.find(|known| target.ends_with(&known.target))
             });
             let (tone, how) = match known {
-                Some(known) if known.endpoint == "offline" => {
+                Some(known) if known.endpoint == EndpointState::Offline => {
                     (Tone::Warn, format!("  offline, {} waiting", known.waiting))
                 }
                 Some(_) | None => (Tone::Plain, String::new()),
@@ -307,7 +308,7 @@ fn counts(status: &StatusLine) -> Row {
     let mut text = format!("{queued} queued, {stalled} stalled, {sent} sent, {dead} dead");
     text += &format!("  {}", size(status.stored_bytes));
     let mut tone = Tone::Dim;
-    if status.link != "connected" {
+    if status.link != LinkState::Connected {
         (tone, text) = (Tone::Warn, text + "  tunnel down");
     }
     if status.paused {
@@ -331,15 +332,18 @@ fn about(line: &Line) -> (Option<String>, Tone) {
     match line {
         Line::Received(received) => (Some(received.event.clone()), Tone::Plain),
         Line::Attempt(attempt) => {
-            let tone = match attempt.state.as_str() {
-                "sent" => Tone::Good,
-                "dead" => Tone::Bad,
-                _ => Tone::Warn,
+            let tone = match attempt.state {
+                State::Sent => Tone::Good,
+                State::Dead => Tone::Bad,
+                State::Queued | State::Stalled => Tone::Warn,
             };
             (Some(attempt.event.clone()), tone)
         }
         Line::Warning { .. } => (None, Tone::Warn),
-        Line::Endpoint { state, .. } if state == "offline" => (None, Tone::Warn),
+        Line::Endpoint {
+            state: EndpointState::Offline,
+            ..
+        } => (None, Tone::Warn),
         Line::Link { error: Some(_), .. } => (None, Tone::Warn),
         _ => (None, Tone::Dim),
     }

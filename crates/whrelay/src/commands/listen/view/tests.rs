@@ -2,6 +2,7 @@
 
 use jiff::tz::TimeZone;
 use whrelay_agent::lines::{AttemptLine, ReceivedLine, TargetStatus};
+use whrelay_core::delivery::DeadReason;
 
 use super::*;
 
@@ -29,7 +30,7 @@ fn received(n: u32) -> Line {
     })
 }
 
-fn attempt(n: u32, state: &str) -> Line {
+fn attempt(n: u32, state: State) -> Line {
     Line::Attempt(AttemptLine {
         event: format!("evt_{n}"),
         bucket: "default".into(),
@@ -38,11 +39,11 @@ fn attempt(n: u32, state: &str) -> Line {
         url: format!("http://localhost:3000/{n}"),
         method: "POST".into(),
         attempt: 1,
-        status: Some(if state == "sent" { 200 } else { 422 }),
+        status: Some(if state == State::Sent { 200 } else { 422 }),
         error: None,
         duration_ms: 3.0,
-        state: state.into(),
-        reason: (state == "dead").then(|| "rejected".into()),
+        state,
+        reason: (state == State::Dead).then_some(DeadReason::Rejected),
         next_attempt_at: None,
         phase: "fast".into(),
         handoff: false,
@@ -52,17 +53,17 @@ fn attempt(n: u32, state: &str) -> Line {
     })
 }
 
-fn status(endpoint: &str, paused: bool) -> Line {
+fn status(endpoint: EndpointState, paused: bool) -> Line {
     Line::Status(StatusLine {
         bucket: "default".into(),
         name: "default".into(),
         forwarder: "http://127.0.0.1:4141".into(),
         url: None,
         pid: Some(7),
-        link: "connected".into(),
+        link: LinkState::Connected,
         targets: vec![TargetStatus {
             target: "http://localhost:3000".into(),
-            endpoint: endpoint.into(),
+            endpoint,
             waiting: 3,
             head: None,
         }],
@@ -103,9 +104,9 @@ fn screen(view: &mut View, width: usize, height: usize) -> String {
 fn a_head_the_log_and_the_keys() {
     let lines = [
         ready(),
-        status("online", false),
+        status(EndpointState::Online, false),
         received(1),
-        attempt(1, "sent"),
+        attempt(1, State::Sent),
     ];
     let mut view = view(&lines);
     assert_eq!(
@@ -124,7 +125,7 @@ fn a_head_the_log_and_the_keys() {
 
 #[test]
 fn on_a_narrow_screen_the_url_is_whole_and_a_line_ends_with_what_became_of_it() {
-    let mut view = view(&[ready(), received(1), attempt(1, "stalled")]);
+    let mut view = view(&[ready(), received(1), attempt(1, State::Stalled)]);
     let text = screen(&mut view, 44, 9);
     assert!(
         text.contains("to\n  http://127.0.0.1:4141/in/default-abc\n"),
@@ -137,7 +138,7 @@ fn on_a_narrow_screen_the_url_is_whole_and_a_line_ends_with_what_became_of_it() 
 
 #[test]
 fn what_is_wrong_stands_in_the_head() {
-    let mut view = view(&[ready(), status("offline", true)]);
+    let mut view = view(&[ready(), status(EndpointState::Offline, true)]);
     let text = screen(&mut view, 90, 8);
     assert!(
         text.contains("http://localhost:3000  offline, 3 waiting"),
@@ -196,9 +197,9 @@ fn what_covers_the_log_is_scrolled_and_left() {
 fn no_row_is_wider_than_the_screen_and_none_is_missing() {
     let mut view = view(&[
         ready(),
-        status("offline", true),
+        status(EndpointState::Offline, true),
         received(1),
-        attempt(1, "dead"),
+        attempt(1, State::Dead),
     ]);
     view.take(&Line::warning("日本語 ".repeat(40)));
     view.press(Key::Up);
