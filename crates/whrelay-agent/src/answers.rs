@@ -405,7 +405,11 @@ impl Local {
             let head = self.lanes.head(id)?;
             // What stands behind it is not tried before it.
             let due = match head {
-                Some(head) => Some(head.due_at),
+                Some(head) => store
+                    .next_replay(id)?
+                    .into_iter()
+                    .chain([head.due_at])
+                    .min(),
                 None => store.next_due(id)?,
             };
             next.extend(due.map(|at| soonest.map_or(at, |now| at.max(now))));

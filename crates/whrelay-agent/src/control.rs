@@ -22,6 +22,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use whrelay_core::delivery::{Attempt, DeadReason, Delivery, State};
 use whrelay_core::id::EventId;
+use whrelay_core::limits;
 use whrelay_core::time::Timestamp;
 use whrelay_core::token::{Token, TokenDigest};
 use whrelay_store::write_private;
@@ -259,17 +260,33 @@ impl Server {
             token: token.expose(),
             pid: std::process::id(),
         };
-        let text = serde_json::to_vec(&notice).map_err(io::Error::from);
-        let announced = text.and_then(|text| write_private(&path, &text));
-        announced.map_err(AgentError::Control)?;
+        let text = serde_json::to_vec(&notice).map_err(|e| AgentError::Control(e.into()))?;
+        let announced = write_private(&path, &text);
+        let full = announced.as_ref().is_err_and(is_full);
+        if !full {
+            announced.map_err(AgentError::Control)?;
+        }
         // An answer is several small pieces, and each would wait for the one before to be acknowledged.
         let listener = listener.tap_io(|stream| {
             // Without it they only come late.
             let _ = stream.set_nodelay(true);
         });
+        let announce = path.clone();
         let serving = tokio::spawn(async move {
-            if let Err(error) = axum::serve(listener, router).await {
-                tracing::error!(%error, "the control endpoint has stopped");
+            let announcing = async {
+                // Deliveries do not wait until other commands can find the agent.
+                while full && write_private(&announce, &text).is_err() {
+                    tokio::time::sleep(limits::REOPEN_EVERY).await;
+                }
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                served = axum::serve(listener, router) => {
+                    if let Err(error) = served {
+                        tracing::error!(%error, "the control endpoint has stopped");
+                    }
+                }
+                () = announcing => {}
             }
         });
         Ok(Self { path, serving })
@@ -282,6 +299,13 @@ impl Drop for Server {
         // A stale notice is recognised: nobody answers at its address.
         let _ = std::fs::remove_file(&self.path);
     }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
 }
 
 async fn ask(

@@ -88,7 +88,8 @@ impl Lanes {
         if let [Route { target: only, .. }] = routes {
             let (store, bucket) = (&self.store, self.bucket.id);
             let id = persist(|| self.number(only)).await?;
-            let adopted = persist(|| store.adopt(bucket, id, &kept)).await?;
+            let now = self.clock.now();
+            let adopted = persist(|| store.adopt(bucket, id, &kept, now)).await?;
             if adopted > 0 {
                 let message =
                     format!("what waits for earlier targets goes to {only} now: {adopted}");

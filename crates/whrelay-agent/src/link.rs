@@ -236,12 +236,17 @@ impl Link {
         // What is being stored is told of as well, since nobody sends it again. Its ack goes with the next
         // hello.
         over.cancel();
-        match appending {
-            Some(appending) => match appending.await {
-                Err(error) if !error.is_retryable() => Err(error.into()),
-                Ok(_) | Err(_) => ended,
-            },
-            None => ended,
+        let Some(appending) = appending else {
+            return ended;
+        };
+        let stored = tokio::select! {
+            stored = appending => stored,
+            // A disk that hangs holds nobody up who wants to stop.
+            () = async { stop.cancelled().await; tokio::time::sleep(limits::DRAIN).await } => return ended,
+        };
+        match stored {
+            Err(error) if !error.is_retryable() => Err(error.into()),
+            Ok(_) | Err(_) => ended,
         }
     }
 

@@ -86,15 +86,14 @@ impl RetryPolicy {
         created_at.after(window)
     }
 
-    /// The longest that a delivery backs off.
+    /// The longest that a delivery backs off, also by a schedule that was in use before.
     pub fn longest_backoff(&self) -> Duration {
-        let scheduled = match &self.schedule {
-            Schedule::Listed(pauses) => pauses.iter().max().copied().unwrap_or_default(),
-            schedule @ (Schedule::Seconds | Schedule::Medium | Schedule::Long) => {
-                schedule.durable_cap()
-            }
+        let listed = match &self.schedule {
+            Schedule::Listed(pauses) => pauses.iter().max().copied(),
+            Schedule::Seconds | Schedule::Medium | Schedule::Long => None,
         };
-        Jitter(u32::MAX).stretch(scheduled)
+        let longest = Schedule::Long.durable_cap().max(listed.unwrap_or_default());
+        Jitter(u32::MAX).stretch(longest)
     }
 }
 

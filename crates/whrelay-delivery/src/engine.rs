@@ -168,7 +168,14 @@ impl Engine {
         let longest = policy.longest_backoff();
         self.release(Release::Begin { longest }).await?;
         self.find_line().await?;
-        let is_offline = || async { self.store.is_offline(*id) };
+        let is_offline = || async {
+            let (store, id) = (self.store.clone(), *id);
+            // A walk over all that waits, where nothing of it is.
+            let looking = tokio::task::spawn_blocking(move || store.is_offline(id));
+            looking
+                .await
+                .unwrap_or_else(|e| Err(StoreError::Broken(e.to_string())))
+        };
         let dispatcher = match persist(is_offline).await? {
             true => Dispatcher::doubtful(*max_in_flight, *rate, Instant::now()),
             false => Dispatcher::new(*max_in_flight, *rate),

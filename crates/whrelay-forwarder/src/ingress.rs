@@ -23,7 +23,7 @@ use whrelay_core::{limits, tail};
 use whrelay_store::{NewEvent, StoreError};
 
 use crate::Shared;
-use crate::problem::Problem;
+use crate::problem::{self, Problem};
 
 const RETRY_SOON: Duration = Duration::from_secs(5);
 /// How much of a body that is too large is read and thrown away, and for how long, so that the
@@ -167,8 +167,12 @@ async fn read_body(
             }
         };
         // Trailers are not merged into the header fields.
-        let Ok(data) = frame.into_data() else {
-            continue;
+        let data = match frame.into_data() {
+            Ok(data) => data,
+            Err(other) => match other.trailers_ref().and_then(|t| problem::too_large(t, 0)) {
+                Some(problem) => return Err(problem),
+                None => continue,
+            },
         };
         if received + data.len() > limits::MAX_BODY {
             return Err(too_large(body, (received + data.len()) as u64).await);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::Request;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -72,30 +72,33 @@ impl IntoResponse for Problem {
 
 /// Answers requests whose head is too large, and passes on all others.
 pub(crate) async fn within_limits(request: Request, next: Next) -> Result<Response, Problem> {
-    let (fields, bytes) = (request.headers().len(), head_bytes(&request));
-    if fields > limits::MAX_HEADERS || bytes > limits::MAX_HEAD {
+    const LINE: usize = "  HTTP/1.1\r\n".len();
+    let (method, uri) = (request.method().as_str(), request.uri());
+    let uri = uri.path_and_query().map_or(1, |uri| uri.as_str().len());
+    let line = method.len() + uri + LINE;
+    match too_large(request.headers(), line) {
+        Some(problem) => Err(problem),
+        None => Ok(next.run(request).await),
+    }
+}
+
+/// What is wrong with header fields behind so many bytes, or with trailers, where they are too large. Bytes are
+/// counted as if they had been written without more spaces than needed.
+pub(crate) fn too_large(headers: &HeaderMap, line: usize) -> Option<Problem> {
+    const FIELD: usize = ": \r\n".len();
+    let size =
+        |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + FIELD;
+    let bytes = line + headers.iter().map(size).sum::<usize>() + "\r\n".len();
+    let fields = headers.len();
+    let fits = fields <= limits::MAX_HEADERS && bytes <= limits::MAX_HEAD;
+    (!fits).then(|| {
         let why = format!(
-            "the head has {fields} fields and {bytes} bytes: at most {} and {}",
+            "there are {fields} fields and {bytes} bytes: at most {} and {}",
             limits::MAX_HEADERS,
             limits::MAX_HEAD
         );
-        let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
-        return Err(Problem::new(status, why));
-    }
-    Ok(next.run(request).await)
-}
-
-/// Bytes of a request's head, written without more spaces than needed.
-fn head_bytes(request: &Request) -> usize {
-    const LINE: usize = "  HTTP/1.1\r\n".len();
-    const FIELD: usize = ": \r\n".len();
-    let (method, uri) = (request.method().as_str(), request.uri());
-    let uri = uri.path_and_query().map_or(1, |uri| uri.as_str().len());
-    let fields = request.headers().iter();
-    let fields: usize = fields
-        .map(|(name, value)| name.as_str().len() + value.len() + FIELD)
-        .sum();
-    method.len() + uri + LINE + fields + "\r\n".len()
+        Problem::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, why)
+    })
 }
 
 /// The answer to a method that a path does not know.

@@ -173,8 +173,12 @@ impl Tunnel {
             let back = shared.store.take_back(bucket.id, name, start);
             back.await?;
         }
-        let oldest = shared.store.read_after(bucket, start, 1, 0)?;
-        let oldest = oldest.events.first().map(|first| first.event.received_at);
+        let oldest = match shared.store.read_after(bucket, start, 1, 0) {
+            // The store is being reopened. It is only for people to read.
+            Err(error) if error.is_retryable() => None,
+            oldest => oldest?.events.into_iter().next(),
+        };
+        let oldest = oldest.map(|first| first.event.received_at);
         let welcome = Welcome {
             version: NEWEST_VERSION,
             forwarder: shared.store.id().to_owned(),

@@ -334,7 +334,7 @@ fn read_meta(database: &Database) -> Result<Option<Meta>, StoreError> {
 
 /// redb may panic where a page makes no sense; that is damage, and no reason to take the process
 /// down before it can say so.
-fn unpanicked<T>(read: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+pub(crate) fn unpanicked<T>(read: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
     let damaged = || StoreError::Damaged("the structure of the store's file".to_owned());
     catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err(damaged()))
 }

@@ -56,9 +56,25 @@ impl Store {
     /// # Errors
     /// When the store cannot be read.
     pub fn next_due(&self, destination: DestinationId) -> Result<Option<Timestamp>, StoreError> {
+        self.next_in(&[Lane::Line, Lane::Replays], destination)
+    }
+
+    /// The same, of replays only.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn next_replay(&self, destination: DestinationId) -> Result<Option<Timestamp>, StoreError> {
+        self.next_in(&[Lane::Replays], destination)
+    }
+
+    fn next_in(
+        &self,
+        lanes: &[Lane],
+        destination: DestinationId,
+    ) -> Result<Option<Timestamp>, StoreError> {
         self.read(|tx| {
             let (table, mut next) = (tx.open_table(DUE)?, None);
-            for lane in [Lane::Line, Lane::Replays] {
+            for lane in lanes {
                 if let Some(first) = table.range(lane.rows(destination))?.next() {
                     let (at, _) = due_entry(first?.0.value());
                     next = next.map_or(Some(at), |next: Timestamp| Some(at.min(next)));
@@ -181,11 +197,13 @@ impl Store {
         bucket: BucketId,
         destination: DestinationId,
         kept: &[DestinationId],
+        now: Timestamp,
     ) -> Result<u64, StoreError> {
         let (mut adopted, mut from) = (0, (0, i64::MIN, 0, 0, 0));
         loop {
             let kept = kept.to_vec();
-            let chunk = move |tx: &mut Tx<'_>| adopt_chunk(tx, bucket, destination, &kept, from);
+            let chunk =
+                move |tx: &mut Tx<'_>| adopt_chunk(tx, (bucket, destination), &kept, from, now);
             let (moved, next) = self.write(CHUNK * 64, chunk).await?;
             adopted += moved;
             match next {
@@ -391,7 +409,12 @@ fn release_rows(
         if let Some(mut delivery) = waiting_delivery(tx, *row)? {
             let before = Before::of(&delivery);
             delivery.next_attempt_at = Some(delivery.created_at.min(now));
-            update(tx, Some(before), &delivery, Wait::Turn)?;
+            // Only its return says that an endpoint is no longer offline.
+            let wait = match (wait, release) {
+                (Some(Wait::Offline), Release::Begin { .. }) => Wait::Offline,
+                _ => Wait::Turn,
+            };
+            update(tx, Some(before), &delivery, wait)?;
             released += 1;
         }
     }
@@ -401,10 +424,10 @@ fn release_rows(
 /// Moves some deliveries; answers how many, and where to go on.
 fn adopt_chunk(
     tx: &mut Tx<'_>,
-    bucket: BucketId,
-    destination: DestinationId,
+    (bucket, destination): (BucketId, DestinationId),
     kept: &[DestinationId],
     from: DueKey,
+    now: Timestamp,
 ) -> Result<(u64, Option<DueKey>), StoreError> {
     let (mut rows, mut next) = (Vec::new(), None);
     let own = whole(destination);
@@ -442,7 +465,7 @@ fn adopt_chunk(
         let siblings = whole_of_event(tx.seal, table, bucket, delivery.key.seq)?;
         let there = |sibling: &Delivery| sibling.destination == destination && !sibling.replay;
         if !delivery.replay && siblings.iter().any(there) {
-            let given_up = doubled(tx, &delivery)?;
+            let given_up = doubled(tx, &delivery, now)?;
             attempts::record(tx, given_up)?;
         } else {
             // Nobody knows whether this endpoint takes connections, and it has asked for nothing.
@@ -461,7 +484,7 @@ fn adopt_chunk(
 }
 
 /// What the log says of a delivery whose event goes to the same place already.
-fn doubled(tx: &mut Tx<'_>, delivery: &Delivery) -> Result<Attempt, StoreError> {
+fn doubled(tx: &mut Tx<'_>, delivery: &Delivery, now: Timestamp) -> Result<Attempt, StoreError> {
     let (seal, key) = (tx.seal, delivery.key);
     let event = tx.events.open()?.get((key.bucket.0, key.seq.0))?;
     let method = event.and_then(|record| {
@@ -477,12 +500,11 @@ fn doubled(tx: &mut Tx<'_>, delivery: &Delivery) -> Result<Attempt, StoreError> 
         target.map_or_else(String::new, |(_, row)| row.target),
         method.unwrap_or_default(),
     );
-    let at = delivery.next_attempt_at.unwrap_or(delivery.created_at);
     let why = "its event goes to the only target already";
     Ok(Attempt::given_up(
         delivery,
         request,
-        at,
+        now,
         DeadReason::Discarded,
         why,
     ))

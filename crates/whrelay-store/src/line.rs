@@ -54,7 +54,7 @@ impl Store {
         from: Seq,
     ) -> Result<(Option<Head>, Seq), StoreError> {
         let found = |head: Head| Ok((Some(head), head.key.seq));
-        self.read_now(|tx| {
+        self.read(|tx| {
             let quarantine = tx.open_table(QUARANTINE)?;
             let rest = (bucket.0, from.0, 0)..=(bucket.0, u64::MAX, u32::MAX);
             for entry in tx.open_table(DELIVERIES)?.range(rest)? {

@@ -21,27 +21,24 @@ pub(crate) fn create_private_dir(dir: &Path) -> io::Result<()> {
     builder.create(dir)
 }
 
-/// Puts a file there in one step: whoever looks finds the one before or this one, whole, also after a power
-/// cut. What is there and no file, such as a pipe, is written to.
+/// Puts a file of ours there in one step: whoever looks finds the one before or this one, whole, also after a
+/// power cut.
 ///
 /// # Errors
 /// When it is not on disk; then the one before is still there.
 pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    if fs::metadata(path).is_ok_and(|there| !there.is_file()) {
-        return fs::write(path, bytes);
-    }
     let draft = path.with_extension("new");
-    let mut file = private_file().truncate(true).open(&draft)?;
+    // One that was left behind may be readable by others.
+    match fs::remove_file(&draft) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let mut file = private_file().create_new(true).open(&draft)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&draft, path)?;
     #[cfg(unix)]
     if let Some(dir) = path.parent() {
-        let dir = if dir.as_os_str().is_empty() {
-            Path::new(".")
-        } else {
-            dir
-        };
         File::open(dir)?.sync_all()?;
     }
     Ok(())

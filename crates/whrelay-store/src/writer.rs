@@ -12,7 +12,7 @@ use redb::{Database, Durability, WriteTransaction};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use whrelay_core::limits;
 
-use crate::disk::{Medium, Options, read_size};
+use crate::disk::{Medium, Options, read_size, unpanicked};
 use crate::error::StoreError;
 use crate::record::Seal;
 use crate::shared::Shared;
@@ -508,7 +508,7 @@ impl Writer {
         match self.medium.open(self.cache) {
             Ok(database) => {
                 // Nobody knows whether what failed is on disk.
-                match read_size(self.seal, &database) {
+                match unpanicked(|| read_size(self.seal, &database)) {
                     Ok(size) => self.shared.size.store(size, Ordering::Relaxed),
                     Err(error) => tracing::warn!(%error, "its size is what it was"),
                 }

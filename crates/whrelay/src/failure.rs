@@ -61,6 +61,17 @@ impl Failure {
         }
     }
 
+    /// Whether another process has what is needed.
+    pub(crate) fn is_in_use(&self) -> bool {
+        matches!(
+            self,
+            Self::Told {
+                code: Code::InUse,
+                ..
+            }
+        )
+    }
+
     /// What went wrong, in one line.
     pub(crate) fn message(&self) -> &str {
         match self {

@@ -1,7 +1,7 @@
 //! Requests that two readers could cut in two ways (S4, S5). It must not know what hyper does: each
 //! has one reading, or none.
 
-use super::case::{Arrival, BAD, Case, Kind, LATE, UNKNOWN, UNSUPPORTED, request};
+use super::case::{Arrival, BAD, CLOSED, Case, Kind, LATE, UNKNOWN, UNSUPPORTED, request};
 
 /// What a second reader would find. It must never arrive, nor be answered.
 const HIDDEN: &str = "POST {path}/hidden HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nbad";
@@ -450,17 +450,18 @@ pub(crate) fn cases(path: &str) -> Vec<Case> {
 /// Chunk extensions and trailers that never end.
 fn limits(path: &str) -> Vec<Case> {
     let (much, many) = ("a".repeat(17 * 1024), "T: y\r\n".repeat(101));
+    const LARGE: &[u16] = &[431, CLOSED];
     [
-        format!("5;{much}\r\nhello\r\n0\r\n\r\n"),
-        format!("5\r\nhello\r\n0;{much}\r\n\r\n"),
-        format!("0\r\nT: {}\r\n\r\n", "a".repeat(65 * 1024)),
-        format!("0\r\n{many}\r\n"),
+        (format!("5;{much}\r\nhello\r\n0\r\n\r\n"), BAD),
+        (format!("5\r\nhello\r\n0;{much}\r\n\r\n"), BAD),
+        (format!("0\r\nT: {}\r\n\r\n", "a".repeat(65 * 1024)), LARGE),
+        (format!("0\r\n{many}\r\n"), LARGE),
     ]
     .into_iter()
-    .map(|rest| {
+    .map(|(rest, answers)| {
         let lines = b"Transfer-Encoding: chunked\r\n";
         let bytes = request("POST", path, lines, rest.as_bytes());
-        Case::refused(Kind::Smuggling, bytes, BAD)
+        Case::refused(Kind::Smuggling, bytes, answers)
     })
     .collect()
 }

@@ -178,15 +178,17 @@ impl Model {
             .due
             .iter()
             .filter(|((there, at, _), wait)| *there == destination && freed(*at, **wait));
-        let keys: Vec<_> = rows.map(|((.., key), _)| *key).collect();
-        for key in &keys {
+        let rows: Vec<_> = rows.map(|((.., key), wait)| (*key, *wait)).collect();
+        for (key, wait) in &rows {
             if let Some(before) = self.deliveries.get(key).cloned() {
                 let mut after = before.clone();
                 after.next_attempt_at = Some(after.created_at.min(now));
-                self.put(Some(&before), after, Wait::Turn);
+                let stays = *wait == Wait::Offline && release != Release::Back;
+                let wait = if stays { Wait::Offline } else { Wait::Turn };
+                self.put(Some(&before), after, wait);
             }
         }
-        Done::Released(keys.len() as u64)
+        Done::Released(rows.len() as u64)
     }
 
     fn again(&mut self, again: &Again) -> Done {

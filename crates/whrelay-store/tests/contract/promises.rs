@@ -431,7 +431,10 @@ async fn what_waits_elsewhere_is_adopted_once() {
         .append(bucket.id, vec![both, to(2, old)], None)
         .await
         .expect("stored");
-    assert_eq!(store.adopt(bucket.id, new, &[]).await.expect("stored"), 1);
+    assert_eq!(
+        store.adopt(bucket.id, new, &[], NOW).await.expect("stored"),
+        1
+    );
     let counts = |dest| store.counts(dest).expect("read");
     assert_eq!(
         counts(new),
@@ -501,7 +504,10 @@ async fn a_start_does_not_take_longer_the_more_waits() {
     let commits = || *store.commits().borrow();
     // The one in the middle: others lie on both sides of it in the index.
     assert_eq!(
-        store.adopt(bucket.id, there[1], &[]).await.expect("stored"),
+        store
+            .adopt(bucket.id, there[1], &[], NOW)
+            .await
+            .expect("stored"),
         0
     );
     let counts = |id| store.counts(id).expect("read");
@@ -512,7 +518,10 @@ async fn a_start_does_not_take_longer_the_more_waits() {
     assert_eq!(counts(there[2]).dead, 2500);
     let before = commits();
     assert_eq!(
-        store.adopt(bucket.id, there[1], &[]).await.expect("stored"),
+        store
+            .adopt(bucket.id, there[1], &[], NOW)
+            .await
+            .expect("stored"),
         0
     );
     // One, and one that may be counted late: a walk over what waits there would take three.

@@ -5,8 +5,8 @@ mod drain;
 mod screen;
 mod view;
 
-use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -23,7 +23,6 @@ use whrelay_core::route::{Prefix, Route};
 use whrelay_core::time::Timestamp;
 use whrelay_core::token::Token;
 use whrelay_delivery::Trust;
-use whrelay_store::write_private;
 
 use self::drain::Drain;
 use self::screen::Screen;
@@ -31,7 +30,7 @@ use crate::agents;
 use crate::args::{ForwarderChoice, ListenArgs, ListenOutput};
 use crate::embedded::Embedded;
 use crate::failure::{Code, Failure};
-use crate::output::Output;
+use crate::output::{Output, create_private};
 use crate::paths::Paths;
 use crate::shutdown;
 use crate::text::{ago, shown};
@@ -316,7 +315,7 @@ impl Printer {
         if let (Line::Ready(_), Some(path)) = (line, &self.ready_file) {
             let json = serde_json::to_string(line).map_err(std::io::Error::from)?;
             // The line has the input URL in it, and whoever has that can send.
-            write_private(path, (json + "\n").as_bytes()).map_err(|e| {
+            put_ready(path, &(json + "\n")).map_err(|e| {
                 Failure::new(
                     Code::Failed,
                     format!("--ready-file {}: {e}", path.display()),
@@ -371,6 +370,23 @@ fn header(ready: &ReadyLine, output: &Output) {
         output.tell(&format!("  Still queued      {queued}"));
     }
     output.tell("  Ctrl-C stops; what is queued stays.\n");
+}
+
+/// Writes a file of the user's. Where there is none yet, one who waits for it finds it whole; what is there,
+/// a pipe maybe, is written to.
+fn put_ready(path: &Path, text: &str) -> std::io::Result<()> {
+    let write = |path: &Path| create_private(path)?.write_all(text.as_bytes());
+    if let (Err(_), Some(name)) = (path.symlink_metadata(), path.file_name()) {
+        let draft = format!(".{}.{}", name.to_string_lossy(), std::process::id());
+        let draft = path.with_file_name(draft);
+        if write(&draft)
+            .and_then(|()| std::fs::rename(&draft, path))
+            .is_ok()
+        {
+            return Ok(());
+        }
+    }
+    write(path)
 }
 
 /// How much waits from before, and since when.

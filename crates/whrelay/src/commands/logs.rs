@@ -112,6 +112,10 @@ enum Came {
     End,
     /// There was nobody.
     Nobody,
+    /// Its store is in use, by one that is only just starting maybe.
+    Busy,
+    /// What is stored cannot be told.
+    Failed(Failure),
 }
 
 impl Followed {
@@ -168,13 +172,13 @@ async fn follow(
                         wants_history: first,
                         ..Followed::default()
                     });
-                    follower.look(dir, followed, &sender).await?;
+                    follower.look(dir, followed, &sender);
                 }
                 first = false;
             }
             Some((dir, came)) = coming.recv() => {
                 let followed = agents.entry(dir.clone()).or_default();
-                follower.take(&dir, followed, came).await?;
+                follower.take(&dir, followed, came, &sender)?;
             }
         }
     }
@@ -190,17 +194,12 @@ struct Follower<'a> {
 
 impl Follower<'_> {
     /// Asks an agent that runs, unless its attempts are coming.
-    async fn look(
-        &self,
-        dir: PathBuf,
-        followed: &mut Followed,
-        sender: &mpsc::Sender<(PathBuf, Came)>,
-    ) -> Result<(), Failure> {
+    fn look(&self, dir: PathBuf, followed: &mut Followed, sender: &Sender) {
         if followed.live {
-            return Ok(());
+            return;
         }
         let Some(client) = Client::find(&dir) else {
-            return self.tell_history(&dir, followed).await;
+            return self.look_up(&dir, followed, sender);
         };
         let (mut filter, mut last) = (self.filter.clone(), self.args.list.lines);
         if !followed.wants_history && followed.reached.is_none() {
@@ -214,32 +213,41 @@ impl Follower<'_> {
         };
         followed.live = true;
         tokio::spawn(pass_on(dir, client, ask, sender.clone()));
-        Ok(())
     }
 
-    async fn take(&self, dir: &Path, followed: &mut Followed, came: Came) -> Result<(), Failure> {
-        match came {
-            Came::Line(line) => {
-                followed.wants_history = false;
-                self.tell(followed, &line)
-            }
-            Came::End => {
-                (followed.live, followed.wants_history) = (false, false);
-                Ok(())
-            }
-            Came::Nobody => {
-                followed.live = false;
-                self.tell_history(dir, followed).await
-            }
+    /// Reads what an agent that does not run has on disk, once.
+    fn look_up(&self, dir: &Path, followed: &mut Followed, sender: &Sender) {
+        if std::mem::take(&mut followed.wants_history) {
+            followed.live = true;
+            let (dir, filter) = (dir.to_owned(), self.filter.clone());
+            tokio::spawn(pass_on_stored(
+                dir,
+                filter,
+                self.args.list.lines,
+                sender.clone(),
+            ));
         }
     }
 
-    /// Tells what an agent that does not run has on disk, once.
-    async fn tell_history(&self, dir: &Path, followed: &mut Followed) -> Result<(), Failure> {
-        if std::mem::take(&mut followed.wants_history) {
-            for line in stored(dir, &self.filter, self.args.list.lines).await? {
-                self.tell(followed, &line)?;
+    fn take(
+        &self,
+        dir: &Path,
+        followed: &mut Followed,
+        came: Came,
+        sender: &Sender,
+    ) -> Result<(), Failure> {
+        match came {
+            Came::Line(line) => {
+                followed.wants_history = false;
+                return self.tell(followed, &line);
             }
+            Came::End => (followed.live, followed.wants_history) = (false, false),
+            Came::Busy => (followed.live, followed.wants_history) = (false, true),
+            Came::Nobody => {
+                followed.live = false;
+                self.look_up(dir, followed, sender);
+            }
+            Came::Failed(failure) => return Err(failure),
         }
         Ok(())
     }
@@ -252,8 +260,10 @@ impl Follower<'_> {
     }
 }
 
+type Sender = mpsc::Sender<(PathBuf, Came)>;
+
 /// Passes on what an agent says, and at the end that it has gone.
-async fn pass_on(dir: PathBuf, client: Client, ask: Ask, out: mpsc::Sender<(PathBuf, Came)>) {
+async fn pass_on(dir: PathBuf, client: Client, ask: Ask, out: Sender) {
     let end = match client.ask(&ask).await {
         Ok(mut pieces) => {
             while let Some(piece) = pieces.recv().await {
@@ -269,5 +279,26 @@ async fn pass_on(dir: PathBuf, client: Client, ask: Ask, out: mpsc::Sender<(Path
         Err(Unanswered::Gone | Unanswered::Refused { .. }) => Came::Nobody,
     };
     // Where the follower has gone, nobody needs to know.
+    let _ = out.send((dir, end)).await;
+}
+
+/// Passes on what is stored.
+async fn pass_on_stored(dir: PathBuf, filter: Filter, last: usize, out: Sender) {
+    let end = match stored(&dir, &filter, last).await {
+        Ok(lines) => {
+            for line in lines {
+                if out
+                    .send((dir.clone(), Came::Line(Box::new(line))))
+                    .await
+                    .is_err()
+                {
+                    return;
+                }
+            }
+            Came::End
+        }
+        Err(failure) if failure.is_in_use() => Came::Busy,
+        Err(failure) => Came::Failed(failure),
+    };
     let _ = out.send((dir, end)).await;
 }

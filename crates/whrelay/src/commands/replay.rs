@@ -1,6 +1,6 @@
 //! `whrelay replay`: events again. It must not change what was recorded before.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::IsTerminal;
 use std::path::Path;
 
@@ -21,7 +21,7 @@ use crate::text::{deliveries, events};
 #[derive(Default)]
 struct Tally {
     /// Events that would be delivered again.
-    listed: u64,
+    listed: HashSet<String>,
     begun: u64,
     /// Deliveries that were waited for and did not arrive.
     missed: u64,
@@ -31,7 +31,7 @@ pub(crate) async fn run(args: ReplayArgs, output: &Output) -> Result<(), Failure
     let mut tally = Tally::default();
     let reach = match args.to {
         Some(_) => Reach::One,
-        None => Reach::All,
+        None => Reach::Able,
     };
     let chosen = which::choose(&args.which, "replay", reach).await?;
     if args.wait && args.to.is_none() && !args.which.dry_run {
@@ -57,6 +57,7 @@ pub(crate) async fn run(args: ReplayArgs, output: &Output) -> Result<(), Failure
         begun,
         missed,
     } = tally;
+    let listed = listed.len() as u64;
     if listed + begun == 0 {
         return Err(agents::no_match("event"));
     }
@@ -142,7 +143,8 @@ async fn replay(
             Line::Failure { message, .. } => {
                 return Err(Failure::new(Code::Failed, message.clone()));
             }
-            Line::Event(_) => tally.listed += 1,
+            Line::Event(event) if !tally.listed.insert(event.event.clone()) => continue,
+            Line::Event(_) => {}
             Line::Replay(replay) => {
                 let before = states.insert(replay.delivery.clone(), replay.state);
                 match before {

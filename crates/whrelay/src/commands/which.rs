@@ -41,43 +41,58 @@ pub(crate) async fn choose(
 pub(crate) enum Reach {
     /// All, each for its own targets.
     All,
+    /// Those that run and still have all of it; where there is none, all.
+    Able,
     /// One, where what is asked for does not depend on whose it is.
     One,
 }
 
+/// An event that an agent knows.
+struct Known {
+    dir: PathBuf,
+    id: String,
+    /// Whether the agent runs and has the event's body.
+    able: bool,
+}
+
 /// Which agent has which of the events.
 async fn homes(ids: &[String], reach: Reach) -> Result<BTreeMap<PathBuf, Which>, Failure> {
-    let mut left: Vec<String> = Vec::new();
-    for id in ids {
-        if !left.contains(id) {
-            left.push(id.clone());
-        }
-    }
-    let wanted = left.clone();
-    let mut homes = BTreeMap::new();
+    let mut known = Vec::new();
     for dir in Paths::resolve()?.all_agents() {
-        let asked = match reach {
-            Reach::All => &wanted,
-            Reach::One => &left,
-        };
-        let here = known(&dir, asked).await?;
-        left.retain(|id| !here.contains(id));
-        if !here.is_empty() {
-            homes.insert(dir, Which::Ids(here));
+        known.extend(known_at(&dir, ids).await?);
+    }
+    let mut homes: BTreeMap<PathBuf, Vec<String>> = BTreeMap::new();
+    let mut asked: Vec<&String> = Vec::new();
+    for id in ids {
+        if asked.contains(&id) {
+            continue;
+        }
+        asked.push(id);
+        let mut here: Vec<_> = known.iter().filter(|known| known.id == *id).collect();
+        if here.is_empty() {
+            return Err(agents::unknown_event(id));
+        }
+        match reach {
+            Reach::All => {}
+            Reach::Able if here.iter().any(|known| known.able) => here.retain(|known| known.able),
+            Reach::Able => {}
+            Reach::One => here.truncate(1),
+        }
+        for known in here {
+            homes.entry(known.dir.clone()).or_default().push(id.clone());
         }
     }
-    match left.first() {
-        Some(id) => Err(agents::unknown_event(id)),
-        None => Ok(homes),
-    }
+    let homes = homes.into_iter();
+    Ok(homes.map(|(dir, ids)| (dir, Which::Ids(ids))).collect())
 }
 
 /// Those of the events that an agent knows.
-async fn known(dir: &Path, ids: &[String]) -> Result<Vec<String>, Failure> {
+async fn known_at(dir: &Path, ids: &[String]) -> Result<Vec<Known>, Failure> {
     let mut known = Vec::new();
     let Some(door) = Door::open(dir).await? else {
         return Ok(known);
     };
+    let runs = matches!(door, Door::Running(_));
     for id in ids {
         let filter = Filter {
             event: Some(id.clone()),
@@ -89,7 +104,13 @@ async fn known(dir: &Path, ids: &[String]) -> Result<Vec<String>, Failure> {
             if let Line::Failure { message, .. } = *line {
                 return Err(Failure::new(Code::Failed, message));
             }
-            known.push(id.clone());
+            if let Line::Event(event) = *line {
+                known.push(Known {
+                    dir: dir.to_owned(),
+                    id: id.clone(),
+                    able: runs && !event.body_removed,
+                });
+            }
         }
     }
     door.close().await;

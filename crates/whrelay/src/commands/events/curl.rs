@@ -41,11 +41,12 @@ pub(super) fn command(
     }
     let is = |name: &str, other: &&str| name.eq_ignore_ascii_case(other);
     let fields: Vec<_> = content.fields().collect();
-    for (name, value) in travelling(&fields) {
+    let fields: Vec<_> = travelling(&fields).collect();
+    for (name, value) in &fields {
         // curl sends an empty value only where a semicolon stands in the colon's place.
         let field = match value.is_empty() {
             true => format!("{name};").into_bytes(),
-            false => [name.as_bytes(), b": ", value].concat(),
+            false => [name.as_bytes(), b": ", *value].concat(),
         };
         put(&mut command, "-H", &field);
     }
