@@ -105,6 +105,9 @@ struct Followed {
     beyond: HashSet<(String, u32, String)>,
 }
 
+/// Where what comes goes, with the directory of the agent it is from.
+type Sender = mpsc::Sender<(PathBuf, Came)>;
+
 /// What comes of asking an agent.
 enum Came {
     Line(Box<Line>),
@@ -260,8 +263,6 @@ impl Follower<'_> {
     }
 }
 
-type Sender = mpsc::Sender<(PathBuf, Came)>;
-
 /// Passes on what an agent says, and at the end that it has gone.
 async fn pass_on(dir: PathBuf, client: Client, ask: Ask, out: Sender) {
     let end = match client.ask(&ask).await {
@@ -301,4 +302,47 @@ async fn pass_on_stored(dir: PathBuf, filter: Filter, last: usize, out: Sender) 
         Err(failure) => Came::Failed(failure),
     };
     let _ = out.send((dir, end)).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use whrelay_core::delivery::State;
+
+    use super::*;
+
+    fn attempt(number: u32) -> Line {
+        Line::Attempt(AttemptLine {
+            event: "evt_1".into(),
+            delivery: "dlv_1".into(),
+            bucket: "default".into(),
+            target: "http://localhost:3000".into(),
+            method: "POST".into(),
+            url: "http://localhost:3000/".into(),
+            attempt: number,
+            status: Some(200),
+            error: None,
+            duration_ms: 1.0,
+            state: State::Sent,
+            reason: None,
+            next_attempt_at: None,
+            phase: "fast".into(),
+            handoff: false,
+            answer: None,
+            replay: false,
+            at: "2026-11-22T10:15:03Z".into(),
+        })
+    }
+
+    #[test]
+    fn what_was_told_beyond_a_place_is_not_told_again_after_a_restart() {
+        let mut followed = Followed::default();
+        let reached = |place| Line::Reached { place };
+        let told = [reached(5), attempt(1), attempt(2)].map(|line| followed.note(&line));
+        assert_eq!(told, [false, true, true]);
+        // The agent died before it said how far that was, and goes on behind the fifth.
+        let told = [reached(5), attempt(1), attempt(2), attempt(3), reached(8)];
+        let told = told.map(|line| followed.note(&line));
+        assert_eq!(told, [false, false, false, true, false]);
+        assert!(followed.beyond.is_empty() && followed.reached == Some(8));
+    }
 }
