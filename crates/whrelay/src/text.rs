@@ -209,7 +209,7 @@ impl Writer {
             );
         }
         if line.handoff {
-            text.push_str(", retries are rare from now on");
+            text.push_str(", handoff: retries are rare from now on");
         }
         if let Some(error) = &line.error {
             let _ = write!(text, "  {}", shown(error));
@@ -487,6 +487,14 @@ mod tests {
             text(&Line::Attempt(refused))
                 .ends_with("next in 4 s  127.0.0.1:3000: connection refused")
         );
+        let handed_over = AttemptLine {
+            handoff: true,
+            answer: Some("busy\n\u{1b}[2J".into()),
+            ..attempt()
+        };
+        assert!(text(&Line::Attempt(handed_over)).ends_with(
+            "next in 4 s, handoff: retries are rare from now on\n    busy\n    \\u{1b}[2J"
+        ));
         let sent = AttemptLine {
             status: Some(200),
             attempt: 1,
