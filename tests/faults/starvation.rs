@@ -28,6 +28,9 @@ const DRAINS_WITHIN: Duration = Duration::from_secs(20);
 /// How soon retention makes space: it looks once a minute, and may have to look twice.
 const RETAINS_WITHIN: Duration = Duration::from_secs(150);
 
+/// Events that a start does not want.
+const UNWANTED: usize = 20;
+
 /// Fills both kinds of disk. Says whether everything held.
 pub(crate) fn run(binary: &str) -> bool {
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -123,9 +126,11 @@ async fn fill_agent(there: &Home, here: &Place) -> Result<Told, String> {
     let cloud = Cloud::start(there).await;
     let mut receiver = Receiver::start().await;
     receiver.stop();
-    let to = receiver.target();
-    let policies = ["--to", &to, "--order", "fifo", "--rate", "2000/s"];
-    let flags = [&policies, &cloud.flags()[..]].concat();
+    let other = Receiver::start().await;
+    let (to, to_other) = (receiver.target(), other.target());
+    let targets = ["--to", &to, "--to", &to_other];
+    let policies = ["--order", "fifo", "--rate", "2000/s"];
+    let flags = [&targets[..], &policies, &cloud.flags()].concat();
     let (mut listen, url) = here.home.listen(&flags).await;
     let mut heard = HashSet::new();
     // More than the agent's disk holds: the forwarder keeps the rest.
@@ -169,6 +174,8 @@ async fn fill_agent(there: &Home, here: &Place) -> Result<Told, String> {
             "a replay began: {begun}, and arrived {times} times"
         ));
     }
+    let arrived = arrived.into_iter().collect();
+    all_arrive(&other, &arrived, DRAINS_WITHIN).await?;
     let counted = format!(
         "{stored} stored and, after two starts, delivered in order or discarded while full, took in again \
          after {} ms",
@@ -188,10 +195,10 @@ async fn retained(binary: &str) -> (Result<Told, String>, f64) {
 /// A disk that stays full: what retention removes leaves space in the store's own file, and that will do.
 async fn fill_and_retain(there: &Home, here: &Place) -> Result<Told, String> {
     let cloud = Cloud::start(there).await;
-    let receiver = Receiver::start().await;
+    let mut receiver = Receiver::start().await;
     let to = receiver.target();
     let flags = [&["--to", &to, "--retain", "1s"], &cloud.flags()[..]].concat();
-    let (listen, url) = here.home.listen(&flags).await;
+    let (mut listen, url) = here.home.listen(&flags).await;
     let mut heard = HashSet::new();
     while !refuses(&listen) {
         let posted = post(&url).await;
@@ -206,8 +213,26 @@ async fn fill_and_retain(there: &Home, here: &Place) -> Result<Told, String> {
         heard.insert(posted.map_err(|status| format!("the forwarder said {status}"))?);
     }
     let took = all_arrive(&receiver, &heard, RETAINS_WITHIN).await?;
+    // What a start does not want is passed over, and what comes behind it is not.
+    receiver.stop();
+    let mut unwanted = HashSet::new();
+    for _ in 0..UNWANTED {
+        let posted = post(&url).await;
+        unwanted.insert(posted.map_err(|status| format!("the forwarder said {status}"))?);
+    }
+    listen.terminate().await;
+    let catching_up = [&flags[..], &["--backlog", "none"]].concat();
+    let (_listen, _) = here.home.listen(&catching_up).await;
+    let posted = post(&url).await;
+    let wanted = HashSet::from([posted.map_err(|status| format!("the forwarder said {status}"))?]);
+    receiver.open_again().await;
+    all_arrive(&receiver, &wanted, RETAINS_WITHIN).await?;
+    if receiver.events().iter().any(|id| unwanted.contains(id)) {
+        return Err("what was not wanted was delivered".to_owned());
+    }
+    heard.extend(wanted);
     let counted = format!(
-        "{before} stored before it was full, as many again within {} s",
+        "{before} stored before it was full, as many again within {} s, {UNWANTED} passed over by a start",
         took.as_secs()
     );
     let accepted = heard.len();
