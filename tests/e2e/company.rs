@@ -241,3 +241,21 @@ async fn the_answer_of_an_endpoint_is_shown_with_its_attempt() {
     let (code, said) = told(&home, &["replay", &id, "--to", &nobody]);
     assert_eq!(code, Some(1), "it is tried once: {said}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delivery_is_handed_over_once() {
+    let (home, receiver) = (home(), Receiver::scripted(|_| Reply::Status(503)).await);
+    let to = receiver.target();
+    let args = ["--to", &to, "--handoff-after", "0s", "--deadline", "1s"];
+    let (listen, url) = home.listen(&args).await;
+    let id = send(&url, "x").await;
+    let first = listen.wait_state(&id, "stalled").await;
+    assert_eq!(
+        (&first["handoff"], &first["phase"]),
+        (&true.into(), &"durable".into())
+    );
+    listen.wait_state(&id, "dead").await;
+    let attempts = listen.all("attempt");
+    let handed_over = attempts.iter().filter(|line| line["handoff"] == true);
+    assert_eq!(handed_over.count(), 1, "{attempts:?}");
+}

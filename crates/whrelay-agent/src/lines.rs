@@ -205,9 +205,9 @@ pub struct AttemptLine {
 impl AttemptLine {
     /// About an attempt at a target of a bucket.
     pub fn new(attempt: &Attempt, bucket: &str, target: &str) -> Self {
-        let (phase, handoff) = match attempt.next_phase() {
-            Phase::Fast => ("fast", false),
-            Phase::Durable { since } => ("durable", since == attempt.number),
+        let (phase, handoff) = match (attempt.phase, attempt.next_phase()) {
+            (_, Phase::Fast) => ("fast", false),
+            (before, Phase::Durable { .. }) => ("durable", before == Phase::Fast),
         };
         Self {
             event: attempt.event.to_string(),
