@@ -52,11 +52,7 @@ async fn measure(events: u64) {
     time("line start", || {
         store.line_start(bucket.id, there).unwrap().0 as usize
     });
-    println!(
-        "  memory {:.1} MB, disk {:.0} MB",
-        memory(),
-        disk(&store, dir.path())
-    );
+    print_space(&store, dir.path());
 
     end_all(&store, &bucket, events).await;
     let by = |states: &[State]| {
@@ -87,39 +83,43 @@ async fn measure(events: u64) {
     };
     time("the newest 50 attempts", || logged(&State::ALL));
     time("the newest 50 that gave up", || logged(&[State::Dead]));
-    println!(
-        "  memory {:.1} MB, disk {:.0} MB",
-        memory(),
-        disk(&store, dir.path())
-    );
-    remove_all(&store, &bucket, dir.path()).await;
+    print_space(&store, dir.path());
+    for part in [Part::Body, Part::Whole] {
+        remove_all(&store, &bucket, dir.path(), part).await;
+    }
     store.close().await;
 }
 
-/// Removes everything as retention does, and gives the space back.
-async fn remove_all(store: &Store, bucket: &Bucket, dir: &Path) {
+/// Removes everything as retention does, or only bodies, and gives the space back.
+async fn remove_all(store: &Store, bucket: &Bucket, dir: &Path, part: Part) {
     let search = Search {
         bucket: bucket.id,
         states: State::ALL.to_vec(),
         since: None,
         until: None,
     };
-    let (began, mut removed) = (Instant::now(), 0);
+    let (began, mut removed, mut upto) = (Instant::now(), 0, None);
     loop {
-        let found = store.search(&search, Begin::Oldest, None, 500).unwrap();
+        let found = store.search(&search, Begin::Oldest, upto, 500).unwrap();
         if found.is_empty() {
             break;
         }
         let by = Timestamp::LAST;
-        let gone = store.remove_finished(bucket.id, found, by, Part::Whole);
-        removed += gone.await.unwrap().removed.len();
+        let gone = store.remove_finished(bucket.id, found, by, part);
+        let gone = gone.await.unwrap();
+        (removed, upto) = (removed + gone.removed.len(), gone.upto);
     }
     let rate = removed as f64 / began.elapsed().as_secs_f64();
+    let what = match part {
+        Part::Body => "bodies",
+        Part::Whole => "events",
+    };
     let before = disk(store, dir);
     let began = Instant::now();
     let given = store.give_back(Effort::Moment).await.unwrap();
     println!(
-        "  removed {rate:.0} events/s; disk {before:.0} MB, {} MB given back ({given}) in {:.1?}",
+        "  removed {rate:.0} {what}/s; disk {before:.0} MB for {:.0} stored, {:.0} MB given back ({given}) in {:.1?}",
+        store.size() as f64 / 1e6,
         before - disk(store, dir),
         began.elapsed()
     );
@@ -157,6 +157,11 @@ async fn end_all(store: &Store, bucket: &Bucket, events: u64) {
     }
     let ended = events as f64 / began.elapsed().as_secs_f64();
     println!("  recorded {ended:.0} attempts/s");
+}
+
+fn print_space(store: &Store, dir: &Path) {
+    let (memory, disk) = (memory(), disk(store, dir));
+    println!("  memory {memory:.1} MB, disk {disk:.0} MB");
 }
 
 fn time(what: &str, ask: impl Fn() -> usize) {

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 use whrelay_tests::eventually;
-use whrelay_tests::process::Home;
+use whrelay_tests::process::{Cloud, Home};
 use whrelay_tests::receiver::Receiver;
 use whrelay_tests::sender::{client, id_of, send};
 
@@ -133,4 +133,60 @@ async fn what_has_ended_goes_when_its_time_is_over_and_is_counted() {
     assert_eq!(listen.terminate().await, Some(0));
     let doctor = home.run(&["doctor"]);
     assert_eq!(doctor.status.code(), Some(0), "{}", text(&doctor.stdout));
+}
+
+/// A forwarder that is full of bodies still says what it received, and who has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forwarder_gives_bodies_up_first_and_still_tells_who_has_the_event() {
+    let (mut there, here, receiver) = (home(), home(), Receiver::start().await);
+    there.set("WHRELAY_MAX_DISK", "1MB");
+    let cloud = Cloud::start(&there).await;
+    let to = receiver.target();
+    let flags = [&cloud.flags()[..], &["--to", &to]].concat();
+    let (mut listen, url) = here.listen(&flags).await;
+    let token = std::fs::read_to_string(&cloud.token_file).unwrap();
+    let ask = async |id: &str, token: &str| {
+        let event = client().get(format!("{}/v1/events/{id}", cloud.url));
+        let answer = event.bearer_auth(token.trim()).send().await.unwrap();
+        let status = answer.status().as_u16();
+        let body = answer.text().await.unwrap();
+        (status, serde_json::from_str::<Value>(&body).unwrap())
+    };
+    let first = send(&format!("{url}/orders?x=1"), vec![7u8; 10_000]).await;
+    listen.wait_state(&first, "sent").await;
+    let kept = async || ask(&first, &token).await.1["body"].as_bool();
+    let mut sent = 1;
+    while kept().await == Some(true) {
+        let id = send(&url, vec![7u8; 10_000]).await;
+        listen.wait_state(&id, "sent").await;
+        sent += 1;
+        assert!(sent < 500, "{sent} events of 10 kB are kept in 1 MB");
+    }
+    let (status, event) = ask(&first, &token).await;
+    assert_eq!((status, &event["event"]), (200, &first.as_str().into()));
+    assert_eq!(event["bytes"], 10_000);
+    assert_eq!(event["path"], "/orders?x=1");
+    let receipts = serde_json::json!([{ "name": "default", "receipted": true }]);
+    assert_eq!(event["subscriptions"], receipts);
+    let unknown = format!("evt_{}", "0".repeat(26));
+    assert_eq!(ask(&unknown, &token).await.0, 404);
+    assert_eq!(ask("evt_x", &token).await.0, 400);
+    assert_eq!(ask(&first, "whr_adm_x").await.0, 401);
+
+    // Another subscription gets what can still be sent, byte for byte, and nothing bare.
+    let another = Receiver::start().await;
+    let (to, home) = (another.target(), crate::home());
+    let flags = [&cloud.flags()[..], &["--to", &to, "--name", "other"]].concat();
+    let (mut other, _) = home.listen(&flags).await;
+    let last = send(&url, vec![7u8; 10_000]).await;
+    other.wait_state(&last, "sent").await;
+    let seen = another.seen();
+    assert!(
+        seen.len() > 1 && seen.len() < sent,
+        "{} of {sent}",
+        seen.len()
+    );
+    assert!(seen.iter().all(|request| request.body == vec![7u8; 10_000]));
+    assert_eq!(other.terminate().await, Some(0));
+    assert_eq!(listen.terminate().await, Some(0));
 }

@@ -12,6 +12,7 @@ use whrelay_core::time::Timestamp;
 use whrelay_core::token::Token;
 use whrelay_proto::frame::{Ack, Frame, Refused, RefusedCode, Resume};
 use whrelay_proto::{AgentAction, AgentSession, SUBPROTOCOL, codec};
+use whrelay_store::Part;
 use whrelay_tests::agent::{Agent, Setup};
 use whrelay_tests::eventually;
 use whrelay_tests::receiver::Receiver;
@@ -76,6 +77,7 @@ async fn tokens_are_needed_and_checked() {
     for (path, method) in [
         ("v1/buckets", "GET"),
         ("v1/buckets/x", "PUT"),
+        ("v1/events/evt_x", "GET"),
         ("v1/tunnel", "GET"),
     ] {
         let method = method.parse().unwrap();
@@ -239,8 +241,9 @@ async fn what_an_agent_asks_for_again_is_kept_until_it_has_it() {
         match session.on_frame(frame).unwrap() {
             AgentAction::Welcomed(welcome) => {
                 assert_eq!((welcome.start, welcome.waiting), (2, 3));
-                let removed = relay.store.remove_receipted(bucket.id, Timestamp::LAST, 99);
-                assert_eq!(removed.await.unwrap(), 2);
+                let store = &relay.store;
+                let removed = store.remove_receipted(bucket.id, Timestamp::LAST, Part::Body, 99);
+                assert_eq!(removed.await.unwrap(), Some(2));
             }
             AgentAction::Store { events, .. } => told.extend(events.iter().map(|e| e.seq)),
             AgentAction::Refused(refused) => panic!("{refused:?}"),

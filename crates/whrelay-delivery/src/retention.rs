@@ -101,10 +101,13 @@ async fn sweep(
     swept
 }
 
-/// Waits until room is needed. Where there is nothing that could go, asking again at once would be in vain.
+/// Waits until room is needed. Where it still is, there was nothing that could go, and asking again at once would
+/// be in vain.
 async fn lack_of_room(retention: Retention, store: &Store) {
     let mut commits = store.commits();
-    tokio::time::sleep(limits::REARM).await;
+    if retention.needs_room(store.size(), false) {
+        tokio::time::sleep(limits::REARM).await;
+    }
     while !retention.needs_room(store.size(), false) {
         if commits.changed().await.is_err() {
             std::future::pending::<()>().await;

@@ -1,4 +1,4 @@
-//! Management and health over HTTP. It must not touch events.
+//! Management, what became of an event, and health, over HTTP. It must not show what an event said.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +8,8 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use serde::Serialize;
 use whrelay_core::bucket::{Bucket, BucketKey, BucketName};
+use whrelay_core::id::EventId;
+use whrelay_store::StoreError;
 
 use crate::Shared;
 use crate::access;
@@ -58,8 +60,7 @@ pub(crate) async fn ensure_bucket(
     }
     let key = BucketKey::mint(&name, rand::random());
     let stored = shared.store.ensure_bucket(&name, key).await;
-    let (bucket, created) =
-        stored.map_err(|e| Problem::unavailable(e.to_string(), Duration::from_secs(1)))?;
+    let (bucket, created) = stored.map_err(|error| unavailable(&error))?;
     let answer = Json(view(&shared, &bucket));
     shared.registry.add(bucket);
     Ok((
@@ -72,6 +73,83 @@ pub(crate) async fn ensure_bucket(
     ))
 }
 
+/// An event, to one who may know of it: what it was, and who has it.
+#[derive(Debug, Serialize)]
+pub(crate) struct EventView {
+    event: String,
+    bucket: String,
+    method: String,
+    path: String,
+    bytes: u64,
+    received_at: String,
+    /// Whether it can still be sent.
+    body: bool,
+    subscriptions: Vec<SubscriptionView>,
+}
+
+/// Whether an agent has an event on its disk.
+#[derive(Debug, Serialize)]
+pub(crate) struct SubscriptionView {
+    name: String,
+    receipted: bool,
+}
+
+/// `GET /v1/events/{id}`
+pub(crate) async fn show_event(
+    State(shared): State<Arc<Shared>>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Json<EventView>, Problem> {
+    access::check(&shared.store, &headers)?;
+    let id: EventId = id
+        .parse()
+        .map_err(|e| Problem::new(StatusCode::BAD_REQUEST, format!("{e}")))?;
+    match find(&shared, id) {
+        Ok(Some(event)) => Ok(Json(event)),
+        Ok(None) => Err(Problem::new(
+            StatusCode::NOT_FOUND,
+            format!("{id} was never received here, or retention has removed it"),
+        )),
+        Err(error @ StoreError::Damaged(_)) => Err(Problem::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            error.to_string(),
+        )),
+        Err(error) => Err(unavailable(&error)),
+    }
+}
+
+fn find(shared: &Shared, id: EventId) -> Result<Option<EventView>, StoreError> {
+    let store = &shared.store;
+    let Some((bucket, seq)) = store.find_event(id)? else {
+        return Ok(None);
+    };
+    let Some(bucket) = shared.registry.by_id(bucket) else {
+        return Ok(None);
+    };
+    let Some(event) = store.event_at(&bucket, seq)? else {
+        return Ok(None);
+    };
+    let subscriptions = store.subscriptions(bucket.id)?;
+    let view = |(name, upto)| SubscriptionView {
+        name,
+        receipted: seq <= upto,
+    };
+    Ok(Some(EventView {
+        event: id.to_string(),
+        bucket: bucket.name.to_string(),
+        path: event.request.path_and_query(),
+        bytes: event.body_len(),
+        received_at: event.received_at.to_string(),
+        body: event.removed_body.is_none(),
+        method: event.request.method,
+        subscriptions: subscriptions.into_iter().map(view).collect(),
+    }))
+}
+
+fn unavailable(error: &StoreError) -> Problem {
+    Problem::unavailable(error.to_string(), Duration::from_secs(1))
+}
+
 /// `GET /healthz`: the process answers.
 pub(crate) async fn healthz() -> &'static str {
     "ok\n"
@@ -80,6 +158,6 @@ pub(crate) async fn healthz() -> &'static str {
 /// `GET /readyz`: the store can be read, so requests can be served.
 pub(crate) async fn readyz(State(shared): State<Arc<Shared>>) -> Result<&'static str, Problem> {
     let readable = shared.store.note("ready");
-    readable.map_err(|e| Problem::unavailable(e.to_string(), Duration::from_secs(1)))?;
+    readable.map_err(|error| unavailable(&error))?;
     Ok("ready\n")
 }

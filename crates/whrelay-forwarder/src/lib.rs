@@ -82,6 +82,7 @@ pub async fn run(
         .route(TUNNEL_PATH, get(tunnel::open))
         .route("/v1/buckets", get(api::list_buckets))
         .route("/v1/buckets/{name}", put(api::ensure_bucket))
+        .route("/v1/events/{id}", get(api::show_event))
         .route("/healthz", get(api::healthz))
         .route("/readyz", get(api::readyz))
         .fallback(problem::not_found)

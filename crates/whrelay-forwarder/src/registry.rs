@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use whrelay_core::bucket::{Bucket, BucketName};
+use whrelay_core::bucket::{Bucket, BucketId, BucketName};
 use whrelay_store::{Store, StoreError};
 
 /// The buckets by key and by name.
@@ -56,6 +56,10 @@ impl Registry {
             .by_name
             .get(name)
             .cloned()
+    }
+
+    pub(crate) fn by_id(&self, id: BucketId) -> Option<Arc<Bucket>> {
+        self.all().into_iter().find(|bucket| bucket.id == id)
     }
 
     pub(crate) fn all(&self) -> Vec<Arc<Bucket>> {

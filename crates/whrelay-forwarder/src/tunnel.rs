@@ -167,7 +167,7 @@ impl Tunnel {
             .filter(|resume| resume.forwarder == shared.store.id());
         // What the agent says it has on disk is its receipt, but only for what was ever stored.
         let start = resume.map_or(acked, |resume| Seq(resume.seq)).min(last);
-        let start = start.max(shared.store.removed_upto(bucket.id)?);
+        let start = start.max(shared.store.bare_upto(bucket.id)?);
         if start < acked {
             // From now on retention keeps what it asks for again.
             let back = shared.store.take_back(bucket.id, name, start);

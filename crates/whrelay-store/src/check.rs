@@ -6,14 +6,17 @@ use std::collections::{HashMap, HashSet};
 use redb::{ReadableTable, ReadableTableMetadata};
 use whrelay_core::bucket::{BucketId, Seq};
 use whrelay_core::delivery::{Delivery, DeliveryKey, DestinationId, event_state};
-use whrelay_core::limits;
 
 use crate::deliveries;
 use crate::disk::Store;
 use crate::error::StoreError;
+use crate::events::record_of;
 use crate::index::{self, DueKey, Wait};
 use crate::record::Seal;
-use crate::tables::{ATTEMPTS, DELIVERIES, DUE, EVENT_STATES, EVENTS, QUARANTINE, delivery_key};
+use crate::retention;
+use crate::tables::{
+    ATTEMPTS, DELIVERIES, DUE, EVENT_STATES, EVENTS, HEADS, QUARANTINE, delivery_key,
+};
 use crate::tx::{Tx, state_key};
 
 /// What a store holds.
@@ -53,22 +56,21 @@ impl Store {
     pub fn census(&self) -> Result<Census, StoreError> {
         let (mut census, mut damaged) = (Census::default(), Vec::new());
         for bucket in self.buckets()? {
-            let mut after = Seq(0);
-            loop {
-                let batch =
-                    self.read_after(&bucket, after, limits::MAX_FRAME_EVENTS, limits::MAX_FRAME)?;
-                census.events += batch.events.len() as u64;
-                damaged.extend(batch.damaged.iter().map(|seq| (bucket.id.0, seq.0)));
-                if batch.upto == after {
-                    break;
+            let removed = self.read(|tx| retention::removed_upto(self.seal, tx, bucket.id))?;
+            for seq in removed.0 + 1..=self.last_seq(bucket.id)?.0 {
+                match self.event_at(&bucket, Seq(seq)) {
+                    Ok(Some(_)) => census.events += 1,
+                    Ok(None) => {}
+                    Err(StoreError::Damaged(_)) => damaged.push((bucket.id.0, seq)),
+                    Err(error) => return Err(error),
                 }
-                after = batch.upto;
             }
         }
         self.read(|tx| {
-            let (events, named) = (tx.open_table(EVENTS)?, tx.open_table(QUARANTINE)?);
+            let named = tx.open_table(QUARANTINE)?;
+            let (events, heads) = (tx.open_table(EVENTS)?, tx.open_table(HEADS)?);
             for place in damaged {
-                match named.get(place)?.is_some() && events.get(place)?.is_none() {
+                match named.get(place)?.is_some() && record_of(&events, &heads, place)?.is_none() {
                     true => census.lost_events += 1,
                     false => census.damaged_events += 1,
                 }
@@ -235,7 +237,7 @@ fn clear_stray_rows(tx: &mut Tx<'_>) -> Result<HashSet<DueKey>, StoreError> {
             Ok(Some(delivery)) => index::due_row(&delivery),
             Ok(None) => {
                 let place = (key.bucket.0, key.seq.0);
-                tx.events.open()?.get(place)?.map(|_| row)
+                record_of(tx.events.open()?, tx.heads.open()?, place)?.map(|_| row)
             }
             Err(_) => Some(row),
         };

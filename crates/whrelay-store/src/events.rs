@@ -1,6 +1,6 @@
 //! Events: appended once, read in order or by id. It must not know where they came from.
 
-use redb::{ReadOnlyTable, ReadTransaction, ReadableTable};
+use redb::{AccessGuard, ReadOnlyTable, ReadTransaction, ReadableTable};
 use whrelay_core::bucket::{Bucket, BucketId, BucketName, Seq};
 use whrelay_core::delivery::DeliveryKey;
 use whrelay_core::event::Event;
@@ -15,7 +15,7 @@ use crate::record::{Seal, Unsealed};
 use crate::retention;
 use crate::rows::EventRow;
 use crate::subscriptions::{SourceMark, put_source};
-use crate::tables::{EVENT_IDS, EVENTS, QUARANTINE, REMOVED, SEQUENCES, event_key};
+use crate::tables::{EVENT_IDS, EVENTS, HEADS, QUARANTINE, REMOVED, SEQUENCES, event_key};
 use crate::tx::{Tx, sequence};
 
 /// An event to store, with the deliveries it begins.
@@ -61,6 +61,7 @@ pub struct Batch {
 /// A bucket that is read in order.
 struct Walk {
     bucket: BucketId,
+    heads: ReadOnlyTable<(u32, u64), &'static [u8]>,
     removed: ReadOnlyTable<(u32, u64), &'static [u8]>,
 }
 
@@ -69,7 +70,8 @@ impl Walk {
     /// remembered.
     fn pass_over(&self, batch: &mut Batch, place: u64) -> Result<(), StoreError> {
         for seq in (batch.upto.0 + 1..place).map(Seq) {
-            if self.removed.get((self.bucket.0, seq.0))?.is_none() {
+            let place = (self.bucket.0, seq.0);
+            if self.removed.get(place)?.is_none() && self.heads.get(place)?.is_none() {
                 batch.damaged.push(seq);
             }
         }
@@ -124,8 +126,8 @@ impl Store {
     }
 
     /// Reads events after a place, in order, at least one if there is one: up to `max_events`, and
-    /// no further one that would take their records over `max_bytes`. Damaged events are passed
-    /// over and named.
+    /// no further one that would take their records over `max_bytes`. Those whose bodies retention has removed
+    /// are passed over; damaged ones are, and named.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -146,12 +148,13 @@ impl Store {
             let table = tx.open_table(EVENTS)?;
             let walk = Walk {
                 bucket: bucket.id,
+                heads: tx.open_table(HEADS)?,
                 removed: tx.open_table(REMOVED)?,
             };
             // A key that has rotted may lie anywhere; nothing was ever stored past the last place.
             let last = last_place(self.seal, tx, bucket.id)?;
-            let removed = retention::removed_upto(self.seal, tx, bucket.id)?;
-            batch.upto = after.max(removed.min(Seq(last)));
+            let bare = retention::bare_upto(self.seal, tx, bucket.id)?;
+            batch.upto = after.max(bare.min(Seq(last)));
             for entry in table.range((bucket.id.0, batch.upto.0 + 1)..=(bucket.id.0, last))? {
                 let (key, record) = entry?;
                 bytes = bytes.saturating_add(record.value().len());
@@ -183,45 +186,6 @@ impl Store {
         })
     }
 
-    /// Reads events before a place, newest first, at least one if there is one, within the same
-    /// bounds as [`Store::read_after`]. Damaged events are passed over.
-    ///
-    /// # Errors
-    /// When the store cannot be read.
-    pub fn events_before(
-        &self,
-        bucket: &Bucket,
-        before: Seq,
-        max_events: usize,
-        max_bytes: usize,
-    ) -> Result<Vec<StoredEvent>, StoreError> {
-        let (mut found, mut bytes) = (Vec::new(), 0);
-        self.read(|tx| {
-            let table = tx.open_table(EVENTS)?;
-            for entry in table
-                .range((bucket.id.0, 0)..(bucket.id.0, before.0))?
-                .rev()
-            {
-                let (key, record) = entry?;
-                if found.len() >= max_events || (bytes >= max_bytes && bytes > 0) {
-                    break;
-                }
-                let seq = Seq(key.value().1);
-                if let Ok(event) = open_event(
-                    self.seal,
-                    bucket.id,
-                    seq,
-                    bucket.name.clone(),
-                    record.value(),
-                ) {
-                    bytes += event.request.body.len();
-                    found.push(StoredEvent { seq, event });
-                }
-            }
-            Ok(found)
-        })
-    }
-
     /// Where an event is.
     ///
     /// # Errors
@@ -242,7 +206,8 @@ impl Store {
     /// [`StoreError::Damaged`] when its bytes are not those that were written, or it is gone.
     pub fn event_at(&self, bucket: &Bucket, seq: Seq) -> Result<Option<Event>, StoreError> {
         self.read(|tx| {
-            let Some(record) = tx.open_table(EVENTS)?.get((bucket.id.0, seq.0))? else {
+            let (events, heads) = (tx.open_table(EVENTS)?, tx.open_table(HEADS)?);
+            let Some(record) = record_of(&events, &heads, (bucket.id.0, seq.0))? else {
                 let last = last_place(self.seal, tx, bucket.id)?;
                 let removed = retention::is_removed(self.seal, tx, bucket.id, seq)?;
                 return match (1..=last).contains(&seq.0) && !removed {
@@ -276,7 +241,7 @@ impl Store {
         self.write(64, move |tx: &mut Tx<'_>| {
             let place = (key.bucket.0, key.seq.0);
             tx.quarantine.open()?.insert(place, now.as_micros())?;
-            let whole = match tx.events.open()?.get(place)? {
+            let whole = match record_of(tx.events.open()?, tx.heads.open()?, place)? {
                 Some(record) => {
                     open_event(tx.seal, key.bucket, key.seq, name, record.value()).is_ok()
                 }
@@ -326,6 +291,18 @@ pub(crate) fn last_place(
         )));
     }
     Ok(last)
+}
+
+/// An event's record: whole, or what is left of it without its body.
+pub(crate) fn record_of<'a, T: ReadableTable<(u32, u64), &'static [u8]>>(
+    events: &'a T,
+    heads: &'a T,
+    place: (u32, u64),
+) -> Result<Option<AccessGuard<'a, &'static [u8]>>, StoreError> {
+    match events.get(place)? {
+        Some(record) => Ok(Some(record)),
+        None => Ok(heads.get(place)?),
+    }
 }
 
 fn put_event(tx: &mut Tx<'_>, bucket: BucketId, new: Prepared) -> Result<Receipt, StoreError> {

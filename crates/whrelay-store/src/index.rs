@@ -17,6 +17,7 @@ use crate::attempts;
 use crate::deliveries::{Before, all_destinations, get, update, whole_of_event};
 use crate::disk::Store;
 use crate::error::StoreError;
+use crate::events::record_of;
 use crate::rows::EventRow;
 use crate::tables::{DUE, event_key};
 use crate::tx::Tx;
@@ -486,7 +487,8 @@ fn adopt_chunk(
 /// What the log says of a delivery whose event goes to the same place already.
 fn doubled(tx: &mut Tx<'_>, delivery: &Delivery, now: Timestamp) -> Result<Attempt, StoreError> {
     let (seal, key) = (tx.seal, delivery.key);
-    let event = tx.events.open()?.get((key.bucket.0, key.seq.0))?;
+    let place = (key.bucket.0, key.seq.0);
+    let event = record_of(tx.events.open()?, tx.heads.open()?, place)?;
     let method = event.and_then(|record| {
         let place = event_key(key.bucket, key.seq);
         let opened = seal.open::<EventRow>("event", &place, record.value());

@@ -16,11 +16,12 @@ use whrelay_core::time::Timestamp;
 use crate::deliveries;
 use crate::disk::Store;
 use crate::error::StoreError;
+use crate::events::record_of;
 use crate::record::{self, Seal, Unsealed};
 use crate::rows::{EventRow, RemovalsRow};
 use crate::states::{self, Found};
 use crate::subscriptions;
-use crate::tables::{EVENTS, REMOVALS, REMOVED, SUBSCRIPTIONS, event_key};
+use crate::tables::{EVENTS, HEADS, REMOVALS, REMOVED, SUBSCRIPTIONS, event_key};
 use crate::tx::Tx;
 
 /// How much of an event goes.
@@ -79,12 +80,12 @@ impl Store {
         })
     }
 
-    /// The place up to which nothing is left.
+    /// The place up to which a forwarder has nothing to send any more: what is left there has no body.
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub fn removed_upto(&self, bucket: BucketId) -> Result<Seq, StoreError> {
-        self.read(|tx| removed_upto(self.seal, tx, bucket))
+    pub fn bare_upto(&self, bucket: BucketId) -> Result<Seq, StoreError> {
+        self.read(|tx| bare_upto(self.seal, tx, bucket))
     }
 
     /// Removes, of these events in order of age, those whose deliveries have all ended by then: as many as
@@ -110,7 +111,7 @@ impl Store {
                     break;
                 }
                 swept.upto = Some(event);
-                let record = tx.events.open()?.get((bucket.0, seq.0))?;
+                let record = record_of(tx.events.open()?, tx.heads.open()?, (bucket.0, seq.0))?;
                 bytes += record.map_or(0, |record| record.value().len());
                 if part == Part::Body {
                     row.bodies_upto = row.bodies_upto.max(event.to_bytes());
@@ -136,9 +137,9 @@ impl Store {
         .await
     }
 
-    /// Removes the oldest events of a bucket, up to `max`: those that every subscription has receipted and
-    /// that were received by then. Where nobody has ever subscribed, everything is still to be delivered.
-    /// Answers how many.
+    /// Removes the oldest events of a bucket, or only their bodies: of up to `max` of those that every
+    /// subscription has receipted and that were received by then. Where nobody has ever subscribed, everything
+    /// is still to be delivered. Answers how many, and nothing once there are none to look at.
     ///
     /// # Errors
     /// When that is not on disk.
@@ -146,74 +147,105 @@ impl Store {
         &self,
         bucket: BucketId,
         received_by: Timestamp,
+        part: Part,
         max: usize,
-    ) -> Result<u64, StoreError> {
-        if !self.has_receipted(bucket, received_by)? {
-            return Ok(0);
+    ) -> Result<Option<u64>, StoreError> {
+        if !self.has_receipted(bucket, received_by, part)? {
+            return Ok(None);
         }
         self.write(64 * max, move |tx: &mut Tx<'_>| {
             let mut row = read(tx.seal, tx.removals.open()?, bucket)?;
             let receipted =
                 subscriptions::receipted_by_all(tx.seal, tx.subscriptions.open()?, bucket)?;
-            let (mut gone, mut bytes) = (Vec::new(), 0);
-            let range = (bucket.0, row.upto + 1)..=(bucket.0, receipted.0);
-            if range.is_empty() {
-                return Ok(0);
-            }
-            for entry in tx.events.open()?.range(range)?.take(max) {
-                let (key, record) = entry?;
-                let seq = Seq(key.value().1);
-                let (record, key) = (record.value(), event_key(bucket, seq));
-                // One that is damaged was passed over and named; its id is not known any more.
-                let opened = tx.seal.open::<EventRow>("event", &key, record).ok();
-                if opened
-                    .as_ref()
-                    .is_some_and(|(row, _)| row.received_at() > received_by)
-                {
+            let (mut removed, mut bytes) = (0, 0);
+            for seq in (removed_already(&row, part) + 1..=receipted.0)
+                .take(max)
+                .map(Seq)
+            {
+                let found = {
+                    let (events, heads) = (tx.events.open()?, tx.heads.open()?);
+                    Receipted::at(tx.seal, events, heads, bucket, seq)?
+                };
+                if found.received_at > received_by || bytes > limits::RETENTION_STEP_BYTES {
                     break;
                 }
-                gone.push((seq, opened.map(|(row, _)| row.id()), record.len()));
-                bytes += record.len();
-                if bytes > limits::RETENTION_STEP_BYTES {
-                    break;
+                bytes += found.len;
+                match part {
+                    Part::Body => {
+                        removed += u64::from(remove_body(tx, bucket, seq, &mut row)?);
+                        row.bare_upto = seq.0;
+                    }
+                    Part::Whole => {
+                        let there = remove_records(tx, bucket, seq, found.id)?;
+                        removed += u64::from(there);
+                        row.events += u64::from(there);
+                        row.upto = seq.0;
+                    }
                 }
             }
-            let removed = gone.len() as u64;
-            for (seq, id, len) in gone {
-                tx.events.open()?.remove((bucket.0, seq.0))?;
-                if let Some(id) = id {
-                    tx.event_ids.open()?.remove(&id.to_bytes())?;
-                }
-                tx.shrink(event_cost(len));
-                row.upto = seq.0;
-            }
-            row.events += removed;
             put(tx, bucket, &row)?;
-            Ok(removed)
+            Ok(Some(removed))
         })
         .await
     }
 }
 
 impl Store {
-    /// Whether there is something that [`Store::remove_receipted`] would remove: a look costs no commit.
-    fn has_receipted(&self, bucket: BucketId, received_by: Timestamp) -> Result<bool, StoreError> {
+    /// Whether there is something that [`Store::remove_receipted`] would look at: a look costs no commit.
+    fn has_receipted(
+        &self,
+        bucket: BucketId,
+        received_by: Timestamp,
+        part: Part,
+    ) -> Result<bool, StoreError> {
         self.read(|tx| {
             let receipted = tx.open_table(SUBSCRIPTIONS)?;
             let receipted = subscriptions::receipted_by_all(self.seal, &receipted, bucket)?;
-            let upto = removed_upto(self.seal, tx, bucket)?;
-            if upto >= receipted {
+            let removals = read(self.seal, &tx.open_table(REMOVALS)?, bucket)?;
+            let first = Seq(removed_already(&removals, part) + 1);
+            if first > receipted {
                 return Ok(false);
             }
-            let events = tx.open_table(EVENTS)?;
-            let range = (bucket.0, upto.0 + 1)..=(bucket.0, receipted.0);
-            let Some(first) = events.range(range)?.next() else {
-                return Ok(false);
-            };
-            let (key, record) = first?;
-            let key = event_key(bucket, Seq(key.value().1));
-            let opened = self.seal.open::<EventRow>("event", &key, record.value());
-            Ok(opened.map_or(true, |(row, _)| row.received_at() <= received_by))
+            let (events, heads) = (tx.open_table(EVENTS)?, tx.open_table(HEADS)?);
+            let first = Receipted::at(self.seal, &events, &heads, bucket, first)?;
+            Ok(first.received_at <= received_by)
+        })
+    }
+}
+
+/// The place up to which nothing of it is left.
+fn removed_already(row: &RemovalsRow, part: Part) -> u64 {
+    match part {
+        Part::Body => row.upto.max(row.bare_upto),
+        Part::Whole => row.upto,
+    }
+}
+
+/// What every subscription has receipted.
+struct Receipted {
+    /// Unknown where it is damaged: it was passed over and named then.
+    id: Option<EventId>,
+    received_at: Timestamp,
+    len: usize,
+}
+
+impl Receipted {
+    /// What is at a place, if only that nothing is.
+    fn at<T: ReadableTable<(u32, u64), &'static [u8]>>(
+        seal: Seal,
+        events: &T,
+        heads: &T,
+        bucket: BucketId,
+        seq: Seq,
+    ) -> Result<Self, StoreError> {
+        let record = record_of(events, heads, (bucket.0, seq.0))?;
+        let bytes = record.as_ref().map_or(&[][..], |record| record.value());
+        let opened = seal.open::<EventRow>("event", &event_key(bucket, seq), bytes);
+        let row = opened.ok().map(|(row, _)| row);
+        Ok(Self {
+            id: row.as_ref().map(EventRow::id),
+            received_at: row.map_or(Timestamp::EPOCH, |row| row.received_at()),
+            len: bytes.len(),
         })
     }
 }
@@ -225,13 +257,7 @@ pub(crate) fn event_cost(record: usize) -> usize {
 
 /// Whether an event is there and has its body still. One that is damaged is, as far as this goes.
 pub(crate) fn has_body(tx: &mut Tx<'_>, bucket: BucketId, seq: Seq) -> Result<bool, StoreError> {
-    let seal = tx.seal;
-    let Some(record) = tx.events.open()?.get((bucket.0, seq.0))? else {
-        return Ok(false);
-    };
-    let key = event_key(bucket, seq);
-    let opened = seal.open::<EventRow>("event", &key, record.value());
-    Ok(opened.map_or(true, |(row, _)| row.has_body()))
+    Ok(tx.events.open()?.get((bucket.0, seq.0))?.is_some())
 }
 
 /// The place up to which retention has left nothing.
@@ -241,6 +267,16 @@ pub(crate) fn removed_upto(
     bucket: BucketId,
 ) -> Result<Seq, StoreError> {
     Ok(Seq(read(seal, &tx.open_table(REMOVALS)?, bucket)?.upto))
+}
+
+/// The place up to which no event has a body to send.
+pub(crate) fn bare_upto(
+    seal: Seal,
+    tx: &ReadTransaction,
+    bucket: BucketId,
+) -> Result<Seq, StoreError> {
+    let row = read(seal, &tx.open_table(REMOVALS)?, bucket)?;
+    Ok(Seq(removed_already(&row, Part::Body)))
 }
 
 /// Whether retention has emptied a place.
@@ -281,6 +317,7 @@ pub(crate) fn put_removed(tx: &mut Tx<'_>, bucket: BucketId, seq: Seq) -> Result
     Ok(())
 }
 
+/// Removes a body. What never had one is left: it can be delivered again.
 fn remove_body(
     tx: &mut Tx<'_>,
     bucket: BucketId,
@@ -288,24 +325,45 @@ fn remove_body(
     row: &mut RemovalsRow,
 ) -> Result<bool, StoreError> {
     let (key, place) = (event_key(bucket, seq), (bucket.0, seq.0));
-    let (bare, had) = {
+    let (head, whole) = {
         let Some(record) = tx.events.open()?.get(place)? else {
             return Ok(false);
         };
         let opened = tx.seal.open::<EventRow>("event", &key, record.value());
-        let opened = record::undamaged(opened)?;
-        let Some((event, body)) = opened.filter(|(e, body)| e.has_body() && !body.is_empty())
+        let Some((event, body)) = record::undamaged(opened)?.filter(|(_, body)| !body.is_empty())
         else {
             return Ok(false);
         };
-        let had = body.len();
-        let bare = Unsealed::new(&event.without_body(had as u64), &[])?;
-        (bare.seal(tx.seal, &key), had)
+        let head = Unsealed::new(&event.without_body(body.len() as u64), &[])?;
+        (head.seal(tx.seal, &key), record.value().len())
     };
-    tx.shrink(had);
-    tx.events.open()?.insert(place, bare.as_slice())?;
+    tx.events.open()?.remove(place)?;
+    tx.heads.open()?.insert(place, head.as_slice())?;
+    tx.shrink(event_cost(whole));
+    tx.grow(event_cost(head.len()));
     row.bodies += 1;
     Ok(true)
+}
+
+/// Removes an event with its body or without. Answers whether it was there.
+pub(crate) fn remove_records(
+    tx: &mut Tx<'_>,
+    bucket: BucketId,
+    seq: Seq,
+    id: Option<EventId>,
+) -> Result<bool, StoreError> {
+    let (mut there, mut cost) = (false, 0);
+    for table in [tx.events.open()?, tx.heads.open()?] {
+        if let Some(record) = table.remove((bucket.0, seq.0))? {
+            cost += event_cost(record.value().len());
+            there = true;
+        }
+    }
+    tx.shrink(cost);
+    if let Some(id) = id {
+        tx.event_ids.open()?.remove(&id.to_bytes())?;
+    }
+    Ok(there)
 }
 
 fn remove_event(
@@ -314,11 +372,7 @@ fn remove_event(
     all: &[Delivery],
     row: &mut RemovalsRow,
 ) -> Result<bool, StoreError> {
-    let removed = tx.events.open()?.remove((bucket.0, seq.0))?;
-    if let Some(len) = removed.map(|record| record.value().len()) {
-        tx.shrink(event_cost(len));
-    }
-    tx.event_ids.open()?.remove(&event.to_bytes())?;
+    remove_records(tx, bucket, seq, Some(event))?;
     if let Some(first) = all.first() {
         states::change(tx, first.key, event, delivery::event_state(all), None)?;
     }

@@ -131,11 +131,13 @@ impl EventRow {
 pub(crate) struct RemovalsRow {
     /// Nothing is left up to this place.
     pub(crate) upto: u64,
+    /// Of what is left up to this place, a forwarder sends nothing any more.
+    pub(crate) bare_upto: u64,
     pub(crate) events: u64,
     pub(crate) bodies: u64,
     pub(crate) sent: u64,
     pub(crate) dead: u64,
-    /// Of finished events up to this id the bodies are removed.
+    /// At an agent: of finished events up to this id the bodies are removed.
     pub(crate) bodies_upto: [u8; 16],
 }
 
@@ -144,6 +146,7 @@ impl RemovalsRow {
     pub(crate) fn max(&self, other: &Self) -> Self {
         Self {
             upto: self.upto.max(other.upto),
+            bare_upto: self.bare_upto.max(other.bare_upto),
             events: self.events.max(other.events),
             bodies: self.bodies.max(other.bodies),
             sent: self.sent.max(other.sent),

@@ -23,6 +23,7 @@ use crate::attempts;
 use crate::deliveries::{self, NewDelivery};
 use crate::disk::{self, FILE, Role};
 use crate::error::{OpenError, StoreError};
+use crate::events::record_of;
 use crate::index::Wait;
 use crate::lock::DirLock;
 use crate::pages::Pages;
@@ -345,30 +346,38 @@ impl<I: FnMut() -> u128> Salvage<I> {
         Ok(saved)
     }
 
-    /// Begins deliveries of the events that have none.
+    /// Begins deliveries of the events that have none. Answers of how many that have a body.
     fn begin_again(&mut self, tx: &mut Tx<'_>) -> Result<u64, StoreError> {
+        // What has no body had ended before that was removed.
+        self.begin_those(tx, true)?;
+        self.begin_those(tx, false)
+    }
+
+    /// Begins those with a body, or those without, as passed over.
+    fn begin_those(&mut self, tx: &mut Tx<'_>, bare: bool) -> Result<u64, StoreError> {
         let (mut begun, mut from) = (0, (0, 0));
         loop {
             let mut chunk = Vec::new();
-            for entry in tx.events.open()?.range(from..)?.take(CHUNK) {
+            let table = if bare { &mut tx.heads } else { &mut tx.events };
+            for entry in table.open()?.range(from..)?.take(CHUNK) {
                 let (place, record) = entry?;
                 let (bucket, seq) = place.value();
                 let (bucket, seq) = (BucketId(bucket), Seq(seq));
                 let row: (EventRow, _) =
                     self.new_seal
                         .open("event", &event_key(bucket, seq), record.value())?;
-                chunk.push((bucket, seq, row.0.id(), row.0.has_body()));
+                chunk.push((bucket, seq, row.0.id()));
             }
             let Some((bucket, seq, ..)) = chunk.last() else {
                 return Ok(begun);
             };
             from = (bucket.0, seq.0 + 1);
-            for (bucket, seq, event, has_body) in chunk {
+            for (bucket, seq, event) in chunk {
                 let all = (bucket.0, seq.0, 0)..=(bucket.0, seq.0, u32::MAX);
                 if tx.deliveries.open()?.range(all)?.next().is_some() {
                     continue;
                 }
-                begun += u64::from(has_body);
+                begun += 1;
                 let there = self.kept.destinations.iter();
                 let there = there.filter(|(_, row)| row.bucket == bucket.0);
                 for (ordinal, (destination, _)) in (0..).zip(there) {
@@ -379,8 +388,7 @@ impl<I: FnMut() -> u128> Salvage<I> {
                         due_at: self.again.now,
                         deadline_at: self.again.deadline_at,
                         replay: false,
-                        // Its body was removed because it had ended.
-                        passed_over: !has_body,
+                        passed_over: bare,
                     };
                     deliveries::begin(tx, bucket, seq, ordinal, event, &new)?;
                 }
@@ -399,15 +407,14 @@ fn put(tx: &mut Tx<'_>, kept: &mut Kept, found: Found) -> Result<(), StoreError>
         Found::Event(bucket, seq, id, has_body, record) => {
             let place = (bucket.0, seq.0);
             let record = record.seal(tx.seal, &event_key(bucket, seq));
-            let known = tx
-                .events
-                .open()?
-                .get(place)?
-                .map(|known| known.value().len());
+            let (events, heads) = (tx.events.open()?, tx.heads.open()?);
+            let known = record_of(&*events, &*heads, place)?.map(|known| known.value().len());
             kept.events += u64::from(known.is_none());
             // The page without the body may be of a commit that never was.
             if known.is_none() || has_body {
-                tx.events.open()?.insert(place, record.as_slice())?;
+                heads.remove(place)?;
+                let table = if has_body { events } else { heads };
+                table.insert(place, record.as_slice())?;
                 tx.shrink(known.map_or(0, retention::event_cost));
                 tx.grow(retention::event_cost(record.len()));
             }
@@ -478,7 +485,7 @@ fn settle_deliveries(tx: &mut Tx<'_>) -> Result<u64, StoreError> {
             let Some(delivery) = deliveries::get(tx.seal, tx.deliveries.open()?, key)? else {
                 continue;
             };
-            let there = tx.events.open()?.get((bucket, seq))?.is_some();
+            let there = record_of(tx.events.open()?, tx.heads.open()?, (bucket, seq))?.is_some();
             if !there && !delivery.state.is_finished() {
                 tx.deliveries.open()?.remove((bucket, seq, ordinal))?;
                 continue;
@@ -505,7 +512,7 @@ fn lost_events(tx: &mut Tx<'_>, kept: &Kept) -> Result<Vec<(BucketId, Seq)>, Sto
     buckets.sort();
     for (bucket, last) in buckets {
         for seq in (1..=*last).filter(|seq| !kept.is_removed(*bucket, *seq)) {
-            let whole = tx.events.open()?.get((*bucket, seq))?.is_some();
+            let whole = record_of(tx.events.open()?, tx.heads.open()?, (*bucket, seq))?.is_some();
             let all = (*bucket, seq, 0)..=(*bucket, seq, u32::MAX);
             if !whole && tx.deliveries.open()?.range(all)?.next().is_none() {
                 lost.push((BucketId(*bucket), Seq(seq)));

@@ -32,6 +32,14 @@ impl Store {
         })
     }
 
+    /// The subscriptions of a bucket by name, each with the place up to which it has receipted.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn subscriptions(&self, bucket: BucketId) -> Result<Vec<(String, Seq)>, StoreError> {
+        self.read(|tx| all(self.seal, &tx.open_table(SUBSCRIPTIONS)?, bucket))
+    }
+
     /// Moves a subscription's place forward: everything up to `upto` is on the agent's disk, if whoever says
     /// so still speaks for it when that is written. Never moves it back.
     ///
@@ -119,18 +127,29 @@ fn acked(
     Ok(record::undamaged(opened)?.map(|(row, _)| Seq(row.acked)))
 }
 
+fn all(
+    seal: Seal,
+    table: &impl ReadableTable<(u32, &'static str), &'static [u8]>,
+    bucket: BucketId,
+) -> Result<Vec<(String, Seq)>, StoreError> {
+    let mut all = Vec::new();
+    for entry in table.range((bucket.0, "")..(bucket.0 + 1, ""))? {
+        let (place, _) = entry?;
+        let name = place.value().1;
+        let seq = acked(seal, table, bucket, name)?.unwrap_or_default();
+        all.push((name.to_owned(), seq));
+    }
+    Ok(all)
+}
+
 /// The place up to which every subscription of a bucket has receipted; 0 where there is none.
 pub(crate) fn receipted_by_all(
     seal: Seal,
     table: &impl ReadableTable<(u32, &'static str), &'static [u8]>,
     bucket: BucketId,
 ) -> Result<Seq, StoreError> {
-    let mut least = None;
-    for entry in table.range((bucket.0, "")..(bucket.0 + 1, ""))? {
-        let (place, _) = entry?;
-        let seq = acked(seal, table, bucket, place.value().1)?.unwrap_or_default();
-        least = least.map_or(Some(seq), |least: Seq| Some(seq.min(least)));
-    }
+    let all = all(seal, table, bucket)?;
+    let least = all.into_iter().map(|(_, seq)| seq).min();
     Ok(least.unwrap_or_default())
 }
 

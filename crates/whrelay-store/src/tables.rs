@@ -6,7 +6,7 @@ use whrelay_core::bucket::{BucketId, Seq};
 use whrelay_core::delivery::DeliveryKey;
 
 /// The newest format this version reads and writes.
-pub(crate) const FORMAT: u32 = 4;
+pub(crate) const FORMAT: u32 = 5;
 
 /// Key: a name. Value: plain bytes (`format`, `role`, `id`, and notes).
 pub(crate) const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta_v1");
@@ -18,6 +18,9 @@ pub(crate) const SEQUENCES: TableDefinition<'_, u32, (u64, u64)> =
 pub(crate) const BUCKETS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("buckets_v1");
 /// Key: bucket, place. Value: record of `EventRow`, then the body as it came.
 pub(crate) const EVENTS: TableDefinition<'_, (u32, u64), &[u8]> = TableDefinition::new("events_v1");
+/// Key: bucket, place. Value: record of `EventRow`, of an event whose body retention has removed. Where it was
+/// among bodies, it would go on taking most of their pages.
+pub(crate) const HEADS: TableDefinition<'_, (u32, u64), &[u8]> = TableDefinition::new("heads_v1");
 /// Key: event id. Value: bucket, place.
 pub(crate) const EVENT_IDS: TableDefinition<'_, &[u8; 16], (u32, u64)> =
     TableDefinition::new("event_ids_v1");
@@ -55,7 +58,7 @@ pub(crate) const QUARANTINE: TableDefinition<'_, (u32, u64), i64> =
     TableDefinition::new("quarantine_v1");
 
 /// Key: bucket. Value: record of `RemovalsRow`.
-pub(crate) const REMOVALS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("removals_v1");
+pub(crate) const REMOVALS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("removals_v2");
 /// Key: bucket, place of an event that retention has removed, behind the first one that is kept. Value: a
 /// record without anything in it.
 pub(crate) const REMOVED: TableDefinition<'_, (u32, u64), &[u8]> =
@@ -72,6 +75,7 @@ pub(crate) fn create_all(tx: &WriteTransaction) -> Result<(), TableError> {
     tx.open_table(SEQUENCES)?;
     tx.open_table(BUCKETS)?;
     tx.open_table(EVENTS)?;
+    tx.open_table(HEADS)?;
     tx.open_table(EVENT_IDS)?;
     tx.open_table(SUBSCRIPTIONS)?;
     tx.open_table(SOURCES)?;

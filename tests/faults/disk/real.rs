@@ -119,8 +119,14 @@ impl Real {
                     let swept = store.remove_finished(bucket, found, by, part).await?;
                     Done::Removed(swept.removed.len() as u64)
                 }
-                Write::RemoveReceipted { bucket, by, max } => {
-                    Done::Removed(store.remove_receipted(bucket, by, max).await?)
+                Write::RemoveReceipted {
+                    bucket,
+                    by,
+                    part,
+                    max,
+                } => {
+                    let removed = store.remove_receipted(bucket, by, part, max).await?;
+                    Done::Removed(removed.unwrap_or(0))
                 }
                 Write::GiveUp(attempt) => {
                     Done::GaveUp(!store.give_up(vec![*attempt]).await?.is_empty())
@@ -171,7 +177,8 @@ impl Real {
             let batch = vault.read_after(bucket, Seq(0), usize::MAX, usize::MAX);
             let acked = ["default", "other"].map(|name| vault.acked(bucket.id, name));
             let source = vault.source(bucket.id);
-            text += &format!("{batch:?} {acked:?} {source:?}\n");
+            let bare = vault.bare_upto(bucket.id);
+            text += &format!("{batch:?} {bare:?} {acked:?} {source:?}\n");
             for state in State::ALL {
                 let search = Search {
                     bucket: bucket.id,
@@ -182,8 +189,10 @@ impl Real {
                 let found = vault.search(&search, Begin::Oldest, None, usize::MAX);
                 text += &format!("{state} {found:?}\n");
             }
-            for seq in 1..=batch.upto.0 {
-                text += &format!("{:?}\n", vault.deliveries_of(bucket.id, Seq(seq)));
+            for seq in (1..=batch.upto.0).map(Seq) {
+                let event = vault.event_at(bucket, seq);
+                let deliveries = vault.deliveries_of(bucket.id, seq);
+                text += &format!("{event:?} {deliveries:?}\n");
             }
         }
         for target in model.targets() {
@@ -345,8 +354,8 @@ impl Vault for Real {
         self.look(|store| store.last_seq(bucket))
     }
 
-    fn removed_upto(&self, bucket: BucketId) -> Seq {
-        self.look(|store| store.removed_upto(bucket))
+    fn bare_upto(&self, bucket: BucketId) -> Seq {
+        self.look(|store| store.bare_upto(bucket))
     }
 
     fn acked(&self, bucket: BucketId, subscription: &str) -> Seq {

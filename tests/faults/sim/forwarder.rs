@@ -203,7 +203,7 @@ impl<V: Vault> World<V> {
         let resume = hello.resume.as_ref();
         let resume = resume.filter(|resume| resume.forwarder == vault.name());
         let mut start = resume.map_or(acked, |resume| Seq(resume.seq)).min(last);
-        start = start.max(vault.removed_upto(id));
+        start = start.max(vault.bare_upto(id));
         if self.planted == Some(Bug::ResumeFromTheEnd) {
             start = last;
         }

@@ -1,6 +1,8 @@
 //! The reference model of the store: its promises, without a disk. A commit is one assignment, so
 //! that every crash falls between two of them. It must share no code with the store.
 
+mod removal;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
@@ -12,8 +14,8 @@ use whrelay_core::limits;
 use whrelay_core::retry::{Pause, Phase};
 use whrelay_core::time::Timestamp;
 use whrelay_store::{
-    Again, Batch, Begin, DueScan, Found, Head, NewDelivery, NewEvent, Part, Receipt, Release,
-    Search, SourceMark, StateCounts, StoredEvent,
+    Again, Batch, Begin, DueScan, Found, Head, NewDelivery, NewEvent, Receipt, Release, Search,
+    SourceMark, StateCounts, StoredEvent,
 };
 
 use super::planted::Bug;
@@ -41,6 +43,8 @@ pub(crate) struct Model {
     attempts: u64,
     last: HashMap<BucketId, Seq>,
     acked: HashMap<(BucketId, String), Seq>,
+    /// Up to where a forwarder has removed bodies.
+    bare: HashMap<BucketId, Seq>,
     sources: HashMap<BucketId, SourceMark>,
     /// Compiled into the world's own store, switched on by one seed's run.
     planted: Option<Bug>,
@@ -242,64 +246,6 @@ impl Model {
         Done::GaveUp(given_up)
     }
 
-    fn remove(&mut self, bucket: BucketId, found: &[Found], by: Timestamp, part: Part) -> Done {
-        let mut removed = 0;
-        for (id, seq) in found {
-            let all = self.deliveries_of(bucket, *seq);
-            let waits = self.planted != Some(Bug::RetentionTakesWhatWaits);
-            let early = self.planted != Some(Bug::RetentionIsTooEarly);
-            let kept = all.iter().any(|delivery| match delivery.ended_at {
-                None => waits,
-                Some(at) => at > by && early,
-            });
-            let Some(event) = self.events.get_mut(&(bucket, *seq)).filter(|_| !kept) else {
-                continue;
-            };
-            if part == Part::Body && event.request.body.is_empty() {
-                continue;
-            }
-            if part == Part::Body {
-                removed += u64::from(event.removed_body.is_none());
-                let had = event.request.body.len() as u64;
-                event.removed_body.get_or_insert(had);
-                event.request.body.clear();
-                continue;
-            }
-            removed += 1;
-            self.events.remove(&(bucket, *seq));
-            self.places.remove(id);
-            for delivery in all {
-                self.deliveries.remove(&delivery.key);
-                let place = (delivery.destination, delivery.state);
-                if let Some(count) = self.counts.get_mut(&place) {
-                    *count -= 1;
-                }
-                if let Some(at) = delivery.next_attempt_at {
-                    self.due.remove(&(delivery.destination, at, delivery.key));
-                }
-            }
-        }
-        Done::Removed(removed)
-    }
-
-    fn remove_receipted(&mut self, bucket: BucketId, by: Timestamp, max: usize) -> Done {
-        let mine = self.acked.iter().filter(|((of, _), _)| *of == bucket);
-        let places = mine.map(|(_, seq)| *seq);
-        let receipted = match self.planted {
-            Some(Bug::RetentionForgetsASubscription) => places.max(),
-            _ => places.min(),
-        };
-        let upto = (bucket, receipted.unwrap_or_default());
-        let old = self.events.range((bucket, Seq(0))..=upto);
-        let old = old.take_while(|(_, event)| event.received_at <= by);
-        let old: Vec<_> = old.take(max).map(|(key, event)| (*key, event.id)).collect();
-        for (key, id) in &old {
-            self.events.remove(key);
-            self.places.remove(id);
-        }
-        Done::Removed(old.len() as u64)
-    }
-
     /// The state of an event: the least finished of those that wait, or else of the newest deliveries to
     /// each destination.
     fn state_of(&self, bucket: BucketId, seq: Seq) -> Option<State> {
@@ -416,20 +362,27 @@ impl Vault for Model {
                 by,
                 part,
             } => self.remove(bucket, &found, by, part),
-            Write::RemoveReceipted { bucket, by, max } => self.remove_receipted(bucket, by, max),
+            Write::RemoveReceipted {
+                bucket,
+                by,
+                part,
+                max,
+            } => self.remove_receipted(bucket, by, part, max),
         };
         Ok(writes.into_iter().map(carry_out).collect())
     }
 
     fn read_after(&self, bucket: &Bucket, after: Seq, events: usize, bytes: usize) -> Batch {
-        let first = (bucket.id, Seq(after.0 + 1));
+        let from = after.max(self.bare_upto(bucket.id));
+        let first = (bucket.id, Seq(from.0 + 1));
         let mut batch = Batch {
             events: Vec::new(),
             upto: after,
             damaged: Vec::new(),
         };
         let mut weight = 0;
-        for ((_, seq), event) in self.events.range(first..=(bucket.id, Seq(u64::MAX))) {
+        let rest = self.events.range(first..=(bucket.id, Seq(u64::MAX)));
+        for ((_, seq), event) in rest.filter(|(_, event)| event.removed_body.is_none()) {
             weight += event.request.body.len();
             if !batch.events.is_empty() && (batch.events.len() >= events || weight > bytes) {
                 return batch;
@@ -448,11 +401,11 @@ impl Vault for Model {
         self.last.get(&bucket).copied().unwrap_or_default()
     }
 
-    fn removed_upto(&self, bucket: BucketId) -> Seq {
+    fn bare_upto(&self, bucket: BucketId) -> Seq {
         let all = (bucket, Seq(0))..=(bucket, Seq(u64::MAX));
         let first = self.events.range(all).next();
         let kept = first.map_or(self.last_seq(bucket).0, |((_, seq), _)| seq.0 - 1);
-        Seq(kept)
+        Seq(kept).max(self.bare.get(&bucket).copied().unwrap_or_default())
     }
 
     fn acked(&self, bucket: BucketId, subscription: &str) -> Seq {

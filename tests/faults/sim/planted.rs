@@ -48,6 +48,7 @@ pub(crate) enum Bug {
     RetentionTakesWhatWaits,
     RetentionIsTooEarly,
     RetentionForgetsASubscription,
+    BodiesForgetASubscription,
     StateIndexLags,
     CountsDrift,
     /// The disk's own: only the real store can show it.

@@ -1,8 +1,9 @@
 //! Retention: what a sweep asks the stores to remove, and the rule it is judged by, written a second time. It
 //! must not know how a store removes.
 
-use whrelay_core::bucket::Seq;
+use whrelay_core::bucket::{Bucket, Seq};
 use whrelay_core::delivery::{Delivery, State};
+use whrelay_core::event::Event;
 use whrelay_core::id::EventId;
 use whrelay_core::time::Timestamp;
 use whrelay_store::{Begin, Part, Search};
@@ -76,6 +77,10 @@ impl<V: Vault> World<V> {
         if !known.all(|known| known) {
             return;
         }
+        let part = match self.chance.permille(500) {
+            true => Part::Body,
+            false => Part::Whole,
+        };
         let retain = match self.chance.permille(300) {
             true => std::time::Duration::ZERO,
             false => self.retain,
@@ -87,6 +92,7 @@ impl<V: Vault> World<V> {
         let write = Write::RemoveReceipted {
             bucket,
             by: now.certain.before(retain),
+            part,
             max: STEP,
         };
         process.desk.asked.push_back((write, Purpose::Retention));
@@ -132,8 +138,9 @@ impl<V: Vault> World<V> {
         Ok(())
     }
 
-    /// The events of a bucket that the forwarder may remove: every subscription has them on a disk.
-    pub(crate) fn may_drop(&mut self, write: &Write) -> Vec<EventId> {
+    /// The events of a bucket that the forwarder may remove, or their bodies: every subscription has them on a
+    /// disk.
+    pub(crate) fn may_drop(&mut self, write: &Write) -> Vec<Event> {
         let Write::RemoveReceipted { bucket, .. } = write else {
             return Vec::new();
         };
@@ -141,28 +148,34 @@ impl<V: Vault> World<V> {
         let Some(tenant) = buckets.iter().position(|b| b.id == *bucket) else {
             return Vec::new();
         };
-        let all = self
-            .forwarder
-            .vault
-            .read_after(&buckets[tenant], Seq(0), usize::MAX, usize::MAX);
-        let all: Vec<_> = all.events.into_iter().map(|s| s.event.id).collect();
-        for id in &all {
-            if self.is_everywhere(tenant, *id) {
-                self.ledger.dropped.insert(*id);
+        let vault = &self.forwarder.vault;
+        let places = (1..=vault.last_seq(*bucket).0).map(Seq);
+        let all = places.filter_map(|seq| vault.event_at(&buckets[tenant], seq));
+        let all: Vec<_> = all.collect();
+        for event in &all {
+            if self.is_everywhere(tenant, event.id) {
+                self.ledger.dropped.insert(event.id);
             }
         }
         all
     }
 
     /// Whether the forwarder removed only what is everywhere. `before` are the events that it had.
-    pub(crate) fn dropped(&mut self, before: &[EventId]) -> Verdicts {
-        for id in before {
-            let there = self.forwarder.vault.find(*id).is_some();
-            if !there {
-                self.seen.note(Point::ReceiptedRemoved);
+    pub(crate) fn dropped(&mut self, before: &[Event]) -> Verdicts {
+        let vault = &self.forwarder.vault;
+        for event in before {
+            let id = event.id;
+            let tenant = |b: &&Bucket| b.name == event.bucket;
+            let bucket = self.forwarder.buckets.iter().find(tenant);
+            let left = vault.find(id).zip(bucket);
+            let left = left.and_then(|((_, seq), bucket)| vault.event_at(bucket, seq));
+            match &left {
+                None => self.seen.note(Point::ReceiptedRemoved),
+                Some(left) if left != event => self.seen.note(Point::ReceiptedBodyRemoved),
+                Some(_) => continue,
             }
-            hold(there || self.ledger.dropped.contains(id), "C2", || {
-                format!("the forwarder has removed {id}, which not all have receipted")
+            hold(self.ledger.dropped.contains(&id), "C2", || {
+                format!("the forwarder has removed {id}, or its body, which not all have receipted")
             })?;
         }
         Ok(())

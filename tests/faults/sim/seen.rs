@@ -64,6 +64,7 @@ pub(crate) enum Point {
     EventRemoved,
     BodyRemoved,
     ReceiptedRemoved,
+    ReceiptedBodyRemoved,
     AppendedInParts,
     DuplicateAbsorbed,
     WriteAbandoned,

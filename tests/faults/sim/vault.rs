@@ -44,6 +44,7 @@ pub(crate) enum Write {
     RemoveReceipted {
         bucket: BucketId,
         by: Timestamp,
+        part: Part,
         max: usize,
     },
 }
@@ -82,7 +83,7 @@ pub(crate) trait Vault {
 
     fn read_after(&self, bucket: &Bucket, after: Seq, events: usize, bytes: usize) -> Batch;
     fn last_seq(&self, bucket: BucketId) -> Seq;
-    fn removed_upto(&self, bucket: BucketId) -> Seq;
+    fn bare_upto(&self, bucket: BucketId) -> Seq;
     fn acked(&self, bucket: BucketId, subscription: &str) -> Seq;
     fn source(&self, bucket: BucketId) -> Option<SourceMark>;
     fn find(&self, event: EventId) -> Option<(BucketId, Seq)>;

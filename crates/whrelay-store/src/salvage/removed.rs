@@ -25,6 +25,7 @@ pub(super) fn leave_out(tx: &mut Tx<'_>, kept: &mut Kept) -> Result<(), StoreErr
         // A body may have come back, from a page that still has it.
         let row = RemovalsRow {
             bodies_upto: [0; 16],
+            bare_upto: 0,
             ..*row
         };
         retention::put(tx, BucketId(*bucket), &row)?;
@@ -41,19 +42,20 @@ pub(super) fn leave_out(tx: &mut Tx<'_>, kept: &mut Kept) -> Result<(), StoreErr
 fn leave_out_events(tx: &mut Tx<'_>, kept: &mut Kept) -> Result<(), StoreError> {
     let seal = tx.seal;
     let mut gone = Vec::new();
-    for entry in tx.events.open()?.iter()? {
-        let (place, record) = entry?;
-        let (bucket, seq) = place.value();
-        if kept.is_removed(bucket, seq) {
-            let key = event_key(BucketId(bucket), Seq(seq));
-            let (row, _): (EventRow, _) = seal.open("event", &key, record.value())?;
-            gone.push((bucket, seq, row.id(), record.value().len()));
+    for table in [tx.events.open()?, tx.heads.open()?] {
+        for entry in table.iter()? {
+            let (place, record) = entry?;
+            let (bucket, seq) = place.value();
+            if kept.is_removed(bucket, seq) {
+                let (bucket, seq) = (BucketId(bucket), Seq(seq));
+                let key = event_key(bucket, seq);
+                let (row, _): (EventRow, _) = seal.open("event", &key, record.value())?;
+                gone.push((bucket, seq, row.id()));
+            }
         }
     }
-    for (bucket, seq, id, len) in gone {
-        tx.events.open()?.remove((bucket, seq))?;
-        tx.event_ids.open()?.remove(&id.to_bytes())?;
-        tx.shrink(retention::event_cost(len));
+    for (bucket, seq, id) in gone {
+        retention::remove_records(tx, bucket, seq, Some(id))?;
         kept.events -= 1;
     }
     Ok(())

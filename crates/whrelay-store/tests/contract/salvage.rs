@@ -10,7 +10,7 @@ use whrelay_core::delivery::{DestinationId, State};
 use whrelay_core::retry::Verdict;
 use whrelay_core::time::Timestamp;
 use whrelay_store::{
-    Begin, NewEvent, Part, Role, SalvageError, Salvaged, Search, SourceMark, Store, salvage,
+    Begin, Effort, NewEvent, Part, Role, SalvageError, Salvaged, Search, SourceMark, Store, salvage,
 };
 
 use crate::setup::*;
@@ -221,6 +221,45 @@ async fn a_body_that_comes_back_is_counted_and_can_be_removed_again() {
     assert!(store.census().expect("read").is_whole());
 }
 
+/// Where no page has the bodies any more, what is left of events is saved, and nothing is lost or sent bare.
+#[tokio::test]
+async fn events_without_bodies_are_saved_as_they_are() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path(), &options(Role::Forwarder)).expect("opens");
+    let bucket = bucket(&store).await;
+    let events = (1..=300).map(|n| {
+        let mut new = plain(n);
+        if n <= 200 {
+            new.event.request.body = format!("what goes: {n}").into();
+        }
+        new
+    });
+    let stored = store.append(bucket.id, events.collect(), None).await;
+    stored.expect("stored");
+    let acked = store.ack(bucket.id, "laptop", Seq(200), || true);
+    acked.await.expect("stored");
+    let removed = store.remove_receipted(bucket.id, NOW, Part::Body, 300);
+    assert_eq!(removed.await.expect("stored"), Some(200));
+    store.give_back(Effort::Whatever).await.expect("open");
+    let size = store.size();
+    store.close().await;
+    // What is left of the bodies' pages.
+    blot(dir.path(), b"what goes: ");
+    behead(dir.path());
+    let saved = save(dir.path()).expect("saved");
+    assert_eq!((saved.events, saved.lost.len()), (300, 0));
+    let store = Store::open(dir.path(), &options(Role::Forwarder)).expect("opens");
+    assert_eq!(store.size(), size);
+    let batch = store.read_after(&bucket, Seq(0), 999, usize::MAX);
+    let batch = batch.expect("read");
+    assert_eq!(batch.damaged, []);
+    let read: Vec<_> = batch.events.iter().map(|stored| stored.seq.0).collect();
+    assert_eq!(read, (201..=300).collect::<Vec<_>>());
+    let left = store.event_at(&bucket, Seq(1)).expect("read");
+    assert!(left.expect("kept").removed_body.is_some());
+    assert!(store.census().expect("read").is_whole());
+}
+
 #[tokio::test]
 async fn a_bucket_that_retention_has_emptied_gives_no_place_twice() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -232,8 +271,8 @@ async fn a_bucket_that_retention_has_emptied_gives_no_place_twice() {
         .ack(bucket.id, "laptop", Seq(300), || true)
         .await
         .expect("stored");
-    let removed = store.remove_receipted(bucket.id, NOW, 300).await;
-    assert_eq!(removed.expect("stored"), 300);
+    let removed = store.remove_receipted(bucket.id, NOW, Part::Whole, 300);
+    assert_eq!(removed.await.expect("stored"), Some(300));
     store.close().await;
     // Every copy of the last place given there: what is left knows only that all up to 300 is gone.
     assert!(blot(dir.path(), &300u64.to_le_bytes()) > 0);
