@@ -546,6 +546,8 @@ fn the_system_is_told_to_keep_it_running_and_to_stop() {
         (Some(0), "shop running\n".into())
     );
     assert_eq!(service(&["uninstall", "--label", "shop"]).0, Some(0));
+    let (gone, said) = service(&["uninstall", "--label", "shop"]);
+    assert_eq!(gone, Some(3), "{said}");
     let asked = std::fs::read_to_string(asked).unwrap();
     for word in ["enable", "start shop", "stop shop", "disable"] {
         assert!(asked.contains(&format!("--user {word}")), "{word}: {asked}");

@@ -94,11 +94,7 @@ fn install(
     output: &Output,
 ) -> Result<(), Failure> {
     let label = label(service)?;
-    // A manager that cannot be asked is told nothing either.
-    let before = manager.status(ServiceStatusCtx {
-        label: label.clone(),
-    });
-    let new = before.map_err(failed)? == ServiceStatus::NotInstalled;
+    let new = ask(manager, &label)? == ServiceStatus::NotInstalled;
     let installed = manager.install(ServiceInstallCtx {
         label: label.clone(),
         program: quoted(&std::env::current_exe()?.to_string_lossy()).into(),
@@ -155,19 +151,17 @@ fn uninstall(
     output: &Output,
 ) -> Result<(), Failure> {
     let label = label(service)?;
+    if ask(manager, &label)? == ServiceStatus::NotInstalled {
+        let why = format!("there is no service {}", service.label);
+        return Err(Failure::new(Code::NotFound, why)
+            .hint("`whrelay service status --label …` tells of another"));
+    }
     // One that does not run is as good as stopped.
     let _ = manager.stop(ServiceStopCtx {
         label: label.clone(),
     });
     let removed = manager.uninstall(ServiceUninstallCtx { label });
-    removed.map_err(|error| {
-        if error.kind() == std::io::ErrorKind::NotFound {
-            let why = format!("there is no service {}", service.label);
-            return Failure::new(Code::NotFound, why)
-                .hint("`whrelay service status --label …` tells of another");
-        }
-        failed(error)
-    })?;
+    removed.map_err(failed)?;
     output.tell(&format!("{} is gone; what is stored stays", service.label));
     Ok(())
 }
@@ -179,7 +173,7 @@ fn status(
     output: &Output,
 ) -> Result<(), Failure> {
     let label = label(service)?;
-    let state = match manager.status(ServiceStatusCtx { label }).map_err(failed)? {
+    let state = match ask(manager, &label)? {
         ServiceStatus::Running => "running",
         ServiceStatus::Stopped(_) => "stopped",
         ServiceStatus::NotInstalled => "not installed",
@@ -198,6 +192,11 @@ fn status(
     }
 }
 
+fn ask(manager: &dyn ServiceManager, label: &ServiceLabel) -> Result<ServiceStatus, Failure> {
+    let label = label.clone();
+    manager.status(ServiceStatusCtx { label }).map_err(failed)
+}
+
 fn label(service: &Service) -> Result<ServiceLabel, Failure> {
     let label = service.label.as_str().parse();
     label.map_err(|error| Failure::new(Code::Usage, format!("--label: {error}")))
@@ -205,8 +204,11 @@ fn label(service: &Service) -> Result<ServiceLabel, Failure> {
 
 #[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` has")]
 fn failed(error: std::io::Error) -> Failure {
-    Failure::new(Code::Failed, error.to_string().trim().to_owned())
-        .hint("is there a session of this user? `loginctl enable-linger` keeps one")
+    let hint = match cfg!(target_os = "macos") {
+        true => "is this user logged in? launchd runs services of those who are",
+        false => "is there a session of this user? `loginctl enable-linger` keeps one",
+    };
+    Failure::new(Code::Failed, error.to_string().trim().to_owned()).hint(hint)
 }
 
 #[cfg(test)]
