@@ -3,8 +3,8 @@
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 use whrelay_tests::eventually;
-use whrelay_tests::port::Port;
-use whrelay_tests::process::{Cloud, Home};
+use whrelay_tests::port::{self, Port};
+use whrelay_tests::process::{Cloud, Home, Process};
 use whrelay_tests::receiver::{Receiver, Reply};
 use whrelay_tests::sender::send;
 
@@ -58,6 +58,52 @@ async fn two_that_start_at_once_on_a_fresh_machine_share_a_forwarder() {
     let id = send(&url, "x").await;
     let both = || (one.events() == [id.clone()] && two.events() == [id.clone()]).then_some(());
     eventually("both get it", both).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_goes_on_takes_the_shared_forwarder_over() {
+    let (home, one, two) = (home(), Receiver::start().await, Receiver::start().await);
+    let (to_one, to_two) = (one.target(), two.target());
+    let named_one = ["--to", &to_one, "--name", "one"];
+    let named_two = ["--to", &to_two, "--name", "two"];
+    let again = |listen: &Process| {
+        let connected = |line: &&Value| line["state"] == "connected";
+        (listen.all("link").iter().filter(connected).count() >= 2).then_some(())
+    };
+    // A port that nobody else takes while it is free.
+    let at = ["--bind", &port::quiet()];
+    let (mut first, url) = home.listen(&[&named_one[..], &at].concat()).await;
+    let (mut second, _) = home.listen(&named_two).await;
+    first.kill();
+    eventually("it is connected again", || again(&second)).await;
+    let id = send(&url, "x").await;
+    second.wait_state(&id, "sent").await;
+    // What the first one missed is sent to it by the other's forwarder, which the other takes with it.
+    let (mut first, same) = home.listen(&named_one).await;
+    assert_eq!(same, url);
+    first.wait_state(&id, "sent").await;
+    assert_eq!(second.terminate().await, Some(0));
+    eventually("it is connected again", || again(&first)).await;
+    let id = send(&url, "y").await;
+    first.wait_state(&id, "sent").await;
+    assert_eq!(first.terminate().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_insists_waits_for_no_attempt_and_loses_nothing() {
+    let (home, slow) = (home(), Receiver::scripted(|_| Reply::Hang).await);
+    let (mut listen, url) = home.listen(&["--to", &slow.target()]).await;
+    let id = send(&url, "x").await;
+    eventually("an attempt", || (slow.count() == 1).then_some(())).await;
+    assert_eq!(listen.insist().await, Some(1));
+    assert!(
+        listen.stderr().contains("stopped at once"),
+        "{}",
+        listen.stderr()
+    );
+    let receiver = Receiver::start().await;
+    let (listen, _) = home.listen(&["--to", &receiver.target()]).await;
+    listen.wait_state(&id, "sent").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

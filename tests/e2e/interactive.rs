@@ -8,7 +8,7 @@ use std::process::Command;
 use serde_json::Value;
 use whrelay_tests::eventually;
 use whrelay_tests::process::Home;
-use whrelay_tests::receiver::Receiver;
+use whrelay_tests::receiver::{Receiver, Reply};
 use whrelay_tests::sender::send;
 
 use crate::{home, text};
@@ -164,6 +164,23 @@ async fn keys_choose_replay_show_pause_and_quit() {
     let left = terminal.left();
     assert!(
         left.contains("next `listen`") && !left.contains("j/k"),
+        "{left}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn asked_twice_it_stops_at_once_and_gives_the_terminal_back() {
+    let (home, receiver) = (home(), Receiver::scripted(|_| Reply::Hang).await);
+    let terminal = Terminal::start(&home, &[], &["--to", &receiver.target()]);
+    send(&terminal.url().await, "x").await;
+    eventually("an attempt", || (receiver.count() == 1).then_some(())).await;
+    terminal.press("q");
+    terminal.shows("stopping").await;
+    terminal.press("C-c");
+    assert_eq!(terminal.ends().await, "1");
+    let left = terminal.left();
+    assert!(
+        left.contains("stopped at once") && !left.contains("j/k"),
         "{left}"
     );
 }

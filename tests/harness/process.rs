@@ -231,6 +231,13 @@ impl Process {
         self.ended().await.code()
     }
 
+    /// Ctrl-C, and SIGTERM right behind it; answers with its exit code.
+    pub async fn insist(&mut self) -> Option<i32> {
+        self.signal("-INT");
+        self.signal("-TERM");
+        self.ended().await.code()
+    }
+
     /// SIGSTOP: it does nothing more, and knows nothing of it.
     pub fn freeze(&self) {
         self.signal("-STOP");

@@ -4,17 +4,18 @@
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use url::Url;
+use whrelay_core::limits;
 use whrelay_core::retention::Retention;
 use whrelay_core::token::Token;
 use whrelay_forwarder::Config;
-use whrelay_store::{OpenError, Options, Role, Store, StoreError, write_private};
+use whrelay_store::{OpenError, Options, Role, Store, write_private};
 
 use crate::agents::{LISTEN, PATIENCE, PAUSE};
 use crate::failure::{Code, Failure};
@@ -33,12 +34,9 @@ pub(crate) struct Embedded {
     pub(crate) token: Token,
     /// The port of the bucket's own, where somebody else has it.
     pub(crate) away_from: Option<u16>,
-    serving: Option<Serving>,
-}
-
-struct Serving {
     stop: CancellationToken,
-    task: JoinHandle<Result<(), StoreError>>,
+    /// Serves, or waits until that falls to this process.
+    task: Option<JoinHandle<Result<(), Failure>>>,
 }
 
 /// How a forwarder's store is opened.
@@ -53,7 +51,8 @@ pub(crate) fn store_options(purpose: &'static str, max_size: Option<u64>) -> Opt
 }
 
 impl Embedded {
-    /// Starts the embedded forwarder, or joins the one that another `listen` runs.
+    /// Starts the embedded forwarder, or joins the one that another `listen` runs, and goes on with it once that
+    /// has ended.
     pub(crate) async fn start(
         dir: &Path,
         bind: Option<SocketAddr>,
@@ -65,7 +64,7 @@ impl Embedded {
             match Store::open(dir, &store_options(LISTEN, retention.max_disk)) {
                 Ok(store) => break store,
                 Err(OpenError::InUse { purpose, .. }) if purpose == LISTEN && bind.is_none() => {
-                    match join(dir).await {
+                    match Self::join(dir, retention).await {
                         // It may only just be starting, or stopping.
                         Err(_) if !waited => {}
                         joined => return joined,
@@ -94,34 +93,58 @@ impl Embedded {
             keep(PORT_FILE, &address.port().to_string())?;
         }
         let stop = CancellationToken::new();
-        let config = Config {
-            public_url: text,
-            retention,
-        };
-        let task = tokio::spawn(whrelay_forwarder::run(
-            listener,
-            store,
-            config,
-            stop.clone(),
-        ));
+        let serving = serve(listener, store, url.clone(), retention, stop.clone());
         Ok(Self {
             url,
             token,
             away_from,
-            serving: Some(Serving { stop, task }),
+            stop,
+            task: Some(tokio::spawn(serving)),
+        })
+    }
+
+    /// The forwarder of another `listen`.
+    async fn join(dir: &Path, retention: Retention) -> Result<Self, Failure> {
+        let read = |name: &str| {
+            let text = fs::read_to_string(dir.join(name));
+            text.map_err(|e| {
+                Failure::new(Code::InUse, format!("{}: {e}", dir.join(name).display()))
+            })
+        };
+        let other = |e: String| Failure::new(Code::InUse, e).hint("try again in a moment");
+        let url = Url::parse(&read(URL_FILE)?).map_err(|e| other(e.to_string()))?;
+        let token = Token::parse(&read(TOKEN_FILE)?).map_err(|e| other(e.to_string()))?;
+        let addresses = url.socket_addrs(|| None);
+        let addresses = addresses.map_err(|e| other(e.to_string()))?;
+        let there = TcpStream::connect(&*addresses).await;
+        there.map_err(|e| other(format!("{url}: {e}")))?;
+        let stop = CancellationToken::new();
+        let succeeding = succeed(
+            dir.to_owned(),
+            addresses,
+            url.clone(),
+            retention,
+            stop.clone(),
+        );
+        Ok(Self {
+            url,
+            token,
+            away_from: None,
+            stop,
+            task: Some(tokio::spawn(succeeding)),
         })
     }
 
     /// Waits until it has stopped by itself, which it does only when its store has failed.
     pub(crate) async fn failed(&mut self) -> Failure {
-        let Some(serving) = &mut self.serving else {
+        let Some(task) = &mut self.task else {
             return std::future::pending().await;
         };
-        let ended = (&mut serving.task).await;
+        let ended = task.await;
         // There is nothing left to stop.
-        self.serving = None;
+        self.task = None;
         match ended {
-            Ok(Err(error)) => error.into(),
+            Ok(Err(failure)) => failure,
             Ok(Ok(())) => Failure::new(Code::Bug, "the embedded forwarder has stopped"),
             Err(error) => Failure::new(Code::Bug, error.to_string()),
         }
@@ -129,33 +152,55 @@ impl Embedded {
 
     /// Stops it, if it is this process's.
     pub(crate) async fn stop(self) {
-        if let Some(Serving { stop, task }) = self.serving {
-            stop.cancel();
+        self.stop.cancel();
+        if let Some(task) = self.task {
             // What it could not finish is on disk, or was never answered.
             let _ = task.await;
         }
     }
 }
 
-/// The forwarder of another `listen`.
-async fn join(dir: &Path) -> Result<Embedded, Failure> {
-    let read = |name: &str| {
-        let text = fs::read_to_string(dir.join(name));
-        text.map_err(|e| Failure::new(Code::InUse, format!("{}: {e}", dir.join(name).display())))
+async fn serve(
+    listener: TcpListener,
+    store: Store,
+    url: Url,
+    retention: Retention,
+    stop: CancellationToken,
+) -> Result<(), Failure> {
+    let config = Config {
+        public_url: url.as_str().trim_end_matches('/').to_owned(),
+        retention,
     };
-    let other = |e: String| Failure::new(Code::InUse, e).hint("try again in a moment");
-    let url = Url::parse(&read(URL_FILE)?).map_err(|e| other(e.to_string()))?;
-    let token = Token::parse(&read(TOKEN_FILE)?).map_err(|e| other(e.to_string()))?;
-    let addresses = url.socket_addrs(|| None);
-    let addresses = addresses.map_err(|e| other(e.to_string()))?;
-    let there = TcpStream::connect(&*addresses).await;
-    there.map_err(|e| other(format!("{url}: {e}")))?;
-    Ok(Embedded {
-        url,
-        token,
-        away_from: None,
-        serving: None,
-    })
+    Ok(whrelay_forwarder::run(listener, store, config, stop).await?)
+}
+
+/// Waits until the `listen` that serves has ended, and serves at its address: senders and agents find no other.
+async fn succeed(
+    dir: PathBuf,
+    addresses: Vec<SocketAddr>,
+    url: Url,
+    retention: Retention,
+    stop: CancellationToken,
+) -> Result<(), Failure> {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(limits::REARM) => {}
+        }
+        let store = match Store::open(&dir, &store_options(LISTEN, retention.max_disk)) {
+            Ok(store) => store,
+            Err(OpenError::InUse { .. }) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        match TcpListener::bind(&*addresses).await {
+            Ok(listener) => {
+                tracing::info!(%url, "serves in the place of another `listen`, which has ended");
+                return serve(listener, store, url, retention, stop).await;
+            }
+            // Whoever has it may be gone soon, and the store is free for others until then.
+            Err(_) => store.close().await,
+        }
+    }
 }
 
 /// A listener, and the port of the bucket's own where it is not that one.

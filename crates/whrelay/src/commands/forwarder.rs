@@ -68,7 +68,10 @@ pub(crate) async fn run(args: ForwarderArgs, output: &Output) -> Result<(), Fail
         public_url,
         retention,
     };
-    whrelay_forwarder::run(listener, store.clone(), config, stop).await?;
-    store.close().await;
-    Ok(())
+    let serving = async {
+        whrelay_forwarder::run(listener, store.clone(), config, stop).await?;
+        store.close().await;
+        Ok(())
+    };
+    shutdown::unless_insisted(serving).await
 }

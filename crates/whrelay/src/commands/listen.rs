@@ -249,9 +249,12 @@ where
         ready_file: args.ready_file.clone(),
         skipped,
     };
-    let done = CancellationToken::new();
+    let end = screen::End {
+        stop: stop.clone(),
+        ..screen::End::default()
+    };
     let screen = (printer.style == ListenOutput::Interactive && screen::is_there())
-        .then(|| screen::Screen::new(output.colors(), dir, stop.clone(), done.clone()));
+        .then(|| screen::Screen::new(output.colors(), dir, end.clone()));
     let mut printing = tokio::task::spawn_blocking(move || match screen {
         Some(screen) => printer.run_screen(screen, coming),
         None => printer.run(coming),
@@ -261,7 +264,7 @@ where
     tokio::select! {
         ran = &mut running => {
             let ran = ran.map_err(bug)?;
-            done.cancel();
+            end.done.cancel();
             // What is left to print may have no reader.
             let printed = tokio::time::timeout(LAST_LINES, printing).await;
             ran.and(printed.map_or(Ok(()), |printed| printed.map_err(bug)?))
@@ -271,6 +274,20 @@ where
             let ran = running.await.map_err(bug)?;
             printed.map_err(bug)?.and(ran)
         }
+        () = insisted(&end) => {
+            end.done.cancel();
+            // The terminal is given back as it was.
+            let _ = tokio::time::timeout(LAST_LINES, printing).await;
+            Err(shutdown::at_once())
+        }
+    }
+}
+
+/// Waits until someone insists, by a signal or a key.
+async fn insisted(end: &screen::End) {
+    tokio::select! {
+        () = shutdown::insisted() => {}
+        () = end.insisted.cancelled() => {}
     }
 }
 

@@ -27,6 +27,10 @@ use crate::shutdown;
 use crate::text::events;
 
 pub(crate) async fn run(args: TestArgs, output: &Output) -> Result<(), Failure> {
+    shutdown::unless_insisted(test(args, output)).await
+}
+
+async fn test(args: TestArgs, output: &Output) -> Result<(), Failure> {
     let scratch = Scratch::new("test")?;
     let interrupted = shutdown::on_signal();
     let stop = interrupted.child_token();

@@ -59,15 +59,24 @@ enum Came {
     Note(String),
 }
 
+/// How the view and the agent beside it end.
+#[derive(Clone, Default)]
+pub(super) struct End {
+    /// The agent is to end.
+    pub(super) stop: CancellationToken,
+    /// Whoever asked for that does not want to wait until it has.
+    pub(super) insisted: CancellationToken,
+    /// It has ended, or is not waited for. Someone may still hold the other end of the lines.
+    pub(super) done: CancellationToken,
+}
+
 /// The view while it is shown.
 pub(super) struct Screen {
     view: View,
     color: bool,
     /// The agent's directory, where its door is.
     dir: PathBuf,
-    stop: CancellationToken,
-    /// The agent has ended. Someone may still hold the other end of the lines.
-    done: CancellationToken,
+    end: End,
     runtime: Handle,
     came: mpsc::UnboundedSender<Came>,
     coming: mpsc::UnboundedReceiver<Came>,
@@ -75,19 +84,13 @@ pub(super) struct Screen {
 }
 
 impl Screen {
-    pub(super) fn new(
-        color: bool,
-        dir: PathBuf,
-        stop: CancellationToken,
-        done: CancellationToken,
-    ) -> Self {
+    pub(super) fn new(color: bool, dir: PathBuf, end: End) -> Self {
         let (came, coming) = mpsc::unbounded_channel();
         Self {
             view: View::new(Writer::new(false)),
             color,
             dir,
-            stop,
-            done,
+            end,
             runtime: Handle::current(),
             came,
             coming,
@@ -111,7 +114,7 @@ impl Screen {
                         self.view.take(&line);
                         changed = true;
                     }
-                    Err(mpsc::error::TryRecvError::Empty) if self.done.is_cancelled() => {
+                    Err(mpsc::error::TryRecvError::Empty) if self.end.done.is_cancelled() => {
                         return Ok(());
                     }
                     Err(mpsc::error::TryRecvError::Empty) => break,
@@ -161,7 +164,7 @@ impl Screen {
         let due = self
             .counted_at
             .is_none_or(|at| at.elapsed() >= COUNTS_EVERY);
-        if due && !self.stop.is_cancelled() {
+        if due && !self.end.stop.is_cancelled() {
             self.counted_at = Some(Instant::now());
             self.ask(Ask::Status, status);
         }
@@ -169,10 +172,11 @@ impl Screen {
 
     fn carry_out(&mut self, wish: Wish) {
         match wish {
+            Wish::Quit if self.end.stop.is_cancelled() => self.end.insisted.cancel(),
             Wish::Quit => {
                 self.view
-                    .note("stopping: attempts under way end, what is queued stays");
-                self.stop.cancel();
+                    .note("stopping: attempts under way end, what is queued stays; again: at once");
+                self.end.stop.cancel();
             }
             Wish::Pause(paused) => self.ask(Ask::Pause { paused }, status),
             Wish::Replay(event) => {
