@@ -90,6 +90,50 @@ async fn one_that_goes_on_takes_the_shared_forwarder_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_makes_no_sense_hides_nothing_of_the_others() {
+    let (mut home, receiver) = (home(), Receiver::start().await);
+    let data = home.path().join("data");
+    home.set("WHRELAY_DATA_DIR", data.to_str().unwrap());
+    let to = receiver.target();
+    let (listen, url) = home.listen(&["--to", &to]).await;
+    let id = send(&url, "x").await;
+    listen.wait_state(&id, "sent").await;
+    let (mut other, _) = home.listen(&["--to", &to, "--bucket", "other"]).await;
+    assert_eq!(other.terminate().await, Some(0));
+    let store = data.join("agents/embedded/other/default/store.redb");
+    std::fs::write(&store, "no store").unwrap();
+    let follow = home.start(&["logs", "--follow", "--json"]);
+    let names = |said: &str| said.contains(store.to_str().unwrap()) && said.contains("hint: ");
+    for (args, code) in [
+        (&["events"][..], 1),
+        (&["events", "--group"], 1),
+        (&["events", "export", "--format", "json"], 1),
+        (&["events", "show", &id], 0),
+        (&["logs"], 1),
+        (&["replay", &id], 0),
+        (&["replay", "--all"], 1),
+        (&["discard", "--all"], 1),
+    ] {
+        let out = home.run(args);
+        let said = text(&out.stderr);
+        assert_eq!(out.status.code(), Some(code), "{args:?}: {said}");
+        assert!(names(&said), "{args:?}: {said}");
+        let shown = text(&out.stdout) + &said;
+        let found = shown.contains(&id) || args.contains(&"--group") || args.contains(&"--all");
+        assert!(found, "{args:?}: {shown}");
+    }
+    let status = home.run(&["status", "--json"]);
+    assert_eq!(json_lines(&status.stdout).len(), 1);
+    assert_eq!(status.status.code(), Some(1));
+    let unknown = format!("evt_{}", "0".repeat(26));
+    let (code, said) = told(&home, &["events", "show", &unknown]);
+    assert!(code == Some(1) && names(&said), "{code:?}: {said}");
+    follow.wait_state(&id, "sent").await;
+    let arrived = || (receiver.count() == 3).then_some(());
+    eventually("both replays", arrived).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn whoever_insists_waits_for_no_attempt_and_loses_nothing() {
     let (home, slow) = (home(), Receiver::scripted(|_| Reply::Hang).await);
     let (mut listen, url) = home.listen(&["--to", &slow.target()]).await;

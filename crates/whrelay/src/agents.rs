@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use whrelay_agent::control::{Ask, Client, Filter, Piece, Unanswered};
+use whrelay_agent::lines::Line;
 use whrelay_agent::{Manner, Offline};
 use whrelay_core::delivery::State;
 use whrelay_core::retention::Retention;
@@ -14,6 +15,7 @@ use whrelay_store::{OpenError, Options, Role, Store};
 
 use crate::args::FilterArgs;
 use crate::failure::{Code, Failure};
+use crate::output::Output;
 
 /// What `listen` tells others it does with the store: it will not be done soon.
 pub(crate) const LISTEN: &str = "listen";
@@ -114,6 +116,55 @@ impl Door {
         match self {
             Self::Running(_) => {}
             Self::Idle(offline) => offline.close().await,
+        }
+    }
+}
+
+/// What an agent answers, in lines; none where nothing was ever stored.
+pub(crate) async fn gather(dir: &Path, ask: Ask) -> Result<Vec<Line>, Failure> {
+    let Some(door) = Door::open(dir).await? else {
+        return Ok(Vec::new());
+    };
+    let (mut pieces, mut lines) = (door.ask(ask).await?, Vec::new());
+    while let Some(piece) = pieces.recv().await {
+        let Piece::Line(line) = piece else { continue };
+        if let Line::Failure { message, .. } = *line {
+            return Err(Failure::new(Code::Failed, message));
+        }
+        lines.push(*line);
+    }
+    door.close().await;
+    Ok(lines)
+}
+
+/// A round over agents. One that cannot be asked keeps nobody from the others, and is told of at the end.
+#[derive(Default)]
+pub(crate) struct Round {
+    failed: Vec<Failure>,
+}
+
+impl Round {
+    /// What came of asking an agent, unless that failed.
+    pub(crate) fn note<T>(&mut self, asked: Result<T, Failure>) -> Option<T> {
+        asked.map_err(|failure| self.failed.push(failure)).ok()
+    }
+
+    /// What failed last.
+    pub(crate) fn last(&mut self) -> Option<Failure> {
+        self.failed.pop()
+    }
+
+    /// Fails with what failed last, behind all that did before.
+    pub(crate) fn end(mut self, output: &Output) -> Result<(), Failure> {
+        let last = self.last();
+        self.tell(output);
+        last.map_or(Ok(()), Err)
+    }
+
+    /// Says what failed, where what was asked for was done all the same.
+    pub(crate) fn tell(self, output: &Output) {
+        for failure in self.failed {
+            failure.report(output);
         }
     }
 }

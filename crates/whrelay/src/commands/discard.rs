@@ -3,7 +3,7 @@
 use whrelay_agent::control::{Ask, Piece};
 use whrelay_agent::lines::Line;
 
-use crate::agents::{self, Door};
+use crate::agents::{self, Door, Round};
 use crate::args::DiscardArgs;
 use crate::commands::which::{self, Reach};
 use crate::failure::{Code, Failure};
@@ -11,10 +11,11 @@ use crate::output::Output;
 use crate::text::{deliveries, events};
 
 pub(crate) async fn run(args: DiscardArgs, output: &Output) -> Result<(), Failure> {
-    let (mut listed, mut given_up) = (0, 0);
+    let (mut listed, mut given_up, mut round) = (0, 0, Round::default());
     let (dry_run, json) = (args.which.dry_run, args.which.json);
-    for (dir, which) in which::choose(&args.which, "discard", Reach::All).await? {
-        let Some(door) = Door::open(&dir).await? else {
+    let chosen = which::choose(&args.which, "discard", Reach::All, &mut round).await?;
+    for (dir, which) in chosen {
+        let Some(door) = round.note(Door::open(&dir).await).flatten() else {
             continue;
         };
         let mut pieces = door.ask(Ask::Discard { which, dry_run }).await?;
@@ -39,7 +40,9 @@ pub(crate) async fn run(args: DiscardArgs, output: &Output) -> Result<(), Failur
         door.close().await;
     }
     match (dry_run, listed + given_up) {
-        (_, 0) if args.which.ids.is_empty() => return Err(agents::no_match("event")),
+        (_, 0) if args.which.ids.is_empty() => {
+            return round.end(output).and(Err(agents::no_match("event")));
+        }
         (true, _) => output.tell(&format!("{} would be discarded", events(listed))),
         (false, 0) => output.tell("nothing of it waits: nothing was discarded"),
         (false, _) => output.tell(&format!(
@@ -47,5 +50,5 @@ pub(crate) async fn run(args: DiscardArgs, output: &Output) -> Result<(), Failur
             deliveries(given_up)
         )),
     }
-    Ok(())
+    which::end(&args.which, round, output)
 }

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use whrelay_agent::control::{Ask, Filter, Piece};
 use whrelay_agent::lines::{AttemptLine, ContentLine, EventLine, GroupLine, Line};
 
-use crate::agents::{self, Door};
+use crate::agents::{self, Door, Round};
 use crate::args::{EventListArgs, EventsArgs, EventsCommand, ExportArgs, ExportFormat, ShowArgs};
 use crate::failure::{Code, Failure};
 use crate::output::{Output, create_private};
@@ -34,14 +34,15 @@ async fn run_list(args: EventListArgs, output: &Output) -> Result<(), Failure> {
     if group {
         return run_groups(filter, list.json, output).await;
     }
-    let events = newest(&filter, list.lines).await?;
+    let mut round = Round::default();
+    let events = newest(&filter, list.lines, &mut round).await?;
     if events.is_empty() {
-        return nothing(&filter, output);
+        return round.end(output).and_then(|()| nothing(&filter, output));
     }
     for (_, event) in events {
         output.line(&Line::Event(event), list.json)?;
     }
-    Ok(())
+    round.end(output)
 }
 
 /// There is nothing to list: a filter that matches nothing was not found.
@@ -54,12 +55,17 @@ fn nothing(filter: &Filter, output: &Output) -> Result<(), Failure> {
 }
 
 /// The newest events that a filter lets through, the newest last, and the agents that know each.
-async fn newest(filter: &Filter, last: usize) -> Result<Vec<(Vec<PathBuf>, EventLine)>, Failure> {
+async fn newest(
+    filter: &Filter,
+    last: usize,
+    round: &mut Round,
+) -> Result<Vec<(Vec<PathBuf>, EventLine)>, Failure> {
     let mut events: BTreeMap<String, (Vec<PathBuf>, EventLine)> = BTreeMap::new();
     for dir in Paths::resolve()?.all_agents() {
         let filter = filter.clone();
         let ask = Ask::Events { filter, last };
-        for line in lines(&dir, ask).await? {
+        let lines = round.note(agents::gather(&dir, ask).await);
+        for line in lines.unwrap_or_default() {
             let Line::Event(event) = line else { continue };
             let (mut dirs, mut known) = (vec![dir.clone()], event.clone());
             if let Some((others, other)) = events.remove(&event.event) {
@@ -74,28 +80,13 @@ async fn newest(filter: &Filter, last: usize) -> Result<Vec<(Vec<PathBuf>, Event
     Ok(events.split_off(events.len().saturating_sub(last)))
 }
 
-/// What an agent answers.
-async fn lines(dir: &Path, ask: Ask) -> Result<Vec<Line>, Failure> {
-    let Some(door) = Door::open(dir).await? else {
-        return Ok(Vec::new());
-    };
-    let (mut pieces, mut lines) = (door.ask(ask).await?, Vec::new());
-    while let Some(piece) = pieces.recv().await {
-        let Piece::Line(line) = piece else { continue };
-        if let Line::Failure { message, .. } = *line {
-            return Err(Failure::new(Code::Failed, message));
-        }
-        lines.push(*line);
-    }
-    door.close().await;
-    Ok(lines)
-}
-
 async fn run_groups(filter: Filter, json: bool, output: &Output) -> Result<(), Failure> {
     let mut groups: HashMap<GroupLine, (u64, String)> = HashMap::new();
+    let mut round = Round::default();
     for dir in Paths::resolve()?.all_agents() {
         let filter = filter.clone();
-        for line in lines(&dir, Ask::Groups { filter }).await? {
+        let lines = round.note(agents::gather(&dir, Ask::Groups { filter }).await);
+        for line in lines.unwrap_or_default() {
             if let Line::Group(mut group) = line {
                 let count = std::mem::take(&mut group.count);
                 let newest = std::mem::take(&mut group.newest);
@@ -106,7 +97,7 @@ async fn run_groups(filter: Filter, json: bool, output: &Output) -> Result<(), F
         }
     }
     if groups.is_empty() {
-        return nothing(&filter, output);
+        return round.end(output).and_then(|()| nothing(&filter, output));
     }
     let mut groups: Vec<_> = groups.into_iter().collect();
     groups.sort_by(|(a, (n, _)), (b, (m, _))| (m, &a.url).cmp(&(n, &b.url)));
@@ -118,7 +109,7 @@ async fn run_groups(filter: Filter, json: bool, output: &Output) -> Result<(), F
         };
         output.line(&Line::Group(group), json)?;
     }
-    Ok(())
+    round.end(output)
 }
 
 /// Bytes in base64 (RFC 4648 section 4).
@@ -128,9 +119,10 @@ fn base64(bytes: &[u8]) -> String {
 
 async fn run_export(args: ExportArgs, output: &Output) -> Result<(), Failure> {
     let filter = agents::filter(&args.filter, args.event.as_deref())?;
-    let events = newest(&filter, args.lines.unwrap_or(usize::MAX)).await?;
+    let mut round = Round::default();
+    let events = newest(&filter, args.lines.unwrap_or(usize::MAX), &mut round).await?;
     if events.is_empty() {
-        return Err(agents::no_match("event"));
+        return round.end(output).and(Err(agents::no_match("event")));
     }
     let mut file = match &args.output {
         Some(path) => Some(create_private(path).map_err(|e| {
@@ -173,7 +165,7 @@ async fn run_export(args: ExportArgs, output: &Output) -> Result<(), Failure> {
     if let Some(path) = &args.output {
         output.tell(&format!("{} in {}", events_of(exported), path.display()));
     }
-    Ok(())
+    round.end(output)
 }
 
 /// All that agents know of an event. The doors of those that run are left open.
@@ -224,21 +216,29 @@ pub(crate) struct Shown {
 }
 
 async fn run_show(args: ShowArgs, output: &Output) -> Result<(), Failure> {
-    let mut all = Shown::default();
+    let (mut all, mut round) = (Shown::default(), Round::default());
     for dir in Paths::resolve()?.all_agents() {
-        let Some(door) = Door::open(&dir).await? else {
-            continue;
-        };
-        let found = ask(&door, &args.id).await?;
-        door.close().await;
-        if let Some(found) = found {
+        let found = round.note(ask_at(&dir, &args.id).await);
+        if let Some(found) = found.flatten() {
             all = all.beside(found);
         }
     }
     match all.event {
-        Some(_) => print(&all, &args, output),
-        None => Err(agents::unknown_event(&args.id)),
+        Some(_) => {
+            round.tell(output);
+            print(&all, &args, output)
+        }
+        None => round.end(output).and(Err(agents::unknown_event(&args.id))),
     }
+}
+
+async fn ask_at(dir: &Path, id: &str) -> Result<Option<Shown>, Failure> {
+    let Some(door) = Door::open(dir).await? else {
+        return Ok(None);
+    };
+    let found = ask(&door, id).await?;
+    door.close().await;
+    Ok(found)
 }
 
 impl Shown {

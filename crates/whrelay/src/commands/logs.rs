@@ -10,7 +10,7 @@ use tokio::time::MissedTickBehavior;
 use whrelay_agent::control::{Ask, Client, Filter, Piece, Unanswered};
 use whrelay_agent::lines::{AttemptLine, Line};
 
-use crate::agents::{self, Door};
+use crate::agents::{self, Round};
 use crate::args::LogsArgs;
 use crate::failure::{Code, Failure};
 use crate::output::Output;
@@ -33,9 +33,10 @@ pub(crate) async fn run(args: LogsArgs, output: &Output) -> Result<(), Failure> 
         }
         return follow(&args, &paths, filter, output).await;
     }
-    let mut attempts = Vec::new();
+    let (mut attempts, mut round) = (Vec::new(), Round::default());
     for dir in paths.all_agents() {
-        for line in stored(&dir, &filter, args.list.lines).await? {
+        let lines = round.note(agents::gather(&dir, newest(&filter, args.list.lines)).await);
+        for line in lines.unwrap_or_default() {
             if let Line::Attempt(attempt) = line {
                 attempts.push(attempt);
             } else {
@@ -43,17 +44,19 @@ pub(crate) async fn run(args: LogsArgs, output: &Output) -> Result<(), Failure> 
             }
         }
     }
-    if attempts.is_empty() && filter != Filter::default() {
-        return Err(agents::no_match("attempt"));
-    }
     if attempts.is_empty() {
+        round.end(output)?;
+        if filter != Filter::default() {
+            return Err(agents::no_match("attempt"));
+        }
         output.tell("nothing has been tried yet");
+        return Ok(());
     }
     attempts.sort_by(|a, b| a.at.cmp(&b.at));
     for attempt in attempts.split_off(attempts.len().saturating_sub(args.list.lines)) {
         output.line(&Line::Attempt(attempt), args.list.json)?;
     }
-    Ok(())
+    round.end(output)
 }
 
 /// Shows attempts, and that new events are refused, or no longer.
@@ -68,28 +71,14 @@ fn show(line: &Line, json: bool, output: &Output) -> Result<(), Failure> {
     }
 }
 
-/// What one agent answers about its newest attempts.
-async fn stored(dir: &Path, filter: &Filter, last: usize) -> Result<Vec<Line>, Failure> {
-    let Some(door) = Door::open(dir).await? else {
-        return Ok(Vec::new());
-    };
-    let ask = Ask::Attempts {
+/// What is asked of an agent about its newest attempts.
+fn newest(filter: &Filter, last: usize) -> Ask {
+    Ask::Attempts {
         filter: filter.clone(),
         last,
         follow: false,
         after: None,
-    };
-    let mut pieces = door.ask(ask).await?;
-    let mut lines = Vec::new();
-    while let Some(piece) = pieces.recv().await {
-        let Piece::Line(line) = piece else { continue };
-        if let Line::Failure { message, .. } = *line {
-            return Err(Failure::new(Code::Failed, message));
-        }
-        lines.push(*line);
     }
-    door.close().await;
-    Ok(lines)
 }
 
 /// What a follower knows of an agent.
@@ -250,7 +239,11 @@ impl Follower<'_> {
                 followed.live = false;
                 self.look_up(dir, followed, sender);
             }
-            Came::Failed(failure) => return Err(failure),
+            Came::Failed(failure) => {
+                // The others are followed all the same.
+                (followed.live, followed.wants_history) = (false, false);
+                failure.report(self.output);
+            }
         }
         Ok(())
     }
@@ -285,7 +278,7 @@ async fn pass_on(dir: PathBuf, client: Client, ask: Ask, out: Sender) {
 
 /// Passes on what is stored.
 async fn pass_on_stored(dir: PathBuf, filter: Filter, last: usize, out: Sender) {
-    let end = match stored(&dir, &filter, last).await {
+    let end = match agents::gather(&dir, newest(&filter, last)).await {
         Ok(lines) => {
             for line in lines {
                 if out

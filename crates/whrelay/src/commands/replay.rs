@@ -10,7 +10,7 @@ use whrelay_agent::control::{Ask, Piece, ReplayHow, Until, Which};
 use whrelay_agent::lines::Line;
 use whrelay_core::delivery::State;
 
-use crate::agents::{self, Door};
+use crate::agents::{self, Door, Round};
 use crate::args::ReplayArgs;
 use crate::commands::which::{self, Reach};
 use crate::failure::{Code, Failure};
@@ -28,15 +28,24 @@ struct Tally {
 }
 
 pub(crate) async fn run(args: ReplayArgs, output: &Output) -> Result<(), Failure> {
-    let mut tally = Tally::default();
+    let (mut tally, mut round) = (Tally::default(), Round::default());
     let reach = match args.to {
         Some(_) => Reach::One,
         None => Reach::Able,
     };
-    let chosen = which::choose(&args.which, "replay", reach).await?;
+    let mut chosen = which::choose(&args.which, "replay", reach, &mut round).await?;
     if args.wait && args.to.is_none() && !args.which.dry_run {
-        for (dir, which) in &chosen {
-            somebody_delivers(dir, which).await?;
+        for (dir, which) in std::mem::take(&mut chosen) {
+            match round.note(nobody_delivers(&dir, &which).await) {
+                Some(true) => {
+                    let why = "no agent runs that would deliver it";
+                    return Err(Failure::new(Code::Failed, why).hint(
+                        "start `whrelay listen`, name a target with --to, or leave --wait away",
+                    ));
+                }
+                Some(false) => drop(chosen.insert(dir, which)),
+                None => {}
+            }
         }
     }
     let manner = Manner {
@@ -46,7 +55,8 @@ pub(crate) async fn run(args: ReplayArgs, output: &Output) -> Result<(), Failure
         ..Manner::default()
     };
     for (dir, which) in chosen {
-        let Some(door) = Door::open_to_deliver(&dir, &manner).await? else {
+        let door = Door::open_to_deliver(&dir, &manner).await;
+        let Some(door) = round.note(door).flatten() else {
             continue;
         };
         replay(&door, which, &args, &mut tally, output).await?;
@@ -59,7 +69,7 @@ pub(crate) async fn run(args: ReplayArgs, output: &Output) -> Result<(), Failure
     } = tally;
     let listed = listed.len() as u64;
     if listed + begun == 0 {
-        return Err(agents::no_match("event"));
+        return round.end(output).and(Err(agents::no_match("event")));
     }
     if args.which.dry_run {
         output.tell(&format!("{} would be delivered again", events(listed)));
@@ -74,13 +84,13 @@ pub(crate) async fn run(args: ReplayArgs, output: &Output) -> Result<(), Failure
         let message = format!("{missed} of {begun} were not delivered");
         return Err(Failure::new(Code::Failed, message).hint(hint));
     }
-    Ok(())
+    which::end(&args.which, round, output)
 }
 
-/// Refuses to wait for an agent that does not run and has something of what is asked for.
-async fn somebody_delivers(dir: &Path, which: &Which) -> Result<(), Failure> {
+/// Whether an agent does not run and has something of what is asked for.
+async fn nobody_delivers(dir: &Path, which: &Which) -> Result<bool, Failure> {
     let Some(door) = Door::open(dir).await? else {
-        return Ok(());
+        return Ok(false);
     };
     let mut found = false;
     if matches!(door, Door::Idle(_)) {
@@ -96,13 +106,7 @@ async fn somebody_delivers(dir: &Path, which: &Which) -> Result<(), Failure> {
         }
     }
     door.close().await;
-    match found {
-        true => Err(
-            Failure::new(Code::Failed, "no agent runs that would deliver it")
-                .hint("start `whrelay listen`, name a target with --to, or leave --wait away"),
-        ),
-        false => Ok(()),
-    }
+    Ok(found)
 }
 
 async fn replay(

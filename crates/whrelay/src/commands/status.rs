@@ -1,11 +1,10 @@
 //! `whrelay status`: how the agents stand. It must not change anything.
 
-use whrelay_agent::control::{Ask, Piece};
-use whrelay_agent::lines::Line;
+use whrelay_agent::control::Ask;
 
-use crate::agents::Door;
+use crate::agents::{self, Round};
 use crate::args::StatusArgs;
-use crate::failure::{Code, Failure};
+use crate::failure::Failure;
 use crate::output::Output;
 use crate::paths::Paths;
 
@@ -14,19 +13,12 @@ pub(crate) async fn run(args: StatusArgs, output: &Output) -> Result<(), Failure
     if dirs.is_empty() {
         output.tell("no agent has run here yet: whrelay listen --to localhost:3000");
     }
+    let mut round = Round::default();
     for dir in dirs {
-        let Some(door) = Door::open(&dir).await? else {
-            continue;
-        };
-        let mut pieces = door.ask(Ask::Status).await?;
-        while let Some(piece) = pieces.recv().await {
-            let Piece::Line(line) = piece else { continue };
-            if let Line::Failure { message, .. } = *line {
-                return Err(Failure::new(Code::Failed, message));
-            }
+        let lines = round.note(agents::gather(&dir, Ask::Status).await);
+        for line in lines.unwrap_or_default() {
             output.line(&line, args.json)?;
         }
-        door.close().await;
     }
-    Ok(())
+    round.end(output)
 }

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use whrelay_agent::control::{Ask, Filter, Piece, Which};
 use whrelay_agent::lines::Line;
 
-use crate::agents::{self, Door};
+use crate::agents::{self, Door, Round};
 use crate::args::WhichArgs;
 use crate::failure::{Code, Failure};
+use crate::output::Output;
 use crate::paths::Paths;
 
 /// What to ask of which agent. Named events are all found before anything is done to any.
@@ -16,6 +17,7 @@ pub(crate) async fn choose(
     args: &WhichArgs,
     verb: &str,
     reach: Reach,
+    round: &mut Round,
 ) -> Result<BTreeMap<PathBuf, Which>, Failure> {
     let filter = agents::filter(&args.filter, None)?;
     let filtered = filter != Filter::default();
@@ -26,7 +28,7 @@ pub(crate) async fn choose(
     match (args.ids.is_empty(), filtered || args.all) {
         (true, false) => usage(format!("which events? nothing says what to {verb}")),
         (false, true) => usage("events are named, or found by a filter: not both".into()),
-        (false, false) => homes(&args.ids, reach).await,
+        (false, false) => homes(&args.ids, reach, round).await,
         (true, true) => {
             let all = Paths::resolve()?.all_agents().into_iter();
             Ok(all
@@ -34,6 +36,15 @@ pub(crate) async fn choose(
                 .collect())
         }
     }
+}
+
+/// What was named was found, and so it was done. What a filter finds may be more.
+pub(crate) fn end(args: &WhichArgs, round: Round, output: &Output) -> Result<(), Failure> {
+    if args.ids.is_empty() {
+        return round.end(output);
+    }
+    round.tell(output);
+    Ok(())
 }
 
 /// Which of the agents that know an event are asked.
@@ -56,10 +67,14 @@ struct Known {
 }
 
 /// Which agent has which of the events.
-async fn homes(ids: &[String], reach: Reach) -> Result<BTreeMap<PathBuf, Which>, Failure> {
+async fn homes(
+    ids: &[String],
+    reach: Reach,
+    round: &mut Round,
+) -> Result<BTreeMap<PathBuf, Which>, Failure> {
     let mut known = Vec::new();
     for dir in Paths::resolve()?.all_agents() {
-        known.extend(known_at(&dir, ids).await?);
+        known.extend(round.note(known_at(&dir, ids).await).into_iter().flatten());
     }
     let mut homes: BTreeMap<PathBuf, Vec<String>> = BTreeMap::new();
     let mut asked: Vec<&String> = Vec::new();
@@ -70,7 +85,8 @@ async fn homes(ids: &[String], reach: Reach) -> Result<BTreeMap<PathBuf, Which>,
         asked.push(id);
         let mut here: Vec<_> = known.iter().filter(|known| known.id == *id).collect();
         if here.is_empty() {
-            return Err(agents::unknown_event(id));
+            // Who could not be asked may know it.
+            return Err(round.last().unwrap_or_else(|| agents::unknown_event(id)));
         }
         match reach {
             Reach::All => {}
