@@ -7,9 +7,11 @@ use whrelay_core::bucket::{Bucket, BucketKey, Seq};
 use whrelay_core::delivery::{Attempt, DeadReason, DestinationId, State};
 use whrelay_core::event::{Event, Request};
 use whrelay_core::id::{DeliveryId, EventId};
+use whrelay_core::limits;
+use whrelay_core::retention::Part;
 use whrelay_core::retry::Verdict;
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Begin, Effort, NewDelivery, NewEvent, Options, Part, Role, Search, Store};
+use whrelay_store::{Begin, Effort, NewDelivery, NewEvent, Options, Role, Search, Store};
 
 const NOW: Timestamp = Timestamp::from_micros(1_795_000_000_000_000);
 /// Events appended in one write.
@@ -105,7 +107,7 @@ async fn remove_all(store: &Store, bucket: &Bucket, dir: &Path, part: Part) {
             break;
         }
         let by = Timestamp::LAST;
-        let gone = store.remove_finished(bucket.id, found, by, part);
+        let gone = store.remove_finished(bucket.id, found, by, part, limits::RETENTION_STEP_BYTES);
         let gone = gone.await.unwrap();
         (removed, upto) = (removed + gone.removed.len(), gone.upto);
     }

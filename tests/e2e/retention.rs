@@ -77,6 +77,8 @@ async fn at_its_bound_it_answers_503_says_why_loses_nothing_and_goes_on() {
         assert_eq!(out.status.code(), Some(1), "{}", text(&out.stdout));
         assert!(text(&out.stderr).contains("retention has removed"));
     }
+    let newest = home.run(&["replay", &new]);
+    assert_eq!(newest.status.code(), Some(0), "{}", text(&newest.stderr));
     assert_eq!(listen.terminate().await, Some(0));
 }
 
@@ -180,6 +182,11 @@ async fn a_forwarder_gives_bodies_up_first_and_still_tells_who_has_the_event() {
     let (mut other, _) = home.listen(&flags).await;
     let last = send(&url, vec![7u8; 10_000]).await;
     other.wait_state(&last, "sent").await;
+    let late = serde_json::json!([
+        { "name": "default", "receipted": true },
+        { "name": "other", "receipted": false },
+    ]);
+    assert_eq!(ask(&first, &token).await.1["subscriptions"], late);
     let seen = another.seen();
     assert!(
         seen.len() > 1 && seen.len() < sent,

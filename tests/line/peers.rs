@@ -8,11 +8,11 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use whrelay_agent::AgentError;
 use whrelay_core::bucket::Seq;
 use whrelay_core::limits;
+use whrelay_core::retention::Part;
 use whrelay_core::time::Timestamp;
 use whrelay_core::token::Token;
 use whrelay_proto::frame::{Ack, Frame, Refused, RefusedCode, Resume};
 use whrelay_proto::{AgentAction, AgentSession, SUBPROTOCOL, codec};
-use whrelay_store::Part;
 use whrelay_tests::agent::{Agent, Setup};
 use whrelay_tests::eventually;
 use whrelay_tests::receiver::Receiver;
@@ -242,8 +242,13 @@ async fn what_an_agent_asks_for_again_is_kept_until_it_has_it() {
             AgentAction::Welcomed(welcome) => {
                 assert_eq!((welcome.start, welcome.waiting), (2, 3));
                 let store = &relay.store;
-                let removed = store.remove_receipted(bucket.id, Timestamp::LAST, Part::Body, 99);
-                assert_eq!(removed.await.unwrap(), Some(2));
+                let removed = store.remove_receipted(
+                    bucket.id,
+                    Timestamp::LAST,
+                    Part::Body,
+                    (99, usize::MAX),
+                );
+                assert_eq!(removed.await.unwrap(), 2);
             }
             AgentAction::Store { events, .. } => told.extend(events.iter().map(|e| e.seq)),
             AgentAction::Refused(refused) => panic!("{refused:?}"),

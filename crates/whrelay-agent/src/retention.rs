@@ -5,11 +5,10 @@ use std::sync::Arc;
 
 use whrelay_core::delivery::State;
 use whrelay_core::id::EventId;
-use whrelay_core::limits;
-use whrelay_core::retention::Retention;
+use whrelay_core::retention::{Part, Retention};
 use whrelay_core::time::Timestamp;
-use whrelay_delivery::{Removed, Sweep, Sweeper, keep};
-use whrelay_store::{Begin, Found, Part, Search, StoreError, Swept};
+use whrelay_delivery::{Removed, Step, Sweep, Sweeper, Why, keep};
+use whrelay_store::{Begin, Found, Search, StoreError, Swept};
 
 use crate::lanes::Lanes;
 use crate::lines::Line;
@@ -35,6 +34,7 @@ impl Ended<'_> {
         &self,
         until: Option<Timestamp>,
         after: Option<EventId>,
+        max: usize,
     ) -> Result<Vec<Found>, StoreError> {
         let search = Search {
             bucket: self.lanes.bucket.id,
@@ -43,7 +43,7 @@ impl Ended<'_> {
             until,
         };
         let store = &self.lanes.store;
-        store.search(&search, Begin::Oldest, after, limits::RETENTION_STEP)
+        store.search(&search, Begin::Oldest, after, max)
     }
 
     async fn remove(
@@ -51,30 +51,34 @@ impl Ended<'_> {
         found: Vec<Found>,
         by: Timestamp,
         part: Part,
+        step: Step,
     ) -> Result<Swept, StoreError> {
         let (store, bucket) = (&self.lanes.store, self.lanes.bucket.id);
-        store.remove_finished(bucket, found, by, part).await
+        let swept = store.remove_finished(bucket, found, by, part, step.max_bytes);
+        swept.await
     }
 
     /// What was received by then may have ended by then.
-    async fn over(&mut self, by: Timestamp) -> Result<(Removed, bool), StoreError> {
-        let found = self.find(Some(by), self.looked_upto)?;
-        let swept = self.remove(found, by, Part::Whole).await?;
+    async fn over(&mut self, by: Timestamp, step: Step) -> Result<(Removed, bool), StoreError> {
+        let found = self.find(Some(by), self.looked_upto, step.max_events)?;
+        let swept = self.remove(found, by, Part::Whole, step).await?;
         self.looked_upto = swept.upto;
         Ok((whole(&swept), swept.upto.is_some()))
     }
 
-    /// Bodies first: what an event was and what became of it is worth more than what it said.
-    async fn oldest(&mut self) -> Result<(Removed, bool), StoreError> {
+    async fn bodies(&self, step: Step) -> Result<(Removed, bool), StoreError> {
         let removals = self.lanes.store.removals(self.lanes.bucket.id)?;
-        let with_body = self.find(None, removals.bodies_upto)?;
-        if !with_body.is_empty() {
-            let swept = self.remove(with_body, Timestamp::LAST, Part::Body).await?;
-            let bodies = swept.removed.len() as u64;
-            return Ok((Removed { events: 0, bodies }, true));
-        }
-        let found = self.find(None, None)?;
-        let swept = self.remove(found, Timestamp::LAST, Part::Whole).await?;
+        let found = self.find(None, removals.bodies_upto, step.max_events)?;
+        let swept = self.remove(found, Timestamp::LAST, Part::Body, step);
+        let swept = swept.await?;
+        let bodies = swept.removed.len() as u64;
+        Ok((Removed { events: 0, bodies }, swept.upto.is_some()))
+    }
+
+    async fn oldest(&self, step: Step) -> Result<(Removed, bool), StoreError> {
+        let found = self.find(None, None, step.max_events)?;
+        let swept = self.remove(found, Timestamp::LAST, Part::Whole, step);
+        let swept = swept.await?;
         Ok((whole(&swept), !swept.removed.is_empty()))
     }
 }
@@ -87,17 +91,18 @@ fn whole(swept: &Swept) -> Removed {
 }
 
 impl Sweeper for Ended<'_> {
-    async fn step(&mut self, sweep: Sweep) -> Result<(Removed, bool), StoreError> {
-        match sweep {
-            Sweep::Over(by) => self.over(by).await,
-            Sweep::Oldest => self.oldest().await,
+    async fn step(&mut self, step: Step) -> Result<(Removed, bool), StoreError> {
+        match step.sweep {
+            Sweep::Over(by) => self.over(by, step).await,
+            Sweep::Oldest(Part::Body) => self.bodies(step).await,
+            Sweep::Oldest(Part::Whole) => self.oldest(step).await,
         }
     }
 
-    fn tell(&self, sweep: Sweep, removed: Removed) {
-        let reason = match sweep {
-            Sweep::Over(_) => "retain",
-            Sweep::Oldest => "max-disk",
+    fn tell(&self, why: Why, removed: Removed) {
+        let reason = match why {
+            Why::Over => "retain",
+            Why::Room => "max-disk",
         };
         (self.lanes.tell)(Line::Retention {
             bucket: self.lanes.bucket.name.to_string(),

@@ -124,5 +124,7 @@ pub const RETENTION_STEP_BYTES: usize = 16 * 1024 * 1024;
 pub const RETENTION_PLACES: u64 = 10_000;
 /// Events that retention looks at in one step: between two, others get their turn.
 pub const RETENTION_STEP: usize = 500;
+/// Pause of retention after it found that nothing could go, while room is needed.
+pub const RETENTION_AGAIN: Duration = Duration::from_millis(100);
 /// How often retention looks for what is over.
 pub const RETENTION_EVERY: Duration = Duration::from_secs(60);

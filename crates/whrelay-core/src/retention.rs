@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::limits;
 use crate::time::Timestamp;
 
 /// What a store keeps of what has ended. What waits is kept for as long as it waits.
@@ -11,6 +12,44 @@ pub struct Retention {
     pub retain: Duration,
     /// Bytes that a store may hold, all in all.
     pub max_disk: Option<u64>,
+}
+
+/// How much of an event goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Its body. What it was and what became of it stays.
+    Body,
+    /// All of it, its deliveries and their attempts too.
+    Whole,
+}
+
+/// How many events a store holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// With their bodies.
+    pub whole: u64,
+    /// Without.
+    pub bare: u64,
+}
+
+impl Held {
+    /// What goes first where room is needed, then what else could go. Bodies first: what an event was and what
+    /// became of it is worth more than what it said. But once as many events have none, the oldest go whole, so
+    /// that what came last can still be delivered.
+    pub fn order(self) -> [Part; 2] {
+        match self.bare < self.whole {
+            true => [Part::Body, Part::Whole],
+            false => [Part::Whole, Part::Body],
+        }
+    }
+
+    /// How many go at once: few of few, or those that were received last would go with the oldest.
+    pub fn step(self) -> usize {
+        let some = self.whole.saturating_add(self.bare) / 16;
+        usize::try_from(some).map_or(limits::RETENTION_STEP, |some| {
+            some.clamp(1, limits::RETENTION_STEP)
+        })
+    }
 }
 
 impl Retention {
@@ -32,6 +71,12 @@ impl Retention {
         let tenths = if did { 8 } else { 9 };
         self.max_disk
             .is_some_and(|bound| size > bound / 10 * tenths)
+    }
+
+    /// How many bytes have to go, once a store of that size needs room.
+    pub fn excess(&self, size: u64) -> u64 {
+        self.max_disk
+            .map_or(0, |bound| size.saturating_sub(bound / 10 * 8))
     }
 }
 
@@ -60,6 +105,34 @@ mod tests {
         };
         assert!(!bounded.needs_room(900, false) && bounded.needs_room(901, false));
         assert!(bounded.needs_room(801, true) && !bounded.needs_room(800, true));
+        assert_eq!((bounded.excess(950), bounded.excess(800)), (150, 0));
         assert!(!Retention::ALL.needs_room(u64::MAX, false));
+    }
+
+    #[test]
+    fn bodies_go_first_and_about_as_many_events_keep_theirs_as_have_none() {
+        let mut held = Held {
+            whole: 1000,
+            bare: 0,
+        };
+        while held.whole > 10 {
+            let some = held.step() as u64;
+            assert!((1..=62).contains(&some), "{held:?}");
+            match held.order()[0] {
+                Part::Body => {
+                    held.whole -= some;
+                    held.bare += some;
+                }
+                Part::Whole => held.bare -= some,
+            }
+            assert!(held.bare <= held.whole + 2 * some, "{held:?}");
+        }
+        let many = Held {
+            whole: u64::MAX,
+            bare: 9,
+        };
+        assert_eq!((many.order()[0], many.step()), (Part::Body, 500));
+        let none = Held::default();
+        assert_eq!((none.order()[0], none.step()), (Part::Whole, 1));
     }
 }

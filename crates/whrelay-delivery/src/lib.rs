@@ -19,5 +19,5 @@ pub use dial::{DialError, Dialer};
 pub use engine::{Destination, Engine, Notice, Notify};
 pub use headers::{Field, FieldError, Fields, HostField, travelling};
 pub use http::{Client, Reply};
-pub use retention::{Removed, Sweep, Sweeper, keep};
+pub use retention::{Removed, Step, Sweep, Sweeper, Why, keep};
 pub use tls::{NoCertificate, Trust, client_config};

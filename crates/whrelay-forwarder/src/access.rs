@@ -25,10 +25,7 @@ pub(crate) fn check(store: &Store, headers: &HeaderMap) -> Result<(), Problem> {
     match store.token(token.id()) {
         Ok(Some(digest)) if token.matches(&digest) => Ok(()),
         Ok(_) => Err(refused("this token is not valid here")),
-        Err(error) => Err(Problem::unavailable(
-            error.to_string(),
-            std::time::Duration::from_secs(1),
-        )),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -1,7 +1,6 @@
-//! Management, what became of an event, and health, over HTTP. It must not show what an event said.
+//! Management, what became of an event, and health, over HTTP. It must not show a body.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Path, State};
@@ -9,7 +8,7 @@ use axum::http::{HeaderMap, StatusCode};
 use serde::Serialize;
 use whrelay_core::bucket::{Bucket, BucketKey, BucketName};
 use whrelay_core::id::EventId;
-use whrelay_store::StoreError;
+use whrelay_store::{StoreError, Subscription};
 
 use crate::Shared;
 use crate::access;
@@ -60,7 +59,7 @@ pub(crate) async fn ensure_bucket(
     }
     let key = BucketKey::mint(&name, rand::random());
     let stored = shared.store.ensure_bucket(&name, key).await;
-    let (bucket, created) = stored.map_err(|error| unavailable(&error))?;
+    let (bucket, created) = stored?;
     let answer = Json(view(&shared, &bucket));
     shared.registry.add(bucket);
     Ok((
@@ -87,7 +86,7 @@ pub(crate) struct EventView {
     subscriptions: Vec<SubscriptionView>,
 }
 
-/// Whether an agent has an event on its disk.
+/// Whether an agent has said that it has an event on its disk.
 #[derive(Debug, Serialize)]
 pub(crate) struct SubscriptionView {
     name: String,
@@ -110,11 +109,12 @@ pub(crate) async fn show_event(
             StatusCode::NOT_FOUND,
             format!("{id} was never received here, or retention has removed it"),
         )),
+        // Coming again does not help.
         Err(error @ StoreError::Damaged(_)) => Err(Problem::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             error.to_string(),
         )),
-        Err(error) => Err(unavailable(&error)),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -126,13 +126,13 @@ fn find(shared: &Shared, id: EventId) -> Result<Option<EventView>, StoreError> {
     let Some(bucket) = shared.registry.by_id(bucket) else {
         return Ok(None);
     };
-    let Some(event) = store.event_at(&bucket, seq)? else {
+    let Some((event, has_body)) = store.head_at(&bucket, seq)? else {
         return Ok(None);
     };
     let subscriptions = store.subscriptions(bucket.id)?;
-    let view = |(name, upto)| SubscriptionView {
-        name,
-        receipted: seq <= upto,
+    let view = |subscription: Subscription| SubscriptionView {
+        receipted: subscription.has_receipted(seq),
+        name: subscription.name,
     };
     Ok(Some(EventView {
         event: id.to_string(),
@@ -140,14 +140,10 @@ fn find(shared: &Shared, id: EventId) -> Result<Option<EventView>, StoreError> {
         path: event.request.path_and_query(),
         bytes: event.body_len(),
         received_at: event.received_at.to_string(),
-        body: event.removed_body.is_none(),
+        body: has_body && seq > store.bare_upto(bucket.id)?,
         method: event.request.method,
         subscriptions: subscriptions.into_iter().map(view).collect(),
     }))
-}
-
-fn unavailable(error: &StoreError) -> Problem {
-    Problem::unavailable(error.to_string(), Duration::from_secs(1))
 }
 
 /// `GET /healthz`: the process answers.
@@ -157,7 +153,6 @@ pub(crate) async fn healthz() -> &'static str {
 
 /// `GET /readyz`: the store can be read, so requests can be served.
 pub(crate) async fn readyz(State(shared): State<Arc<Shared>>) -> Result<&'static str, Problem> {
-    let readable = shared.store.note("ready");
-    readable.map_err(|error| unavailable(&error))?;
+    shared.store.note("ready")?;
     Ok("ready\n")
 }

@@ -9,6 +9,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use whrelay_core::limits;
+use whrelay_store::StoreError;
 
 /// A refused request.
 #[derive(Debug, Serialize)]
@@ -46,6 +47,12 @@ impl Problem {
             retry_after: Some(retry_after),
             ..problem
         }
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        Self::unavailable(error.to_string(), Duration::from_secs(1))
     }
 }
 

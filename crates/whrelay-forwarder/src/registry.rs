@@ -59,7 +59,11 @@ impl Registry {
     }
 
     pub(crate) fn by_id(&self, id: BucketId) -> Option<Arc<Bucket>> {
-        self.all().into_iter().find(|bucket| bucket.id == id)
+        let maps = self.maps.read().unwrap_or_else(PoisonError::into_inner);
+        maps.by_name
+            .values()
+            .find(|bucket| bucket.id == id)
+            .cloned()
     }
 
     pub(crate) fn all(&self) -> Vec<Arc<Bucket>> {

@@ -3,11 +3,10 @@
 
 use std::sync::Arc;
 
-use whrelay_core::limits;
-use whrelay_core::retention::Retention;
+use whrelay_core::retention::{Part, Retention};
 use whrelay_core::time::Timestamp;
-use whrelay_delivery::{Removed, Sweep, Sweeper, keep};
-use whrelay_store::{Part, StoreError};
+use whrelay_delivery::{Removed, Step, Sweep, Sweeper, Why, keep};
+use whrelay_store::StoreError;
 
 use crate::Shared;
 
@@ -22,47 +21,55 @@ pub(crate) async fn run(shared: Arc<Shared>, retention: Retention) -> Result<(),
 struct Receipted<'a>(&'a Shared);
 
 impl Receipted<'_> {
-    /// A step in each bucket. Answers how many were removed, and nothing once there are none to look at.
-    async fn remove(&self, received_by: Timestamp, part: Part) -> Result<Option<u64>, StoreError> {
+    /// A step in the bucket that has the oldest event to go. Answers how many went, and nothing where there is none.
+    async fn remove(
+        &self,
+        received_by: Timestamp,
+        part: Part,
+        step: Step,
+    ) -> Result<Option<u64>, StoreError> {
         let Shared {
             store, registry, ..
         } = self.0;
-        let mut all = None;
+        let mut oldest = None;
         for bucket in registry.all() {
-            let step = limits::RETENTION_STEP;
-            let removed = store.remove_receipted(bucket.id, received_by, part, step);
-            if let Some(removed) = removed.await? {
-                all = Some(all.unwrap_or(0) + removed);
-            }
+            let found = store.oldest_receipted(bucket.id, part)?;
+            let found = found.filter(|at| *at <= received_by);
+            oldest = oldest.into_iter().chain(found.zip(Some(bucket.id))).min();
         }
-        Ok(all)
+        let Some((_, bucket)) = oldest else {
+            return Ok(None);
+        };
+        let most = (step.max_events, step.max_bytes);
+        let removed = store.remove_receipted(bucket, received_by, part, most);
+        removed.await.map(Some)
     }
 }
 
 impl Sweeper for Receipted<'_> {
-    async fn step(&mut self, sweep: Sweep) -> Result<(Removed, bool), StoreError> {
-        let received_by = match sweep {
-            Sweep::Over(by) => by,
-            Sweep::Oldest => {
-                // Bodies first: that an event came, and who has it, is worth more than what it said.
-                if let Some(bodies) = self.remove(Timestamp::LAST, Part::Body).await? {
-                    return Ok((Removed { events: 0, bodies }, true));
-                }
-                Timestamp::LAST
-            }
+    async fn step(&mut self, step: Step) -> Result<(Removed, bool), StoreError> {
+        let (received_by, part) = match step.sweep {
+            Sweep::Over(by) => (by, Part::Whole),
+            Sweep::Oldest(part) => (Timestamp::LAST, part),
         };
-        let events = self.remove(received_by, Part::Whole).await?;
-        let removed = Removed {
-            events: events.unwrap_or(0),
-            bodies: 0,
+        let went = self.remove(received_by, part, step).await?;
+        let removed = match part {
+            Part::Body => Removed {
+                bodies: went.unwrap_or(0),
+                events: 0,
+            },
+            Part::Whole => Removed {
+                events: went.unwrap_or(0),
+                bodies: 0,
+            },
         };
-        Ok((removed, events.is_some()))
+        Ok((removed, went.is_some()))
     }
 
-    fn tell(&self, sweep: Sweep, removed: Removed) {
-        let why = match sweep {
-            Sweep::Over(_) => "their time is over",
-            Sweep::Oldest => "space was needed",
+    fn tell(&self, why: Why, removed: Removed) {
+        let why = match why {
+            Why::Over => "its time is over",
+            Why::Room => "space was needed",
         };
         tracing::info!(
             events = removed.events,

@@ -167,12 +167,13 @@ impl Tunnel {
             .filter(|resume| resume.forwarder == shared.store.id());
         // What the agent says it has on disk is its receipt, but only for what was ever stored.
         let start = resume.map_or(acked, |resume| Seq(resume.seq)).min(last);
-        let start = start.max(shared.store.bare_upto(bucket.id)?);
-        if start < acked {
+        let start = if start < acked {
             // From now on retention keeps what it asks for again.
             let back = shared.store.take_back(bucket.id, name, start);
-            back.await?;
-        }
+            back.await?
+        } else {
+            start.max(shared.store.bare_upto(bucket.id)?)
+        };
         let oldest = match shared.store.read_after(bucket, start, 1, 0) {
             // The store is being reopened. It is only for people to read.
             Err(error) if error.is_retryable() => None,

@@ -3,19 +3,21 @@
 
 use std::collections::{HashMap, HashSet};
 
-use redb::{ReadableTable, ReadableTableMetadata};
+use redb::{ReadTransaction, ReadableTable, ReadableTableMetadata};
 use whrelay_core::bucket::{BucketId, Seq};
 use whrelay_core::delivery::{Delivery, DeliveryKey, DestinationId, event_state};
+use whrelay_core::retention::Part;
 
 use crate::deliveries;
 use crate::disk::Store;
 use crate::error::StoreError;
-use crate::events::record_of;
+use crate::events::{last_place, record_of};
 use crate::index::{self, DueKey, Wait};
 use crate::record::Seal;
 use crate::retention;
 use crate::tables::{
-    ATTEMPTS, DELIVERIES, DUE, EVENT_STATES, EVENTS, HEADS, QUARANTINE, delivery_key,
+    ATTEMPTS, DELIVERIES, DUE, EVENT_STATES, EVENTS, HEADS, QUARANTINE, REMOVALS, REMOVED,
+    delivery_key, event_key,
 };
 use crate::tx::{Tx, state_key};
 
@@ -54,27 +56,11 @@ impl Store {
     /// # Errors
     /// When the store cannot be read.
     pub fn census(&self) -> Result<Census, StoreError> {
-        let (mut census, mut damaged) = (Census::default(), Vec::new());
+        let mut census = Census::default();
         for bucket in self.buckets()? {
-            let removed = self.read(|tx| retention::removed_upto(self.seal, tx, bucket.id))?;
-            for seq in removed.0 + 1..=self.last_seq(bucket.id)?.0 {
-                match self.event_at(&bucket, Seq(seq)) {
-                    Ok(Some(_)) => census.events += 1,
-                    Ok(None) => {}
-                    Err(StoreError::Damaged(_)) => damaged.push((bucket.id.0, seq)),
-                    Err(error) => return Err(error),
-                }
-            }
+            self.read(|tx| self.count_events(tx, bucket.id, &mut census))?;
         }
         self.read(|tx| {
-            let named = tx.open_table(QUARANTINE)?;
-            let (events, heads) = (tx.open_table(EVENTS)?, tx.open_table(HEADS)?);
-            for place in damaged {
-                match named.get(place)?.is_some() && record_of(&events, &heads, place)?.is_none() {
-                    true => census.lost_events += 1,
-                    false => census.damaged_events += 1,
-                }
-            }
             for entry in tx.open_table(DELIVERIES)?.iter()? {
                 let (key, record) = entry?;
                 let (bucket, seq, ordinal) = key.value();
@@ -93,6 +79,34 @@ impl Store {
             Ok(())
         })?;
         Ok(census)
+    }
+
+    /// Looks at every place of a bucket.
+    fn count_events(
+        &self,
+        tx: &ReadTransaction,
+        bucket: BucketId,
+        census: &mut Census,
+    ) -> Result<(), StoreError> {
+        let (events, heads) = (tx.open_table(EVENTS)?, tx.open_table(HEADS)?);
+        let (named, removed) = (tx.open_table(QUARANTINE)?, tx.open_table(REMOVED)?);
+        let gone = retention::upto(self.seal, &tx.open_table(REMOVALS)?, bucket, Part::Whole)?;
+        for seq in gone.0 + 1..=last_place(self.seal, tx, bucket)? {
+            let place = (bucket.0, seq);
+            match record_of(&events, &heads, place)? {
+                Some(record) => {
+                    let key = event_key(bucket, Seq(seq));
+                    match self.seal.parts(&key, record.value()) {
+                        Some(_) => census.events += 1,
+                        None => census.damaged_events += 1,
+                    }
+                }
+                None if removed.get(place)?.is_some() => {}
+                None if named.get(place)?.is_some() => census.lost_events += 1,
+                None => census.damaged_events += 1,
+            }
+        }
+        Ok(())
     }
 
     /// Whether the indexes lead to every delivery of a destination that waits, and to every event by its

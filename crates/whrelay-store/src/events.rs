@@ -5,6 +5,7 @@ use whrelay_core::bucket::{Bucket, BucketId, BucketName, Seq};
 use whrelay_core::delivery::DeliveryKey;
 use whrelay_core::event::Event;
 use whrelay_core::id::EventId;
+use whrelay_core::retention::Part;
 use whrelay_core::time::Timestamp;
 
 use crate::deliveries::{self, NewDelivery};
@@ -15,7 +16,9 @@ use crate::record::{Seal, Unsealed};
 use crate::retention;
 use crate::rows::EventRow;
 use crate::subscriptions::{SourceMark, put_source};
-use crate::tables::{EVENT_IDS, EVENTS, HEADS, QUARANTINE, REMOVED, SEQUENCES, event_key};
+use crate::tables::{
+    EVENT_IDS, EVENTS, HEADS, QUARANTINE, REMOVALS, REMOVED, SEQUENCES, event_key,
+};
 use crate::tx::{Tx, sequence};
 
 /// An event to store, with the deliveries it begins.
@@ -153,7 +156,8 @@ impl Store {
             };
             // A key that has rotted may lie anywhere; nothing was ever stored past the last place.
             let last = last_place(self.seal, tx, bucket.id)?;
-            let bare = retention::bare_upto(self.seal, tx, bucket.id)?;
+            let removals = tx.open_table(REMOVALS)?;
+            let bare = retention::upto(self.seal, &removals, bucket.id, Part::Body)?;
             batch.upto = after.max(bare.min(Seq(last)));
             for entry in table.range((bucket.id.0, batch.upto.0 + 1)..=(bucket.id.0, last))? {
                 let (key, record) = entry?;
@@ -200,29 +204,51 @@ impl Store {
         })
     }
 
+    /// What the event at a place was, without its body, and whether that is there; `None` where none was ever
+    /// stored, or retention has removed it.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] when its bytes are not those that were written, or it is gone.
+    pub fn head_at(&self, bucket: &Bucket, seq: Seq) -> Result<Option<(Event, bool)>, StoreError> {
+        self.record_at(bucket.id, seq, |row, body| {
+            let has_body = row.has_body();
+            let row = match has_body {
+                true => row.without_body(body.len() as u64),
+                false => row,
+            };
+            (row.into_event(bucket.name.clone(), &[]), has_body)
+        })
+    }
+
     /// The event at a place; `None` where none was ever stored, or retention has removed it.
     ///
     /// # Errors
     /// [`StoreError::Damaged`] when its bytes are not those that were written, or it is gone.
     pub fn event_at(&self, bucket: &Bucket, seq: Seq) -> Result<Option<Event>, StoreError> {
+        self.record_at(bucket.id, seq, |row, body| {
+            row.into_event(bucket.name.clone(), body)
+        })
+    }
+
+    fn record_at<T>(
+        &self,
+        bucket: BucketId,
+        seq: Seq,
+        made: impl FnOnce(EventRow, &[u8]) -> T,
+    ) -> Result<Option<T>, StoreError> {
         self.read(|tx| {
             let (events, heads) = (tx.open_table(EVENTS)?, tx.open_table(HEADS)?);
-            let Some(record) = record_of(&events, &heads, (bucket.id.0, seq.0))? else {
-                let last = last_place(self.seal, tx, bucket.id)?;
-                let removed = retention::is_removed(self.seal, tx, bucket.id, seq)?;
+            let Some(record) = record_of(&events, &heads, (bucket.0, seq.0))? else {
+                let last = last_place(self.seal, tx, bucket)?;
+                let removed = retention::is_removed(self.seal, tx, bucket, seq)?;
                 return match (1..=last).contains(&seq.0) && !removed {
                     true => Err(StoreError::Damaged(format!("event {}", seq.0))),
                     false => Ok(None),
                 };
             };
-            open_event(
-                self.seal,
-                bucket.id,
-                seq,
-                bucket.name.clone(),
-                record.value(),
-            )
-            .map(Some)
+            let key = event_key(bucket, seq);
+            let (row, body) = self.seal.open("event", &key, record.value())?;
+            Ok(Some(made(row, body)))
         })
     }
 
@@ -283,14 +309,28 @@ pub(crate) fn last_place(
     bucket: BucketId,
 ) -> Result<u64, StoreError> {
     let last = sequence(seal, &tx.open_table(SEQUENCES)?, bucket.0)?;
-    let all = (bucket.0, 0)..=(bucket.0, u64::MAX);
-    if last == 0 && tx.open_table(EVENTS)?.range(all)?.next().is_some() {
-        return Err(StoreError::Damaged(format!(
-            "the last place of bucket {}",
-            bucket.0
-        )));
+    let (events, heads) = (tx.open_table(EVENTS)?, tx.open_table(HEADS)?);
+    if last == 0 && !is_new(seal, &events, &heads, &tx.open_table(REMOVALS)?, bucket)? {
+        return Err(lost_sequence(bucket));
     }
     Ok(last)
+}
+
+/// Whether no place of a bucket was ever given, by what is left of all that was at one.
+fn is_new<T: ReadableTable<(u32, u64), &'static [u8]>>(
+    seal: Seal,
+    events: &T,
+    heads: &T,
+    removals: &impl ReadableTable<u32, &'static [u8]>,
+    bucket: BucketId,
+) -> Result<bool, StoreError> {
+    let all = (bucket.0, 0)..=(bucket.0, u64::MAX);
+    let there = events.range(all.clone())?.next().is_some() || heads.range(all)?.next().is_some();
+    Ok(!there && retention::upto(seal, removals, bucket, Part::Body)? == Seq(0))
+}
+
+fn lost_sequence(bucket: BucketId) -> StoreError {
+    StoreError::Damaged(format!("the last place of bucket {}", bucket.0))
 }
 
 /// An event's record: whole, or what is left of it without its body.
@@ -313,6 +353,12 @@ fn put_event(tx: &mut Tx<'_>, bucket: BucketId, new: Prepared) -> Result<Receipt
             seq: Seq(place.value().1),
             duplicate: true,
         });
+    }
+    if tx.last(bucket.0)? == 0 {
+        let (events, heads) = (tx.events.open()?, tx.heads.open()?);
+        if !is_new(tx.seal, events, heads, tx.removals.open()?, bucket)? {
+            return Err(lost_sequence(bucket));
+        }
     }
     let seq = Seq(tx.next(bucket.0)?);
     let record = new.record.seal(tx.seal, &event_key(bucket, seq));

@@ -6,11 +6,12 @@
 
 use std::sync::atomic::Ordering;
 
-use redb::{ReadTransaction, ReadableTable};
+use redb::{ReadTransaction, ReadableTable, ReadableTableMetadata};
 use whrelay_core::bucket::{BucketId, Seq};
 use whrelay_core::delivery::{self, Delivery, State};
 use whrelay_core::id::EventId;
 use whrelay_core::limits;
+use whrelay_core::retention::{Held, Part};
 use whrelay_core::time::Timestamp;
 
 use crate::deliveries;
@@ -23,15 +24,6 @@ use crate::states::{self, Found};
 use crate::subscriptions;
 use crate::tables::{EVENTS, HEADS, REMOVALS, REMOVED, SUBSCRIPTIONS, event_key};
 use crate::tx::Tx;
-
-/// How much of an event goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
-    /// Its body. What it was and what became of it stays.
-    Body,
-    /// All of it, its deliveries and their attempts too.
-    Whole,
-}
 
 /// What retention has removed from a bucket since its store began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -80,16 +72,29 @@ impl Store {
         })
     }
 
-    /// The place up to which a forwarder has nothing to send any more: what is left there has no body.
+    /// The place up to which a forwarder sends nothing any more, since it has removed bodies.
     ///
     /// # Errors
     /// When the store cannot be read.
     pub fn bare_upto(&self, bucket: BucketId) -> Result<Seq, StoreError> {
-        self.read(|tx| bare_upto(self.seal, tx, bucket))
+        self.read(|tx| upto(self.seal, &tx.open_table(REMOVALS)?, bucket, Part::Body))
     }
 
-    /// Removes, of these events in order of age, those whose deliveries have all ended by then: as many as
-    /// can go without keeping others waiting.
+    /// How many events there are.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn held(&self) -> Result<Held, StoreError> {
+        self.read(|tx| {
+            Ok(Held {
+                whole: tx.open_table(EVENTS)?.len()?,
+                bare: tx.open_table(HEADS)?.len()?,
+            })
+        })
+    }
+
+    /// Removes, of these events in order of age, those whose deliveries have all ended by then, until their
+    /// records had more than `max_bytes`.
     ///
     /// # Errors
     /// When that is not on disk.
@@ -99,47 +104,74 @@ impl Store {
         found: Vec<Found>,
         ended_by: Timestamp,
         part: Part,
+        max_bytes: usize,
     ) -> Result<Swept, StoreError> {
         if found.is_empty() {
             return Ok(Swept::default());
         }
-        self.write(128 * found.len(), move |tx: &mut Tx<'_>| {
-            let mut row = read(tx.seal, tx.removals.open()?, bucket)?;
-            let (mut swept, mut bytes) = (Swept::default(), 0);
-            for (event, seq) in found {
-                if bytes > limits::RETENTION_STEP_BYTES {
-                    break;
+        self.write(
+            weight(part, found.len(), max_bytes),
+            move |tx: &mut Tx<'_>| {
+                let mut row = read(tx.seal, tx.removals.open()?, bucket)?;
+                let (mut swept, mut bytes) = (Swept::default(), 0);
+                for (event, seq) in found {
+                    if bytes > max_bytes {
+                        break;
+                    }
+                    swept.upto = Some(event);
+                    let record = record_of(tx.events.open()?, tx.heads.open()?, (bucket.0, seq.0))?;
+                    bytes += record.map_or(0, |record| record.value().len());
+                    if part == Part::Body {
+                        row.bodies_upto = row.bodies_upto.max(event.to_bytes());
+                    }
+                    let all = deliveries::of_event(tx.seal, tx.deliveries.open()?, bucket, seq);
+                    // Where one is damaged nobody knows whether it has ended.
+                    let Some(all) = record::undamaged(all)? else {
+                        continue;
+                    };
+                    if delivery::ended_at(&all).is_none_or(|ended_at| ended_at > ended_by) {
+                        continue;
+                    }
+                    let did = match part {
+                        Part::Body => remove_body(tx, bucket, seq, &mut row)?,
+                        Part::Whole => remove_event(tx, (bucket, seq, event), &all, &mut row)?,
+                    };
+                    swept.removed.extend(did.then_some(event));
                 }
-                swept.upto = Some(event);
-                let record = record_of(tx.events.open()?, tx.heads.open()?, (bucket.0, seq.0))?;
-                bytes += record.map_or(0, |record| record.value().len());
-                if part == Part::Body {
-                    row.bodies_upto = row.bodies_upto.max(event.to_bytes());
-                }
-                let all = deliveries::of_event(tx.seal, tx.deliveries.open()?, bucket, seq);
-                // Where one is damaged nobody knows whether it has ended.
-                let Some(all) = record::undamaged(all)? else {
-                    continue;
-                };
-                if delivery::ended_at(&all).is_none_or(|ended_at| ended_at > ended_by) {
-                    continue;
-                }
-                let did = match part {
-                    Part::Body => remove_body(tx, bucket, seq, &mut row)?,
-                    Part::Whole => remove_event(tx, (bucket, seq, event), &all, &mut row)?,
-                };
-                swept.removed.extend(did.then_some(event));
-            }
-            close_up(tx, bucket, &mut row)?;
-            put(tx, bucket, &row)?;
-            Ok(swept)
-        })
+                close_up(tx, bucket, &mut row)?;
+                put(tx, bucket, &row)?;
+                Ok(swept)
+            },
+        )
         .await
     }
 
-    /// Removes the oldest events of a bucket, or only their bodies: of up to `max` of those that every
-    /// subscription has receipted and that were received by then. Where nobody has ever subscribed, everything
-    /// is still to be delivered. Answers how many, and nothing once there are none to look at.
+    /// When the first event of a bucket was received of which that part could go at a forwarder, since every
+    /// subscription has receipted it. Where nobody has ever subscribed, everything is still to be delivered.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn oldest_receipted(
+        &self,
+        bucket: BucketId,
+        part: Part,
+    ) -> Result<Option<Timestamp>, StoreError> {
+        self.read(|tx| {
+            let receipted = tx.open_table(SUBSCRIPTIONS)?;
+            let receipted = subscriptions::receipted_by_all(self.seal, &receipted, bucket)?;
+            let upto = upto(self.seal, &tx.open_table(REMOVALS)?, bucket, part)?;
+            if upto >= receipted {
+                return Ok(None);
+            }
+            let (events, heads) = (tx.open_table(EVENTS)?, tx.open_table(HEADS)?);
+            let first = Candidate::at(self.seal, &events, &heads, bucket, Seq(upto.0 + 1))?;
+            Ok(Some(first.received_at))
+        })
+    }
+
+    /// Removes the oldest events of a bucket, or only their bodies: of up to `max_events` places, until their
+    /// records had more than `max_bytes`, those that every subscription has receipted and that were received by
+    /// then. Answers how many.
     ///
     /// # Errors
     /// When that is not on disk.
@@ -148,88 +180,59 @@ impl Store {
         bucket: BucketId,
         received_by: Timestamp,
         part: Part,
-        max: usize,
-    ) -> Result<Option<u64>, StoreError> {
-        if !self.has_receipted(bucket, received_by, part)? {
-            return Ok(None);
-        }
-        self.write(64 * max, move |tx: &mut Tx<'_>| {
-            let mut row = read(tx.seal, tx.removals.open()?, bucket)?;
-            let receipted =
-                subscriptions::receipted_by_all(tx.seal, tx.subscriptions.open()?, bucket)?;
-            let (mut removed, mut bytes) = (0, 0);
-            for seq in (removed_already(&row, part) + 1..=receipted.0)
-                .take(max)
-                .map(Seq)
-            {
-                let found = {
+        (max_events, max_bytes): (usize, usize),
+    ) -> Result<u64, StoreError> {
+        self.write(
+            weight(part, max_events, max_bytes),
+            move |tx: &mut Tx<'_>| {
+                let mut row = read(tx.seal, tx.removals.open()?, bucket)?;
+                let receipted =
+                    subscriptions::receipted_by_all(tx.seal, tx.subscriptions.open()?, bucket)?;
+                let places = removed_upto(&row, part).0 + 1..=receipted.0;
+                let (mut removed, mut bytes) = (0, 0);
+                for seq in places.take(max_events).map(Seq) {
                     let (events, heads) = (tx.events.open()?, tx.heads.open()?);
-                    Receipted::at(tx.seal, events, heads, bucket, seq)?
-                };
-                if found.received_at > received_by || bytes > limits::RETENTION_STEP_BYTES {
-                    break;
-                }
-                bytes += found.len;
-                match part {
-                    Part::Body => {
-                        removed += u64::from(remove_body(tx, bucket, seq, &mut row)?);
-                        row.bare_upto = seq.0;
+                    let found = Candidate::at(tx.seal, events, heads, bucket, seq)?;
+                    if found.received_at > received_by || bytes > max_bytes {
+                        break;
                     }
-                    Part::Whole => {
-                        let there = remove_records(tx, bucket, seq, found.id)?;
-                        removed += u64::from(there);
-                        row.events += u64::from(there);
-                        row.upto = seq.0;
-                    }
+                    bytes += found.len;
+                    removed += u64::from(match part {
+                        Part::Body => {
+                            row.bare_upto = seq.0;
+                            remove_body(tx, bucket, seq, &mut row)?
+                        }
+                        Part::Whole => {
+                            row.upto = seq.0;
+                            remove_records(tx, bucket, seq, found.id, &mut row)?
+                        }
+                    });
                 }
-            }
-            put(tx, bucket, &row)?;
-            Ok(Some(removed))
-        })
+                put(tx, bucket, &row)?;
+                Ok(removed)
+            },
+        )
         .await
     }
 }
 
-impl Store {
-    /// Whether there is something that [`Store::remove_receipted`] would look at: a look costs no commit.
-    fn has_receipted(
-        &self,
-        bucket: BucketId,
-        received_by: Timestamp,
-        part: Part,
-    ) -> Result<bool, StoreError> {
-        self.read(|tx| {
-            let receipted = tx.open_table(SUBSCRIPTIONS)?;
-            let receipted = subscriptions::receipted_by_all(self.seal, &receipted, bucket)?;
-            let removals = read(self.seal, &tx.open_table(REMOVALS)?, bucket)?;
-            let first = Seq(removed_already(&removals, part) + 1);
-            if first > receipted {
-                return Ok(false);
-            }
-            let (events, heads) = (tx.open_table(EVENTS)?, tx.open_table(HEADS)?);
-            let first = Receipted::at(self.seal, &events, &heads, bucket, first)?;
-            Ok(first.received_at <= received_by)
-        })
-    }
-}
-
-/// The place up to which nothing of it is left.
-fn removed_already(row: &RemovalsRow, part: Part) -> u64 {
+/// About how many bytes are written to remove that part of so many events.
+fn weight(part: Part, events: usize, max_bytes: usize) -> usize {
     match part {
-        Part::Body => row.upto.max(row.bare_upto),
-        Part::Whole => row.upto,
+        Part::Body => max_bytes.min(1024 * events),
+        Part::Whole => 128 * events,
     }
 }
 
-/// What every subscription has receipted.
-struct Receipted {
+/// What a forwarder may remove.
+struct Candidate {
     /// Unknown where it is damaged: it was passed over and named then.
     id: Option<EventId>,
     received_at: Timestamp,
     len: usize,
 }
 
-impl Receipted {
+impl Candidate {
     /// What is at a place, if only that nothing is.
     fn at<T: ReadableTable<(u32, u64), &'static [u8]>>(
         seal: Seal,
@@ -260,23 +263,21 @@ pub(crate) fn has_body(tx: &mut Tx<'_>, bucket: BucketId, seq: Seq) -> Result<bo
     Ok(tx.events.open()?.get((bucket.0, seq.0))?.is_some())
 }
 
-/// The place up to which retention has left nothing.
-pub(crate) fn removed_upto(
+/// The place up to which retention has removed that part of everything.
+pub(crate) fn upto(
     seal: Seal,
-    tx: &ReadTransaction,
+    removals: &impl ReadableTable<u32, &'static [u8]>,
     bucket: BucketId,
+    part: Part,
 ) -> Result<Seq, StoreError> {
-    Ok(Seq(read(seal, &tx.open_table(REMOVALS)?, bucket)?.upto))
+    Ok(removed_upto(&read(seal, removals, bucket)?, part))
 }
 
-/// The place up to which no event has a body to send.
-pub(crate) fn bare_upto(
-    seal: Seal,
-    tx: &ReadTransaction,
-    bucket: BucketId,
-) -> Result<Seq, StoreError> {
-    let row = read(seal, &tx.open_table(REMOVALS)?, bucket)?;
-    Ok(Seq(removed_already(&row, Part::Body)))
+fn removed_upto(row: &RemovalsRow, part: Part) -> Seq {
+    Seq(match part {
+        Part::Body => row.upto.max(row.bare_upto),
+        Part::Whole => row.upto,
+    })
 }
 
 /// Whether retention has emptied a place.
@@ -287,7 +288,7 @@ pub(crate) fn is_removed(
     seq: Seq,
 ) -> Result<bool, StoreError> {
     let there = tx.open_table(REMOVED)?.get((bucket.0, seq.0))?.is_some();
-    Ok(there || seq <= removed_upto(seal, tx, bucket)?)
+    Ok(there || seq <= upto(seal, &tx.open_table(REMOVALS)?, bucket, Part::Whole)?)
 }
 
 /// One that is damaged says nothing: then what is missing is named as lost, which is the lesser evil.
@@ -351,6 +352,7 @@ pub(crate) fn remove_records(
     bucket: BucketId,
     seq: Seq,
     id: Option<EventId>,
+    row: &mut RemovalsRow,
 ) -> Result<bool, StoreError> {
     let (mut there, mut cost) = (false, 0);
     for table in [tx.events.open()?, tx.heads.open()?] {
@@ -360,6 +362,7 @@ pub(crate) fn remove_records(
         }
     }
     tx.shrink(cost);
+    row.events += u64::from(there);
     if let Some(id) = id {
         tx.event_ids.open()?.remove(&id.to_bytes())?;
     }
@@ -372,7 +375,7 @@ fn remove_event(
     all: &[Delivery],
     row: &mut RemovalsRow,
 ) -> Result<bool, StoreError> {
-    remove_records(tx, bucket, seq, Some(event))?;
+    remove_records(tx, bucket, seq, Some(event), row)?;
     if let Some(first) = all.first() {
         states::change(tx, first.key, event, delivery::event_state(all), None)?;
     }
@@ -385,7 +388,6 @@ fn remove_event(
         }
     }
     put_removed(tx, bucket, seq)?;
-    row.events += 1;
     Ok(true)
 }
 

@@ -156,9 +156,11 @@ impl RemovalsRow {
     }
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct SubscriptionRow {
     pub(crate) acked: u64,
+    /// Up to here nothing was sent any more when it began.
+    pub(crate) since: u64,
 }
 
 #[derive(Serialize, Deserialize)]

@@ -30,7 +30,7 @@ use crate::pages::Pages;
 use crate::private::private_file;
 use crate::record::Seal;
 use crate::retention;
-use crate::rows::{DestinationRow, EventRow, RemovalsRow};
+use crate::rows::{DestinationRow, EventRow, RemovalsRow, SubscriptionRow};
 use crate::subscriptions::{self, SourceMark};
 use crate::tables::{ATTEMPT_LOG, create_all, delivery_key, delivery_tuple, event_key};
 use crate::tx::Tx;
@@ -188,7 +188,7 @@ struct Kept {
     agent: bool,
     last: HashMap<u32, u64>,
     sources: HashMap<BucketId, SourceMark>,
-    subscriptions: HashMap<(BucketId, String), Seq>,
+    subscriptions: HashMap<(BucketId, String), SubscriptionRow>,
     destinations: BTreeMap<u32, DestinationRow>,
     removed: BTreeSet<(u32, u64)>,
     removals: BTreeMap<u32, RemovalsRow>,
@@ -258,10 +258,12 @@ impl<I: FnMut() -> u128> Salvage<I> {
                     kept.sources.insert(bucket, mark);
                 }
             }
-            Found::Subscription(bucket, name, seq) => {
+            Found::Subscription(bucket, name, row) => {
                 let key = (bucket, name.to_string());
-                let known = kept.subscriptions.entry(key).or_default();
-                *known = seq.max(*known);
+                let known = kept.subscriptions.get(&key);
+                if known.is_none_or(|known| known.acked < row.acked) {
+                    kept.subscriptions.insert(key, row);
+                }
             }
             Found::Removed(bucket, seq) => {
                 kept.removed.insert((bucket.0, seq.0));
@@ -269,7 +271,7 @@ impl<I: FnMut() -> u128> Salvage<I> {
             }
             Found::Removals(bucket, row) => {
                 // A place that was emptied was given, whatever else is known of it.
-                reach(&mut kept.last, bucket.0, row.upto);
+                reach(&mut kept.last, bucket.0, row.upto.max(row.bare_upto));
                 let known = kept.removals.entry(bucket.0).or_default();
                 *known = known.max(&row);
             }
@@ -334,9 +336,10 @@ impl<I: FnMut() -> u128> Salvage<I> {
             }
             subscriptions::put_source(&mut tx, *bucket, mark)?;
         }
-        for ((bucket, name), seq) in &self.kept.subscriptions {
+        for ((bucket, name), row) in &self.kept.subscriptions {
             let last = self.kept.last.get(&bucket.0).copied().unwrap_or(0);
-            subscriptions::put(&mut tx, *bucket, name, Seq(last).min(*seq))?;
+            let acked = row.acked.min(last);
+            subscriptions::put(&mut tx, *bucket, name, SubscriptionRow { acked, ..*row })?;
         }
         for (of, last) in &self.kept.last {
             tx.reach(*of, *last);
@@ -346,14 +349,13 @@ impl<I: FnMut() -> u128> Salvage<I> {
         Ok(saved)
     }
 
-    /// Begins deliveries of the events that have none. Answers of how many that have a body.
+    /// Begins deliveries of the events that have none. Answers how many wait for them.
     fn begin_again(&mut self, tx: &mut Tx<'_>) -> Result<u64, StoreError> {
-        // What has no body had ended before that was removed.
-        self.begin_those(tx, true)?;
+        // What has no body had ended before that was removed: it is passed over, and waits for nothing.
+        let _ = self.begin_those(tx, true)?;
         self.begin_those(tx, false)
     }
 
-    /// Begins those with a body, or those without, as passed over.
     fn begin_those(&mut self, tx: &mut Tx<'_>, bare: bool) -> Result<u64, StoreError> {
         let (mut begun, mut from) = (0, (0, 0));
         loop {

@@ -18,15 +18,15 @@ pub(crate) const SEQUENCES: TableDefinition<'_, u32, (u64, u64)> =
 pub(crate) const BUCKETS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("buckets_v1");
 /// Key: bucket, place. Value: record of `EventRow`, then the body as it came.
 pub(crate) const EVENTS: TableDefinition<'_, (u32, u64), &[u8]> = TableDefinition::new("events_v1");
-/// Key: bucket, place. Value: record of `EventRow`, of an event whose body retention has removed. Where it was
-/// among bodies, it would go on taking most of their pages.
+/// Key: bucket, place. Value: record of `EventRow`, of an event whose body retention has removed. Among bodies
+/// it would go on taking most of their pages.
 pub(crate) const HEADS: TableDefinition<'_, (u32, u64), &[u8]> = TableDefinition::new("heads_v1");
 /// Key: event id. Value: bucket, place.
 pub(crate) const EVENT_IDS: TableDefinition<'_, &[u8; 16], (u32, u64)> =
     TableDefinition::new("event_ids_v1");
 /// Key: bucket, subscription. Value: record of `SubscriptionRow`.
 pub(crate) const SUBSCRIPTIONS: TableDefinition<'_, (u32, &str), &[u8]> =
-    TableDefinition::new("subscriptions_v1");
+    TableDefinition::new("subscriptions_v2");
 /// Key: bucket. Value: record of `SourceRow`: how far the agent has come at its forwarder.
 pub(crate) const SOURCES: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("sources_v1");
 /// Key: destination. Value: record of `DestinationRow`.

@@ -100,12 +100,17 @@ impl<'txn> Tx<'txn> {
 
     /// The next number of a sequence. A number is never given twice, whatever is removed later.
     pub(crate) fn next(&mut self, sequence: u32) -> Result<u64, StoreError> {
-        let last = match self.given.get(&sequence) {
-            Some(last) => *last,
-            None => self::sequence(self.seal, self.sequences.open()?, sequence)?,
-        };
-        self.given.insert(sequence, last + 1);
-        Ok(last + 1)
+        let next = self.last(sequence)? + 1;
+        self.given.insert(sequence, next);
+        Ok(next)
+    }
+
+    /// The last number of a sequence that was given.
+    pub(crate) fn last(&mut self, sequence: u32) -> Result<u64, StoreError> {
+        match self.given.get(&sequence) {
+            Some(last) => Ok(*last),
+            None => self::sequence(self.seal, self.sequences.open()?, sequence),
+        }
     }
 
     /// Numbers up to this one were given before.

@@ -116,7 +116,9 @@ impl Real {
                     by,
                     part,
                 } => {
-                    let swept = store.remove_finished(bucket, found, by, part).await?;
+                    let swept = store
+                        .remove_finished(bucket, found, by, part, usize::MAX)
+                        .await?;
                     Done::Removed(swept.removed.len() as u64)
                 }
                 Write::RemoveReceipted {
@@ -125,8 +127,8 @@ impl Real {
                     part,
                     max,
                 } => {
-                    let removed = store.remove_receipted(bucket, by, part, max).await?;
-                    Done::Removed(removed.unwrap_or(0))
+                    let most = (max, usize::MAX);
+                    Done::Removed(store.remove_receipted(bucket, by, part, most).await?)
                 }
                 Write::GiveUp(attempt) => {
                     Done::GaveUp(!store.give_up(vec![*attempt]).await?.is_empty())

@@ -5,8 +5,9 @@ use whrelay_core::bucket::{Bucket, Seq};
 use whrelay_core::delivery::{Delivery, State};
 use whrelay_core::event::Event;
 use whrelay_core::id::EventId;
+use whrelay_core::retention::Part;
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Begin, Part, Search};
+use whrelay_store::{Begin, Search};
 
 use super::ledger::{Verdicts, hold};
 use super::node::{AgentNode, Purpose};

@@ -8,10 +8,11 @@ use whrelay_core::bucket::{Bucket, BucketId, BucketName, Seq};
 use whrelay_core::delivery::{Attempt, Delivery, DeliveryKey, DestinationId};
 use whrelay_core::event::Event;
 use whrelay_core::id::EventId;
+use whrelay_core::retention::Part;
 use whrelay_core::time::Timestamp;
 use whrelay_store::{
-    Again, Batch, Begin, DueScan, Found, Head, NewEvent, Part, Receipt, Release, Search,
-    SourceMark, StateCounts,
+    Again, Batch, Begin, DueScan, Found, Head, NewEvent, Receipt, Release, Search, SourceMark,
+    StateCounts,
 };
 
 /// A write, as the store's own functions take them.

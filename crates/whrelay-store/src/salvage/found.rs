@@ -30,7 +30,7 @@ pub(super) enum Found {
     Bucket(u32, BucketRow, Unsealed),
     Destination(u32, DestinationRow, Unsealed),
     Source(BucketId, SourceMark),
-    Subscription(BucketId, BucketName, Seq),
+    Subscription(BucketId, BucketName, SubscriptionRow),
     /// The last number given.
     Last(u32, u64),
 }
@@ -168,7 +168,7 @@ fn read_subscription(seal: Seal, key: &[u8], record: &[u8]) -> Option<Found> {
     let bucket = BucketId(u32::from_le_bytes(number(bucket)?));
     let name: BucketName = std::str::from_utf8(name).ok()?.parse().ok()?;
     let row: SubscriptionRow = whole(seal, &subscriptions::key(bucket, name.as_str()), record)?;
-    Some(Found::Subscription(bucket, name, Seq(row.acked)))
+    Some(Found::Subscription(bucket, name, row))
 }
 
 fn read_last(seal: Seal, key: &[u8], value: &[u8]) -> Option<Found> {

@@ -23,9 +23,12 @@ pub(super) fn leave_out(tx: &mut Tx<'_>, kept: &mut Kept) -> Result<(), StoreErr
     leave_out_attempts(tx, kept)?;
     for (bucket, row) in &kept.removals {
         // A body may have come back, from a page that still has it.
+        let all = (*bucket, 0)..=(*bucket, u64::MAX);
+        let first = tx.events.open()?.range(all)?.next().transpose()?;
+        let before = first.map_or(u64::MAX, |(place, _)| place.value().1 - 1);
         let row = RemovalsRow {
             bodies_upto: [0; 16],
-            bare_upto: 0,
+            bare_upto: row.bare_upto.min(before),
             ..*row
         };
         retention::put(tx, BucketId(*bucket), &row)?;
@@ -55,7 +58,9 @@ fn leave_out_events(tx: &mut Tx<'_>, kept: &mut Kept) -> Result<(), StoreError> 
         }
     }
     for (bucket, seq, id) in gone {
-        retention::remove_records(tx, bucket, seq, Some(id))?;
+        // It was counted when it was removed.
+        let mut counted = RemovalsRow::default();
+        retention::remove_records(tx, bucket, seq, Some(id), &mut counted)?;
         kept.events -= 1;
     }
     Ok(())

@@ -9,9 +9,10 @@ use bytes::Bytes;
 use whrelay_core::bucket::{Bucket, Seq};
 use whrelay_core::delivery::{DeadReason, DestinationId, State};
 use whrelay_core::limits;
+use whrelay_core::retention::Part;
 use whrelay_core::retry::{Pause, Phase, Verdict};
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Again, Begin, Effort, Found, NewDelivery, Options, Part, Role, Search, Store};
+use whrelay_store::{Again, Begin, Effort, Found, NewDelivery, Options, Role, Search, Store};
 
 use crate::setup::*;
 
@@ -55,7 +56,9 @@ fn all(store: &Store, bucket: &Bucket) -> Vec<Found> {
 
 async fn remove(store: &Store, bucket: &Bucket, by: Timestamp, part: Part) -> usize {
     let found = all(store, bucket);
-    let removed = store.remove_finished(bucket.id, found, by, part).await;
+    let removed = store
+        .remove_finished(bucket.id, found, by, part, usize::MAX)
+        .await;
     removed.expect("stored").removed.len()
 }
 
@@ -169,7 +172,13 @@ async fn a_step_that_ends_early_says_how_far_it_looked() {
     }
     let found = all(&store, &bucket);
     let swept = store
-        .remove_finished(bucket.id, found, Timestamp::LAST, Part::Whole)
+        .remove_finished(
+            bucket.id,
+            found,
+            Timestamp::LAST,
+            Part::Whole,
+            limits::RETENTION_STEP_BYTES,
+        )
         .await
         .expect("stored");
     let ids = [event(1).id, event(2).id];
@@ -196,24 +205,27 @@ async fn a_forwarder_keeps_what_not_every_subscription_has_receipted() {
     let events = (1..=6).map(plain).collect();
     store.append(bucket.id, events, None).await.expect("stored");
     let sweep = async |by| {
-        let removed = store.remove_receipted(bucket.id, by, Part::Whole, 2).await;
-        removed.expect("stored")
+        let removed = store.remove_receipted(bucket.id, by, Part::Whole, (2, usize::MAX));
+        removed.await.expect("stored")
     };
-    assert_eq!(
-        sweep(Timestamp::LAST).await,
-        None,
-        "nobody has asked for them yet"
-    );
+    let oldest = || {
+        store
+            .oldest_receipted(bucket.id, Part::Whole)
+            .expect("read")
+    };
+    assert_eq!(oldest(), None, "nobody has asked for them yet");
+    assert_eq!(sweep(Timestamp::LAST).await, 0);
     for (name, upto) in [("laptop", 5), ("audit", 3)] {
         store
             .ack(bucket.id, name, Seq(upto), || true)
             .await
             .expect("stored");
     }
-    assert_eq!(sweep(NOW.before(Duration::from_secs(1))).await, None);
-    assert_eq!(sweep(NOW).await, Some(2));
-    assert_eq!(sweep(NOW).await, Some(1));
-    assert_eq!(sweep(NOW).await, None);
+    assert_eq!(oldest(), Some(NOW));
+    assert_eq!(sweep(NOW.before(Duration::from_secs(1))).await, 0);
+    assert_eq!(sweep(NOW).await, 2);
+    assert_eq!(sweep(NOW).await, 1);
+    assert_eq!((oldest(), sweep(NOW).await), (None, 0));
     assert_eq!(places(&store, &bucket), [4, 5, 6]);
     assert_eq!(store.find_event(event(3).id).expect("read"), None);
     let batch = store.read_after(&bucket, Seq(1), 1, 1).expect("read");
@@ -235,13 +247,13 @@ async fn a_forwarder_without_bodies_knows_what_came_and_sends_none_of_it() {
         acked.expect("stored");
     }
     let sweep = async |part, max| {
-        let removed = store.remove_receipted(bucket.id, NOW, part, max).await;
-        removed.expect("stored")
+        let removed = store.remove_receipted(bucket.id, NOW, part, (max, usize::MAX));
+        removed.await.expect("stored")
     };
     let before = store.size();
-    assert_eq!(sweep(Part::Body, 2).await, Some(2));
-    assert_eq!(sweep(Part::Body, 2).await, Some(1));
-    assert_eq!(sweep(Part::Body, 2).await, None, "not all have the fourth");
+    assert_eq!(sweep(Part::Body, 2).await, 2);
+    assert_eq!(sweep(Part::Body, 2).await, 1);
+    assert_eq!(sweep(Part::Body, 2).await, 0, "not all have the fourth");
     let had: u64 = (1..=3).map(|n| event(n).body_len()).sum();
     assert!(store.size() < before - had / 2);
     for n in 1..=3 {
@@ -258,20 +270,73 @@ async fn a_forwarder_without_bodies_knows_what_came_and_sends_none_of_it() {
     assert!(census.is_whole() && census.events == 6, "{census:?}");
     let removals = store.removals(bucket.id).expect("read");
     assert_eq!((removals.events, removals.bodies), (0, 3));
-    assert_eq!(sweep(Part::Whole, 9).await, Some(3));
+    assert_eq!(sweep(Part::Whole, 9).await, 3);
     assert_eq!(store.find_event(event(3).id).expect("read"), None);
     assert_eq!(places(&store, &bucket), [4, 5, 6]);
     let audit = store.ack(bucket.id, "audit", Seq(6), || true);
     audit.await.expect("stored");
     let laptop = store.ack(bucket.id, "laptop", Seq(6), || true);
     laptop.await.expect("stored");
-    assert_eq!(sweep(Part::Body, 1).await, Some(1));
-    assert_eq!(
-        sweep(Part::Whole, 9).await,
-        Some(3),
-        "with bodies or without"
-    );
+    assert_eq!(sweep(Part::Body, 1).await, 1);
+    assert_eq!(sweep(Part::Whole, 9).await, 3, "with bodies or without");
     assert_eq!(store.size(), 0, "all that was counted is counted back");
+}
+
+/// Where nothing is to be removed at the places that are looked at, the next look begins behind them.
+#[tokio::test]
+async fn a_forwarder_passes_over_what_has_no_body_to_remove() {
+    let store = memory(Role::Forwarder);
+    let bucket = bucket(&store).await;
+    let events = (1..=6).map(|n| {
+        let mut new = plain(n);
+        if n < 4 {
+            new.event.request.body = Bytes::new();
+        }
+        new
+    });
+    let stored = store.append(bucket.id, events.collect(), None).await;
+    stored.expect("stored");
+    let acked = store.ack(bucket.id, "laptop", Seq(5), || true).await;
+    acked.expect("stored");
+    let sweep = async || {
+        let removed = store.remove_receipted(bucket.id, NOW, Part::Body, (3, usize::MAX));
+        removed.await.expect("stored")
+    };
+    assert_eq!((sweep().await, sweep().await), (0, 2));
+    let oldest = store.oldest_receipted(bucket.id, Part::Body);
+    assert_eq!(oldest.expect("read"), None);
+    let (_, has_body) = store.head_at(&bucket, Seq(1)).expect("read").expect("kept");
+    assert!(has_body, "it never had another");
+}
+
+/// What a subscription never got, since it began later, nobody says that it has.
+#[tokio::test]
+async fn a_subscription_that_begins_late_has_not_receipted_what_was_gone_by_then() {
+    let store = memory(Role::Forwarder);
+    let bucket = bucket(&store).await;
+    let events = (1..=4).map(plain).collect();
+    store.append(bucket.id, events, None).await.expect("stored");
+    let ack = async |name: &str, upto| {
+        let acked = store.ack(bucket.id, name, Seq(upto), || true).await;
+        acked.expect("stored");
+    };
+    ack("laptop", 3).await;
+    let removed = store.remove_receipted(bucket.id, NOW, Part::Body, (2, usize::MAX));
+    removed.await.expect("stored");
+    ack("late", 2).await;
+    ack("late", 4).await;
+    let has = |name: &str| -> Vec<u64> {
+        let all = store.subscriptions(bucket.id).expect("read");
+        let mine = all.iter().find(|subscription| subscription.name == name);
+        let mine = mine.expect("there");
+        (1..=4)
+            .filter(|seq| mine.has_receipted(Seq(*seq)))
+            .collect()
+    };
+    assert_eq!((has("laptop"), has("late")), (vec![1, 2, 3], vec![3, 4]));
+    let start = store.take_back(bucket.id, "laptop", Seq(1)).await;
+    assert_eq!(start.expect("stored"), Seq(2), "no more can be sent again");
+    assert_eq!(has("laptop"), [1, 2]);
 }
 
 /// A page of bodies is not kept by the heads that were among them.
@@ -294,14 +359,10 @@ async fn what_is_left_without_bodies_takes_its_own_space_and_no_more() {
     let acked = store.ack(bucket.id, "laptop", Seq(EVENTS), || true);
     acked.await.expect("stored");
     let mut removed = 0;
-    while let Some(some) = store
-        .remove_receipted(bucket.id, NOW, Part::Body, 500)
-        .await
-        .expect("stored")
-    {
-        removed += some;
+    while removed < EVENTS {
+        let some = store.remove_receipted(bucket.id, NOW, Part::Body, (500, usize::MAX));
+        removed += some.await.expect("stored");
     }
-    assert_eq!(removed, EVENTS);
     let given = store.give_back(Effort::Whatever).await;
     assert!(given.expect("open"));
     let (size, used) = (store.size(), store.disk_used(dir.path()).expect("read"));
@@ -364,8 +425,9 @@ async fn the_disk_gets_back_what_is_free() {
     let mut removed = 0;
     while removed < 99 {
         // Large ones go a few at a time, so that others get their turn.
-        let some = store.remove_receipted(bucket.id, NOW, Part::Whole, 200);
-        let some = some.await.expect("stored").unwrap_or(0);
+        let most = (200, limits::RETENTION_STEP_BYTES);
+        let some = store.remove_receipted(bucket.id, NOW, Part::Whole, most);
+        let some = some.await.expect("stored");
         assert!((1..50).contains(&some), "{some} of {removed}");
         removed += some;
     }
@@ -418,7 +480,8 @@ async fn reads_and_writes_go_on_while_the_disk_gets_its_space_back() {
     let acked = store.ack(bucket.id, "laptop", Seq(110), || true).await;
     acked.expect("stored");
     while store.bare_upto(bucket.id).expect("read") < Seq(110) {
-        let removed = store.remove_receipted(bucket.id, NOW, Part::Whole, 200);
+        let most = (200, limits::RETENTION_STEP_BYTES);
+        let removed = store.remove_receipted(bucket.id, NOW, Part::Whole, most);
         removed.await.expect("stored");
     }
     let done = Arc::new(AtomicBool::new(false));
@@ -468,7 +531,8 @@ async fn an_event_of_which_a_delivery_is_damaged_stays_since_nobody_knows_how_it
     let store = Store::open(dir.path(), &options(Role::Agent)).expect("opens");
     let found = vec![(event(1).id, Seq(1))];
     for part in [Part::Body, Part::Whole] {
-        let removed = store.remove_finished(bucket.id, found.clone(), Timestamp::LAST, part);
+        let removed =
+            store.remove_finished(bucket.id, found.clone(), Timestamp::LAST, part, usize::MAX);
         assert_eq!(removed.await.expect("stored").removed, []);
     }
     assert_eq!(

@@ -7,6 +7,7 @@ use std::path::Path;
 use redb::{Database, TableDefinition};
 use whrelay_core::bucket::{Bucket, BucketKey, Seq};
 use whrelay_core::delivery::DestinationId;
+use whrelay_core::retention::Part;
 use whrelay_store::{Role, Store, StoreError};
 
 use crate::setup::*;
@@ -14,6 +15,7 @@ use crate::setup::*;
 const BUCKETS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("buckets_v1");
 const DESTINATIONS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("destinations_v1");
 const EVENTS: TableDefinition<'_, (u32, u64), &[u8]> = TableDefinition::new("events_v1");
+const HEADS: TableDefinition<'_, (u32, u64), &[u8]> = TableDefinition::new("heads_v1");
 const DUE: TableDefinition<'_, (u32, i64, u32, u64, u32), u8> = TableDefinition::new("due_v2");
 const SEQUENCES: TableDefinition<'_, u32, (u64, u64)> = TableDefinition::new("sequences_v1");
 
@@ -31,15 +33,24 @@ async fn filled(dir: &Path) -> (Store, Bucket, DestinationId) {
     (store, bucket, there)
 }
 
-/// Closes the store, alters its file, and opens it again.
+/// Closes an agent's store, alters its file, and opens it again.
 async fn altered(store: Store, dir: &Path, alter: impl FnOnce(&redb::WriteTransaction)) -> Store {
+    altered_role(store, dir, Role::Agent, alter).await
+}
+
+async fn altered_role(
+    store: Store,
+    dir: &Path,
+    role: Role,
+    alter: impl FnOnce(&redb::WriteTransaction),
+) -> Store {
     store.close().await;
     let file = Database::open(dir.join("store.redb")).expect("closed");
     let tx = file.begin_write().expect("a transaction");
     alter(&tx);
     tx.commit().expect("altered");
     drop(file);
-    Store::open(dir, &options(Role::Agent)).expect("opens")
+    Store::open(dir, &options(role)).expect("opens")
 }
 
 fn due(store: &Store, there: DestinationId) -> Vec<u64> {
@@ -145,6 +156,67 @@ async fn a_place_is_never_given_twice_though_the_last_one_rotted() {
         let written = store.append(bucket.id, vec![to(9, there)], None).await;
         assert!(written.is_err(), "{rotten:?}: {written:?}");
     }
+}
+
+/// Nor where all that was at the places of a bucket has lost its body, or is gone.
+#[tokio::test]
+async fn a_place_is_never_given_twice_though_retention_emptied_it_and_the_last_one_is_lost() {
+    for part in [Part::Body, Part::Whole] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = Store::open(dir.path(), &options(Role::Forwarder)).expect("opens");
+        let bucket = bucket(&store).await;
+        let stored = store.append(bucket.id, vec![plain(1), plain(2)], None);
+        stored.await.expect("stored");
+        let acked = store.ack(bucket.id, "laptop", Seq(2), || true).await;
+        acked.expect("stored");
+        let removed = store.remove_receipted(bucket.id, NOW, part, (9, usize::MAX));
+        assert_eq!(removed.await.expect("stored"), 2);
+        let store = altered_role(store, dir.path(), Role::Forwarder, |tx| {
+            let mut table = tx.open_table(SEQUENCES).expect("the sequences");
+            drop(table.remove(bucket.id.0).expect("removed"));
+        })
+        .await;
+        let written = store.append(bucket.id, vec![plain(9)], None).await;
+        assert!(written.is_err(), "{part:?}: {written:?}");
+        let read = store.read_after(&bucket, Seq(0), 9, usize::MAX);
+        assert!(read.is_err(), "{part:?}: {read:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_left_of_an_event_is_named_when_it_rots() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path(), &options(Role::Forwarder)).expect("opens");
+    let bucket = bucket(&store).await;
+    let stored = store.append(bucket.id, (1..=4).map(plain).collect(), None);
+    stored.await.expect("stored");
+    let acked = store.ack(bucket.id, "laptop", Seq(3), || true).await;
+    acked.expect("stored");
+    let removed = store.remove_receipted(bucket.id, NOW, Part::Body, (9, usize::MAX));
+    assert_eq!(removed.await.expect("stored"), 3);
+    let b = bucket.id.0;
+    let store = altered_role(store, dir.path(), Role::Forwarder, |tx| {
+        let mut table = tx.open_table(HEADS).expect("the heads");
+        table.insert((b, 1), &b"rot"[..]).expect("put");
+        table.remove((b, 2)).expect("removed");
+    })
+    .await;
+    let census = store.census().expect("read");
+    assert_eq!((census.events, census.damaged_events), (2, 2));
+    for seq in [1, 2] {
+        let damaged = store.event_at(&bucket, Seq(seq));
+        assert!(
+            matches!(damaged, Err(StoreError::Damaged(_))),
+            "{damaged:?}"
+        );
+    }
+    // What is damaged is in nobody's way.
+    let removed = store.remove_receipted(bucket.id, NOW, Part::Whole, (9, usize::MAX));
+    assert_eq!(removed.await.expect("stored"), 2);
+    let batch = store
+        .read_after(&bucket, Seq(0), 9, usize::MAX)
+        .expect("read");
+    assert_eq!((batch.events.len(), batch.damaged.len()), (1, 0));
 }
 
 #[tokio::test]

@@ -7,10 +7,11 @@ use std::path::Path;
 
 use whrelay_core::bucket::{Bucket, Seq};
 use whrelay_core::delivery::{DestinationId, State};
+use whrelay_core::retention::Part;
 use whrelay_core::retry::Verdict;
 use whrelay_core::time::Timestamp;
 use whrelay_store::{
-    Begin, Effort, NewEvent, Part, Role, SalvageError, Salvaged, Search, SourceMark, Store, salvage,
+    Begin, Effort, NewEvent, Role, SalvageError, Salvaged, Search, SourceMark, Store, salvage,
 };
 
 use crate::setup::*;
@@ -147,7 +148,7 @@ async fn what_retention_had_removed_does_not_come_back_and_is_no_loss() {
         .search(&search, Begin::Oldest, None, 20)
         .expect("read");
     let removed = store
-        .remove_finished(bucket.id, sent, Timestamp::LAST, Part::Whole)
+        .remove_finished(bucket.id, sent, Timestamp::LAST, Part::Whole, usize::MAX)
         .await
         .expect("stored")
         .removed;
@@ -189,7 +190,7 @@ async fn a_body_that_comes_back_is_counted_and_can_be_removed_again() {
     };
     let sweep = async |store: &Store, bucket: &Bucket, part| {
         let found = sent(store, bucket);
-        let swept = store.remove_finished(bucket.id, found, Timestamp::LAST, part);
+        let swept = store.remove_finished(bucket.id, found, Timestamp::LAST, part, usize::MAX);
         swept.await.expect("stored").removed.len()
     };
     let (dir, other) = (tempfile::tempdir(), tempfile::tempdir());
@@ -238,8 +239,8 @@ async fn events_without_bodies_are_saved_as_they_are() {
     stored.expect("stored");
     let acked = store.ack(bucket.id, "laptop", Seq(200), || true);
     acked.await.expect("stored");
-    let removed = store.remove_receipted(bucket.id, NOW, Part::Body, 300);
-    assert_eq!(removed.await.expect("stored"), Some(200));
+    let removed = store.remove_receipted(bucket.id, NOW, Part::Body, (300, usize::MAX));
+    assert_eq!(removed.await.expect("stored"), 200);
     store.give_back(Effort::Whatever).await.expect("open");
     let size = store.size();
     store.close().await;
@@ -271,8 +272,8 @@ async fn a_bucket_that_retention_has_emptied_gives_no_place_twice() {
         .ack(bucket.id, "laptop", Seq(300), || true)
         .await
         .expect("stored");
-    let removed = store.remove_receipted(bucket.id, NOW, Part::Whole, 300);
-    assert_eq!(removed.await.expect("stored"), Some(300));
+    let removed = store.remove_receipted(bucket.id, NOW, Part::Whole, (300, usize::MAX));
+    assert_eq!(removed.await.expect("stored"), 300);
     store.close().await;
     // Every copy of the last place given there: what is left knows only that all up to 300 is gone.
     assert!(blot(dir.path(), &300u64.to_le_bytes()) > 0);

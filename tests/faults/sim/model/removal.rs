@@ -2,8 +2,9 @@
 
 use whrelay_core::bucket::{BucketId, Seq};
 use whrelay_core::event::Event;
+use whrelay_core::retention::Part;
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Found, Part};
+use whrelay_store::Found;
 
 use super::super::planted::Bug;
 use super::super::vault::{Done, Vault};
