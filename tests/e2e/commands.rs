@@ -114,6 +114,27 @@ async fn a_replay_to_another_target_goes_there_also_after_a_restart() {
     assert_eq!(listen.terminate().await, Some(0));
 }
 
+/// A start with fewer targets is no word on what waits for the others.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_a_target_that_is_left_out_waits_until_it_is_back() {
+    let (home, one, mut two) = (home(), Receiver::start().await, Receiver::start().await);
+    two.stop();
+    let (to_one, to_two) = (one.target(), two.target());
+    let (mut listen, url) = home.listen(&["--to", &to_one, "--to", &to_two]).await;
+    let id = send(&url, "x").await;
+    listen.wait_state(&id, "sent").await;
+    assert_eq!(listen.terminate().await, Some(0));
+    let (mut listen, _) = home.listen(&["--to", &to_one]).await;
+    let names = |line: &Value| line["message"].as_str().unwrap().contains(&to_two);
+    listen.wait("warning", names).await;
+    assert_eq!(listen.terminate().await, Some(0));
+    two.open_again().await;
+    let (mut listen, _) = home.listen(&["--to", &to_one, "--to", &to_two]).await;
+    eventually("it arrives", || (two.count() == 1).then_some(())).await;
+    assert_eq!(one.count(), 1);
+    assert_eq!(listen.terminate().await, Some(0));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn replays_keep_to_their_rate() {
     let (home, receiver) = (home(), Receiver::start().await);

@@ -88,8 +88,7 @@ impl Lanes {
         if let [Route { target: only, .. }] = routes {
             let (store, bucket) = (&self.store, self.bucket.id);
             let id = persist(|| self.number(only)).await?;
-            let now = self.clock.now();
-            let adopted = persist(|| store.adopt(bucket, id, &kept, now)).await?;
+            let adopted = persist(|| store.adopt(bucket, id, &kept)).await?;
             if adopted > 0 {
                 let message =
                     format!("what waits for earlier targets goes to {only} now: {adopted}");
@@ -178,8 +177,9 @@ impl Lanes {
             let counts = self.store.counts(id)?;
             let waiting = counts.queued + counts.stalled;
             if waiting > 0 && served.iter().all(|s| s.id != id) {
-                let message =
-                    format!("{target} is no target now, and so much waits for it: {waiting}");
+                let message = format!(
+                    "{target} is no target now, and so much waits for it: {waiting} (`whrelay discard` gives it up)"
+                );
                 (self.tell)(Line::warning(message));
             }
         }

@@ -8,18 +8,15 @@ use std::time::Duration;
 
 use redb::ReadableTable;
 use whrelay_core::bucket::{BucketId, Seq};
-use whrelay_core::delivery::{Attempt, DeadReason, Delivery, DeliveryKey, DestinationId};
+use whrelay_core::delivery::{Delivery, DeliveryKey, DestinationId};
 use whrelay_core::limits;
 use whrelay_core::retry::Pause;
 use whrelay_core::time::Timestamp;
 
-use crate::attempts;
-use crate::deliveries::{Before, all_destinations, get, update, whole_of_event};
+use crate::deliveries::{Before, get, update, whole_of_event};
 use crate::disk::Store;
 use crate::error::StoreError;
-use crate::events::record_of;
-use crate::rows::EventRow;
-use crate::tables::{DUE, event_key};
+use crate::tables::DUE;
 use crate::tx::Tx;
 
 /// Rows moved by one transaction where many move: between two, others get their turn.
@@ -187,9 +184,8 @@ impl Store {
     }
 
     /// Moves what waits for other destinations of the bucket to `destination`, for it is where the
-    /// bucket's events go now; replays that wait for one of `kept` stay there. An event that has a
-    /// delivery there already is not doubled: the delivery elsewhere is discarded. Answers how many were
-    /// moved.
+    /// bucket's events go now; replays that wait for one of `kept` stay there. So does what waits elsewhere of
+    /// an event that has a delivery there already: it is not doubled. Answers how many were moved.
     ///
     /// # Errors
     /// When not all of it is on disk; what is, stays.
@@ -198,13 +194,11 @@ impl Store {
         bucket: BucketId,
         destination: DestinationId,
         kept: &[DestinationId],
-        now: Timestamp,
     ) -> Result<u64, StoreError> {
         let (mut adopted, mut from) = (0, (0, i64::MIN, 0, 0, 0));
         loop {
             let kept = kept.to_vec();
-            let chunk =
-                move |tx: &mut Tx<'_>| adopt_chunk(tx, (bucket, destination), &kept, from, now);
+            let chunk = move |tx: &mut Tx<'_>| adopt_chunk(tx, (bucket, destination), &kept, from);
             let (moved, next) = self.write(CHUNK * 64, chunk).await?;
             adopted += moved;
             match next {
@@ -428,7 +422,6 @@ fn adopt_chunk(
     (bucket, destination): (BucketId, DestinationId),
     kept: &[DestinationId],
     from: DueKey,
-    now: Timestamp,
 ) -> Result<(u64, Option<DueKey>), StoreError> {
     let (mut rows, mut next) = (Vec::new(), None);
     let own = whole(destination);
@@ -466,48 +459,18 @@ fn adopt_chunk(
         let siblings = whole_of_event(tx.seal, table, bucket, delivery.key.seq)?;
         let there = |sibling: &Delivery| sibling.destination == destination && !sibling.replay;
         if !delivery.replay && siblings.iter().any(there) {
-            let given_up = doubled(tx, &delivery, now)?;
-            attempts::record(tx, given_up)?;
-        } else {
-            // Nobody knows whether this endpoint takes connections, and it has asked for nothing.
-            let wait = match wait {
-                Wait::Turn => Wait::Turn,
-                Wait::Held if delivery.replay => Wait::Held,
-                Wait::Held | Wait::Backoff | Wait::Offline => Wait::Offline,
-            };
-            let before = Before::of(&delivery);
-            delivery.destination = destination;
-            update(tx, Some(before), &delivery, wait)?;
-            moved += 1;
+            continue;
         }
+        // Nobody knows whether this endpoint takes connections, and it has asked for nothing.
+        let wait = match wait {
+            Wait::Turn => Wait::Turn,
+            Wait::Held if delivery.replay => Wait::Held,
+            Wait::Held | Wait::Backoff | Wait::Offline => Wait::Offline,
+        };
+        let before = Before::of(&delivery);
+        delivery.destination = destination;
+        update(tx, Some(before), &delivery, wait)?;
+        moved += 1;
     }
     Ok((moved, next))
-}
-
-/// What the log says of a delivery whose event goes to the same place already.
-fn doubled(tx: &mut Tx<'_>, delivery: &Delivery, now: Timestamp) -> Result<Attempt, StoreError> {
-    let (seal, key) = (tx.seal, delivery.key);
-    let place = (key.bucket.0, key.seq.0);
-    let event = record_of(tx.events.open()?, tx.heads.open()?, place)?;
-    let method = event.and_then(|record| {
-        let place = event_key(key.bucket, key.seq);
-        let opened = seal.open::<EventRow>("event", &place, record.value());
-        opened.ok().map(|(row, _)| row.into_method())
-    });
-    let known = all_destinations(seal, tx.destinations.open()?)?;
-    let target = known
-        .into_iter()
-        .find(|(id, _)| *id == delivery.destination);
-    let request = (
-        target.map_or_else(String::new, |(_, row)| row.target),
-        method.unwrap_or_default(),
-    );
-    let why = "its event goes to the only target already";
-    Ok(Attempt::given_up(
-        delivery,
-        request,
-        now,
-        DeadReason::Discarded,
-        why,
-    ))
 }

@@ -74,10 +74,6 @@ impl EventRow {
         EventId::from_bytes(self.id)
     }
 
-    pub(crate) fn into_method(self) -> String {
-        self.method
-    }
-
     pub(crate) fn into_event(self, bucket: BucketName, body: &[u8]) -> Event {
         let Self {
             id,

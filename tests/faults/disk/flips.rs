@@ -281,7 +281,7 @@ fn by_due(store: &Store, bucket: &Bucket, events: &[Event]) -> Found {
     let runtime = { runtime }.build().expect("a runtime");
     let started = runtime.block_on(async {
         let target = store.ensure_destination(bucket.id, TARGET).await?;
-        store.adopt(bucket.id, target, &[], NOW).await?;
+        store.adopt(bucket.id, target, &[]).await?;
         store.release(target, NOW, Release::Back).await?;
         if !store.indexes_are_whole(target, || true)? {
             store.restore_indexes(target).await?;

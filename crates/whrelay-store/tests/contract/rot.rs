@@ -246,10 +246,7 @@ async fn rows_hidden_behind_a_stray_one_are_not_given_up_when_waiting_ones_are_a
     }
     std::fs::write(&file, bytes).expect("written");
     let store = Store::open(dir.path(), &options(Role::Agent)).expect("opens");
-    store
-        .adopt(bucket.id, there, &[], NOW)
-        .await
-        .expect("stored");
+    store.adopt(bucket.id, there, &[]).await.expect("stored");
     assert!(!store.indexes_are_whole(there, || true).expect("read"));
     store.restore_indexes(there).await.expect("restored");
     assert_eq!(due(&store, there), [1, 2, 3, 4]);
