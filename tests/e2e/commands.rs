@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 
+use http::Method;
 use serde_json::Value;
 use whrelay_tests::eventually;
 use whrelay_tests::process::{Cloud, Home};
@@ -191,26 +192,29 @@ async fn what_waits_is_discarded_by_a_person_and_stays_visible() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_curl_command_makes_the_same_request_to_the_byte() {
     let (home, receiver) = (home(), Receiver::start().await);
-    let (listen, url) = home.listen(&["--to", &receiver.target()]).await;
-    let bodies: [Vec<u8>; 3] = [
-        b"it's {\"a\": \"b c\"}\n\n".to_vec(),
-        (0..=255).cycle().take(70_000).collect(),
-        Vec::new(),
+    let (_listen, url) = home.listen(&["--to", &receiver.target()]).await;
+    let requests: [(Method, Vec<u8>); 4] = [
+        (Method::PUT, b"it's {\"a\": \"b c\"}\n\n".to_vec()),
+        (Method::PUT, (0..=255).cycle().take(70_000).collect()),
+        (Method::PUT, Vec::new()),
+        (Method::HEAD, Vec::new()),
     ];
     let client = whrelay_tests::sender::client();
-    for body in bodies {
+    for (method, body) in requests {
         let bytes = http::HeaderValue::from_bytes(b"caf\xe9 'quoted'").unwrap();
         let request = client
-            .put(format!("{url}/a%20b/[x]?q=1&q='2'"))
+            .request(method, format!("{url}/a%20b/[x]?q=1&q='2'"))
             .header("x-bytes", bytes)
             .header("x-twice", "1")
             .header("x-twice", "2")
             .header("x-empty", "")
             .body(body);
-        let answer = request.send().await.unwrap().text().await.unwrap();
-        let id = whrelay_tests::sender::id_of(&answer);
-        listen.wait_state(&id, "sent").await;
+        let before = receiver.count();
+        let answer = request.send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        eventually("it arrives", || (receiver.count() > before).then_some(())).await;
         let delivered = receiver.seen().pop().unwrap();
+        let id = delivered.event();
         let command = text(&home.run(&["events", "show", &id, "--curl"]).stdout);
         let ran = std::process::Command::new("sh")
             .args(["-c", &command])
@@ -550,6 +554,8 @@ fn the_system_is_told_to_keep_it_running_and_to_stop() {
     std::fs::write(&fake, script).unwrap();
     std::fs::set_permissions(&fake, PermissionsExt::from_mode(0o755)).unwrap();
     home.set("PATH", &format!("{}:/usr/bin:/bin", bin.display()));
+    std::fs::write(home.path().join("50% off.toml"), "").unwrap();
+    home.set("WHRELAY_CONFIG", "50% off.toml");
     let service = |args: &[&str]| code(&home, &[&["service"], args].concat());
     assert_eq!(service(&["status", "--label", "shop"]).0, Some(3));
     let run = ["listen", "--to", "localhost:3000", "-H", "X-Rate: 50% off"];
@@ -557,6 +563,11 @@ fn the_system_is_told_to_keep_it_running_and_to_stop() {
     assert_eq!(done, Some(0), "{said}");
     let unit = home.path().join(".config/systemd/user/shop.service");
     let unit = std::fs::read_to_string(unit).unwrap();
+    let place = format!(
+        "WHRELAY_CONFIG={}",
+        home.path().join("50%% off.toml").display()
+    );
+    assert!(unit.contains(&place), "{unit}");
     let begins = "\"listen\" \"--to\" \"localhost:3000\" \"-H\" \"X-Rate: 50%% off\"";
     assert!(
         unit.contains(begins) && unit.contains("Restart=on-failure"),
@@ -566,6 +577,13 @@ fn the_system_is_told_to_keep_it_running_and_to_stop() {
         service(&["status", "--label", "shop"]),
         (Some(0), "shop running\n".into())
     );
+    assert_eq!(service(&["uninstall", "--label", "shop"]).0, Some(0));
+    // One that runs is begun anew as it is wanted now.
+    let again = [&["install", "--label", "shop", "--"][..], &run].concat();
+    assert_eq!((service(&again).0, service(&again).0), (Some(0), Some(0)));
+    let told = std::fs::read_to_string(&asked).unwrap();
+    let (stopped, started) = (told.rfind("stop shop"), told.rfind("start shop"));
+    assert!(stopped.is_some() && stopped < started, "{told}");
     assert_eq!(service(&["uninstall", "--label", "shop"]).0, Some(0));
     let (gone, said) = service(&["uninstall", "--label", "shop"]);
     assert_eq!(gone, Some(3), "{said}");

@@ -133,6 +133,86 @@ async fn a_store_that_makes_no_sense_hides_nothing_of_the_others() {
     eventually("both replays", arrived).await;
 }
 
+/// A token that is gone is not let in any more, and whoever runs with it says why it is not connected.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_is_not_let_in_any_more_says_so() {
+    let (there, here, receiver) = (home(), home(), Receiver::start().await);
+    let mut cloud = Cloud::start(&there).await;
+    let (to, token) = (receiver.target(), here.path().join("token"));
+    std::fs::copy(&cloud.token_file, &token).unwrap();
+    let flags = [
+        "--forwarder",
+        &cloud.url,
+        "--token-file",
+        token.to_str().unwrap(),
+    ];
+    let args = [&["--to", &to][..], &flags].concat();
+    let (listen, _) = here.listen(&args).await;
+    assert_eq!(cloud.process.terminate().await, Some(0));
+    std::fs::remove_file(&cloud.token_file).unwrap();
+    let forwarder = cloud.url.clone();
+    cloud.start_again(&there).await;
+    let refused = |line: &Value| {
+        let error = line["error"].as_str().unwrap_or_default();
+        line["state"] == "disconnected" && error.contains("token")
+    };
+    listen.wait("link", refused).await;
+    let status = json_lines(&here.run(&["status", "--json"]).stdout).remove(0);
+    let why = status["link_error"].as_str().unwrap();
+    assert!(why.contains("token"), "{status}");
+    let (code, said) = told(&here, &["doctor"]);
+    assert!(code == Some(1) && said.contains(why), "{said}");
+    assert_eq!(forwarder, cloud.url);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_here_is_delivered_though_the_forwarder_is_away() {
+    let (there, here, mut receiver) = (home(), home(), Receiver::start().await);
+    receiver.stop();
+    let mut cloud = Cloud::start(&there).await;
+    let (forwarder, file) = (cloud.url.clone(), cloud.token_file.clone());
+    let to = receiver.target();
+    let flags = ["--forwarder", &forwarder, "--token-file", &file];
+    let args = [&["--to", &to][..], &flags].concat();
+    let (mut listen, url) = here.listen(&args).await;
+    let id = send(&url, "x").await;
+    listen.wait_state(&id, "stalled").await;
+    assert_eq!(listen.terminate().await, Some(0));
+    assert_eq!(cloud.process.terminate().await, Some(0));
+    receiver.open_again().await;
+    let mut listen = here.start(&[&["listen", "--json"][..], &args].concat());
+    listen.wait_state(&id, "sent").await;
+    listen
+        .wait("link", |line| line["state"] == "disconnected")
+        .await;
+    assert!(listen.all("ready").is_empty(), "the way is not whole");
+    cloud.start_again(&there).await;
+    let ready = listen.wait("ready", |_| true).await;
+    assert_eq!(ready["url"], url.as_str());
+    let id = send(&url, "y").await;
+    listen.wait_state(&id, "sent").await;
+    assert_eq!(listen.terminate().await, Some(0));
+    // With nothing to deliver there is nothing to begin with.
+    assert_eq!(cloud.process.terminate().await, Some(0));
+    let (code, said) = told(&here, &[&["listen"][..], &args].concat());
+    assert_eq!(code, Some(5), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_no_forwarder_does_not_pass_for_one() {
+    let hello = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello".to_vec();
+    let (home, server) = (
+        home(),
+        Receiver::scripted(move |_| Reply::Raw(hello.clone())).await,
+    );
+    let forwarder = format!("http://{}", server.target());
+    let (code, said) = told(&home, &["doctor", "--forwarder", &forwarder]);
+    assert!(
+        code == Some(1) && said.contains("as no forwarder does"),
+        "{said}"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_insists_waits_for_no_attempt_and_loses_nothing() {
     let (home, slow) = (home(), Receiver::scripted(|_| Reply::Hang).await);

@@ -7,7 +7,6 @@ mod matches;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
@@ -374,6 +373,7 @@ impl Local {
             url: store.note("input")?,
             pid: self.runs.then(std::process::id),
             link: self.link_state(),
+            link_error: self.lanes.down().filter(|_| self.runs),
             targets: Vec::new(),
             queued: 0,
             stalled: 0,
@@ -448,10 +448,10 @@ impl Local {
     }
 
     fn link_state(&self) -> LinkState {
-        match (self.runs, self.lanes.connected.load(Ordering::Relaxed)) {
+        match (self.runs, self.lanes.down()) {
             (false, _) => LinkState::Stopped,
-            (true, true) => LinkState::Connected,
-            (true, false) => LinkState::Disconnected,
+            (true, None) => LinkState::Connected,
+            (true, Some(_)) => LinkState::Disconnected,
         }
     }
 }

@@ -1,7 +1,6 @@
 //! The engines of an agent's targets, and what is known of them. It must not know the tunnel.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
@@ -17,7 +16,7 @@ use whrelay_delivery::{Client, Clock, Destination, Engine, Notice};
 use whrelay_store::{Head, NewDelivery, Store, StoreError, persist};
 
 use crate::error::AgentError;
-use crate::lines::{AttemptLine, EndpointState, Line};
+use crate::lines::{AttemptLine, EndpointState, Line, LinkState};
 use crate::{Manner, Tell};
 
 /// The note of the targets that only replays go to.
@@ -38,8 +37,8 @@ pub(crate) struct Lanes {
     pub(crate) store: Store,
     pub(crate) clock: Arc<Clock>,
     pub(crate) tell: Tell,
-    /// Whether the tunnel is up.
-    pub(crate) connected: AtomicBool,
+    /// Why the tunnel is not up; nothing while it is.
+    down: Mutex<Option<String>>,
     manner: Manner,
     /// Whether a person wants nothing new to start.
     paused: watch::Sender<bool>,
@@ -67,7 +66,7 @@ impl Lanes {
             store,
             clock: Arc::default(),
             tell,
-            connected: AtomicBool::new(false),
+            down: Mutex::new(Some("it has not been up yet".to_owned())),
             manner,
             paused: watch::Sender::new(false),
             refuses: watch::Sender::default(),
@@ -362,9 +361,27 @@ impl Lanes {
         }
     }
 
-    /// Notes whether the tunnel is up, and says whether it was.
-    pub(crate) fn set_connected(&self, connected: bool) -> bool {
-        self.connected.swap(connected, Ordering::Relaxed)
+    /// Why the tunnel is not up; nothing while it is.
+    pub(crate) fn down(&self) -> Option<String> {
+        let down = self.down.lock().unwrap_or_else(PoisonError::into_inner);
+        down.clone()
+    }
+
+    /// Notes that the tunnel is up, or why it is not, and tells what has changed.
+    pub(crate) fn set_down(&self, why: Option<String>) {
+        let mut down = self.down.lock().unwrap_or_else(PoisonError::into_inner);
+        if *down == why {
+            return;
+        }
+        down.clone_from(&why);
+        drop(down);
+        (self.tell)(Line::Link {
+            state: match why {
+                Some(_) => LinkState::Disconnected,
+                None => LinkState::Connected,
+            },
+            error: why,
+        });
     }
 
     /// Waits until an engine has stopped for good.

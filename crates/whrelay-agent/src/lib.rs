@@ -35,7 +35,7 @@ use whrelay_core::retry::RetryPolicy;
 use whrelay_core::route::Route;
 use whrelay_core::token::Token;
 use whrelay_delivery::{Fields, Trust};
-use whrelay_store::{Store, persist};
+use whrelay_store::{Store, StoreError, persist};
 
 pub use answers::{Local, Offline};
 pub use error::{AgentError, chain};
@@ -110,8 +110,8 @@ pub struct Config {
 /// Called with everything that happens; it must not block.
 pub type Tell = Arc<dyn Fn(Line) + Send + Sync>;
 
-/// Runs until `stop`, then lets attempts in flight finish. The first connection fails fast; after
-/// it, the tunnel is dialled again for ever.
+/// Runs until `stop`, then lets attempts in flight finish. The first connection fails fast, unless something
+/// waits here that can be delivered without it; after it, the tunnel is dialled again for ever.
 ///
 /// # Errors
 /// What the first connection ran into, the loss of the subscription to another agent, or a store
@@ -131,9 +131,17 @@ pub async fn run(
         ..
     } = &config;
     let asked = ensure_bucket(forwarder, proxies, trust, token, bucket);
-    let input_url = tokio::select! {
-        url = asked => url?,
+    let asked = tokio::select! {
+        asked = asked => asked,
         () = stop.cancelled() => return Ok(()),
+    };
+    let (input_url, away) = match asked {
+        Ok(url) => (url, None),
+        Err(error @ AgentError::Unreachable { .. }) => match without_forwarder(&config, &store)? {
+            Some(url) => (url, Some(error)),
+            None => return Err(error),
+        },
+        Err(error) => return Err(error),
     };
     // An agent's own store has no input URL, so its bucket needs no secret.
     let key = BucketKey::from_text(config.bucket.as_str());
@@ -157,11 +165,19 @@ pub async fn run(
     );
     let lanes = Arc::new(lanes);
     let mut link = link::Link::new(&config, input_url, Arc::clone(&lanes));
-    let first = tokio::select! {
-        first = link.connect() => first?,
-        () = stop.cancelled() => return Ok(()),
+    let first = match away {
+        Some(error) => {
+            lanes.set_down(Some(error.to_string()));
+            None
+        }
+        None => Some(tokio::select! {
+            first = link.connect() => first?,
+            () = stop.cancelled() => return Ok(()),
+        }),
     };
-    link.begin(&first.welcome, config.backlog).await?;
+    if let Some(first) = &first {
+        link.begin(&first.welcome, config.backlog).await?;
+    }
     lanes.configure(&config.routes).await?;
     let control =
         control::Server::start(&config.dir, Local::running(Arc::clone(&lanes), &config.dir))
@@ -177,4 +193,18 @@ pub async fn run(
     drop(control);
     lanes.finish().await;
     outcome
+}
+
+/// The input URL, as it was when the agent last started, where its store has something to deliver. What is passed
+/// over of a backlog is decided with the forwarder.
+fn without_forwarder(config: &Config, store: &Store) -> Result<Option<String>, StoreError> {
+    let buckets = store.buckets()?;
+    let Some(bucket) = buckets.iter().find(|known| known.name == config.bucket) else {
+        return Ok(None);
+    };
+    let waits = store.oldest_waiting(bucket.id)?.is_some();
+    match waits && config.backlog == Backlog::default() {
+        true => store.note("input"),
+        false => Ok(None),
+    }
 }

@@ -456,6 +456,9 @@ pub struct StatusLine {
     pub pid: Option<u32>,
     /// Whether its tunnel is up.
     pub link: LinkState,
+    /// Why that is not, where the agent runs.
+    #[serde(default)]
+    pub link_error: Option<String>,
     /// Its targets.
     pub targets: Vec<TargetStatus>,
     /// Deliveries not tried yet.

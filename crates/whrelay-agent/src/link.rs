@@ -29,7 +29,7 @@ use crate::backlog::{self, Catching};
 use crate::error::AgentError;
 use crate::intake::Intake;
 use crate::lanes::Lanes;
-use crate::lines::{Line, LinkState, ReadyLine};
+use crate::lines::{Line, ReadyLine};
 use crate::proxy::Proxies;
 use crate::socket::{self, Socket};
 
@@ -128,19 +128,21 @@ impl Link {
         Ok(())
     }
 
-    /// Keeps the tunnel up until `stop`, or until dialling again cannot help.
+    /// Keeps the tunnel up until `stop`, or until dialling again cannot help. It is ready once it is up.
     pub(crate) async fn run(
         &self,
-        first: Live,
+        first: Option<Live>,
         stop: &CancellationToken,
     ) -> Result<(), AgentError> {
-        (self.lanes.tell)(Line::Ready(self.ready(&first.welcome)?));
-        let (mut live, mut failures) = (Some(first), 0);
+        let (mut live, mut failures, mut ready) = (first, 0, false);
         let mut down_since: Option<Instant> = None;
         loop {
             let ended = match live.take() {
                 Some(session) => {
                     down_since = None;
+                    if !std::mem::replace(&mut ready, true) {
+                        (self.lanes.tell)(Line::Ready(self.ready(&session.welcome)?));
+                    }
                     self.serve(session, &mut failures, stop).await
                 }
                 None => match self.connect_until(stop).await {
@@ -159,14 +161,8 @@ impl Link {
             if !error.is_retryable() || left == Some(Duration::ZERO) {
                 return Err(error);
             }
-            if self.lanes.set_connected(false) {
-                let error = Some(error.to_string());
-                (self.lanes.tell)(Line::Link {
-                    state: LinkState::Disconnected,
-                    error,
-                });
-            }
             tracing::debug!(%error, failures, "the tunnel is down");
+            self.lanes.set_down(Some(error.to_string()));
             let pause = reconnect_pause(failures, Jitter(rand::random()));
             if !self
                 .pause(left.map_or(pause, |left| pause.min(left)), stop)
@@ -312,11 +308,7 @@ impl Link {
     }
 
     fn greet(&self, welcome: &Welcome) {
-        self.lanes.set_connected(true);
-        (self.lanes.tell)(Line::Link {
-            state: LinkState::Connected,
-            error: None,
-        });
+        self.lanes.set_down(None);
         let (here, there) = (
             self.lanes.clock.now(),
             Timestamp::from_micros(welcome.clock),

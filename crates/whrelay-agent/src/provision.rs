@@ -113,16 +113,16 @@ pub async fn look_at(
     let clock = date.and_then(|date| Timestamp::from_http_date(date.to_str().ok()?));
     let said = read(answer).await;
     let said = said.map_err(|e| unreachable(chain(&e.without_url())))?;
+    let is_list = serde_json::from_slice::<Vec<BucketAnswer>>(&said).is_ok();
     let said = serde_json::from_slice::<ProblemAnswer>(&said);
     let token = match status {
-        StatusCode::OK => Ok(()),
+        StatusCode::OK if is_list => Ok(()),
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
             Err(said.map_or_else(|_| status.to_string(), |said| said.detail))
         }
         other => {
-            return Err(unreachable(format!(
-                "it answered {other}: no forwarder does"
-            )));
+            let why = format!("it answered {other} as no forwarder does");
+            return Err(unreachable(why));
         }
     };
     Ok(Looked { token, clock, took })

@@ -46,7 +46,8 @@ pub enum TokenFileError {
 }
 
 /// The admin token of a forwarder: the one in its token file, or on the first start (or when the
-/// file is gone) a new one, in a new file that only the owner may read. Says whether it is new.
+/// file is gone) a new one, in a new file that only the owner may read. It is the only one that is let in. Says
+/// whether it is new.
 ///
 /// # Errors
 /// When the file or the store fails.
@@ -63,14 +64,14 @@ pub async fn admin_token(store: &Store, path: &Path) -> Result<(Token, bool), To
                 .token(token.id())?
                 .is_some_and(|digest| token.matches(&digest))
             {
-                store.add_token(&token).await?;
+                store.set_token(&token).await?;
             }
             Ok((token, false))
         }
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io(error)),
         Ok(_) | Err(_) => {
             let token = Token::mint(&std::array::from_fn(|_| rand::random()));
-            store.add_token(&token).await?;
+            store.set_token(&token).await?;
             write_private(path, format!("{}\n", token.expose()).as_bytes()).map_err(io)?;
             Ok((token, true))
         }

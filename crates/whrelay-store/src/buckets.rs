@@ -1,6 +1,6 @@
 //! Buckets and the tokens that may use them. It must not know who asks.
 
-use redb::{ReadableTable, ReadableTableMetadata};
+use redb::ReadableTable;
 use whrelay_core::bucket::{Bucket, BucketId, BucketKey, BucketName};
 use whrelay_core::token::{Token, TokenDigest};
 
@@ -54,11 +54,11 @@ impl Store {
         self.read(|tx| all_buckets(self.seal, &tx.open_table(BUCKETS)?))
     }
 
-    /// Lets a token in.
+    /// Lets this token in, and no other any more.
     ///
     /// # Errors
     /// When it is not on disk.
-    pub async fn add_token(&self, token: &Token) -> Result<(), StoreError> {
+    pub async fn set_token(&self, token: &Token) -> Result<(), StoreError> {
         let (id, row) = (
             token.id().to_owned(),
             TokenRow {
@@ -67,7 +67,9 @@ impl Store {
         );
         self.write(128, move |tx: &mut Tx<'_>| {
             let record = tx.seal.seal(id.as_bytes(), &row)?;
-            tx.tokens.open()?.insert(id.as_str(), record.as_slice())?;
+            let tokens = tx.tokens.open()?;
+            tokens.retain(|_, _| false)?;
+            tokens.insert(id.as_str(), record.as_slice())?;
             Ok(())
         })
         .await
@@ -87,14 +89,6 @@ impl Store {
                 .open::<TokenRow>("token", id.as_bytes(), record.value())?;
             Ok(Some(TokenDigest(row.digest)))
         })
-    }
-
-    /// Whether no token has been let in yet.
-    ///
-    /// # Errors
-    /// When the store cannot be read.
-    pub fn has_no_token(&self) -> Result<bool, StoreError> {
-        self.read(|tx| Ok(tx.open_table(TOKENS)?.is_empty()?))
     }
 }
 

@@ -167,6 +167,8 @@ fn run(command: Command, config: &Config, output: &Output) -> Result<(), Failure
 fn log_to_stderr(cli: &Cli) {
     let default = match (cli.global.quiet, cli.global.verbose) {
         (true, _) => "error",
+        // Who came and went, and what was removed, is asked of a server when it is too late to ask for more.
+        (false, 0) if matches!(cli.command, Command::Forwarder(_)) => "warn,whrelay_forwarder=info",
         (false, 0) => "warn",
         (false, 1) => "warn,whrelay=info,whrelay_agent=info,whrelay_forwarder=info",
         (false, _) => "info,whrelay=debug,whrelay_agent=debug,whrelay_forwarder=debug",

@@ -453,12 +453,18 @@ async fn buckets_tokens_and_notes_are_kept() {
     let store = memory(Role::Forwarder);
     let (first, again) = (bucket(&store).await, bucket(&store).await);
     assert_eq!(first, again, "a bucket keeps its key");
-    assert!(store.has_no_token().expect("read"));
     let token = Token::mint(&[9; 53]);
-    store.add_token(&token).await.expect("stored");
+    store.set_token(&token).await.expect("stored");
     let digest = store.token(token.id()).expect("read").expect("there");
     assert!(token.matches(&digest));
     assert!(store.token("nobody").expect("read").is_none());
+    let new = Token::mint(&[8; 53]);
+    store.set_token(&new).await.expect("stored");
+    assert!(store.token(new.id()).expect("read").is_some());
+    assert!(
+        store.token(token.id()).expect("read").is_none(),
+        "it is the only one"
+    );
     store.set_note("port", "4141").await.expect("stored");
     assert_eq!(store.note("port").expect("read").as_deref(), Some("4141"));
 }

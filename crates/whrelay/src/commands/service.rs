@@ -94,7 +94,21 @@ fn install(
     output: &Output,
 ) -> Result<(), Failure> {
     let label = label(service)?;
-    let new = ask(manager, &label)? == ServiceStatus::NotInstalled;
+    let before = ask(manager, &label)?;
+    let new = before == ServiceStatus::NotInstalled;
+    if before == ServiceStatus::Running {
+        // What runs goes on as it was begun.
+        let label = label.clone();
+        manager.stop(ServiceStopCtx { label }).map_err(failed)?;
+    }
+    if run
+        .iter()
+        .any(|arg| arg == "--token" || arg.starts_with("--token="))
+    {
+        let why =
+            "the service's file can be read by every user of this machine, and has the token in it";
+        output.tell(&format!("warning: {why}: use --token-file"));
+    }
     let installed = manager.install(ServiceInstallCtx {
         label: label.clone(),
         program: quoted(&std::env::current_exe()?.to_string_lossy()).into(),
@@ -102,7 +116,7 @@ fn install(
         contents: None,
         username: None,
         working_directory: Some(std::env::current_dir()?),
-        environment: None,
+        environment: Some(places()),
         autostart: true,
         restart_policy: RestartPolicy::OnFailure {
             delay_secs: Some(RESTART_AFTER),
@@ -125,6 +139,30 @@ fn install(
     }
     output.tell(&format!("{} runs from now on", service.label));
     Ok(())
+}
+
+/// Where this user's commands look: the service keeps its data there, too.
+fn places() -> Vec<(String, String)> {
+    let set = |name: &str| Some((name.to_owned(), std::env::var(name).ok()?));
+    let places = ["WHRELAY_DATA_DIR", "WHRELAY_CONFIG"].into_iter();
+    let places = places.filter_map(set).map(|(name, place)| {
+        let absolute = std::path::absolute(&place);
+        let place = absolute.map_or(place, |place| place.display().to_string());
+        (name, escaped(&place))
+    });
+    places.collect()
+}
+
+/// A value as the manager's file wants it within quotes. systemd expands what stands in `Environment` (see
+/// systemd.exec), but no variables.
+fn escaped(value: &str) -> String {
+    match cfg!(target_os = "macos") {
+        true => value.to_owned(),
+        false => value
+            .replace('\\', "\\\\")
+            .replace('"', "\\\"")
+            .replace('%', "%%"),
+    }
 }
 
 /// An argument as the manager's file wants it. systemd splits and expands what stands in `ExecStart` (see

@@ -4,6 +4,8 @@
 mod samples;
 mod sign;
 
+use std::time::Duration;
+
 use whrelay_core::target::Target;
 
 use self::samples::{Provider, SAMPLES, Sample};
@@ -11,6 +13,9 @@ use self::sign::Stamp;
 use crate::args::TriggerArgs;
 use crate::failure::{Code, Failure};
 use crate::output::Output;
+
+/// How long whoever gets a sample may take to answer.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(30);
 
 pub(crate) async fn run(args: TriggerArgs, output: &Output) -> Result<(), Failure> {
     if args.list {
@@ -35,7 +40,9 @@ pub(crate) async fn run(args: TriggerArgs, output: &Output) -> Result<(), Failur
     }
     let url = to.request_url("", None);
     let url = url.map_err(|e| Failure::new(Code::Usage, e.to_string()))?;
-    let mut client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none());
+    let mut client = reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .timeout(ANSWERED_WITHIN);
     if to.is_loopback() {
         client = client.no_proxy();
     }

@@ -223,8 +223,9 @@ fn agent(status: &StatusLine) -> Check {
         (LinkState::Connected, false) => check(true, "runs, tunnel connected", None),
         (LinkState::Connected, true) => check(false, "paused", Some("press p where it runs")),
         (LinkState::Disconnected | LinkState::Stopped, _) => {
-            let hint = Some("it dials until the forwarder is back; nothing is lost");
-            check(false, "runs, tunnel down", hint)
+            let hint = Some("it dials until that is over; nothing is lost");
+            let why = status.link_error.as_deref().unwrap_or("no reason is known");
+            check(false, &format!("runs, tunnel down: {why}"), hint)
         }
     }
 }

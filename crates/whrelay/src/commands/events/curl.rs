@@ -31,9 +31,13 @@ pub(super) fn command(
     };
     let url = target.request_url(tail, query);
     let url = url.map_err(|e| failed(&e.to_string()))?;
+    let method = match (event.method.as_str(), body.is_empty()) {
+        // It would wait for a body, which no answer to HEAD has.
+        ("HEAD", true) => "--head".to_owned(),
+        (method, _) => format!("-X {}", quoted(method.as_bytes())),
+    };
     let mut command = format!(
-        "curl --globoff --path-as-is -X {} {}",
-        quoted(event.method.as_bytes()),
+        "curl --globoff --path-as-is {method} {}",
         quoted(url.as_bytes())
     );
     if let Some(socket) = target.socket() {

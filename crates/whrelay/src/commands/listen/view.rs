@@ -309,7 +309,8 @@ fn counts(status: &StatusLine) -> Row {
     text += &format!("  {}", size(status.stored_bytes));
     let mut tone = Tone::Dim;
     if status.link != LinkState::Connected {
-        (tone, text) = (Tone::Warn, text + "  tunnel down");
+        let why = status.link_error.as_deref().unwrap_or_default();
+        (tone, text) = (Tone::Warn, format!("{text}  tunnel down  {}", shown(why)));
     }
     if status.paused {
         (tone, text) = (Tone::Warn, text + "  paused");

@@ -61,6 +61,7 @@ fn status(endpoint: EndpointState, paused: bool) -> Line {
         url: None,
         pid: Some(7),
         link: LinkState::Connected,
+        link_error: None,
         targets: vec![TargetStatus {
             target: "http://localhost:3000".into(),
             endpoint,
