@@ -1,7 +1,5 @@
 //! What people do to events from another terminal, and the commands around it.
 
-use std::os::unix::fs::PermissionsExt;
-
 use http::Method;
 use serde_json::Value;
 use whrelay_tests::eventually;
@@ -9,7 +7,7 @@ use whrelay_tests::process::{Cloud, Home};
 use whrelay_tests::receiver::{Received, Receiver, Reply};
 use whrelay_tests::sender::send;
 
-use crate::{home, json_lines, text};
+use crate::{home, json_lines, text, told};
 
 /// Bodies that begin with `bad` are refused.
 fn picky(r: &Received) -> Reply {
@@ -17,11 +15,6 @@ fn picky(r: &Received) -> Reply {
         true => Reply::Status(422),
         false => Reply::Status(200),
     }
-}
-
-fn code(home: &Home, args: &[&str]) -> (Option<i32>, String) {
-    let out = home.run(args);
-    (out.status.code(), text(&out.stdout) + &text(&out.stderr))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -47,7 +40,7 @@ async fn the_dead_are_grouped_replayed_by_filter_and_history_stays() {
     let dry = home.run(&["replay", "--status", "dead", "--dry-run", "--json"]);
     assert_eq!(json_lines(&dry.stdout).len(), 5);
     assert_eq!(receiver.count(), 6, "a dry run delivers nothing");
-    let (done, said) = code(&home, &["replay", "--status", "dead", "--wait"]);
+    let (done, said) = told(&home, &["replay", "--status", "dead", "--wait"]);
     assert_eq!(done, Some(0), "{said}");
     assert_eq!(receiver.count(), 11);
     let dead = json_lines(&home.run(&["events", "--status", "dead", "--json"]).stdout);
@@ -58,17 +51,17 @@ async fn the_dead_are_grouped_replayed_by_filter_and_history_stays() {
         .map(|attempt| attempt["state"].clone())
         .collect();
     assert_eq!(states, ["dead", "sent"], "the old record stays");
-    let (none, said) = code(&home, &["replay", "--status", "dead"]);
+    let (none, said) = told(&home, &["replay", "--status", "dead"]);
     assert_eq!(none, Some(3), "{said}");
     for unclear in [&["replay"][..], &["discard"], &["replay", &good, "--all"]] {
-        let (unclear, said) = code(&home, unclear);
+        let (unclear, said) = told(&home, unclear);
         assert_eq!(unclear, Some(2), "{said}");
         assert!(
             said.contains("error: ") && said.contains("hint: "),
             "{said}"
         );
     }
-    let (times, said) = code(
+    let (times, said) = told(
         &home,
         &["replay", &good, "--times", "3", "--shuffle", "--wait"],
     );
@@ -86,7 +79,7 @@ async fn a_replay_to_another_target_goes_there_also_after_a_restart() {
     let id = send(&url, "x").await;
     listen.wait_state(&id, "sent").await;
     other.stop();
-    let (begun, said) = code(&home, &["replay", &id, "--to", &elsewhere]);
+    let (begun, said) = told(&home, &["replay", &id, "--to", &elsewhere]);
     assert_eq!(begun, Some(0), "{said}");
     listen.wait_state(&id, "stalled").await;
     assert_eq!(listen.terminate().await, Some(0));
@@ -97,7 +90,7 @@ async fn a_replay_to_another_target_goes_there_also_after_a_restart() {
     listen.wait_state(&id, "sent").await;
     // What waits for a target because it was the agent's goes where the agent's events go now.
     receiver.stop();
-    let (begun, said) = code(&home, &["replay", &id, "--to", &to]);
+    let (begun, said) = told(&home, &["replay", &id, "--to", &to]);
     assert_eq!(begun, Some(0), "{said}");
     let id = send(&url, "y").await;
     listen
@@ -145,13 +138,13 @@ async fn replays_keep_to_their_rate() {
         last = send(&url, n.to_string()).await;
     }
     listen.wait_state(&last, "sent").await;
-    let (done, said) = code(&home, &["replay", "--all", "--rate", "20/s", "--wait"]);
+    let (done, said) = told(&home, &["replay", "--all", "--rate", "20/s", "--wait"]);
     assert_eq!(done, Some(0), "{said}");
     let seen = receiver.seen();
     let took = seen[11].at - seen[6].at;
     // Five pauses of 50 ms, less what the first request may have been late.
     assert!(took >= std::time::Duration::from_millis(200), "{took:?}");
-    let (slow, said) = code(&home, &["replay", "--all", "--rate", "1/h", "--times", "9"]);
+    let (slow, said) = told(&home, &["replay", "--all", "--rate", "1/h", "--times", "9"]);
     assert_eq!(slow, Some(1), "{said}");
     assert!(said.contains("at most 24 h"), "{said}");
     assert_eq!(listen.terminate().await, Some(0));
@@ -170,13 +163,13 @@ async fn what_waits_is_discarded_by_a_person_and_stays_visible() {
     listen
         .wait("received", |line| line["event"] == ids[3].as_str())
         .await;
-    let (one, said) = code(&home, &["discard", &ids[0]]);
+    let (one, said) = told(&home, &["discard", &ids[0]]);
     assert_eq!(one, Some(0), "{said}");
-    let (dry, said) = code(&home, &["discard", "--all", "--dry-run"]);
+    let (dry, said) = told(&home, &["discard", "--all", "--dry-run"]);
     assert_eq!(dry, Some(0));
     assert!(said.contains("3 events would be discarded"), "{said}");
     assert_eq!(listen.terminate().await, Some(0));
-    let (rest, said) = code(&home, &["discard", "--until", "0s"]);
+    let (rest, said) = told(&home, &["discard", "--until", "0s"]);
     assert_eq!(rest, Some(0), "{said}");
     let dead = home.run(&["events", "--reason", "discarded", "--json"]);
     assert_eq!(json_lines(&dead.stdout).len(), 4);
@@ -184,7 +177,7 @@ async fn what_waits_is_discarded_by_a_person_and_stays_visible() {
     assert_eq!(logs.last().unwrap()["reason"], "discarded");
     receiver.open_again().await;
     let (_listen, _) = home.listen(&["--to", &to]).await;
-    let (back, said) = code(&home, &["replay", &ids[2], "--wait"]);
+    let (back, said) = told(&home, &["replay", &ids[2], "--wait"]);
     assert_eq!(back, Some(0), "{said}");
     assert_eq!(receiver.events(), [ids[2].clone()]);
 }
@@ -257,7 +250,7 @@ async fn events_are_exported_whole() {
     assert_eq!(lines[0]["log"][0]["status"], 200);
     let file = home.path().join("out.har");
     let file = file.to_str().unwrap();
-    let (done, said) = code(
+    let (done, said) = told(
         &home,
         &["events", "export", "--format", "har", "--output", file],
     );
@@ -268,7 +261,7 @@ async fn events_are_exported_whole() {
     assert_eq!(entries[0]["request"]["postData"]["text"], "hello");
     assert_eq!(entries[0]["request"]["queryString"][0]["name"], "y");
     assert_eq!(entries[1]["request"]["postData"]["encoding"], "base64");
-    let (none, _) = code(
+    let (none, _) = told(
         &home,
         &["events", "export", "--format", "har", "--status", "dead"],
     );
@@ -301,7 +294,7 @@ async fn samples_are_sent_signed_and_the_test_command_waits_for_them() {
             "-c",
             command,
         ];
-        code(&home, &args)
+        told(&home, &args)
     };
     let (done, said) = test("3", "push", &trigger);
     assert_eq!(done, Some(0), "{said}");
@@ -315,7 +308,7 @@ async fn samples_are_sent_signed_and_the_test_command_waits_for_them() {
     let (failed, said) = test("1", "push", "exit 7");
     assert_eq!(failed, Some(1), "{said}");
     let args = ["test", "--expect", "1", "--to", &to, "--timeout", "300ms"];
-    let (late, said) = code(&home, &args);
+    let (late, said) = told(&home, &args);
     assert_eq!(late, Some(1), "{said}");
     assert!(said.contains("0 of 1 event were delivered"), "{said}");
     for unclear in [
@@ -324,7 +317,7 @@ async fn samples_are_sent_signed_and_the_test_command_waits_for_them() {
         &["trigger", "github", "nothing"],
         &["trigger", "github", "push"],
     ] {
-        let (unclear, said) = code(&home, unclear);
+        let (unclear, said) = told(&home, unclear);
         assert_eq!(unclear, Some(2), "{said}");
         assert!(said.contains("hint: "), "{said}");
     }
@@ -438,7 +431,7 @@ async fn what_is_typed_comes_before_the_environment_and_the_files() {
     );
     is(&home, &[], "rate", "5/s", "config.toml:3");
     is(&home, &[], "schedule", "medium", "default");
-    let (check, said) = code(&home, &["config", "check"]);
+    let (check, said) = told(&home, &["config", "check"]);
     assert_eq!(check, Some(0), "{said}");
     let (mut listen, url) = home.listen(&[]).await;
     assert!(url.contains("/in/project-"), "{url}");
@@ -474,17 +467,17 @@ fn a_mistake_in_a_file_is_named_by_its_line() {
     ] {
         std::fs::write(&file, written).unwrap();
         for args in [&["config", "check"][..], &["listen", "3000"], &["status"]] {
-            let (refused, said) = code(&home, args);
+            let (refused, said) = told(&home, args);
             assert_eq!(refused, Some(2), "{written}: {said}");
             assert!(said.contains(at), "{written}: {said}");
         }
     }
     assert_eq!(home.run(&["--help"]).status.code(), Some(0));
     std::fs::write(&file, "").unwrap();
-    let (unknown, said) = code(&home, &["--profile", "prod", "status"]);
+    let (unknown, said) = told(&home, &["--profile", "prod", "status"]);
     assert_eq!(unknown, Some(2), "{said}");
     std::fs::remove_file(&file).unwrap();
-    let (none, said) = code(&home, &["config", "check"]);
+    let (none, said) = told(&home, &["config", "check"]);
     assert_eq!(none, Some(3), "{said}");
 }
 
@@ -541,61 +534,4 @@ async fn the_doctor_looks_at_everything_around_the_stores() {
         .iter()
         .all(|c| c["ok"] == true || c["hint"].is_string());
     assert!(every_failure_has_a_hint, "{checks:?}");
-}
-
-#[test]
-fn the_system_is_told_to_keep_it_running_and_to_stop() {
-    let mut home = home();
-    let bin = home.path().join("bin");
-    std::fs::create_dir(&bin).unwrap();
-    let (asked, fake) = (home.path().join("asked"), bin.join("systemctl"));
-    let script = "#!/bin/sh\necho \"$@\" >>\"$HOME/asked\"\n\
-         case $2 in status) test -e \"$HOME/.config/systemd/user/shop.service\" || exit 4;; esac\n";
-    std::fs::write(&fake, script).unwrap();
-    std::fs::set_permissions(&fake, PermissionsExt::from_mode(0o755)).unwrap();
-    home.set("PATH", &format!("{}:/usr/bin:/bin", bin.display()));
-    std::fs::write(home.path().join("50% off.toml"), "").unwrap();
-    home.set("WHRELAY_CONFIG", "50% off.toml");
-    let service = |args: &[&str]| code(&home, &[&["service"], args].concat());
-    assert_eq!(service(&["status", "--label", "shop"]).0, Some(3));
-    let run = ["listen", "--to", "localhost:3000", "-H", "X-Rate: 50% off"];
-    let (done, said) = service(&[&["install", "--label", "shop", "--"][..], &run].concat());
-    assert_eq!(done, Some(0), "{said}");
-    let unit = home.path().join(".config/systemd/user/shop.service");
-    let unit = std::fs::read_to_string(unit).unwrap();
-    let place = format!(
-        "WHRELAY_CONFIG={}",
-        home.path().join("50%% off.toml").display()
-    );
-    assert!(unit.contains(&place), "{unit}");
-    let begins = "\"listen\" \"--to\" \"localhost:3000\" \"-H\" \"X-Rate: 50%% off\"";
-    assert!(
-        unit.contains(begins) && unit.contains("Restart=on-failure"),
-        "{unit}"
-    );
-    assert_eq!(
-        service(&["status", "--label", "shop"]),
-        (Some(0), "shop running\n".into())
-    );
-    assert_eq!(service(&["uninstall", "--label", "shop"]).0, Some(0));
-    // One that runs is begun anew as it is wanted now.
-    let again = [&["install", "--label", "shop", "--"][..], &run].concat();
-    assert_eq!((service(&again).0, service(&again).0), (Some(0), Some(0)));
-    let told = std::fs::read_to_string(&asked).unwrap();
-    let (stopped, started) = (told.rfind("stop shop"), told.rfind("start shop"));
-    assert!(stopped.is_some() && stopped < started, "{told}");
-    assert_eq!(service(&["uninstall", "--label", "shop"]).0, Some(0));
-    let (gone, said) = service(&["uninstall", "--label", "shop"]);
-    assert_eq!(gone, Some(3), "{said}");
-    let asked = std::fs::read_to_string(asked).unwrap();
-    for word in ["enable", "start shop", "stop shop", "disable"] {
-        assert!(asked.contains(&format!("--user {word}")), "{word}: {asked}");
-    }
-    for nonsense in [
-        &["install", "listen", "--to", "ftp://x"][..],
-        &["install", "logs"],
-    ] {
-        let (refused, said) = service(nonsense);
-        assert!(refused == Some(2) && said.contains("hint: "), "{said}");
-    }
 }

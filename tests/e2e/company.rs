@@ -4,17 +4,11 @@ use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 use whrelay_tests::eventually;
 use whrelay_tests::port::{self, Port};
-use whrelay_tests::process::{Cloud, Home, Process};
+use whrelay_tests::process::{Cloud, Process};
 use whrelay_tests::receiver::{Receiver, Reply};
 use whrelay_tests::sender::send;
 
-use crate::{home, json_lines, text};
-
-/// The exit code and what was said on stderr.
-fn told(home: &Home, args: &[&str]) -> (Option<i32>, String) {
-    let out = home.run(args);
-    (out.status.code(), text(&out.stderr) + &text(&out.stdout))
-}
+use crate::{home, json_lines, text, told};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_is_stopped_holds_no_command_up() {

@@ -7,6 +7,7 @@ mod commands;
 mod company;
 mod interactive;
 mod retention;
+mod service;
 mod tls;
 mod usage;
 
@@ -22,6 +23,12 @@ use whrelay_tests::sender::{path_of, send};
 
 fn home() -> Home {
     Home::new(env!("CARGO_BIN_EXE_whrelay-e2e"))
+}
+
+/// The exit code, and all that was said.
+fn told(home: &Home, args: &[&str]) -> (Option<i32>, String) {
+    let out = home.run(args);
+    (out.status.code(), text(&out.stdout) + &text(&out.stderr))
 }
 
 fn text(bytes: &[u8]) -> String {
