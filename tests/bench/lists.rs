@@ -196,6 +196,7 @@ fn event(n: u64, destination: DestinationId) -> NewEvent {
         deadline_at: NOW.after(Duration::from_secs(86_400)),
         replay: false,
         passed_over: false,
+        in_place_of: Vec::new(),
     };
     NewEvent {
         event,

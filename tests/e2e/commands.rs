@@ -108,6 +108,60 @@ async fn a_replay_to_another_target_goes_there_also_after_a_restart() {
     assert_eq!(listen.terminate().await, Some(0));
 }
 
+/// What is dead at a target that was put right goes to the right one, once, and is dead no more.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_dead_of_a_target_that_was_mended_are_replayed_where_they_belong() {
+    let wrong = |r: &Received| match r.path.starts_with("/wrong") {
+        true => Reply::Status(404),
+        false => Reply::Status(200),
+    };
+    let (home, receiver) = (home(), Receiver::scripted(wrong).await);
+    let (bad, good) = (
+        format!("{}/wrong", receiver.target()),
+        format!("{}/right", receiver.target()),
+    );
+    let (mut listen, url) = home.listen(&["--to", &bad]).await;
+    let (one, two) = (send(&url, "1").await, send(&url, "2").await);
+    listen.wait_state(&one, "dead").await;
+    listen.wait_state(&two, "dead").await;
+    assert_eq!(listen.terminate().await, Some(0));
+    let (mut listen, _) = home.listen(&["--to", &good]).await;
+    assert_eq!(told(&home, &["replay", &two, "--wait"]).0, Some(0));
+    let dead = ["replay", "--status", "dead", "--wait"];
+    let (done, said) = told(&home, &dead);
+    assert_eq!(done, Some(0), "{said}");
+    let (none, said) = told(&home, &dead);
+    assert_eq!(none, Some(3), "{said}");
+    let right = |r: &Received| r.path.starts_with("/right");
+    assert_eq!(receiver.seen().iter().filter(|r| right(r)).count(), 2);
+    let events = json_lines(&home.run(&["events", "--json"]).stdout);
+    assert!(
+        events.iter().all(|event| event["state"] == "sent"),
+        "{events:?}"
+    );
+
+    // What another target refused goes there again, not to those that have it.
+    let elsewhere = Receiver::scripted(|_| Reply::Status(410)).await;
+    let aside = elsewhere.target();
+    assert_eq!(
+        told(&home, &["replay", &one, "--to", &aside, "--wait"]).0,
+        Some(1)
+    );
+    for again in [
+        &["--status", "dead"][..],
+        &["--reason", "rejected", "--target", &aside],
+    ] {
+        let before = (elsewhere.count(), receiver.count());
+        let (done, said) = told(&home, &[&["replay", "--wait"], again].concat());
+        assert_eq!(done, Some(1), "{said}");
+        assert_eq!(
+            (elsewhere.count(), receiver.count()),
+            (before.0 + 1, before.1)
+        );
+    }
+    assert_eq!(listen.terminate().await, Some(0));
+}
+
 /// A start with fewer targets is no word on what waits for the others.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_waits_for_a_target_that_is_left_out_waits_until_it_is_back() {

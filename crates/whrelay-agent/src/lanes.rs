@@ -322,6 +322,7 @@ impl Lanes {
             deadline_at: self.manner.policy.deadline_of(created_at),
             replay: false,
             passed_over: false,
+            in_place_of: Vec::new(),
         }
     }
 

@@ -159,6 +159,8 @@ pub struct Delivery {
     pub replay: bool,
     /// The place of its newest attempt in the log of attempts.
     pub last_attempt: Option<u64>,
+    /// Which deliveries of the event, to other destinations, it was begun in place of.
+    pub in_place_of: Vec<u32>,
 }
 
 /// Where an event stands: the least finished state of its deliveries, of which `deliveries` are all. A
@@ -167,11 +169,15 @@ pub fn event_state(deliveries: &[Delivery]) -> Option<State> {
     current(deliveries).map(|delivery| delivery.state).min()
 }
 
-/// What an event's state is about: each delivery that has not ended, and the newest to each destination.
+/// What an event's state is about: each delivery that has not ended, and the newest to each destination, unless
+/// another was begun in its place.
 pub fn current(deliveries: &[Delivery]) -> impl Iterator<Item = &Delivery> {
     deliveries.iter().filter(|delivery| {
         let newer = |other: &Delivery| {
-            other.destination == delivery.destination && other.key.ordinal > delivery.key.ordinal
+            let ordinal = delivery.key.ordinal;
+            let instead =
+                other.destination == delivery.destination || other.in_place_of.contains(&ordinal);
+            instead && other.key.ordinal > ordinal
         };
         !delivery.state.is_finished() || !deliveries.iter().any(newer)
     })

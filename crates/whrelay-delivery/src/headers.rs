@@ -234,6 +234,7 @@ mod tests {
             ended_at: None,
             replay,
             last_attempt: None,
+            in_place_of: Vec::new(),
         };
         outgoing(&event, &delivery, 3, &Fields::default())
     }

@@ -38,6 +38,8 @@ pub struct NewDelivery {
     pub replay: bool,
     /// Whether a person does not want it: then it is known, and ends as it begins.
     pub passed_over: bool,
+    /// Which deliveries of the event, to other destinations, it is begun in place of.
+    pub in_place_of: Vec<u32>,
 }
 
 /// A stored event, and another delivery of it to begin.
@@ -309,6 +311,7 @@ pub(crate) fn begin(
         deadline_at,
         replay,
         passed_over,
+        ref in_place_of,
     } = *new;
     let (state, reason) = match passed_over {
         true => (State::Dead, Some(DeadReason::Discarded)),
@@ -334,6 +337,7 @@ pub(crate) fn begin(
         ended_at: passed_over.then_some(created_at),
         replay,
         last_attempt: None,
+        in_place_of: in_place_of.clone(),
     };
     let wait = if due_at > created_at {
         Wait::Held

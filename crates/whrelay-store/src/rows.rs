@@ -255,6 +255,7 @@ pub(crate) struct DeliveryRow {
     ended_at: Option<i64>,
     replay: bool,
     last_attempt: Option<u64>,
+    in_place_of: Vec<u32>,
 }
 
 impl DeliveryRow {
@@ -275,6 +276,7 @@ impl DeliveryRow {
             ended_at,
             replay,
             last_attempt,
+            ref in_place_of,
         } = *delivery;
         Self {
             id: id.to_bytes(),
@@ -290,6 +292,7 @@ impl DeliveryRow {
             ended_at: ended_at.map(Timestamp::as_micros),
             replay,
             last_attempt,
+            in_place_of: in_place_of.clone(),
         }
     }
 
@@ -311,6 +314,7 @@ impl DeliveryRow {
             ended_at: self.ended_at.map(Timestamp::from_micros),
             replay: self.replay,
             last_attempt: self.last_attempt,
+            in_place_of: self.in_place_of,
         }
     }
 }

@@ -391,6 +391,7 @@ impl<I: FnMut() -> u128> Salvage<I> {
                         deadline_at: self.again.deadline_at,
                         replay: false,
                         passed_over: bare,
+                        in_place_of: Vec::new(),
                     };
                     deliveries::begin(tx, bucket, seq, ordinal, event, &new)?;
                 }

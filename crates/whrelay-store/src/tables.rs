@@ -34,7 +34,7 @@ pub(crate) const DESTINATIONS: TableDefinition<'_, u32, &[u8]> =
     TableDefinition::new("destinations_v1");
 /// Key: bucket, place, number of the delivery. Value: record of `DeliveryRow`.
 pub(crate) const DELIVERIES: TableDefinition<'_, (u32, u64, u32), &[u8]> =
-    TableDefinition::new("deliveries_v2");
+    TableDefinition::new("deliveries_v3");
 /// Key: destination times two, and one more for replays; due in microseconds since 1970; then the
 /// delivery's key. Value: why it waits: 0 for its turn, 1 where it was asked for, 2 for its
 /// backoff. A delivery that waits has exactly one row here.

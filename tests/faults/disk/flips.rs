@@ -223,6 +223,7 @@ async fn fill(disk: &LyingDisk, events: &[Event]) -> Bucket {
             deadline_at: NOW,
             replay: false,
             passed_over: false,
+            in_place_of: Vec::new(),
         }],
     });
     let stored = store.append(bucket.id, new.collect(), None).await;

@@ -14,6 +14,8 @@ use whrelay_proto::frame::{Frame, RefusedCode, Resume, WireEvent};
 use whrelay_proto::{AgentAction, AgentSession, ProtocolError, codec};
 use whrelay_store::{NewDelivery, NewEvent, Release, SourceMark};
 
+use crate::chance::Chance;
+
 use super::catching_up;
 use super::ledger::{Ledger, Verdicts, hold};
 use super::node::{
@@ -245,13 +247,7 @@ impl<V: Vault> World<V> {
             process.waiting.clear();
             return Ok(());
         };
-        // A disk that has no space for all may have some for a part.
-        let all: usize = process.waiting.iter().map(|(events, _)| events.len()).sum();
-        let part = match all > 1 && self.chance.permille(200) {
-            true => 1 + self.chance.index(all - 1),
-            false => usize::MAX,
-        };
-        let (events, reached) = take_part(&mut process.waiting, part);
+        let (events, reached) = take_some(&mut process.waiting, &mut self.chance);
         let mut new = Vec::new();
         for event in events {
             let seq = event.seq;
@@ -282,6 +278,7 @@ impl<V: Vault> World<V> {
                 deadline_at: self.policy.deadline_of(now.now),
                 replay: false,
                 passed_over,
+                in_place_of: Vec::new(),
             });
             let deliveries = deliveries.collect();
             new.push(NewEvent { event, deliveries });
@@ -515,6 +512,19 @@ impl<V: Vault> World<V> {
         }
         Ok(())
     }
+}
+
+/// A disk that has no space for all may have some for a part.
+fn take_some(
+    waiting: &mut VecDeque<(Vec<WireEvent>, u64)>,
+    chance: &mut Chance,
+) -> (Vec<WireEvent>, u64) {
+    let all: usize = waiting.iter().map(|(events, _)| events.len()).sum();
+    let part = match all > 1 && chance.permille(200) {
+        true => 1 + chance.index(all - 1),
+        false => usize::MAX,
+    };
+    take_part(waiting, part)
 }
 
 /// The first of what waits, so many at most, and the place that they reach.

@@ -85,9 +85,13 @@ impl Ledger {
 /// The contract's word for an event: the least finished state of its deliveries, where a later one to the
 /// same target stands for those before that have ended.
 fn least(deliveries: &[Delivery]) -> Option<State> {
-    let mut newest: HashMap<DestinationId, State> = HashMap::new();
-    newest.extend(deliveries.iter().map(|d| (d.destination, d.state)));
+    let mut newest: HashMap<DestinationId, &Delivery> = HashMap::new();
+    newest.extend(deliveries.iter().map(|d| (d.destination, d)));
+    let replaced: Vec<_> = deliveries.iter().flat_map(|d| &d.in_place_of).collect();
+    let stands = newest
+        .into_values()
+        .filter(|d| !replaced.contains(&&d.key.ordinal));
     let waiting = deliveries.iter().map(|d| d.state);
     let waiting = waiting.filter(|state| !state.is_finished()).min();
-    waiting.or_else(|| newest.into_values().min())
+    waiting.or_else(|| stands.map(|d| d.state).min())
 }

@@ -255,10 +255,14 @@ impl Model {
                 return Some(waiting);
             }
         }
-        let newest: HashMap<_, _> = all.iter().map(|d| (d.destination, d.state)).collect();
-        match newest.values().any(|state| *state == State::Dead) {
+        let mut stands: HashMap<_, _> = all.iter().map(|d| (d.destination, d)).collect();
+        for instead in &all {
+            stands.retain(|_, d| !instead.in_place_of.contains(&d.key.ordinal));
+        }
+        let states: Vec<_> = stands.into_values().map(|d| d.state).collect();
+        match states.contains(&State::Dead) {
             true => Some(State::Dead),
-            false => newest.into_values().next(),
+            false => states.first().copied(),
         }
     }
 }
@@ -288,6 +292,7 @@ fn begun(bucket: BucketId, seq: Seq, ordinal: u32, event: EventId, new: &NewDeli
         ended_at: new.passed_over.then_some(new.created_at),
         replay: new.replay,
         last_attempt: None,
+        in_place_of: new.in_place_of.clone(),
     }
 }
 

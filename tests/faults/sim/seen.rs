@@ -55,6 +55,7 @@ pub(crate) enum Point {
     Unreachable,
     ReplayBegun,
     ReplayHeld,
+    ReplayInPlace,
     ReplaySent,
     Discarded,
     PassedOver,

@@ -249,6 +249,7 @@ impl<V: Vault> World<V> {
         let random = u128::from(self.chance.bits());
         let drawn = self.chance.bits();
         let later = *self.chance.pick(&[0, 0, 1, 60, 7200]);
+        let elsewhere = self.chance.permille(200);
         let due_at = now.now.after(std::time::Duration::from_secs(later));
         let node = &mut self.agents[n];
         // A dead node's disk is nobody's to read.
@@ -262,18 +263,28 @@ impl<V: Vault> World<V> {
         let seq = whrelay_core::bucket::Seq(1 + drawn % last);
         let rows = node.vault.deliveries_of(node.bucket.id, seq);
         let Some(first) = rows.first() else { return };
+        let mut other = node.targets.iter().map(|(id, _)| *id);
+        let other = other.find(|id| elsewhere && *id != first.destination);
+        let replaced = rows
+            .iter()
+            .filter(|row| other.is_some() && row.state == whrelay_core::delivery::State::Dead);
+        let in_place_of: Vec<_> = replaced.map(|row| row.key.ordinal).collect();
+        if !in_place_of.is_empty() {
+            self.seen.note(Point::ReplayInPlace);
+        }
         self.seen.note(match later {
             0 => Point::ReplayBegun,
             _ => Point::ReplayHeld,
         });
         let new = NewDelivery {
             id: DeliveryId::from_parts(now.now, random),
-            destination: first.destination,
+            destination: other.unwrap_or(first.destination),
             created_at: now.now,
             due_at,
             deadline_at: self.policy.deadline_of(due_at),
             replay: true,
             passed_over: false,
+            in_place_of,
         };
         let write = Write::Again(Again {
             bucket: node.bucket.id,

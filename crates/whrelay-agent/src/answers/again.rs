@@ -7,7 +7,9 @@ use std::time::Duration;
 use rand::seq::SliceRandom;
 use tokio::time::{Instant, timeout};
 use whrelay_core::bucket::Seq;
-use whrelay_core::delivery::{Attempt, DeadReason, Delivery, DeliveryKey, DestinationId};
+use whrelay_core::delivery::{
+    Attempt, DeadReason, Delivery, DeliveryKey, DestinationId, State, current,
+};
 use whrelay_core::event::Event;
 use whrelay_core::id::EventId;
 use whrelay_core::limits;
@@ -28,8 +30,28 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long a person waits for a store that is being reopened.
 const OPENS_WITHIN: Duration = Duration::from_secs(5);
 
-/// An event to deliver again, and where.
-type Turn = (Seq, EventId, DestinationId);
+/// An event to deliver again.
+struct Turn {
+    seq: Seq,
+    event: EventId,
+    place: Place,
+}
+
+/// Where an event goes again, and in place of which of its deliveries to other destinations.
+#[derive(Clone)]
+struct Place {
+    destination: DestinationId,
+    in_place_of: Vec<u32>,
+}
+
+impl Place {
+    fn of(destination: DestinationId) -> Self {
+        Self {
+            destination,
+            in_place_of: Vec::new(),
+        }
+    }
+}
 
 impl Local {
     pub(super) async fn replay(
@@ -67,9 +89,9 @@ impl Local {
         let began = self.lanes.clock.now();
         let mut turns = turns.into_iter().zip(0..).peekable();
         while turns.peek().is_some() {
-            let again = turns.by_ref().take(CHUNK).map(|((seq, event, to), n)| {
+            let again = turns.by_ref().take(CHUNK).map(|(turn, n)| {
                 let due_at = began.after(pause.saturating_mul(n));
-                self.again(seq, event, to, due_at)
+                self.again(turn, due_at)
             });
             let again: Vec<_> = again.collect();
             let begin = |again| self.store().deliver_again(again);
@@ -100,9 +122,13 @@ impl Local {
     ) -> Result<Vec<Turn>, Stop> {
         let targets = self.targets()?;
         let mut turns: Vec<Turn> = Vec::new();
-        let mut add = |seq, event: &Event, places: Vec<DestinationId>| {
+        let mut add = |seq, event: &Event, places: Vec<Place>| {
             for _ in 0..how.times {
-                turns.extend(places.iter().map(|place| (seq, event.id, *place)));
+                turns.extend(places.iter().map(|place| Turn {
+                    seq,
+                    event: event.id,
+                    place: place.clone(),
+                }));
             }
         };
         match which {
@@ -119,8 +145,8 @@ impl Local {
                         out.line(Line::Event(line)).await?;
                     }
                     let places = match to {
-                        Some(to) => vec![to],
-                        None => self.destinations_of(seq, &event)?,
+                        Some(to) => vec![Place::of(to)],
+                        None => self.places_of_named(seq, &event)?,
                     };
                     add(seq, &event, places);
                 }
@@ -139,8 +165,8 @@ impl Local {
                             continue;
                         }
                         let places = match to {
-                            Some(to) => vec![to],
-                            None => self.places_of(&matched, filter)?,
+                            Some(to) => vec![Place::of(to)],
+                            None => self.places_of(&matched, filter).await?,
                         };
                         add(matched.seq, &matched.event, places);
                     }
@@ -175,31 +201,74 @@ impl Local {
         Ok(before)
     }
 
-    /// Where an event goes again that was found by a filter: only to where its delivery is what the
-    /// filter is about, unless that is no target now.
-    fn places_of(
-        &self,
-        matched: &Matched,
-        filter: &Filter,
-    ) -> Result<Vec<DestinationId>, StoreError> {
-        let all = self.destinations_of(matched.seq, &matched.event)?;
-        let mut meant: Vec<_> = matched
-            .current(filter)
-            .into_iter()
-            .map(|delivery| delivery.destination)
-            .filter(|destination| all.contains(destination))
-            .collect();
-        meant.sort_unstable();
-        meant.dedup();
-        Ok(if meant.is_empty() { all } else { meant })
+    /// Where a named event goes again. What is dead at a target that is none now is replaced by what goes where
+    /// the event has not been.
+    fn places_of_named(&self, seq: Seq, event: &Event) -> Result<Vec<Place>, StoreError> {
+        let all = self.destinations_of(seq, event)?;
+        let deliveries = self.store().deliveries_of(self.bucket().id, seq)?;
+        let lost = current(&deliveries).filter(|delivery| {
+            delivery.state == State::Dead && !all.contains(&delivery.destination)
+        });
+        let lost: Vec<_> = lost.map(|delivery| delivery.key.ordinal).collect();
+        let place = |destination| Place {
+            destination,
+            in_place_of: match went_to(&deliveries, destination) {
+                true => Vec::new(),
+                false => lost.clone(),
+            },
+        };
+        Ok(all.into_iter().map(place).collect())
     }
 
-    fn again(&self, seq: Seq, event: EventId, to: DestinationId, due_at: Timestamp) -> Again {
-        let new = self.lanes.new_delivery(to);
+    /// Where an event goes again that was found by a filter: to where its deliveries are that the filter is
+    /// about. In place of those whose targets are none now, and that the filter does not name, it goes to the
+    /// targets where it has not been.
+    async fn places_of(&self, matched: &Matched, filter: &Filter) -> Result<Vec<Place>, Stop> {
+        let all = self.destinations_of(matched.seq, &matched.event)?;
+        let (here, gone): (Vec<_>, Vec<_>) = matched
+            .current(filter)
+            .into_iter()
+            .partition(|delivery| all.contains(&delivery.destination));
+        let mut meant: Vec<_> = here.into_iter().map(|d| d.destination).collect();
+        meant.sort_unstable();
+        meant.dedup();
+        let mut places: Vec<_> = meant.into_iter().map(Place::of).collect();
+        if gone.is_empty() {
+            return Ok(places);
+        }
+        let deliveries: Vec<_> = matched.deliveries.iter().map(|(d, _)| d.clone()).collect();
+        let new = all.into_iter().filter(|to| !went_to(&deliveries, *to));
+        let in_place_of: Vec<_> = gone.iter().map(|delivery| delivery.key.ordinal).collect();
+        let before = places.len();
+        if filter.target.is_none() {
+            places.extend(new.map(|destination| Place {
+                destination,
+                in_place_of: in_place_of.clone(),
+            }));
+        }
+        if places.len() > before {
+            return Ok(places);
+        }
+        for delivery in gone {
+            let target = matched
+                .target_of(&delivery)
+                .and_then(|target| target.parse().ok());
+            if let Some(target) = target {
+                let there: Target = target;
+                places.push(Place::of(self.lanes.serve_for_replays(&there).await?));
+            }
+        }
+        Ok(places)
+    }
+
+    fn again(&self, turn: Turn, due_at: Timestamp) -> Again {
+        let Turn { seq, event, place } = turn;
+        let new = self.lanes.new_delivery(place.destination);
         let new = NewDelivery {
             due_at: due_at.max(new.created_at),
             deadline_at: new.deadline_at.after(due_at.since(new.created_at)),
             replay: true,
+            in_place_of: place.in_place_of,
             ..new
         };
         Again {
@@ -303,7 +372,7 @@ impl Local {
                     let mut given_up = Vec::new();
                     for mut matched in some {
                         matched.deliveries.retain(|(delivery, target)| {
-                            !delivery.state.is_finished() && filter.wants_target(target)
+                            !delivery.state.is_finished() && filter.wants_delivery(delivery, target)
                         });
                         if dry_run && !matched.deliveries.is_empty() {
                             out.line(Line::Event(matched.line)).await?;
@@ -387,4 +456,9 @@ fn replay_line(delivery: &Delivery, targets: &Targets) -> Line {
             .unwrap_or_default(),
         state: delivery.state,
     })
+}
+
+/// Whether an event was ever on its way to a destination.
+fn went_to(deliveries: &[Delivery], destination: DestinationId) -> bool {
+    deliveries.iter().any(|d| d.destination == destination)
 }

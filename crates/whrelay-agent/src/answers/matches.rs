@@ -113,17 +113,17 @@ impl Matched {
     /// The deliveries that the event's state is about, where the filter is about them.
     pub(super) fn current(&self, filter: &Filter) -> Vec<Delivery> {
         let all: Vec<_> = self.deliveries.iter().map(|(d, _)| d.clone()).collect();
-        let target = |delivery: &Delivery| {
-            let mut same = self
-                .deliveries
-                .iter()
-                .filter(|(d, _)| d.key == delivery.key);
-            same.next().map(|(_, target)| target.as_str())
-        };
         let wanted = |delivery: &&Delivery| {
-            filter.wants_delivery(delivery, target(delivery).unwrap_or_default())
+            filter.wants_delivery(delivery, self.target_of(delivery).unwrap_or_default())
         };
         current(&all).filter(wanted).cloned().collect()
+    }
+
+    /// Where one of its deliveries goes.
+    pub(super) fn target_of(&self, delivery: &Delivery) -> Option<&str> {
+        let mut same = self.deliveries.iter();
+        let same = same.find(|(known, _)| known.key == delivery.key);
+        same.map(|(_, target)| target.as_str())
     }
 }
 

@@ -215,6 +215,7 @@ async fn what_is_passed_over_is_known_and_never_waits() {
     let (store, bucket, there) = store().await;
     let passed_over = NewDelivery {
         passed_over: true,
+        in_place_of: Vec::new(),
         ..new_delivery(1, there)
     };
     let new = NewEvent {

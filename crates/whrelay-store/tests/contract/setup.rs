@@ -87,6 +87,7 @@ pub(crate) fn new_delivery(n: u64, destination: DestinationId) -> NewDelivery {
         deadline_at: Timestamp::from_micros(i64::MAX),
         replay: false,
         passed_over: false,
+        in_place_of: Vec::new(),
     }
 }
 
