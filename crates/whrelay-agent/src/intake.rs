@@ -52,7 +52,7 @@ impl Intake {
             let passed_over = cut.passes_over(&self.forwarder, place, event.received_at);
             let begin = |to| NewDelivery {
                 passed_over,
-                ..lanes.new_delivery(to)
+                ..lanes.new_delivery(to, lanes.clock.now())
             };
             let to = lanes::taking(&routes, &event.request.tail);
             let deliveries = to.into_iter().map(begin).collect();

@@ -12,6 +12,7 @@ use whrelay_core::delivery::DestinationId;
 use whrelay_core::id::DeliveryId;
 use whrelay_core::route::{self, Prefix, Route};
 use whrelay_core::target::Target;
+use whrelay_core::time::Timestamp;
 use whrelay_delivery::{Client, Clock, Destination, Engine, Notice};
 use whrelay_store::{Head, NewDelivery, Store, StoreError, persist};
 
@@ -311,9 +312,12 @@ impl Lanes {
             .contains(&id)
     }
 
-    /// The delivery of an event to a destination, begun now.
-    pub(crate) fn new_delivery(&self, destination: DestinationId) -> NewDelivery {
-        let created_at = self.clock.now();
+    /// The delivery of an event to a destination.
+    pub(crate) fn new_delivery(
+        &self,
+        destination: DestinationId,
+        created_at: Timestamp,
+    ) -> NewDelivery {
         NewDelivery {
             id: DeliveryId::from_parts(created_at, rand::random()),
             destination,

@@ -319,13 +319,15 @@ impl<I: FnMut() -> u128> Salvage<I> {
         removed::leave_out(&mut tx, &mut self.kept)?;
         (saved.events, saved.attempts) = (self.kept.events, self.kept.attempts);
         saved.deliveries = settle_deliveries(&mut tx)?;
-        saved.lost = lost_events(&mut tx, &self.kept)?;
-        for (bucket, seq) in &saved.lost {
+        let missing = missing_events(&mut tx, &self.kept)?;
+        for (bucket, seq, _) in &missing {
             let place = (bucket.0, seq.0);
             tx.quarantine
                 .open()?
                 .insert(place, self.again.now.as_micros())?;
         }
+        let lost = missing.into_iter().filter(|(.., ended)| !ended);
+        saved.lost = lost.map(|(bucket, seq, _)| (bucket, seq)).collect();
         if role == Role::Agent {
             saved.begun_again = self.begin_again(&mut tx)?;
         }
@@ -507,9 +509,10 @@ fn settle_deliveries(tx: &mut Tx<'_>) -> Result<u64, StoreError> {
     }
 }
 
-/// Places that were given and have neither an event nor the end of a delivery.
-fn lost_events(tx: &mut Tx<'_>, kept: &Kept) -> Result<Vec<(BucketId, Seq)>, StoreError> {
-    let mut lost = Vec::new();
+/// Places that were given and have no event any more, and whether the end of a delivery is known of it, so that
+/// nothing is missed but what it said.
+fn missing_events(tx: &mut Tx<'_>, kept: &Kept) -> Result<Vec<(BucketId, Seq, bool)>, StoreError> {
+    let mut missing = Vec::new();
     let buckets = kept.last.iter().filter(|(of, _)| **of != ATTEMPT_LOG);
     let mut buckets: Vec<_> = buckets.collect();
     buckets.sort();
@@ -517,10 +520,11 @@ fn lost_events(tx: &mut Tx<'_>, kept: &Kept) -> Result<Vec<(BucketId, Seq)>, Sto
         for seq in (1..=*last).filter(|seq| !kept.is_removed(*bucket, *seq)) {
             let whole = record_of(tx.events.open()?, tx.heads.open()?, (*bucket, seq))?.is_some();
             let all = (*bucket, seq, 0)..=(*bucket, seq, u32::MAX);
-            if !whole && tx.deliveries.open()?.range(all)?.next().is_none() {
-                lost.push((BucketId(*bucket), Seq(seq)));
+            if !whole {
+                let ended = tx.deliveries.open()?.range(all)?.next().is_some();
+                missing.push((BucketId(*bucket), Seq(seq), ended));
             }
         }
     }
-    Ok(lost)
+    Ok(missing)
 }

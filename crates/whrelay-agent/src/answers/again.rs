@@ -87,11 +87,15 @@ impl Local {
         let (mut reached, targets) = (self.store().last_attempt()?, self.targets()?);
         let mut begun = HashSet::new();
         let began = self.lanes.clock.now();
+        let mut created_at = began;
         let mut turns = turns.into_iter().zip(0..).peekable();
         while turns.peek().is_some() {
             let again = turns.by_ref().take(CHUNK).map(|(turn, n)| {
                 let due_at = began.after(pause.saturating_mul(n));
-                self.again(turn, due_at)
+                // One after the other, since of two that are due at once the older event is first.
+                let next = created_at.after(Duration::from_micros(1));
+                created_at = next.max(self.lanes.clock.now());
+                self.again(turn, created_at, due_at)
             });
             let again: Vec<_> = again.collect();
             let begin = |again| self.store().deliver_again(again);
@@ -261,9 +265,9 @@ impl Local {
         Ok(places)
     }
 
-    fn again(&self, turn: Turn, due_at: Timestamp) -> Again {
+    fn again(&self, turn: Turn, created_at: Timestamp, due_at: Timestamp) -> Again {
         let Turn { seq, event, place } = turn;
-        let new = self.lanes.new_delivery(place.destination);
+        let new = self.lanes.new_delivery(place.destination, created_at);
         let new = NewDelivery {
             due_at: due_at.max(new.created_at),
             deadline_at: new.deadline_at.after(due_at.since(new.created_at)),

@@ -125,6 +125,11 @@ async fn an_agent_asks_its_forwarder_again_for_what_is_lost_and_for_nothing_that
     assert_eq!(saved.events, EVENTS - 2);
     assert_eq!(saved.lost, [(bucket.id, Seq(8))]);
     let store = Store::open(dir.path(), &options(Role::Agent)).expect("opens");
+    let census = store.census().expect("read");
+    assert!(
+        census.is_whole() && census.lost_events == 2,
+        "all is named: {census:?}"
+    );
     let mark = store.source(bucket.id).expect("read").expect("a mark");
     assert_eq!((mark.forwarder.as_str(), mark.seq), ("cloud", Seq(0)));
     let again = vec![to(7, there), to(8, there), to(9, there)];

@@ -64,7 +64,7 @@ pub(crate) async fn run(args: DoctorArgs, config: &Config, output: &Output) -> R
         0 => Ok(()),
         failed => Err(Failure::new(
             Code::Failed,
-            format!("{failed} checks failed"),
+            format!("checks that failed: {failed}"),
         )),
     }
 }

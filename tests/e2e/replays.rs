@@ -1,0 +1,123 @@
+//! What waits and what is dead when targets change, and in which order replays are made.
+
+use serde_json::Value;
+use whrelay_tests::eventually;
+use whrelay_tests::receiver::{Received, Receiver, Reply};
+use whrelay_tests::sender::send;
+
+use crate::{home, json_lines, told};
+
+/// What is dead at a target that was put right goes to the right one, once, and is dead no more.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_dead_of_a_target_that_was_mended_are_replayed_where_they_belong() {
+    let wrong = |r: &Received| match r.path.starts_with("/wrong") {
+        true => Reply::Status(404),
+        false => Reply::Status(200),
+    };
+    let (home, receiver) = (home(), Receiver::scripted(wrong).await);
+    let (bad, good) = (
+        format!("{}/wrong", receiver.target()),
+        format!("{}/right", receiver.target()),
+    );
+    let (mut listen, url) = home.listen(&["--to", &bad]).await;
+    let (one, two) = (send(&url, "1").await, send(&url, "2").await);
+    listen.wait_state(&one, "dead").await;
+    listen.wait_state(&two, "dead").await;
+    assert_eq!(listen.terminate().await, Some(0));
+    let (mut listen, _) = home.listen(&["--to", &good]).await;
+    assert_eq!(told(&home, &["replay", &two, "--wait"]).0, Some(0));
+    let dead = ["replay", "--status", "dead", "--wait"];
+    let (done, said) = told(&home, &dead);
+    assert_eq!(done, Some(0), "{said}");
+    let (none, said) = told(&home, &dead);
+    assert_eq!(none, Some(3), "{said}");
+    let right = |r: &Received| r.path.starts_with("/right");
+    assert_eq!(receiver.seen().iter().filter(|r| right(r)).count(), 2);
+    let events = json_lines(&home.run(&["events", "--json"]).stdout);
+    assert!(
+        events.iter().all(|event| event["state"] == "sent"),
+        "{events:?}"
+    );
+
+    // What another target refused goes there again, not to those that have it.
+    let elsewhere = Receiver::scripted(|_| Reply::Status(410)).await;
+    let aside = elsewhere.target();
+    assert_eq!(
+        told(&home, &["replay", &one, "--to", &aside, "--wait"]).0,
+        Some(1)
+    );
+    for again in [
+        &["--status", "dead"][..],
+        &["--reason", "rejected", "--target", &aside],
+    ] {
+        let before = (elsewhere.count(), receiver.count());
+        let (done, said) = told(&home, &[&["replay", "--wait"], again].concat());
+        assert_eq!(done, Some(1), "{said}");
+        assert_eq!(
+            (elsewhere.count(), receiver.count()),
+            (before.0 + 1, before.1)
+        );
+    }
+    assert_eq!(listen.terminate().await, Some(0));
+}
+
+/// A start with fewer targets is no word on what waits for the others.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_a_target_that_is_left_out_waits_until_it_is_back() {
+    let (home, one, mut two) = (home(), Receiver::start().await, Receiver::start().await);
+    two.stop();
+    let (to_one, to_two) = (one.target(), two.target());
+    let (mut listen, url) = home.listen(&["--to", &to_one, "--to", &to_two]).await;
+    let id = send(&url, "x").await;
+    listen.wait_state(&id, "sent").await;
+    assert_eq!(listen.terminate().await, Some(0));
+    let (mut listen, _) = home.listen(&["--to", &to_one]).await;
+    let names = |line: &Value| line["message"].as_str().unwrap().contains(&to_two);
+    listen.wait("warning", names).await;
+    assert_eq!(listen.terminate().await, Some(0));
+    two.open_again().await;
+    let (mut listen, _) = home.listen(&["--to", &to_one, "--to", &to_two]).await;
+    eventually("it arrives", || (two.count() == 1).then_some(())).await;
+    assert_eq!(one.count(), 1);
+    assert_eq!(listen.terminate().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn named_replays_are_made_in_the_order_they_are_named() {
+    let (home, receiver) = (home(), Receiver::start().await);
+    let to = receiver.target();
+    let flags = ["--to", &to, "--max-in-flight", "1"];
+    let (mut listen, url) = home.listen(&flags).await;
+    let mut ids = Vec::new();
+    for n in 0..10 {
+        ids.push(send(&url, n.to_string()).await);
+    }
+    listen.wait_state(&ids[9], "sent").await;
+    ids.reverse();
+    let names: Vec<_> = ids.iter().map(String::as_str).collect();
+    let (done, said) = told(&home, &[&["replay", "--wait"], &names[..]].concat());
+    assert_eq!(done, Some(0), "{said}");
+    assert_eq!(receiver.events()[10..], ids);
+    assert_eq!(listen.terminate().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replays_keep_to_their_rate() {
+    let (home, receiver) = (home(), Receiver::start().await);
+    let (mut listen, url) = home.listen(&["--to", &receiver.target()]).await;
+    let mut last = String::new();
+    for n in 0..6 {
+        last = send(&url, n.to_string()).await;
+    }
+    listen.wait_state(&last, "sent").await;
+    let (done, said) = told(&home, &["replay", "--all", "--rate", "20/s", "--wait"]);
+    assert_eq!(done, Some(0), "{said}");
+    let seen = receiver.seen();
+    let took = seen[11].at - seen[6].at;
+    // Five pauses of 50 ms, less what the first request may have been late.
+    assert!(took >= std::time::Duration::from_millis(200), "{took:?}");
+    let (slow, said) = told(&home, &["replay", "--all", "--rate", "1/h", "--times", "9"]);
+    assert_eq!(slow, Some(1), "{said}");
+    assert!(said.contains("at most 24 h"), "{said}");
+    assert_eq!(listen.terminate().await, Some(0));
+}
