@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use url::Url;
 use whrelay_agent::lines::{Line, ReadyLine};
 use whrelay_agent::{Config, Manner, Proxies, Tell};
@@ -37,6 +38,8 @@ use crate::text::{ago, shown};
 
 /// Lines that may wait for a slow terminal or pipe; more are counted and skipped.
 const WAITING_LINES: usize = 16 * 1024;
+/// An end that takes no longer needs no word.
+const AT_ONCE: Duration = Duration::from_secs(1);
 /// How long the end waits for the last lines to be printed.
 const LAST_LINES: Duration = Duration::from_secs(2);
 
@@ -255,11 +258,14 @@ where
     };
     let screen = (printer.style == ListenOutput::Interactive && screen::is_there())
         .then(|| screen::Screen::new(output.colors(), dir, end.clone()));
+    let is_screen = screen.is_some();
     let mut printing = tokio::task::spawn_blocking(move || match screen {
         Some(screen) => printer.run_screen(screen, coming),
         None => printer.run(coming),
     });
     let mut running = tokio::spawn(agent(tell));
+    let _patience =
+        AbortOnDropHandle::new(tokio::spawn(ask_for_patience(stop.clone(), output.clone())));
     let bug = |e: tokio::task::JoinError| Failure::new(Code::Bug, e.to_string());
     tokio::select! {
         ran = &mut running => {
@@ -276,11 +282,20 @@ where
         }
         () = insisted(&end) => {
             end.done.cancel();
-            // The terminal is given back as it was.
-            let _ = tokio::time::timeout(LAST_LINES, printing).await;
+            if is_screen {
+                // The terminal is given back as it was.
+                let _ = tokio::time::timeout(LAST_LINES, printing).await;
+            }
             Err(shutdown::at_once())
         }
     }
+}
+
+/// Says why it has not ended yet, where that takes a while.
+async fn ask_for_patience(stop: CancellationToken, output: Output) {
+    stop.cancelled().await;
+    tokio::time::sleep(AT_ONCE).await;
+    output.tell("attempts under way have 10 s to end; Ctrl-C again ends them");
 }
 
 /// Waits until someone insists, by a signal or a key.
