@@ -82,6 +82,24 @@ async fn what_waits_for_a_target_that_is_left_out_waits_until_it_is_back() {
     assert_eq!(listen.terminate().await, Some(0));
 }
 
+/// Deadlines pass, whoever is a target now.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_a_target_that_is_left_out_has_its_deadline() {
+    let (home, one, mut two) = (home(), Receiver::start().await, Receiver::start().await);
+    two.stop();
+    let (to_one, to_two) = (one.target(), two.target());
+    let both = ["--to", &to_one, "--to", &to_two, "--deadline", "3s"];
+    let (mut listen, url) = home.listen(&both).await;
+    let id = send(&url, "x").await;
+    listen.wait_state(&id, "sent").await;
+    assert_eq!(listen.terminate().await, Some(0));
+    let (mut listen, _) = home.listen(&["--to", &to_one]).await;
+    let line = listen.wait_state(&id, "dead").await;
+    assert_eq!(line["reason"], "deadline");
+    assert!(line["target"].as_str().unwrap().contains(&to_two), "{line}");
+    assert_eq!(listen.terminate().await, Some(0));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn named_replays_are_made_in_the_order_they_are_named() {
     let (home, receiver) = (home(), Receiver::start().await);

@@ -18,6 +18,7 @@ use whrelay_store::{Head, NewDelivery, Store, StoreError, persist};
 
 use crate::error::AgentError;
 use crate::lines::{AttemptLine, EndpointState, Line, LinkState};
+use crate::orphans;
 use crate::{Manner, Tell};
 
 /// The note of the targets that only replays go to.
@@ -105,7 +106,7 @@ impl Lanes {
             let same = served.iter_mut().filter(|served| served.id == id);
             same.for_each(|served| served.prefixes.push(prefix.clone()));
         }
-        Ok(self.warn_of_orphans(&self.served())?)
+        Ok(orphans::warn(self)?)
     }
 
     /// Delivers replays to a target of their own, also after a restart.
@@ -170,20 +171,6 @@ impl Lanes {
             prefixes.map(move |prefix| (prefix, id))
         };
         served.iter().flat_map(of).collect()
-    }
-
-    fn warn_of_orphans(&self, served: &[Served]) -> Result<(), StoreError> {
-        for (id, target) in self.store.destinations()? {
-            let counts = self.store.counts(id)?;
-            let waiting = counts.queued + counts.stalled;
-            if waiting > 0 && served.iter().all(|s| s.id != id) {
-                let message = format!(
-                    "{target} is no target now, and so much waits for it: {waiting} (`whrelay discard` gives it up)"
-                );
-                (self.tell)(Line::warning(message));
-            }
-        }
-        Ok(())
     }
 
     /// Delivers to a target, from now on and once.

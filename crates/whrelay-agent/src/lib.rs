@@ -13,6 +13,7 @@ mod error;
 mod intake;
 mod lanes;
 mod link;
+mod orphans;
 mod provision;
 mod proxy;
 mod retention;
@@ -35,7 +36,7 @@ use whrelay_core::retry::RetryPolicy;
 use whrelay_core::route::Route;
 use whrelay_core::token::Token;
 use whrelay_delivery::{Fields, Trust};
-use whrelay_store::{Store, StoreError, persist};
+use whrelay_store::{Store, persist};
 
 pub use answers::{Local, Offline};
 pub use error::{AgentError, chain};
@@ -137,11 +138,7 @@ pub async fn run(
     };
     let (input_url, away) = match asked {
         Ok(url) => (url, None),
-        Err(error @ AgentError::Unreachable { .. }) => match without_forwarder(&config, &store)? {
-            Some(url) => (url, Some(error)),
-            None => return Err(error),
-        },
-        Err(error) => return Err(error),
+        Err(error) => without_forwarder(error, &config, &store)?,
     };
     // An agent's own store has no input URL, so its bucket needs no secret.
     let key = BucketKey::from_text(config.bucket.as_str());
@@ -188,6 +185,7 @@ pub async fn run(
         error = store.broken() => Err(error.into()),
         error = lanes.broken() => Err(error.into()),
         Err(error) = retention::run(Arc::clone(&lanes), config.retention) => Err(error.into()),
+        Err(error) = orphans::run(Arc::clone(&lanes)) => Err(error.into()),
     };
     ended.cancel();
     drop(control);
@@ -195,16 +193,24 @@ pub async fn run(
     outcome
 }
 
-/// The input URL, as it was when the agent last started, where its store has something to deliver. What is passed
-/// over of a backlog is decided with the forwarder.
-fn without_forwarder(config: &Config, store: &Store) -> Result<Option<String>, StoreError> {
+/// The input URL, as it was when the agent last started, where its store has something to deliver while the
+/// forwarder is away. What is passed over of a backlog is decided with the forwarder.
+fn without_forwarder(
+    away: AgentError,
+    config: &Config,
+    store: &Store,
+) -> Result<(String, Option<AgentError>), AgentError> {
     let buckets = store.buckets()?;
-    let Some(bucket) = buckets.iter().find(|known| known.name == config.bucket) else {
-        return Ok(None);
+    let known = buckets.iter().find(|known| known.name == config.bucket);
+    let waits = match known {
+        Some(bucket) => store.oldest_waiting(bucket.id)?.is_some(),
+        None => false,
     };
-    let waits = store.oldest_waiting(bucket.id)?.is_some();
-    match waits && config.backlog == Backlog::default() {
-        true => store.note("input"),
-        false => Ok(None),
+    let is_away = matches!(away, AgentError::Unreachable { .. });
+    match store.note("input")? {
+        Some(url) if is_away && waits && config.backlog == Backlog::default() => {
+            Ok((url, Some(away)))
+        }
+        Some(_) | None => Err(away),
     }
 }

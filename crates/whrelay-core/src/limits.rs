@@ -89,6 +89,8 @@ pub const DRAIN: Duration = Duration::from_secs(10);
 
 /// Longest wait of any timer before the clocks are read again: laptops sleep.
 pub const REARM: Duration = Duration::from_secs(1);
+/// How often deadlines are looked at of what waits for targets that are none now.
+pub const EXPIRE_EVERY: Duration = Duration::from_secs(10);
 /// Difference between wall and monotonic clock that counts as a jump.
 pub const JUMP: Duration = Duration::from_secs(5);
 
