@@ -1,4 +1,4 @@
-//! Figures, as ratios within one run: `whrelay-bench ingest|line|beside|drain|lists|tunnels|process`. A
+//! Figures, as ratios within one run: `whrelay-bench ingest|line|beside|bound|drain|lists|tunnels|process`. A
 //! figure is never asserted: machines differ.
 
 #![expect(clippy::print_stdout, reason = "a benchmark's output is its figures")]
@@ -7,6 +7,7 @@
     reason = "a benchmark that cannot run has nothing to say"
 )]
 
+mod bound;
 mod drain;
 mod ingest;
 mod line;
@@ -22,10 +23,11 @@ async fn main() {
         Some("spike") => ingest::spike().await,
         Some("line") => line::run().await,
         Some("beside") => line::beside().await,
+        Some("bound") => bound::run().await,
         Some("drain") => drain::run().await,
         Some("lists") => lists::run().await,
         Some("tunnels") => process::tunnels().await,
         Some("process") => process::small().await,
-        _ => println!("usage: whrelay-bench ingest|line|beside|drain|lists|tunnels|process"),
+        _ => println!("usage: whrelay-bench ingest|line|beside|bound|drain|lists|tunnels|process"),
     }
 }

@@ -20,7 +20,7 @@ pub(crate) fn this_program() -> PathBuf {
     std::env::current_exe().unwrap()
 }
 
-fn binary() -> PathBuf {
+pub(crate) fn binary() -> PathBuf {
     this_program().with_file_name("whrelay")
 }
 

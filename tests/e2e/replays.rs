@@ -82,6 +82,45 @@ async fn what_waits_for_a_target_that_is_left_out_waits_until_it_is_back() {
     assert_eq!(listen.terminate().await, Some(0));
 }
 
+/// What is dead at one target can be found and sent there again while another's turn has not come.
+#[tokio::test(flavor = "multi_thread")]
+async fn filters_of_replays_are_about_deliveries() {
+    let (home, mut away) = (home(), Receiver::start().await);
+    let refuses = Receiver::scripted(|_| Reply::Status(422)).await;
+    away.stop();
+    let (to_away, to_refuses) = (away.target(), refuses.target());
+    let (mut listen, url) = home.listen(&["--to", &to_away, "--to", &to_refuses]).await;
+    let id = send(&url, "x").await;
+    listen.wait_state(&id, "dead").await;
+    listen.wait_state(&id, "stalled").await;
+    let dead = ["--status", "dead"];
+    assert_eq!(
+        told(&home, &[&["events"], &dead[..]].concat()).0,
+        Some(3),
+        "it waits"
+    );
+    let (found, said) = told(
+        &home,
+        &[&["events", "--target", &to_refuses], &dead[..]].concat(),
+    );
+    assert!(found == Some(0) && said.contains(&id), "{said}");
+    let (found, said) = told(&home, &[&["events", "--group"], &dead[..]].concat());
+    assert!(found == Some(0) && said.contains("422"), "{said}");
+    let (none, said) = told(&home, &["discard", "--status", "dead"]);
+    assert!(none != Some(0) || said.contains("nothing"), "{said}");
+    assert_eq!(told(&home, &[&["replay"], &dead[..]].concat()).0, Some(0));
+    eventually("it is tried there again", || {
+        (refuses.count() == 2).then_some(())
+    })
+    .await;
+    away.open_again().await;
+    eventually("and once where it waited", || {
+        (away.count() == 1).then_some(())
+    })
+    .await;
+    assert_eq!(listen.terminate().await, Some(0));
+}
+
 /// Deadlines pass, whoever is a target now.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_waits_for_a_target_that_is_left_out_has_its_deadline() {

@@ -18,7 +18,7 @@ use whrelay_core::id::EventId;
 use whrelay_core::time::Timestamp;
 use whrelay_store::{Begin, Head, LoggedAttempt, Store, StoreError};
 
-use self::matches::Matches;
+use self::matches::{Judge, Matches};
 use crate::control::{Ask, Filter, Piece};
 use crate::error::AgentError;
 use crate::lanes::{Lanes, refusal};
@@ -283,7 +283,11 @@ impl Local {
 
     async fn events(&self, filter: &Filter, last: usize, out: &Out) -> Result<(), Stop> {
         let targets = self.targets()?;
-        let mut matches = Matches::new(self, filter, Begin::Newest);
+        let judge = match filter.target {
+            Some(_) => Judge::Delivery,
+            None => Judge::Event,
+        };
+        let mut matches = Matches::new(self, filter, Begin::Newest, judge, &targets);
         let mut lines = Vec::new();
         while lines.len() < last {
             let Some(some) = matches.some(&targets)? else {

@@ -177,14 +177,9 @@ impl Filter {
             && self.wants_target(target)
     }
 
-    /// Whether an event as it is shown, and one of its deliveries, are what the filter is about.
-    pub(crate) fn wants_event_line(
-        &self,
-        line: &EventLine,
-        deliveries: &[(Delivery, String)],
-    ) -> bool {
+    /// Whether an event as it is shown is what the filter is about.
+    pub(crate) fn wants_event_line(&self, line: &EventLine) -> bool {
         self.wants_state(line.state, line.reason)
-            && (self.target.is_none() || deliveries.iter().any(|(_, to)| self.wants_target(to)))
     }
 
     /// Whether a delivery is one of those that the filter is about.

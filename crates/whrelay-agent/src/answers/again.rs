@@ -18,7 +18,7 @@ use whrelay_core::target::Target;
 use whrelay_core::time::Timestamp;
 use whrelay_store::{Again, Begin, NewDelivery, StoreError};
 
-use super::matches::{Matched, Matches};
+use super::matches::{Judge, Matched, Matches};
 use super::{CHUNK, Local, Out, Stop, Targets};
 use crate::control::{Filter, ReplayHow, Until, Which};
 use crate::lanes;
@@ -156,7 +156,8 @@ impl Local {
                 }
             }
             Which::Filter(filter) => {
-                let mut matches = Matches::new(self, filter, Begin::Oldest);
+                let mut matches =
+                    Matches::new(self, filter, Begin::Oldest, Judge::Delivery, &targets);
                 let mut bodiless = 0;
                 while let Some(some) = matches.some(&targets)? {
                     for matched in some {
@@ -371,7 +372,8 @@ impl Local {
                 }
             }
             Which::Filter(filter) => {
-                let mut matches = Matches::new(self, filter, Begin::Oldest);
+                let mut matches =
+                    Matches::new(self, filter, Begin::Oldest, Judge::Delivery, &targets);
                 while let Some(some) = matches.some(&targets)? {
                     let mut given_up = Vec::new();
                     for mut matched in some {

@@ -24,10 +24,20 @@ pub(super) struct Matched {
     pub(super) line: EventLine,
 }
 
+/// What a filter's state, reason and target are about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Judge {
+    /// The event, as it is shown.
+    Event,
+    /// Any of its deliveries that count: one may be dead while another waits.
+    Delivery,
+}
+
 /// Events that a filter wants, some at a time.
 pub(super) struct Matches<'a> {
     local: &'a Local,
     filter: &'a Filter,
+    judge: Judge,
     /// None where nothing can be found any more.
     search: Option<Search>,
     begin: Begin,
@@ -35,8 +45,22 @@ pub(super) struct Matches<'a> {
 }
 
 impl<'a> Matches<'a> {
-    pub(super) fn new(local: &'a Local, filter: &'a Filter, begin: Begin) -> Self {
+    pub(super) fn new(
+        local: &'a Local,
+        filter: &'a Filter,
+        begin: Begin,
+        judge: Judge,
+        targets: &Targets,
+    ) -> Self {
         let mut states = filter.states();
+        if judge == Judge::Delivery && targets.len() > 1 {
+            // The event is found under the least finished.
+            let last = states.iter().max().copied();
+            states = State::ALL
+                .into_iter()
+                .filter(|s| Some(*s) <= last)
+                .collect();
+        }
         // What waits for an endpoint that is offline is shown as stalled, and stored as it was.
         if states.contains(&State::Stalled) && !states.contains(&State::Queued) {
             states.push(State::Queued);
@@ -51,6 +75,7 @@ impl<'a> Matches<'a> {
         Self {
             local,
             filter,
+            judge,
             search: wanted.then_some(search),
             begin,
             after: None,
@@ -98,14 +123,18 @@ impl<'a> Matches<'a> {
         let line = EventLine::new(&event, &deliveries);
         // Nobody who looks for events asks what they said, and some are large.
         event.request.body = Bytes::new();
-        let wanted = self.filter.wants_time(event.received_at)
-            && self.filter.wants_event_line(&line, &deliveries);
-        Ok(wanted.then_some(Matched {
+        let in_time = self.filter.wants_time(event.received_at);
+        let matched = Matched {
             seq,
             event,
             deliveries,
             line,
-        }))
+        };
+        let wanted = match self.judge {
+            Judge::Event => self.filter.wants_event_line(&matched.line),
+            Judge::Delivery => !matched.current(self.filter).is_empty(),
+        };
+        Ok((in_time && wanted).then_some(matched))
     }
 }
 
@@ -180,7 +209,7 @@ impl Local {
     /// they were given up.
     pub(super) async fn groups(&self, filter: &Filter, out: &Out) -> Result<(), Stop> {
         let targets = self.targets()?;
-        let mut matches = Matches::new(self, filter, Begin::Oldest);
+        let mut matches = Matches::new(self, filter, Begin::Oldest, Judge::Delivery, &targets);
         let mut groups: HashMap<GroupLine, (u64, String)> = HashMap::new();
         while let Some(some) = matches.some(&targets)? {
             for matched in some {
