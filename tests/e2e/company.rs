@@ -65,15 +65,16 @@ async fn one_that_goes_on_takes_the_shared_forwarder_over() {
         (listen.all("link").iter().filter(connected).count() >= 2).then_some(())
     };
     // A port that nobody else takes while it is free.
-    let at = ["--bind", &port::quiet()];
-    let (mut first, url) = home.listen(&[&named_one[..], &at].concat()).await;
+    let bind = port::quiet();
+    let first_args = [&named_one[..], &["--bind", &bind]].concat();
+    let (mut first, url) = home.listen(&first_args).await;
     let (mut second, _) = home.listen(&named_two).await;
     first.kill();
     eventually("it is connected again", || again(&second)).await;
     let id = send(&url, "x").await;
     second.wait_state(&id, "sent").await;
     // What the first one missed is sent to it by the other's forwarder, which the other takes with it.
-    let (mut first, same) = home.listen(&named_one).await;
+    let (mut first, same) = home.listen(&first_args).await;
     assert_eq!(same, url);
     first.wait_state(&id, "sent").await;
     assert_eq!(second.terminate().await, Some(0));

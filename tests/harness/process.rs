@@ -231,9 +231,11 @@ impl Process {
         self.ended().await.code()
     }
 
-    /// Ctrl-C, and SIGTERM right behind it; answers with its exit code.
+    /// Ctrl-C, and once it says that this takes a while, SIGTERM; answers with its exit code.
     pub async fn insist(&mut self) -> Option<i32> {
         self.signal("-INT");
+        let waits = || self.stderr().contains("again ends them").then_some(());
+        eventually("it waits for what is under way", waits).await;
         self.signal("-TERM");
         self.ended().await.code()
     }

@@ -287,7 +287,7 @@ impl Local {
             Some(_) => Judge::Delivery,
             None => Judge::Event,
         };
-        let mut matches = Matches::new(self, filter, Begin::Newest, judge, &targets);
+        let mut matches = Matches::new(self, filter, Begin::Newest, judge);
         let mut lines = Vec::new();
         while lines.len() < last {
             let Some(some) = matches.some(&targets)? else {
@@ -416,6 +416,7 @@ impl Local {
                     .min(),
                 None => store.next_due(id)?,
             };
+            let due = due.filter(|_| served.iter().any(|served| served.id == id) || !self.runs);
             next.extend(due.map(|at| soonest.map_or(at, |now| at.max(now))));
             line.queued += if offline { 0 } else { counts.queued };
             line.stalled += counts.stalled + if offline { counts.queued } else { 0 };

@@ -1,6 +1,7 @@
 //! The engines of an agent's targets, and what is known of them. It must not know the tunnel.
 
 use std::collections::HashSet;
+use std::mem::Discriminant;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
@@ -13,7 +14,7 @@ use whrelay_core::id::DeliveryId;
 use whrelay_core::route::{self, Prefix, Route};
 use whrelay_core::target::Target;
 use whrelay_core::time::Timestamp;
-use whrelay_delivery::{Client, Clock, Destination, Engine, Notice};
+use whrelay_delivery::{Client, Clock, Destination, Engine, Notice, Takes};
 use whrelay_store::{Head, NewDelivery, Store, StoreError, persist};
 
 use crate::error::AgentError;
@@ -39,8 +40,8 @@ pub(crate) struct Lanes {
     pub(crate) store: Store,
     pub(crate) clock: Arc<Clock>,
     pub(crate) tell: Tell,
-    /// Why the tunnel is not up; nothing while it is.
-    down: Mutex<Option<String>>,
+    /// Why the tunnel is not up, and what kind of error that is; nothing while it is.
+    down: Mutex<Option<(Discriminant<AgentError>, String)>>,
     manner: Manner,
     /// Whether a person wants nothing new to start.
     paused: watch::Sender<bool>,
@@ -68,7 +69,7 @@ impl Lanes {
             store,
             clock: Arc::default(),
             tell,
-            down: Mutex::new(Some("it has not been up yet".to_owned())),
+            down: Mutex::default(),
             manner,
             paused: watch::Sender::new(false),
             refuses: watch::Sender::default(),
@@ -96,15 +97,15 @@ impl Lanes {
                 (self.tell)(Line::warning(message));
             }
         }
-        for (id, target) in &aside {
-            self.serve(*id, target)?;
-        }
         for Route { prefix, target } in routes {
             let id = persist(|| self.number(target)).await?;
-            self.serve(id, target)?;
+            self.serve(id, target, Takes::All)?;
             let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
             let same = served.iter_mut().filter(|served| served.id == id);
             same.for_each(|served| served.prefixes.push(prefix.clone()));
+        }
+        for (id, target) in &aside {
+            self.serve(*id, target, Takes::Replays)?;
         }
         Ok(orphans::warn(self)?)
     }
@@ -121,7 +122,7 @@ impl Lanes {
             self.set_aside(&aside).await?;
         }
         let id = self.number(target).await?;
-        self.serve(id, target)?;
+        self.serve(id, target, Takes::Replays)?;
         Ok(id)
     }
 
@@ -140,8 +141,7 @@ impl Lanes {
             let Some((id, _)) = known.iter().find(|(_, known)| *known == name) else {
                 continue;
             };
-            let counts = self.store.counts(*id)?;
-            if counts.queued + counts.stalled > 0 {
+            if self.store.next_replay(*id)?.is_some() {
                 waiting.push((*id, target.clone()));
             }
         }
@@ -174,12 +174,12 @@ impl Lanes {
     }
 
     /// Delivers to a target, from now on and once.
-    fn serve(&self, id: DestinationId, target: &Target) -> Result<(), AgentError> {
+    fn serve(&self, id: DestinationId, target: &Target, takes: Takes) -> Result<(), AgentError> {
         let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
         if served.iter().any(|served| served.id == id) {
             return Ok(());
         }
-        let engine = Arc::new(self.engine(id, target)?);
+        let engine = Arc::new(self.engine(id, target, takes)?);
         served.push(Served {
             id,
             engine: Arc::clone(&engine),
@@ -197,7 +197,12 @@ impl Lanes {
         Ok(())
     }
 
-    fn engine(&self, id: DestinationId, target: &Target) -> Result<Engine, AgentError> {
+    fn engine(
+        &self,
+        id: DestinationId,
+        target: &Target,
+        takes: Takes,
+    ) -> Result<Engine, AgentError> {
         let Manner {
             policy,
             timeout,
@@ -216,6 +221,7 @@ impl Lanes {
             max_in_flight,
             rate,
             order,
+            takes,
         };
         let (store, clock) = (self.store.clone(), Arc::clone(&self.clock));
         let (notify, paused) = (self.notify(target), self.paused.subscribe());
@@ -280,6 +286,12 @@ impl Lanes {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    /// Whether anything is delivered to a target.
+    pub(crate) fn serves(&self, id: DestinationId) -> bool {
+        let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        served.iter().any(|served| served.id == id)
     }
 
     /// The head of a target's line, where it is served in order.
@@ -356,24 +368,30 @@ impl Lanes {
     /// Why the tunnel is not up; nothing while it is.
     pub(crate) fn down(&self) -> Option<String> {
         let down = self.down.lock().unwrap_or_else(PoisonError::into_inner);
-        down.clone()
+        down.as_ref().map(|(_, why)| why.clone())
     }
 
-    /// Notes that the tunnel is up, or why it is not, and tells what has changed.
-    pub(crate) fn set_down(&self, why: Option<String>) {
-        let mut down = self.down.lock().unwrap_or_else(PoisonError::into_inner);
-        if *down == why {
-            return;
-        }
-        down.clone_from(&why);
-        drop(down);
+    /// Notes that the tunnel is up.
+    pub(crate) fn set_up(&self) {
+        *self.down.lock().unwrap_or_else(PoisonError::into_inner) = None;
         (self.tell)(Line::Link {
-            state: match why {
-                Some(_) => LinkState::Disconnected,
-                None => LinkState::Connected,
-            },
-            error: why,
+            state: LinkState::Connected,
+            error: None,
         });
+    }
+
+    /// Notes why the tunnel is not up, and tells it where it was up, or down for another kind of reason.
+    pub(crate) fn set_down(&self, error: &AgentError) {
+        let (kind, why) = (std::mem::discriminant(error), error.to_string());
+        let mut down = self.down.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = down.replace((kind, why.clone()));
+        drop(down);
+        if before.is_none_or(|(before, _)| before != kind) {
+            (self.tell)(Line::Link {
+                state: LinkState::Disconnected,
+                error: Some(why),
+            });
+        }
     }
 
     /// Waits until an engine has stopped for good.

@@ -45,6 +45,7 @@ pub use proxy::Proxies;
 
 use crate::lanes::Lanes;
 use crate::lines::Line;
+use crate::provision::provision;
 
 /// How deliveries are made: the same for every target of an agent.
 #[derive(Clone, Debug)]
@@ -123,33 +124,28 @@ pub async fn run(
     tell: Tell,
     stop: CancellationToken,
 ) -> Result<(), AgentError> {
-    let Config {
-        forwarder,
-        proxies,
-        trust,
-        token,
-        bucket,
-        ..
-    } = &config;
-    let asked = ensure_bucket(forwarder, proxies, trust, token, bucket);
-    let asked = tokio::select! {
-        asked = asked => asked,
-        () = stop.cancelled() => return Ok(()),
-    };
-    let (input_url, away) = match asked {
-        Ok(url) => (url, None),
-        Err(error) => without_forwarder(error, &config, &store)?,
+    let known = store.note("input")?.is_some();
+    // A first start that fails leaves nothing behind.
+    let asked = match known {
+        true => None,
+        false => Some(tokio::select! {
+            url = provision(&config) => url?,
+            () = stop.cancelled() => return Ok(()),
+        }),
     };
     // An agent's own store has no input URL, so its bucket needs no secret.
     let key = BucketKey::from_text(config.bucket.as_str());
     let ensure = || store.ensure_bucket(&config.bucket, key.clone());
     let (bucket, _) = persist(ensure).await?;
-    for (name, value) in [
-        ("forwarder", config.forwarder.as_str()),
-        ("subscription", config.subscription.as_str()),
-        ("input", &input_url),
-    ] {
-        persist(|| store.set_note(name, value)).await?;
+    let notes = [
+        ("forwarder", Some(config.forwarder.as_str())),
+        ("subscription", Some(config.subscription.as_str())),
+        ("input", asked.as_deref()),
+    ];
+    for (name, value) in notes {
+        if let Some(value) = value {
+            persist(|| store.set_note(name, value)).await?;
+        }
     }
 
     let ended = stop.child_token();
@@ -161,31 +157,34 @@ pub async fn run(
         ended.clone(),
     );
     let lanes = Arc::new(lanes);
-    let mut link = link::Link::new(&config, input_url, Arc::clone(&lanes));
-    let first = match away {
-        Some(error) => {
-            lanes.set_down(Some(error.to_string()));
+    let mut link = link::Link::new(&config, asked, Arc::clone(&lanes));
+    let first = tokio::select! {
+        first = link.connect() => first,
+        () = stop.cancelled() => return Ok(()),
+    };
+    let first = match first {
+        Ok(first) => {
+            link.begin(&first.welcome, config.backlog).await?;
+            lanes.configure(&config.routes).await?;
+            Some(first)
+        }
+        Err(away) if known => {
+            without_forwarder(&config, &lanes, away).await?;
             None
         }
-        None => Some(tokio::select! {
-            first = link.connect() => first?,
-            () = stop.cancelled() => return Ok(()),
-        }),
+        Err(error) => return Err(error),
     };
-    if let Some(first) = &first {
-        link.begin(&first.welcome, config.backlog).await?;
-    }
-    lanes.configure(&config.routes).await?;
     let control =
         control::Server::start(&config.dir, Local::running(Arc::clone(&lanes), &config.dir))
             .await?;
 
+    let orphans = tokio::spawn(orphans::run(Arc::clone(&lanes)));
     let outcome = tokio::select! {
         ended = link.run(first, &stop) => ended,
         error = store.broken() => Err(error.into()),
         error = lanes.broken() => Err(error.into()),
         Err(error) = retention::run(Arc::clone(&lanes), config.retention) => Err(error.into()),
-        Err(error) = orphans::run(Arc::clone(&lanes)) => Err(error.into()),
+        Ok(Err(error)) = orphans => Err(error.into()),
     };
     ended.cancel();
     drop(control);
@@ -193,24 +192,23 @@ pub async fn run(
     outcome
 }
 
-/// The input URL, as it was when the agent last started, where its store has something to deliver while the
-/// forwarder is away. What is passed over of a backlog is decided with the forwarder.
-fn without_forwarder(
-    away: AgentError,
+/// Begins to deliver what waits here while the forwarder is away, if anything does.
+async fn without_forwarder(
     config: &Config,
-    store: &Store,
-) -> Result<(String, Option<AgentError>), AgentError> {
-    let buckets = store.buckets()?;
-    let known = buckets.iter().find(|known| known.name == config.bucket);
-    let waits = match known {
-        Some(bucket) => store.oldest_waiting(bucket.id)?.is_some(),
-        None => false,
-    };
+    lanes: &Lanes,
+    away: AgentError,
+) -> Result<(), AgentError> {
     let is_away = matches!(away, AgentError::Unreachable { .. });
-    match store.note("input")? {
-        Some(url) if is_away && waits && config.backlog == Backlog::default() => {
-            Ok((url, Some(away)))
-        }
-        Some(_) | None => Err(away),
+    // What is passed over of a backlog is decided with the forwarder.
+    if !is_away || config.backlog != Backlog::default() {
+        return Err(away);
     }
+    lanes.configure(&config.routes).await?;
+    if lanes.waiting() == 0 {
+        lanes.stop().cancel();
+        lanes.finish().await;
+        return Err(away);
+    }
+    lanes.set_down(&away);
+    Ok(())
 }

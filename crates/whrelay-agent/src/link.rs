@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -11,18 +11,15 @@ use futures_util::{SinkExt, StreamExt};
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
-use url::Url;
 use whrelay_core::backlog::Backlog;
 use whrelay_core::limits;
 use whrelay_core::retry::{Jitter, reconnect_pause};
 use whrelay_core::route::{Prefix, Route};
 use whrelay_core::time::Timestamp;
-use whrelay_core::token::Token;
-use whrelay_delivery::Trust;
 use whrelay_proto::frame::{Refused, RefusedCode, Resume, Welcome, WireEvent};
 use whrelay_proto::liveness::{Liveness, Pulse};
 use whrelay_proto::{AgentAction, AgentSession, codec};
-use whrelay_store::StoreError;
+use whrelay_store::{StoreError, persist};
 
 use crate::Config;
 use crate::backlog::{self, Catching};
@@ -30,7 +27,7 @@ use crate::error::AgentError;
 use crate::intake::Intake;
 use crate::lanes::Lanes;
 use crate::lines::{Line, ReadyLine};
-use crate::proxy::Proxies;
+use crate::provision::provision;
 use crate::socket::{self, Socket};
 
 /// Clocks that differ by more than this are worth a warning.
@@ -38,17 +35,11 @@ const SKEW: Duration = Duration::from_secs(30);
 
 /// What keeps the tunnel up.
 pub(crate) struct Link {
-    forwarder: Url,
-    proxies: Proxies,
-    trust: Trust,
-    token: Token,
-    subscription: String,
-    routes: Vec<Route>,
-    input_url: String,
+    config: Config,
+    /// Where senders send; unknown until the forwarder has been asked for the bucket.
+    input_url: Mutex<Option<String>>,
     lanes: Arc<Lanes>,
     catching: Arc<Catching>,
-    /// How long the tunnel may be down.
-    longest_down: Option<Duration>,
 }
 
 /// A session that has been welcomed.
@@ -61,33 +52,58 @@ pub(crate) struct Live {
 type Appending = Pin<Box<dyn Future<Output = Result<u64, StoreError>> + Send>>;
 
 impl Link {
-    pub(crate) fn new(config: &Config, input_url: String, lanes: Arc<Lanes>) -> Self {
+    pub(crate) fn new(config: &Config, input_url: Option<String>, lanes: Arc<Lanes>) -> Self {
         Self {
-            forwarder: config.forwarder.clone(),
-            proxies: config.proxies.clone(),
-            trust: config.trust.clone(),
-            token: config.token.clone(),
-            subscription: config.subscription.to_string(),
-            routes: config.routes.clone(),
-            input_url,
+            config: config.clone(),
+            input_url: Mutex::new(input_url),
             lanes,
             catching: Arc::default(),
-            longest_down: config.exit_on_disconnect,
         }
+    }
+
+    /// Sees, before the first session, that the bucket is there and where its senders send.
+    async fn provision(&self) -> Result<(), AgentError> {
+        if self.input().is_some() {
+            return Ok(());
+        }
+        let url = provision(&self.config).await?;
+        persist(|| self.lanes.store.set_note("input", &url)).await?;
+        let mut known = self
+            .input_url
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *known = Some(url);
+        Ok(())
+    }
+
+    fn input(&self) -> Option<String> {
+        let known = self
+            .input_url
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        known.clone()
     }
 
     /// Opens a session: socket, hello, welcome.
     pub(crate) async fn connect(&self) -> Result<Live, AgentError> {
+        self.provision().await?;
+        let Config {
+            forwarder,
+            proxies,
+            trust,
+            token,
+            subscription,
+            ..
+        } = &self.config;
         let bucket = &self.lanes.bucket;
         let resume = self.lanes.store.source(bucket.id)?;
         let resume = resume.map(|mark| Resume {
             forwarder: mark.forwarder,
             seq: mark.seq.0,
         });
-        let mut socket =
-            socket::open(&self.forwarder, &self.proxies, &self.trust, &self.token).await?;
+        let mut socket = socket::open(forwarder, proxies, trust, token).await?;
         let (mut session, hello) =
-            AgentSession::begin(bucket.name.as_str(), &self.subscription, resume);
+            AgentSession::begin(bucket.name.as_str(), subscription.as_str(), resume);
         self.send(&mut socket, Message::Binary(codec::encode(hello)))
             .await?;
         let welcomed = timeout(limits::HELLO_TIMEOUT, async {
@@ -134,6 +150,8 @@ impl Link {
         first: Option<Live>,
         stop: &CancellationToken,
     ) -> Result<(), AgentError> {
+        // What came before is known to have been counted only where the first session began the agent.
+        let late = first.is_none();
         let (mut live, mut failures, mut ready) = (first, 0, false);
         let mut down_since: Option<Instant> = None;
         loop {
@@ -141,7 +159,11 @@ impl Link {
                 Some(session) => {
                     down_since = None;
                     if !std::mem::replace(&mut ready, true) {
-                        (self.lanes.tell)(Line::Ready(self.ready(&session.welcome)?));
+                        let there = match late {
+                            true => session.welcome.waiting,
+                            false => self.catching.cut.expected(),
+                        };
+                        (self.lanes.tell)(Line::Ready(self.ready(&session.welcome, there)?));
                     }
                     self.serve(session, &mut failures, stop).await
                 }
@@ -156,13 +178,14 @@ impl Link {
             let Err(error) = ended else { return Ok(()) };
             let down = down_since.get_or_insert_with(Instant::now).elapsed();
             let left = self
-                .longest_down
+                .config
+                .exit_on_disconnect
                 .map(|longest| longest.saturating_sub(down));
             if !error.is_retryable() || left == Some(Duration::ZERO) {
                 return Err(error);
             }
             tracing::debug!(%error, failures, "the tunnel is down");
-            self.lanes.set_down(Some(error.to_string()));
+            self.lanes.set_down(&error);
             let pause = reconnect_pause(failures, Jitter(rand::random()));
             if !self
                 .pause(left.map_or(pause, |left| pause.min(left)), stop)
@@ -174,7 +197,7 @@ impl Link {
         }
     }
 
-    fn ready(&self, welcome: &Welcome) -> Result<ReadyLine, StoreError> {
+    fn ready(&self, welcome: &Welcome, coming: u64) -> Result<ReadyLine, StoreError> {
         let lanes = &self.lanes;
         let here = lanes.store.oldest_waiting(lanes.bucket.id)?;
         let there = welcome.oldest.map(Timestamp::from_micros);
@@ -184,11 +207,16 @@ impl Link {
             false => format!("{}={}", route.prefix, route.target),
         };
         Ok(ReadyLine {
-            url: self.input_url.clone(),
+            url: self.input().unwrap_or_default(),
             bucket: lanes.bucket.name.to_string(),
-            forwarder: self.forwarder.as_str().trim_end_matches('/').to_owned(),
-            targets: self.routes.iter().map(shown).collect(),
-            queued: lanes.waiting().saturating_add(self.catching.cut.expected()),
+            forwarder: self
+                .config
+                .forwarder
+                .as_str()
+                .trim_end_matches('/')
+                .to_owned(),
+            targets: self.config.routes.iter().map(shown).collect(),
+            queued: lanes.waiting().saturating_add(coming),
             oldest: oldest.map(|at| at.to_string()),
             pid: std::process::id(),
         })
@@ -308,7 +336,7 @@ impl Link {
     }
 
     fn greet(&self, welcome: &Welcome) {
-        self.lanes.set_down(None);
+        self.lanes.set_up();
         let (here, there) = (
             self.lanes.clock.now(),
             Timestamp::from_micros(welcome.clock),
@@ -383,7 +411,7 @@ impl Link {
 
     fn lost(&self, why: &str) -> AgentError {
         AgentError::Unreachable {
-            forwarder: self.forwarder.to_string(),
+            forwarder: self.config.forwarder.to_string(),
             why: why.to_owned(),
         }
     }
@@ -391,7 +419,7 @@ impl Link {
     fn refused(&self, refused: Refused) -> AgentError {
         let Refused { code, text } = refused;
         match code {
-            RefusedCode::Replaced => AgentError::Replaced(self.subscription.clone()),
+            RefusedCode::Replaced => AgentError::Replaced(self.config.subscription.to_string()),
             RefusedCode::UnknownBucket | RefusedCode::Version => AgentError::Refused(text),
             RefusedCode::Stopping
             | RefusedCode::Unavailable

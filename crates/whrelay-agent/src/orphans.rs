@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use whrelay_core::delivery::{Attempt, DeadReason, DeliveryKey, DestinationId, Step};
+use whrelay_core::delivery::{Attempt, DeadReason, Delivery, DeliveryKey, DestinationId, Step};
 use whrelay_core::limits;
 use whrelay_store::StoreError;
 
@@ -17,9 +17,12 @@ const ROUND: usize = 4096;
 
 /// Warns of each target that is none now and for which something waits.
 pub(crate) fn warn(lanes: &Lanes) -> Result<(), StoreError> {
-    for (_, target, waiting) in orphans(lanes)? {
+    for (id, target, waiting) in orphans(lanes)? {
+        if lanes.serves(id) {
+            continue;
+        }
         let message = format!(
-            "{target} is no target now, and so much waits for it: {waiting} (`whrelay discard` gives it up)"
+            "{target} is no target now, and so much waits for it: {waiting} (`whrelay discard --target {target}` gives it up)"
         );
         (lanes.tell)(Line::warning(message));
     }
@@ -53,6 +56,11 @@ async fn expire(lanes: &Lanes) -> Result<(), StoreError> {
             let expired = due.ready.iter().map(|key| expired(lanes, *key, &target));
             let expired = expired.collect::<Result<Vec<_>, _>>()?;
             let expired: Vec<_> = expired.into_iter().flatten().collect();
+            seen.extend(due.ready);
+            if expired.is_empty() {
+                tokio::task::yield_now().await;
+                continue;
+            }
             for key in lanes.store.give_up(expired.clone()).await? {
                 let attempt = expired.iter().find(|attempt| attempt.key == key);
                 if let Some(attempt) = attempt {
@@ -60,7 +68,6 @@ async fn expire(lanes: &Lanes) -> Result<(), StoreError> {
                     (lanes.tell)(Line::Attempt(line));
                 }
             }
-            seen.extend(due.ready);
         }
     }
     Ok(())
@@ -68,30 +75,39 @@ async fn expire(lanes: &Lanes) -> Result<(), StoreError> {
 
 /// What the log will say of a delivery whose deadline has passed. What is damaged is left for the doctor to find.
 fn expired(lanes: &Lanes, key: DeliveryKey, target: &str) -> Result<Option<Attempt>, StoreError> {
+    let moment = lanes.clock.moment();
+    let is_over = |delivery: &Delivery| {
+        // A replay that was sent there by name has an engine of its own.
+        let is_tried = delivery.replay && lanes.serves(delivery.destination);
+        !is_tried && delivery.step(moment.certain) == Step::Expire
+    };
     let found = lanes.store.delivery(key).and_then(|delivery| {
+        let Some(delivery) = delivery.filter(is_over) else {
+            return Ok(None);
+        };
         let event = lanes.store.head_at(&lanes.bucket, key.seq)?;
-        Ok(delivery.zip(event))
+        Ok(event.map(|(event, _)| (delivery, event)))
     });
-    let (delivery, (event, _)) = match found {
+    let (delivery, event) = match found {
         Ok(Some(found)) => found,
         Ok(None) | Err(StoreError::Damaged(_)) => return Ok(None),
         Err(error) => return Err(error),
     };
-    let moment = lanes.clock.moment();
-    Ok((delivery.step(moment.certain) == Step::Expire).then(|| {
-        let request = (target.to_owned(), event.request.method);
-        let why = "the deadline has passed, and its target is none now";
-        Attempt::given_up(&delivery, request, moment.now, DeadReason::Deadline, why)
-    }))
+    let request = (target.to_owned(), event.request.method);
+    let why = "the deadline has passed, and its target is none now";
+    let reason = DeadReason::Deadline;
+    Ok(Some(Attempt::given_up(
+        &delivery, request, moment.now, reason, why,
+    )))
 }
 
 /// The targets that are none now, and how much waits for each.
 fn orphans(lanes: &Lanes) -> Result<Vec<(DestinationId, String, u64)>, StoreError> {
-    let (served, mut orphans) = (lanes.served(), Vec::new());
+    let (routes, mut orphans) = (lanes.routes(), Vec::new());
     for (id, target) in lanes.store.destinations()? {
         let counts = lanes.store.counts(id)?;
         let waiting = counts.queued + counts.stalled;
-        if waiting > 0 && served.iter().all(|served| served.id != id) {
+        if waiting > 0 && routes.iter().all(|(_, routed)| *routed != id) {
             orphans.push((id, target, waiting));
         }
     }

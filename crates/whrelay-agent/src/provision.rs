@@ -12,6 +12,7 @@ use whrelay_core::time::Timestamp;
 use whrelay_core::token::Token;
 use whrelay_delivery::{Trust, client_config};
 
+use crate::Config;
 use crate::error::{AgentError, chain};
 use crate::proxy::Proxies;
 
@@ -71,6 +72,19 @@ pub async fn ensure_bucket(
         forwarder: forwarder.to_string(),
         why: detail,
     })
+}
+
+/// The same for an agent.
+pub(crate) async fn provision(config: &Config) -> Result<String, AgentError> {
+    let Config {
+        forwarder,
+        proxies,
+        trust,
+        token,
+        bucket,
+        ..
+    } = config;
+    ensure_bucket(forwarder, proxies, trust, token, bucket).await
 }
 
 /// What a forwarder says to one who only looks.

@@ -164,7 +164,7 @@ pub struct Delivery {
 }
 
 /// Where an event stands: the least finished state of its deliveries, of which `deliveries` are all. A
-/// replay stands for what it repeats, once that has ended. `None` where it has none.
+/// replay stands for what it repeats, or was begun in place of, once that has ended. `None` where it has none.
 pub fn event_state(deliveries: &[Delivery]) -> Option<State> {
     current(deliveries).map(|delivery| delivery.state).min()
 }

@@ -42,6 +42,17 @@ pub struct Destination {
     pub rate: Option<Rate>,
     /// In which order deliveries are made.
     pub order: Order,
+    /// What of all that waits there is delivered.
+    pub takes: Takes,
+}
+
+/// What an engine delivers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Takes {
+    /// Everything that waits for its destination.
+    All,
+    /// Only what a person asked for again.
+    Replays,
 }
 
 /// What happened, for whoever watches.
@@ -253,11 +264,17 @@ impl Engine {
         now: Timestamp,
         room: usize,
     ) -> Result<(DueScan, Option<Head>), StoreError> {
-        let Destination { id, order, .. } = &self.destination;
+        let Destination {
+            id, order, takes, ..
+        } = &self.destination;
         let in_flight = dispatcher.in_flight();
-        match order {
-            Order::Arrival => Ok((self.store.due(*id, now, in_flight, room)?, None)),
-            Order::Fifo => {
+        match (takes, order) {
+            (Takes::Replays, _) => {
+                let replays = self.store.due_replays(*id, now, in_flight, room)?;
+                Ok((replays, None))
+            }
+            (Takes::All, Order::Arrival) => Ok((self.store.due(*id, now, in_flight, room)?, None)),
+            (Takes::All, Order::Fifo) => {
                 let replays = self.store.due_replays(*id, now, in_flight, room)?;
                 if !dispatcher.line_is_free() {
                     return Ok((replays, None));
@@ -273,9 +290,13 @@ impl Engine {
     /// When the store cannot be read.
     pub fn head(&self) -> Result<Option<Head>, StoreError> {
         let Destination {
-            id, order, bucket, ..
+            id,
+            order,
+            bucket,
+            takes,
+            ..
         } = &self.destination;
-        if *order != Order::Fifo {
+        if *order != Order::Fifo || *takes == Takes::Replays {
             return Ok(None);
         }
         let from = Seq(self.line.load(Ordering::Relaxed));

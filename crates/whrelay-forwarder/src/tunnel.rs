@@ -292,7 +292,8 @@ impl Tunnel {
         match end {
             End::Gone(why) => tracing::info!(why, "agent disconnected"),
             End::Refuse(code, text) => {
-                tracing::info!(?code, %text, "agent disconnected");
+                // It may repeat what the agent said.
+                tracing::info!(?code, text = %text.escape_debug(), "agent disconnected");
                 let frame = Frame::Refused(Refused { code, text });
                 // The agent may be gone already.
                 let _ = self.send(Message::Binary(codec::encode(frame))).await;

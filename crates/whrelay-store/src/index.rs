@@ -457,10 +457,21 @@ fn adopt_chunk(
         };
         let table = tx.deliveries.open()?;
         let siblings = whole_of_event(tx.seal, table, bucket, delivery.key.seq)?;
-        let there = |sibling: &Delivery| sibling.destination == destination && !sibling.replay;
+        let ordinal = delivery.key.ordinal;
+        let there = |sibling: &Delivery| {
+            let goes_there = sibling.destination == destination && !sibling.replay;
+            goes_there || sibling.in_place_of.contains(&ordinal)
+        };
         if !delivery.replay && siblings.iter().any(there) {
             continue;
         }
+        // What it is newer than stays behind.
+        let left = siblings.iter().filter(|sibling| {
+            sibling.destination == delivery.destination && sibling.key.ordinal < ordinal
+        });
+        delivery
+            .in_place_of
+            .extend(left.map(|sibling| sibling.key.ordinal));
         // Nobody knows whether this endpoint takes connections, and it has asked for nothing.
         let wait = match wait {
             Wait::Turn => Wait::Turn,

@@ -109,40 +109,38 @@ impl Store {
         if found.is_empty() {
             return Ok(Swept::default());
         }
-        self.write(
-            weight(part, found.len(), max_bytes),
-            move |tx: &mut Tx<'_>| {
-                let mut row = read(tx.seal, tx.removals.open()?, bucket)?;
-                let (mut swept, mut bytes) = (Swept::default(), 0);
-                for (event, seq) in found {
-                    if bytes > max_bytes {
-                        break;
-                    }
-                    swept.upto = Some(event);
-                    let record = record_of(tx.events.open()?, tx.heads.open()?, (bucket.0, seq.0))?;
-                    bytes += record.map_or(0, |record| record.value().len());
-                    if part == Part::Body {
-                        row.bodies_upto = row.bodies_upto.max(event.to_bytes());
-                    }
-                    let all = deliveries::of_event(tx.seal, tx.deliveries.open()?, bucket, seq);
-                    // Where one is damaged nobody knows whether it has ended.
-                    let Some(all) = record::undamaged(all)? else {
-                        continue;
-                    };
-                    if delivery::ended_at(&all).is_none_or(|ended_at| ended_at > ended_by) {
-                        continue;
-                    }
-                    let did = match part {
-                        Part::Body => remove_body(tx, bucket, seq, &mut row)?,
-                        Part::Whole => remove_event(tx, (bucket, seq, event), &all, &mut row)?,
-                    };
-                    swept.removed.extend(did.then_some(event));
+        let weight = weight(part, found.len(), max_bytes);
+        self.write(weight, move |tx: &mut Tx<'_>| {
+            let mut row = read(tx.seal, tx.removals.open()?, bucket)?;
+            let (mut swept, mut bytes) = (Swept::default(), 0);
+            for (event, seq) in found {
+                if bytes > max_bytes {
+                    break;
                 }
-                close_up(tx, bucket, &mut row)?;
-                put(tx, bucket, &row)?;
-                Ok(swept)
-            },
-        )
+                swept.upto = Some(event);
+                let record = record_of(tx.events.open()?, tx.heads.open()?, (bucket.0, seq.0))?;
+                bytes += record.map_or(0, |record| record.value().len());
+                if part == Part::Body {
+                    row.bodies_upto = row.bodies_upto.max(event.to_bytes());
+                }
+                let all = deliveries::of_event(tx.seal, tx.deliveries.open()?, bucket, seq);
+                // Where one is damaged nobody knows whether it has ended.
+                let Some(all) = record::undamaged(all)? else {
+                    continue;
+                };
+                if delivery::ended_at(&all).is_none_or(|ended_at| ended_at > ended_by) {
+                    continue;
+                }
+                let did = match part {
+                    Part::Body => remove_body(tx, bucket, seq, &mut row)?,
+                    Part::Whole => remove_event(tx, (bucket, seq, event), &all, &mut row)?,
+                };
+                swept.removed.extend(did.then_some(event));
+            }
+            close_up(tx, bucket, &mut row)?;
+            put(tx, bucket, &row)?;
+            Ok(swept)
+        })
         .await
     }
 

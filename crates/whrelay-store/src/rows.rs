@@ -155,7 +155,7 @@ impl RemovalsRow {
 #[derive(Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct SubscriptionRow {
     pub(crate) acked: u64,
-    /// Up to here nothing was sent any more when it began.
+    /// Up to here nothing was sent any more when it first receipted.
     pub(crate) since: u64,
 }
 

@@ -29,7 +29,7 @@ pub struct SourceMark {
 pub struct Subscription {
     /// Its name.
     pub name: String,
-    /// Up to here nothing was sent any more when it began.
+    /// Up to here nothing was sent any more when it first receipted.
     pub since: Seq,
     /// Up to here everything was receipted since.
     pub acked: Seq,

@@ -6,7 +6,7 @@ use whrelay_core::bucket::{BucketId, Seq};
 use whrelay_core::delivery::DeliveryKey;
 
 /// The newest format this version reads and writes.
-pub(crate) const FORMAT: u32 = 5;
+pub(crate) const FORMAT: u32 = 6;
 
 /// Key: a name. Value: plain bytes (`format`, `role`, `id`, and notes).
 pub(crate) const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta_v1");
@@ -37,7 +37,7 @@ pub(crate) const DELIVERIES: TableDefinition<'_, (u32, u64, u32), &[u8]> =
     TableDefinition::new("deliveries_v3");
 /// Key: destination times two, and one more for replays; due in microseconds since 1970; then the
 /// delivery's key. Value: why it waits: 0 for its turn, 1 where it was asked for, 2 for its
-/// backoff. A delivery that waits has exactly one row here.
+/// backoff, 3 for its endpoint's return. A delivery that waits has exactly one row here.
 pub(crate) const DUE: TableDefinition<'_, (u32, i64, u32, u64, u32), u8> =
     TableDefinition::new("due_v2");
 /// Key: bucket, state, event id. Value: place. An event that has deliveries has exactly one row here.

@@ -63,7 +63,9 @@ impl Embedded {
             let waited = Instant::now() >= until;
             match Store::open(dir, &store_options(LISTEN, retention.max_disk)) {
                 Ok(store) => break store,
-                Err(OpenError::InUse { purpose, .. }) if purpose == LISTEN && bind.is_none() => {
+                Err(OpenError::InUse { purpose, .. })
+                    if purpose == LISTEN && bind.is_none_or(|bind| is_at(dir, bind)) =>
+                {
                     match Self::join(dir, retention).await {
                         // It may only just be starting, or stopping.
                         Err(_) if !waited => {}
@@ -189,7 +191,7 @@ async fn succeed(
         }
         let store = match Store::open(&dir, &store_options(LISTEN, retention.max_disk)) {
             Ok(store) => store,
-            Err(OpenError::InUse { .. }) => continue,
+            Err(error) if error.is_retryable() => continue,
             Err(error) => return Err(error.into()),
         };
         match TcpListener::bind(&*addresses).await {
@@ -198,9 +200,19 @@ async fn succeed(
                 return serve(listener, store, url, retention, stop).await;
             }
             // Whoever has it may be gone soon, and the store is free for others until then.
-            Err(_) => store.close().await,
+            Err(error) => {
+                tracing::warn!(%url, %error, "cannot serve in the place of a `listen` that has ended");
+                store.close().await;
+            }
         }
     }
+}
+
+/// Whether the one that serves does so at this address.
+fn is_at(dir: &Path, bind: SocketAddr) -> bool {
+    let kept = fs::read_to_string(dir.join(URL_FILE)).ok();
+    let kept = kept.and_then(|url| Url::parse(&url).ok()?.socket_addrs(|| None).ok());
+    kept.is_some_and(|addresses| addresses.contains(&bind))
 }
 
 /// A listener, and the port of the bucket's own where it is not that one.

@@ -34,17 +34,17 @@ const OPENS_WITHIN: Duration = Duration::from_secs(5);
 struct Turn {
     seq: Seq,
     event: EventId,
-    place: Place,
+    aim: Aim,
 }
 
 /// Where an event goes again, and in place of which of its deliveries to other destinations.
 #[derive(Clone)]
-struct Place {
+struct Aim {
     destination: DestinationId,
     in_place_of: Vec<u32>,
 }
 
-impl Place {
+impl Aim {
     fn of(destination: DestinationId) -> Self {
         Self {
             destination,
@@ -126,12 +126,12 @@ impl Local {
     ) -> Result<Vec<Turn>, Stop> {
         let targets = self.targets()?;
         let mut turns: Vec<Turn> = Vec::new();
-        let mut add = |seq, event: &Event, places: Vec<Place>| {
+        let mut add = |seq, event: &Event, aims: Vec<Aim>| {
             for _ in 0..how.times {
-                turns.extend(places.iter().map(|place| Turn {
+                turns.extend(aims.iter().map(|aim| Turn {
                     seq,
                     event: event.id,
-                    place: place.clone(),
+                    aim: aim.clone(),
                 }));
             }
         };
@@ -148,16 +148,15 @@ impl Local {
                         let line = EventLine::new(&event, &self.shown_deliveries(seq, &targets)?);
                         out.line(Line::Event(line)).await?;
                     }
-                    let places = match to {
-                        Some(to) => vec![Place::of(to)],
-                        None => self.places_of_named(seq, &event)?,
+                    let aims = match to {
+                        Some(to) => vec![Aim::of(to)],
+                        None => self.aims_of_named(seq, &event)?,
                     };
-                    add(seq, &event, places);
+                    add(seq, &event, aims);
                 }
             }
             Which::Filter(filter) => {
-                let mut matches =
-                    Matches::new(self, filter, Begin::Oldest, Judge::Delivery, &targets);
+                let mut matches = Matches::new(self, filter, Begin::Oldest, Judge::Delivery);
                 let mut bodiless = 0;
                 while let Some(some) = matches.some(&targets)? {
                     for matched in some {
@@ -169,11 +168,11 @@ impl Local {
                             out.line(Line::Event(matched.line)).await?;
                             continue;
                         }
-                        let places = match to {
-                            Some(to) => vec![Place::of(to)],
-                            None => self.places_of(&matched, filter).await?,
+                        let aims = match to {
+                            Some(to) => vec![Aim::of(to)],
+                            None => self.aims_of(&matched, filter).await?,
                         };
-                        add(matched.seq, &matched.event, places);
+                        add(matched.seq, &matched.event, aims);
                     }
                     tokio::task::yield_now().await;
                 }
@@ -208,72 +207,71 @@ impl Local {
 
     /// Where a named event goes again. What is dead at a target that is none now is replaced by what goes where
     /// the event has not been.
-    fn places_of_named(&self, seq: Seq, event: &Event) -> Result<Vec<Place>, StoreError> {
+    fn aims_of_named(&self, seq: Seq, event: &Event) -> Result<Vec<Aim>, StoreError> {
         let all = self.destinations_of(seq, event)?;
         let deliveries = self.store().deliveries_of(self.bucket().id, seq)?;
         let lost = current(&deliveries).filter(|delivery| {
             delivery.state == State::Dead && !all.contains(&delivery.destination)
         });
         let lost: Vec<_> = lost.map(|delivery| delivery.key.ordinal).collect();
-        let place = |destination| Place {
+        let aim = |destination| Aim {
             destination,
             in_place_of: match went_to(&deliveries, destination) {
                 true => Vec::new(),
                 false => lost.clone(),
             },
         };
-        Ok(all.into_iter().map(place).collect())
+        Ok(all.into_iter().map(aim).collect())
     }
 
     /// Where an event goes again that was found by a filter: to where its deliveries are that the filter is
-    /// about. In place of those whose targets are none now, and that the filter does not name, it goes to the
-    /// targets where it has not been.
-    async fn places_of(&self, matched: &Matched, filter: &Filter) -> Result<Vec<Place>, Stop> {
+    /// about. In place of those whose targets are none now, it goes to the targets where it has not been; but what
+    /// a person sent somewhere by name, or names in the filter, goes there again.
+    async fn aims_of(&self, matched: &Matched, filter: &Filter) -> Result<Vec<Aim>, Stop> {
         let all = self.destinations_of(matched.seq, &matched.event)?;
         let (here, gone): (Vec<_>, Vec<_>) = matched
             .current(filter)
             .into_iter()
             .partition(|delivery| all.contains(&delivery.destination));
+        let deliveries: Vec<_> = matched.deliveries.iter().map(|(d, _)| d.clone()).collect();
+        let own = |destination| {
+            let first = |d: &Delivery| d.destination == destination && !d.replay;
+            deliveries.iter().any(first)
+        };
+        let (named, lost): (Vec<_>, Vec<_>) = gone.into_iter().partition(|delivery| {
+            let by_name = delivery.in_place_of.is_empty() && !own(delivery.destination);
+            by_name || filter.target.is_some()
+        });
         let mut meant: Vec<_> = here.into_iter().map(|d| d.destination).collect();
+        for delivery in named {
+            let target = matched.target_of(&delivery).unwrap_or_default();
+            let target: Target = target
+                .parse()
+                .map_err(|error| Stop::failed(format!("{target}: {error}")))?;
+            meant.push(self.lanes.serve_for_replays(&target).await?);
+        }
         meant.sort_unstable();
         meant.dedup();
-        let mut places: Vec<_> = meant.into_iter().map(Place::of).collect();
-        if gone.is_empty() {
-            return Ok(places);
-        }
-        let deliveries: Vec<_> = matched.deliveries.iter().map(|(d, _)| d.clone()).collect();
-        let new = all.into_iter().filter(|to| !went_to(&deliveries, *to));
-        let in_place_of: Vec<_> = gone.iter().map(|delivery| delivery.key.ordinal).collect();
-        let before = places.len();
-        if filter.target.is_none() {
-            places.extend(new.map(|destination| Place {
+        let mut aims: Vec<_> = meant.into_iter().map(Aim::of).collect();
+        if !lost.is_empty() {
+            let new = all.into_iter().filter(|to| !went_to(&deliveries, *to));
+            let in_place_of: Vec<_> = lost.iter().map(|delivery| delivery.key.ordinal).collect();
+            aims.extend(new.map(|destination| Aim {
                 destination,
                 in_place_of: in_place_of.clone(),
             }));
         }
-        if places.len() > before {
-            return Ok(places);
-        }
-        for delivery in gone {
-            let target = matched
-                .target_of(&delivery)
-                .and_then(|target| target.parse().ok());
-            if let Some(target) = target {
-                let there: Target = target;
-                places.push(Place::of(self.lanes.serve_for_replays(&there).await?));
-            }
-        }
-        Ok(places)
+        Ok(aims)
     }
 
     fn again(&self, turn: Turn, created_at: Timestamp, due_at: Timestamp) -> Again {
-        let Turn { seq, event, place } = turn;
-        let new = self.lanes.new_delivery(place.destination, created_at);
+        let Turn { seq, event, aim } = turn;
+        let new = self.lanes.new_delivery(aim.destination, created_at);
         let new = NewDelivery {
             due_at: due_at.max(new.created_at),
             deadline_at: new.deadline_at.after(due_at.since(new.created_at)),
             replay: true,
-            in_place_of: place.in_place_of,
+            in_place_of: aim.in_place_of,
             ..new
         };
         Again {
@@ -372,8 +370,7 @@ impl Local {
                 }
             }
             Which::Filter(filter) => {
-                let mut matches =
-                    Matches::new(self, filter, Begin::Oldest, Judge::Delivery, &targets);
+                let mut matches = Matches::new(self, filter, Begin::Oldest, Judge::Delivery);
                 while let Some(some) = matches.some(&targets)? {
                     let mut given_up = Vec::new();
                     for mut matched in some {

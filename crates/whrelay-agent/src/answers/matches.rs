@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 
-use bytes::Bytes;
 use whrelay_core::bucket::Seq;
 use whrelay_core::delivery::{Attempt, Delivery, State, current};
 use whrelay_core::event::Event;
@@ -45,15 +44,9 @@ pub(super) struct Matches<'a> {
 }
 
 impl<'a> Matches<'a> {
-    pub(super) fn new(
-        local: &'a Local,
-        filter: &'a Filter,
-        begin: Begin,
-        judge: Judge,
-        targets: &Targets,
-    ) -> Self {
+    pub(super) fn new(local: &'a Local, filter: &'a Filter, begin: Begin, judge: Judge) -> Self {
         let mut states = filter.states();
-        if judge == Judge::Delivery && targets.len() > 1 {
+        if judge == Judge::Delivery {
             // The event is found under the least finished.
             let last = states.iter().max().copied();
             states = State::ALL
@@ -111,18 +104,19 @@ impl<'a> Matches<'a> {
     fn look(&self, seq: Seq, targets: &Targets) -> Result<Option<Matched>, StoreError> {
         let local = self.local;
         // What is damaged is set aside, and the rest is shown.
-        let mut event = match local.store().event_at(local.bucket(), seq) {
+        // Nobody who looks for events asks what they said, and some are large.
+        let (mut event, has_body) = match local.store().head_at(local.bucket(), seq) {
             Err(StoreError::Damaged(_)) | Ok(None) => return Ok(None),
             Err(error) => return Err(error),
-            Ok(Some(event)) => event,
+            Ok(Some(found)) => found,
         };
         let deliveries = match local.shown_deliveries(seq, targets) {
             Err(StoreError::Damaged(_)) => return Ok(None),
             other => other?,
         };
-        let line = EventLine::new(&event, &deliveries);
-        // Nobody who looks for events asks what they said, and some are large.
-        event.request.body = Bytes::new();
+        let mut line = EventLine::new(&event, &deliveries);
+        line.body_removed = !has_body;
+        event.removed_body = event.removed_body.filter(|_| !has_body);
         let in_time = self.filter.wants_time(event.received_at);
         let matched = Matched {
             seq,
@@ -209,7 +203,7 @@ impl Local {
     /// they were given up.
     pub(super) async fn groups(&self, filter: &Filter, out: &Out) -> Result<(), Stop> {
         let targets = self.targets()?;
-        let mut matches = Matches::new(self, filter, Begin::Oldest, Judge::Delivery, &targets);
+        let mut matches = Matches::new(self, filter, Begin::Oldest, Judge::Delivery);
         let mut groups: HashMap<GroupLine, (u64, String)> = HashMap::new();
         while let Some(some) = matches.some(&targets)? {
             for matched in some {

@@ -4,10 +4,10 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use whrelay_core::bucket::Seq;
-use whrelay_core::delivery::{DeadReason, State};
+use whrelay_core::delivery::{DeadReason, State, event_state};
 use whrelay_core::retry::{Pause, Phase, Verdict};
 use whrelay_core::token::Token;
-use whrelay_store::{Again, Release, Role, SourceMark, StateCounts};
+use whrelay_store::{Again, NewDelivery, Release, Role, SourceMark, StateCounts};
 
 use crate::setup::*;
 
@@ -446,6 +446,51 @@ async fn what_waits_elsewhere_is_adopted_once() {
     );
     assert_eq!(store.oldest_waiting(bucket.id).expect("read"), Some(NOW));
     assert_eq!(store.next_due(new).expect("read"), Some(NOW));
+}
+
+/// What it repeats stays where it was, and no longer says how the event stands.
+#[tokio::test]
+async fn a_replay_that_is_adopted_stands_in_place_of_what_it_repeats() {
+    let store = memory(Role::Agent);
+    let bucket = bucket(&store).await;
+    let mut there = Vec::new();
+    for port in 1..=2 {
+        let target = format!("http://localhost:{port}");
+        let id = store.ensure_destination(bucket.id, &target).await;
+        there.push(id.expect("stored"));
+    }
+    let stored = store.append(bucket.id, vec![to(1, there[0])], None).await;
+    stored.expect("stored");
+    let first = store
+        .deliveries_of(bucket.id, Seq(1))
+        .expect("read")
+        .remove(0);
+    let dead = attempt(&first, Verdict::Dead(DeadReason::Rejected));
+    store.record(dead).await.expect("stored");
+    let again = Again {
+        bucket: bucket.id,
+        seq: Seq(1),
+        event: event(1).id,
+        new: NewDelivery {
+            replay: true,
+            ..new_delivery(2, there[0])
+        },
+    };
+    store.deliver_again(vec![again]).await.expect("stored");
+    let moved = store.adopt(bucket.id, there[1], &[]).await;
+    assert_eq!(moved.expect("stored"), 1);
+    let second = store
+        .deliveries_of(bucket.id, Seq(1))
+        .expect("read")
+        .remove(1);
+    assert_eq!(
+        (second.destination, &second.in_place_of[..]),
+        (there[1], &[0][..])
+    );
+    let sent = attempt(&second, Verdict::Sent);
+    store.record(sent).await.expect("stored");
+    let all = store.deliveries_of(bucket.id, Seq(1)).expect("read");
+    assert_eq!(event_state(&all), Some(State::Sent));
 }
 
 #[tokio::test]

@@ -267,6 +267,7 @@ where
     let _patience =
         AbortOnDropHandle::new(tokio::spawn(ask_for_patience(stop.clone(), output.clone())));
     let bug = |e: tokio::task::JoinError| Failure::new(Code::Bug, e.to_string());
+    let mut insisted = std::pin::pin!(insisted(&end));
     tokio::select! {
         ran = &mut running => {
             let ran = ran.map_err(bug)?;
@@ -277,10 +278,13 @@ where
         }
         printed = &mut printing => {
             stop.cancel();
-            let ran = running.await.map_err(bug)?;
+            let ran = tokio::select! {
+                ran = running => ran.map_err(bug)?,
+                () = &mut insisted => Err(shutdown::at_once()),
+            };
             printed.map_err(bug)?.and(ran)
         }
-        () = insisted(&end) => {
+        () = &mut insisted => {
             end.done.cancel();
             if is_screen {
                 // The terminal is given back as it was.

@@ -56,7 +56,7 @@ fn manager() -> Result<Box<dyn ServiceManager>, Failure> {
     Ok(manager)
 }
 
-/// What would fail at each start is refused here. Of this shell's environment the service has nothing.
+/// What would fail at each start is refused here. Of this shell's environment the service has its data's places only.
 fn can_run(run: &[String]) -> Result<(), Failure> {
     let typed: Vec<_> = std::iter::once("whrelay")
         .chain(run.iter().map(String::as_str))
@@ -96,11 +96,6 @@ fn install(
     let label = label(service)?;
     let before = ask(manager, &label)?;
     let new = before == ServiceStatus::NotInstalled;
-    if before == ServiceStatus::Running {
-        // What runs goes on as it was begun.
-        let label = label.clone();
-        manager.stop(ServiceStopCtx { label }).map_err(failed)?;
-    }
     if run
         .iter()
         .any(|arg| arg == "--token" || arg.starts_with("--token="))
@@ -126,6 +121,11 @@ fn install(
     });
     let begin = || {
         installed?;
+        if before == ServiceStatus::Running {
+            // What runs goes on as it was begun.
+            let label = label.clone();
+            manager.stop(ServiceStopCtx { label })?;
+        }
         manager.start(ServiceStartCtx {
             label: label.clone(),
         })

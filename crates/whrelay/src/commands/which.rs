@@ -38,7 +38,7 @@ pub(crate) async fn choose(
     }
 }
 
-/// What was named was found, and so it was done. What a filter finds may be more.
+/// Where what was named was found, it was done, and one is enough. What a filter finds may be more.
 pub(crate) fn end(args: &WhichArgs, round: Round, output: &Output) -> Result<(), Failure> {
     if args.ids.is_empty() {
         return round.end(output);

@@ -23,6 +23,7 @@ use whrelay_agent::lines::{Line, StatusLine};
 use super::view::{Key, Tone, View, Wish};
 use crate::commands::events;
 use crate::failure::Failure;
+use crate::shutdown::ONE_WISH;
 use crate::text::Writer;
 
 /// How long a key is waited for before what has happened is looked at.
@@ -81,6 +82,8 @@ pub(super) struct Screen {
     came: mpsc::UnboundedSender<Came>,
     coming: mpsc::UnboundedReceiver<Came>,
     counted_at: Option<Instant>,
+    /// When it was first asked to stop.
+    asked_at: Option<Instant>,
 }
 
 impl Screen {
@@ -95,6 +98,7 @@ impl Screen {
             came,
             coming,
             counted_at: None,
+            asked_at: None,
         }
     }
 
@@ -172,8 +176,11 @@ impl Screen {
 
     fn carry_out(&mut self, wish: Wish) {
         match wish {
-            Wish::Quit if self.end.stop.is_cancelled() => self.end.insisted.cancel(),
+            Wish::Quit if self.asked_at.is_some_and(|at| at.elapsed() > ONE_WISH) => {
+                self.end.insisted.cancel();
+            }
             Wish::Quit => {
+                self.asked_at.get_or_insert_with(Instant::now);
                 self.view
                     .note("stopping: attempts under way end, what is queued stays; again: at once");
                 self.end.stop.cancel();
