@@ -126,6 +126,26 @@ async fn filters_of_replays_are_about_deliveries() {
     assert_eq!((away.count(), refuses.count()), (1, 2), "each once");
 }
 
+/// A target that was left out gets nothing again unless it is named.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_dead_at_a_target_that_is_left_out_goes_there_by_name_only() {
+    let (home, one) = (home(), Receiver::start().await);
+    let two = Receiver::scripted(|_| Reply::Status(422)).await;
+    let (to_one, to_two) = (one.target(), two.target());
+    let (mut listen, url) = home.listen(&["--to", &to_one, "--to", &to_two]).await;
+    let id = send(&url, "x").await;
+    listen.wait_state(&id, "dead").await;
+    listen.wait_state(&id, "sent").await;
+    assert_eq!(listen.terminate().await, Some(0));
+    let (mut listen, _) = home.listen(&["--to", &to_one]).await;
+    let (none, said) = told(&home, &["replay", "--status", "dead"]);
+    assert!(none == Some(3) && said.contains("--target"), "{said}");
+    let named = ["replay", "--status", "dead", "--target", &to_two, "--wait"];
+    assert_eq!(told(&home, &named).0, Some(1));
+    assert_eq!((one.count(), two.count()), (1, 2));
+    assert_eq!(listen.terminate().await, Some(0));
+}
+
 /// Deadlines pass, whoever is a target now.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_waits_for_a_target_that_is_left_out_has_its_deadline() {

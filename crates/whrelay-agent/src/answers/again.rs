@@ -30,6 +30,11 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long a person waits for a store that is being reopened.
 const OPENS_WITHIN: Duration = Duration::from_secs(5);
 
+/// Why an event that a filter wants is not delivered again.
+const BODILESS: &str = "retention has removed their bodies";
+const NOWHERE: &str = "their targets are none now, and those that are had them; --target names one of before, \
+    --to another";
+
 /// An event to deliver again.
 struct Turn {
     seq: Seq,
@@ -157,7 +162,7 @@ impl Local {
             }
             Which::Filter(filter) => {
                 let mut matches = Matches::new(self, filter, Begin::Oldest, Judge::Delivery);
-                let mut bodiless = 0;
+                let (mut bodiless, mut nowhere) = (0, 0);
                 while let Some(some) = matches.some(&targets)? {
                     for matched in some {
                         if matched.event.removed_body.is_some() {
@@ -172,15 +177,16 @@ impl Local {
                             Some(to) => vec![Aim::of(to)],
                             None => self.aims_of(&matched, filter).await?,
                         };
+                        nowhere += u64::from(aims.is_empty());
                         add(matched.seq, &matched.event, aims);
                     }
                     tokio::task::yield_now().await;
                 }
-                if bodiless > 0 {
-                    let why = format!(
-                        "{bodiless} events are passed over: retention has removed their bodies"
-                    );
-                    out.line(Line::warning(why)).await?;
+                for (count, why) in [(bodiless, BODILESS), (nowhere, NOWHERE)] {
+                    if count > 0 {
+                        let why = format!("{count} events are passed over: {why}");
+                        out.line(Line::warning(why)).await?;
+                    }
                 }
             }
         }
