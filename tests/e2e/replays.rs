@@ -138,8 +138,12 @@ async fn what_is_dead_at_a_target_that_is_left_out_goes_there_by_name_only() {
     listen.wait_state(&id, "sent").await;
     assert_eq!(listen.terminate().await, Some(0));
     let (mut listen, _) = home.listen(&["--to", &to_one]).await;
-    let (none, said) = told(&home, &["replay", "--status", "dead"]);
-    assert!(none == Some(3) && said.contains("--target"), "{said}");
+    for more in [&[][..], &["--dry-run"]] {
+        let (none, said) = told(&home, &[&["replay", "--status", "dead"], more].concat());
+        assert!(none == Some(3) && said.contains("--target"), "{said}");
+    }
+    let dry = ["replay", "--status", "dead", "--to", &to_one, "--dry-run"];
+    assert_eq!(told(&home, &dry).0, Some(0));
     let named = ["replay", "--status", "dead", "--target", &to_two, "--wait"];
     assert_eq!(told(&home, &named).0, Some(1));
     assert_eq!((one.count(), two.count()), (1, 2));

@@ -186,9 +186,13 @@ async fn a_forwarder_gives_bodies_up_first_and_still_tells_who_has_the_event() {
         { "name": "default", "receipted": true },
         { "name": "other", "receipted": false },
     ]);
-    while ask(&first, &token).await.1["subscriptions"] == receipts {
-        tokio::task::yield_now().await;
-    }
+    let known = async {
+        while ask(&first, &token).await.1["subscriptions"] == receipts {
+            tokio::task::yield_now().await;
+        }
+    };
+    let known = tokio::time::timeout(whrelay_tests::PATIENCE, known).await;
+    known.expect("the other's receipt");
     assert_eq!(ask(&first, &token).await.1["subscriptions"], late);
     let seen = another.seen();
     assert!(

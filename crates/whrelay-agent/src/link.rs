@@ -150,7 +150,7 @@ impl Link {
         first: Option<Live>,
         stop: &CancellationToken,
     ) -> Result<(), AgentError> {
-        // What came before is known to have been counted only where the first session began the agent.
+        // Without a first session nothing of what came before was passed over: all of it is still to come.
         let late = first.is_none();
         let (mut live, mut failures, mut ready) = (first, 0, false);
         let mut down_since: Option<Instant> = None;

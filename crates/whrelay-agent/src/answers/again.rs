@@ -47,6 +47,8 @@ struct Turn {
 struct Aim {
     destination: DestinationId,
     in_place_of: Vec<u32>,
+    /// Whether it is none of the agent's targets, and has to be served first.
+    by_name: bool,
 }
 
 impl Aim {
@@ -54,6 +56,7 @@ impl Aim {
         Self {
             destination,
             in_place_of: Vec::new(),
+            by_name: false,
         }
     }
 }
@@ -169,16 +172,18 @@ impl Local {
                             bodiless += 1;
                             continue;
                         }
-                        if how.dry_run {
-                            out.line(Line::Event(matched.line)).await?;
-                            continue;
-                        }
                         let aims = match to {
                             Some(to) => vec![Aim::of(to)],
-                            None => self.aims_of(&matched, filter).await?,
+                            None => self.aims_of(&matched, filter)?,
                         };
-                        nowhere += u64::from(aims.is_empty());
-                        add(matched.seq, &matched.event, aims);
+                        if aims.is_empty() && how.to.is_none() {
+                            nowhere += 1;
+                        } else if how.dry_run {
+                            out.line(Line::Event(matched.line)).await?;
+                        } else {
+                            self.serve_named(&aims, &targets).await?;
+                            add(matched.seq, &matched.event, aims);
+                        }
                     }
                     tokio::task::yield_now().await;
                 }
@@ -226,6 +231,7 @@ impl Local {
                 true => Vec::new(),
                 false => lost.clone(),
             },
+            by_name: false,
         };
         Ok(all.into_iter().map(aim).collect())
     }
@@ -233,7 +239,7 @@ impl Local {
     /// Where an event goes again that was found by a filter: to where its deliveries are that the filter is
     /// about. In place of those whose targets are none now, it goes to the targets where it has not been; but what
     /// a person sent somewhere by name, or names in the filter, goes there again.
-    async fn aims_of(&self, matched: &Matched, filter: &Filter) -> Result<Vec<Aim>, Stop> {
+    fn aims_of(&self, matched: &Matched, filter: &Filter) -> Result<Vec<Aim>, StoreError> {
         let all = self.destinations_of(matched.seq, &matched.event)?;
         let (here, gone): (Vec<_>, Vec<_>) = matched
             .current(filter)
@@ -248,26 +254,41 @@ impl Local {
             let by_name = delivery.in_place_of.is_empty() && !own(delivery.destination);
             by_name || filter.target.is_some()
         });
-        let mut meant: Vec<_> = here.into_iter().map(|d| d.destination).collect();
-        for delivery in named {
-            let target = matched.target_of(&delivery).unwrap_or_default();
-            let target: Target = target
-                .parse()
-                .map_err(|error| Stop::failed(format!("{target}: {error}")))?;
-            meant.push(self.lanes.serve_for_replays(&target).await?);
-        }
+        let here = here
+            .into_iter()
+            .map(|delivery| (delivery.destination, false));
+        let named = named
+            .into_iter()
+            .map(|delivery| (delivery.destination, true));
+        let mut meant: Vec<_> = here.chain(named).collect();
         meant.sort_unstable();
         meant.dedup();
-        let mut aims: Vec<_> = meant.into_iter().map(Aim::of).collect();
+        let aim = |(destination, by_name)| Aim {
+            by_name,
+            ..Aim::of(destination)
+        };
+        let mut aims: Vec<_> = meant.into_iter().map(aim).collect();
         if !lost.is_empty() {
             let new = all.into_iter().filter(|to| !went_to(&deliveries, *to));
             let in_place_of: Vec<_> = lost.iter().map(|delivery| delivery.key.ordinal).collect();
             aims.extend(new.map(|destination| Aim {
-                destination,
                 in_place_of: in_place_of.clone(),
+                ..Aim::of(destination)
             }));
         }
         Ok(aims)
+    }
+
+    /// Sees that what goes to none of the agent's targets is delivered.
+    async fn serve_named(&self, aims: &[Aim], targets: &Targets) -> Result<(), Stop> {
+        for aim in aims.iter().filter(|aim| aim.by_name) {
+            let target = targets.get(&aim.destination).map_or("", String::as_str);
+            let target: Target = target
+                .parse()
+                .map_err(|error| Stop::failed(format!("{target}: {error}")))?;
+            self.lanes.serve_for_replays(&target).await?;
+        }
+        Ok(())
     }
 
     fn again(&self, turn: Turn, created_at: Timestamp, due_at: Timestamp) -> Again {

@@ -59,7 +59,7 @@ pub(crate) async fn run(args: ReplayArgs, output: &Output) -> Result<(), Failure
         let Some(door) = round.note(door).flatten() else {
             continue;
         };
-        replay(&door, which, &args, &mut tally, output).await?;
+        round.note(replay(&door, which, &args, &mut tally, output).await);
         door.close().await;
     }
     let Tally {
