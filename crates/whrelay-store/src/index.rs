@@ -16,7 +16,8 @@ use whrelay_core::time::Timestamp;
 use crate::deliveries::{Before, get, update, whole_of_event};
 use crate::disk::Store;
 use crate::error::StoreError;
-use crate::tables::DUE;
+use crate::record::Seal;
+use crate::tables::{DELIVERIES, DUE};
 use crate::tx::Tx;
 
 /// Rows moved by one transaction where many move: between two, others get their turn.
@@ -197,10 +198,26 @@ impl Store {
     ) -> Result<u64, StoreError> {
         let (mut adopted, mut from) = (0, (0, i64::MIN, 0, 0, 0));
         loop {
-            let kept = kept.to_vec();
-            let chunk = move |tx: &mut Tx<'_>| adopt_chunk(tx, (bucket, destination), &kept, from);
-            let (moved, next) = self.write(CHUNK * 64, chunk).await?;
-            adopted += moved;
+            // What stays is only read: at each start there may be much of it.
+            let (rows, next) = self.read(|tx| {
+                let (due, deliveries) = (tx.open_table(DUE)?, tx.open_table(DELIVERIES)?);
+                let (rows, next) = elsewhere(&due, (bucket, destination), kept, from)?;
+                let mut moving = Vec::new();
+                for row in rows {
+                    let moves = match get(self.seal, &deliveries, due_entry(row.0).1) {
+                        Ok(Some(found)) => !stays(self.seal, &deliveries, &found, destination)?,
+                        // The write finds out what has become of it.
+                        Ok(None) | Err(StoreError::Damaged(_)) => true,
+                        Err(error) => return Err(error),
+                    };
+                    moving.extend(moves.then_some(row));
+                }
+                Ok((moving, next))
+            })?;
+            if !rows.is_empty() {
+                let moving = move |tx: &mut Tx<'_>| adopt_rows(tx, destination, &rows);
+                adopted += self.write(CHUNK * 64, moving).await?;
+            }
             match next {
                 Some(next) if next > from => from = next,
                 Some(_) | None => return Ok(adopted),
@@ -416,32 +433,31 @@ fn release_rows(
     Ok(released)
 }
 
-/// Moves some deliveries; answers how many, and where to go on.
-fn adopt_chunk(
-    tx: &mut Tx<'_>,
+/// A row, and why its delivery waits.
+type Waiting = (DueKey, Wait);
+
+/// Some rows of the bucket that wait for other destinations, and where to look on.
+fn elsewhere(
+    due: &impl ReadableTable<DueKey, u8>,
     (bucket, destination): (BucketId, DestinationId),
     kept: &[DestinationId],
     from: DueKey,
-) -> Result<(u64, Option<DueKey>), StoreError> {
-    let (mut rows, mut next) = (Vec::new(), None);
+) -> Result<(Vec<Waiting>, Option<DueKey>), StoreError> {
+    let mut rows = Vec::new();
     let own = whole(destination);
     let behind = match from > *own.end() {
         true => Bound::Included(from),
         false => Bound::Excluded(*own.end()),
     };
-    let table = tx.due.open()?;
     // By what waits, not by the list of targets, one of which may be damaged. What waits for the
     // destination itself is passed over: there may be millions.
-    let elsewhere = table.range(from..from.max(*own.start()))?;
-    for (n, entry) in elsewhere
-        .chain(table.range((behind, Bound::Unbounded))?)
-        .enumerate()
-    {
+    let before = due.range(from..from.max(*own.start()))?;
+    let all = before.chain(due.range((behind, Bound::Unbounded))?);
+    for (n, entry) in all.enumerate() {
         let (row, wait) = entry?;
         let row = row.value();
         if n == CHUNK {
-            next = Some(row);
-            break;
+            return Ok((rows, Some(row)));
         }
         // Rot can put the destination's own rows anywhere.
         let there = destination_of(row);
@@ -450,28 +466,58 @@ fn adopt_chunk(
             rows.push((row, Wait::read(wait.value())));
         }
     }
+    Ok((rows, None))
+}
+
+/// Whether a delivery stays where it is, since its event goes to the destination anyway.
+fn stays(
+    seal: Seal,
+    deliveries: &impl ReadableTable<(u32, u64, u32), &'static [u8]>,
+    delivery: &Delivery,
+    destination: DestinationId,
+) -> Result<bool, StoreError> {
+    if delivery.replay {
+        return Ok(false);
+    }
+    let DeliveryKey {
+        bucket,
+        seq,
+        ordinal,
+    } = delivery.key;
+    let siblings = whole_of_event(seal, deliveries, bucket, seq)?;
+    Ok(siblings.iter().any(|sibling| {
+        let goes_there = sibling.destination == destination && !sibling.replay;
+        goes_there || sibling.in_place_of.contains(&ordinal)
+    }))
+}
+
+/// Moves deliveries of these rows that do not stay. Answers how many.
+fn adopt_rows(
+    tx: &mut Tx<'_>,
+    destination: DestinationId,
+    rows: &[Waiting],
+) -> Result<u64, StoreError> {
     let mut moved = 0;
-    for (row, wait) in &rows {
+    for (row, wait) in rows {
         let Some(mut delivery) = waiting_delivery(tx, *row)? else {
             continue;
         };
-        let table = tx.deliveries.open()?;
-        let siblings = whole_of_event(tx.seal, table, bucket, delivery.key.seq)?;
-        let ordinal = delivery.key.ordinal;
-        let there = |sibling: &Delivery| {
-            let goes_there = sibling.destination == destination && !sibling.replay;
-            goes_there || sibling.in_place_of.contains(&ordinal)
-        };
-        if !delivery.replay && siblings.iter().any(there) {
+        let (seal, table) = (tx.seal, tx.deliveries.open()?);
+        if stays(seal, table, &delivery, destination)? {
             continue;
         }
         // What it is newer than stays behind.
+        let DeliveryKey {
+            bucket,
+            seq,
+            ordinal,
+        } = delivery.key;
+        let siblings = whole_of_event(seal, table, bucket, seq)?;
         let left = siblings.iter().filter(|sibling| {
             sibling.destination == delivery.destination && sibling.key.ordinal < ordinal
         });
-        delivery
-            .in_place_of
-            .extend(left.map(|sibling| sibling.key.ordinal));
+        let left = left.map(|sibling| sibling.key.ordinal);
+        delivery.in_place_of.extend(left);
         // Nobody knows whether this endpoint takes connections, and it has asked for nothing.
         let wait = match wait {
             Wait::Turn => Wait::Turn,
@@ -483,5 +529,5 @@ fn adopt_chunk(
         update(tx, Some(before), &delivery, wait)?;
         moved += 1;
     }
-    Ok((moved, next))
+    Ok(moved)
 }
