@@ -33,7 +33,7 @@ async fn measure(events: u64) {
         cache: 8 << 20,
         name_seed: 7,
         purpose: "benchmark",
-        max_size: None,
+        bound: None,
     };
     let store = Store::open(dir.path(), &options).unwrap();
     let name = "shop".parse().unwrap();

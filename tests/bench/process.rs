@@ -11,6 +11,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use whrelay_agent::Proxies;
 use whrelay_delivery::Trust;
+use whrelay_proto::frame::Hello;
 use whrelay_proto::{AgentSession, SUBPROTOCOL, codec};
 
 const TUNNELS: usize = 5000;
@@ -155,7 +156,7 @@ pub(crate) async fn tunnels() {
         let (mut socket, _) = tokio_tungstenite::client_async(request, stream)
             .await
             .unwrap();
-        let (_, hello) = AgentSession::begin("bench", &format!("agent-{n}"), None);
+        let (_, hello) = AgentSession::begin(Hello::new("bench", &format!("agent-{n}"), None));
         socket
             .send(Message::Binary(codec::encode(hello)))
             .await

@@ -395,7 +395,7 @@ impl Side {
             cache: 8 << 20,
             name_seed: rand::random(),
             purpose: "attack",
-            max_size: None,
+            bound: None,
         };
         let store = Store::open(&self.home.path().join(place), &options).unwrap();
         let logged = store.attempts_after(0, usize::MAX).unwrap();

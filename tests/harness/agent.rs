@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 use whrelay_agent::lines::{AttemptLine, Line};
-use whrelay_agent::{AgentError, Config, Manner, Proxies};
+use whrelay_agent::{AgentError, Config, Label, Manner, Proxies};
 use whrelay_core::backlog::Backlog;
 use whrelay_core::dispatch::Order;
 use whrelay_core::retention::Retention;
@@ -22,6 +22,7 @@ use crate::eventually;
 use crate::relay::Relay;
 
 /// What an agent is to do.
+#[derive(Clone)]
 pub struct Setup {
     /// Where its forwarder is.
     pub forwarder: Url,
@@ -33,6 +34,10 @@ pub struct Setup {
     pub name: String,
     /// Where events go.
     pub targets: Vec<String>,
+    /// Whether it takes its subscription from another agent.
+    pub take_over: bool,
+    /// Whether it wants what came before, should its subscription be new.
+    pub wants_backlog: Option<bool>,
     /// How much is wanted of what came before.
     pub backlog: Backlog,
     /// How long its tunnel may be down.
@@ -59,6 +64,8 @@ impl Setup {
             bucket: "default".into(),
             name: "default".into(),
             targets: vec![target.into()],
+            take_over: false,
+            wants_backlog: None,
             backlog: Backlog::default(),
             exit_on_disconnect: None,
             manner: Manner {
@@ -106,7 +113,7 @@ impl Agent {
             cache: 8 << 20,
             name_seed: rand::random(),
             purpose: "test",
-            max_size: None,
+            bound: None,
         };
         let store = Store::open(dir.path(), &options).unwrap();
         let routes = setup.routes();
@@ -117,6 +124,9 @@ impl Agent {
             token: setup.token,
             bucket: setup.bucket.parse().unwrap(),
             subscription: setup.name.parse().unwrap(),
+            label: Label::default(),
+            take_over: setup.take_over,
+            wants_backlog: setup.wants_backlog,
             routes,
             backlog: setup.backlog,
             exit_on_disconnect: setup.exit_on_disconnect,
@@ -140,6 +150,15 @@ impl Agent {
             stop,
             task,
         }
+    }
+
+    /// Waits until it has warned of something.
+    pub async fn warned(&self, of: &str) {
+        self.wait(of, |line| match line {
+            Line::Warning { message } => message.contains(of).then_some(()),
+            _ => None,
+        })
+        .await;
     }
 
     /// Stops it and starts it again on the same data.

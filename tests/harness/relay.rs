@@ -35,7 +35,7 @@ fn options() -> Options {
         cache: 8 << 20,
         name_seed: rand::random(),
         purpose: "test",
-        max_size: None,
+        bound: None,
     }
 }
 

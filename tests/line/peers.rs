@@ -11,7 +11,7 @@ use whrelay_core::limits;
 use whrelay_core::retention::Part;
 use whrelay_core::time::Timestamp;
 use whrelay_core::token::Token;
-use whrelay_proto::frame::{Ack, Frame, Refused, RefusedCode, Resume};
+use whrelay_proto::frame::{Ack, Frame, Hello, Known, Refused, RefusedCode, Resume};
 use whrelay_proto::{AgentAction, AgentSession, SUBPROTOCOL, codec};
 use whrelay_tests::agent::{Agent, Setup};
 use whrelay_tests::eventually;
@@ -23,13 +23,18 @@ use whrelay_tests::sender::{client, send};
 const HELD_UP: usize = 64 << 20;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_newest_of_two_agents_wins() {
+async fn an_agent_takes_a_subscription_from_another_only_if_it_asks_to() {
     let relay = Relay::start().await;
     let (first, second) = (Receiver::start().await, Receiver::start().await);
     let old = Agent::start(Setup::new(&relay, first.target())).await;
-    let _new = Agent::start(Setup::new(&relay, second.target())).await;
+    let mut setup = Setup::new(&relay, second.target());
+    let refused = Agent::fails(setup.clone()).await;
+    assert!(matches!(refused, AgentError::InUse(_)), "{refused}");
+    setup.take_over = true;
+    let new = Agent::start(setup).await;
     let replaced = old.ended().await.unwrap_err();
     assert!(matches!(replaced, AgentError::Replaced(_)), "{replaced}");
+    new.warned("took over").await;
     send(&relay.input("default").await, "x").await;
     eventually("the newer one gets it", || {
         (second.count() == 1).then_some(())
@@ -190,16 +195,23 @@ async fn what_an_agent_resumes_from_is_its_receipt() {
         send(&url, format!("{n}")).await;
     }
     let bucket = relay.store.buckets().unwrap().remove(0);
-    for (forwarder, seq, acked) in [
-        ("another", 4, 0),
-        (relay.store.id(), 3, 3),
-        (relay.store.id(), 99, 5),
+    let stored = relay.store.read_after(&bucket, Seq(0), 99, usize::MAX);
+    let stored = stored.unwrap().events;
+    let known = |n: usize| Known(stored[n].seq.0, stored[n].event.id.to_bytes());
+    let never = Known(99, [7; 16]);
+    for (forwarder, seq, locator, acked) in [
+        ("another", 4, vec![known(3)], 0),
+        // A number alone says nothing, whatever it is.
+        (relay.store.id(), 4, vec![], 0),
+        (relay.store.id(), 1 << 60, vec![], 0),
+        (relay.store.id(), 3, vec![known(1), known(2)], 3),
+        (relay.store.id(), 99, vec![known(4), never], 5),
     ] {
         let resume = Some(Resume {
-            forwarder: forwarder.to_owned(),
-            seq,
+            locator,
+            ..Resume::at(forwarder, seq)
         });
-        let (_, hello) = AgentSession::begin("default", "lost-its-ack", resume);
+        let (_, hello) = AgentSession::begin(Hello::new("default", "lost-its-ack", resume));
         let mut socket = dial(&relay, |_| {}).await.unwrap();
         socket
             .send(Message::Binary(codec::encode(hello)))
@@ -226,11 +238,8 @@ async fn what_an_agent_asks_for_again_is_kept_until_it_has_it() {
         .ack(bucket.id, "laptop", Seq(5), || true)
         .await
         .unwrap();
-    let resume = Some(Resume {
-        forwarder: relay.store.id().to_owned(),
-        seq: 2,
-    });
-    let (mut session, hello) = AgentSession::begin("default", "laptop", resume);
+    let resume = Some(Resume::at(relay.store.id(), 2));
+    let (mut session, hello) = AgentSession::begin(Hello::new("default", "laptop", resume));
     let mut socket = dial(&relay, |_| {}).await.unwrap();
     let hello = Message::Binary(codec::encode(hello));
     socket.send(hello).await.unwrap();
@@ -302,7 +311,7 @@ async fn garbage_on_a_tunnel_ends_that_tunnel_only() {
     let _agent = Agent::start(Setup::new(&relay, receiver.target())).await;
     let url = relay.input("default").await;
     let hello = |bucket: &str| {
-        let (_, hello) = AgentSession::begin(bucket, "mallory", None);
+        let (_, hello) = AgentSession::begin(Hello::new(bucket, "mallory", None));
         Message::Binary(codec::encode(hello))
     };
     let ack = |upto| Message::Binary(codec::encode(Frame::Ack(Ack { upto })));

@@ -16,15 +16,15 @@ use whrelay_core::delivery::{Attempt, Delivery, DestinationId, State};
 use whrelay_core::event::Event;
 use whrelay_core::id::EventId;
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Begin, Head, LoggedAttempt, Store, StoreError};
+use whrelay_store::{Begin, Head, Incident, LoggedAttempt, Store, StoreError};
 
 use self::matches::{Judge, Matches};
 use crate::control::{Ask, Filter, Piece};
 use crate::error::AgentError;
 use crate::lanes::{Lanes, refusal};
 use crate::lines::{
-    AttemptLine, ContentLine, EndpointState, EventLine, HeadLine, Line, LinkState, RemovedStatus,
-    StatusLine, TargetStatus,
+    AttemptLine, ContentLine, EndpointState, EventLine, HeadLine, IncidentStatus, Line, LinkState,
+    RemovedStatus, StatusLine, TargetStatus,
 };
 use crate::{Manner, Tell};
 
@@ -140,6 +140,16 @@ impl Out {
             .await
             .map_err(|_| Stop::Gone)
     }
+}
+
+/// What has happened to a store, for people.
+fn incidents(store: &Store) -> Result<Vec<IncidentStatus>, StoreError> {
+    let line = |Incident { at, kind, text }: Incident| IncidentStatus {
+        at: at.to_string(),
+        kind,
+        message: text,
+    };
+    Ok(store.incidents()?.into_iter().map(line).collect())
 }
 
 impl Local {
@@ -391,7 +401,8 @@ impl Local {
             disk_bytes: store.disk_used(&self.dir)?,
             stored_bytes: store.size(),
             paused: self.lanes.is_paused(),
-            max_disk: store.bound(),
+            max_disk: store.bound().map(|bound| bound.bytes),
+            incidents: incidents(store)?,
             refuses: self.lanes.refuses().borrow().clone(),
             removed: RemovedStatus {
                 events: removals.events,

@@ -2,6 +2,7 @@
 //! discarded. It must not know how anything is delivered.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use whrelay_core::backlog::{Backlog, Cut};
 use whrelay_core::bucket::{Bucket, Seq};
@@ -18,7 +19,7 @@ const CHUNK: usize = 256;
 /// What is passed over of what came before an agent began.
 #[derive(Debug, Default)]
 pub(crate) struct Catching {
-    pub(crate) cut: Cut,
+    cut: RwLock<Cut>,
     passed_over: AtomicU64,
 }
 
@@ -26,16 +27,32 @@ impl Catching {
     /// From the first welcome of a process.
     pub(crate) fn new(wanted: Backlog, welcome: &Welcome) -> Self {
         Self {
-            cut: Cut::new(wanted, &welcome.forwarder, welcome.start, welcome.waiting),
+            cut: RwLock::new(Cut::new(
+                wanted,
+                &welcome.forwarder,
+                welcome.start,
+                welcome.waiting,
+            )),
             passed_over: AtomicU64::new(0),
         }
+    }
+
+    /// What is passed over.
+    pub(crate) fn cut(&self) -> RwLockReadGuard<'_, Cut> {
+        self.cut.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A later session starts, of an agent that had come to `reached`.
+    pub(crate) fn resume(&self, reached: u64, start: u64) {
+        let mut cut = self.cut.write().unwrap_or_else(PoisonError::into_inner);
+        cut.resume(reached, start);
     }
 
     /// Counts what was passed over up to a place. Answers with all of it, once everything that was there
     /// before has come.
     pub(crate) fn passed_over(&self, count: u64, reached: u64) -> Option<u64> {
         self.passed_over.fetch_add(count, Ordering::Relaxed);
-        let behind = self.cut.is_behind(reached);
+        let behind = self.cut().is_behind(reached);
         let passed_over = behind.then(|| self.passed_over.swap(0, Ordering::Relaxed));
         passed_over.filter(|count| *count > 0)
     }
@@ -47,7 +64,7 @@ impl Catching {
         bucket: &Bucket,
         now: Timestamp,
     ) -> Result<u64, StoreError> {
-        let wanted = self.cut.wanted();
+        let (wanted, here) = (self.cut().wanted(), self.cut().wanted_here());
         if wanted == Backlog::default() {
             return Ok(0);
         }
@@ -68,7 +85,7 @@ impl Catching {
             for (id, seq) in found {
                 seen += 1;
                 let old = wanted.since.is_some_and(|since| id.minted_at() < since);
-                if seen > self.cut.wanted_here() || old {
+                if seen > here || old {
                     given_up.extend(given_up_at(store, bucket, seq, now)?);
                 }
             }
@@ -124,8 +141,7 @@ mod tests {
             forwarder: "f".into(),
             start: 10,
             waiting: 5,
-            clock: 0,
-            oldest: None,
+            ..Welcome::default()
         };
         let catching = Catching::new(Backlog::default(), &welcome);
         assert_eq!(catching.passed_over(0, 15), None, "nothing was");

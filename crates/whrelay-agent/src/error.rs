@@ -20,8 +20,11 @@ pub enum AgentError {
     #[error("the forwarder refuses: {0}")]
     Refused(String),
     /// Another agent has taken the subscription.
-    #[error("another agent has taken the subscription `{0}`")]
+    #[error("{0}")]
     Replaced(String),
+    /// Another agent has the subscription.
+    #[error("{0}")]
+    InUse(String),
     /// The local store failed.
     #[error("the local store failed: {0}")]
     Store(#[from] StoreError),
@@ -39,7 +42,11 @@ impl AgentError {
         match self {
             Self::Unreachable { .. } | Self::Unauthorised(_) => true,
             Self::Store(error) => error.is_retryable(),
-            Self::Refused(_) | Self::Replaced(_) | Self::Tls(_) | Self::Control(_) => false,
+            Self::Refused(_)
+            | Self::Replaced(_)
+            | Self::InUse(_)
+            | Self::Tls(_)
+            | Self::Control(_) => false,
         }
     }
 }

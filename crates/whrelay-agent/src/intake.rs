@@ -48,8 +48,9 @@ impl Intake {
         for event in events {
             let (place, size) = (event.seq, event.size());
             let event = event.into_event(lanes.bucket.name.clone());
-            let cut = &self.catching.cut;
+            let cut = self.catching.cut();
             let passed_over = cut.passes_over(&self.forwarder, place, event.received_at);
+            drop(cut);
             let begin = |to| NewDelivery {
                 passed_over,
                 ..lanes.new_delivery(to, lanes.clock.now())
@@ -111,12 +112,14 @@ impl Intake {
     }
 
     async fn append(&self, done: usize, end: usize) -> Result<Vec<Receipt>, StoreError> {
+        let events = self.events[done..end].to_vec();
+        let places = self.places[done..end].iter().map(|place| Seq(*place));
         let mark = SourceMark {
             forwarder: self.forwarder.clone(),
             seq: Seq(self.place(end)),
+            events: places.zip(events.iter().map(|new| new.event.id)).collect(),
         };
         let (store, bucket) = (&self.lanes.store, self.lanes.bucket.id);
-        let events = self.events[done..end].to_vec();
         store.append(bucket, events, Some(mark)).await
     }
 

@@ -13,6 +13,7 @@ mod error;
 mod intake;
 mod lanes;
 mod link;
+mod noticed;
 mod orphans;
 mod provision;
 mod proxy;
@@ -93,8 +94,14 @@ pub struct Config {
     pub token: Token,
     /// Whose events are wanted.
     pub bucket: BucketName,
-    /// The agent's own place in the bucket.
+    /// The agent's own subscription to the bucket.
     pub subscription: BucketName,
+    /// What people know the agent by.
+    pub label: Label,
+    /// Whether the subscription is taken from another agent that has it.
+    pub take_over: bool,
+    /// Whether what came before is wanted, should the subscription be new; nothing to let the forwarder decide.
+    pub wants_backlog: Option<bool>,
     /// Where events go.
     pub routes: Vec<Route>,
     /// How much is wanted of what came before.
@@ -107,6 +114,15 @@ pub struct Config {
     pub retention: Retention,
     /// Where the control endpoint is announced.
     pub dir: PathBuf,
+}
+
+/// Where an agent runs, for people.
+#[derive(Clone, Debug, Default)]
+pub struct Label {
+    /// The machine.
+    pub host: String,
+    /// The user there.
+    pub user: String,
 }
 
 /// Called with everything that happens; it must not block.

@@ -488,6 +488,20 @@ pub struct StatusLine {
     pub refuses: Option<String>,
     /// What retention has removed since the store began.
     pub removed: RemovedStatus,
+    /// What has happened to the agent's directory or its forwarder's, oldest first.
+    #[serde(default)]
+    pub incidents: Vec<IncidentStatus>,
+}
+
+/// Something that its owner should know of.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct IncidentStatus {
+    /// When it was noticed last.
+    pub at: String,
+    /// `forwarder_went_back`, `agent_went_back`, `two_copies` or `taken_over`.
+    pub kind: String,
+    /// What it is, in words.
+    pub message: String,
 }
 
 /// What retention has removed from a store.

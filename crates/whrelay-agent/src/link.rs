@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,11 +13,15 @@ use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
 use whrelay_core::backlog::Backlog;
+use whrelay_core::bucket::Seq;
+use whrelay_core::id::EventId;
 use whrelay_core::limits;
 use whrelay_core::retry::{Jitter, reconnect_pause};
 use whrelay_core::route::{Prefix, Route};
 use whrelay_core::time::Timestamp;
-use whrelay_proto::frame::{Refused, RefusedCode, Resume, Welcome, WireEvent};
+use whrelay_proto::frame::{
+    Epoch, Hello, Known, Refused, RefusedCode, Resume, Welcome, Who, WireEvent,
+};
 use whrelay_proto::liveness::{Liveness, Pulse};
 use whrelay_proto::{AgentAction, AgentSession, codec};
 use whrelay_store::{StoreError, persist};
@@ -27,6 +32,7 @@ use crate::error::AgentError;
 use crate::intake::Intake;
 use crate::lanes::Lanes;
 use crate::lines::{Line, ReadyLine};
+use crate::noticed::{self, Said};
 use crate::provision::provision;
 use crate::socket::{self, Socket};
 
@@ -40,6 +46,9 @@ pub(crate) struct Link {
     input_url: Mutex<Option<String>>,
     lanes: Arc<Lanes>,
     catching: Arc<Catching>,
+    said: Said,
+    /// Whether the subscription is still to be taken from another agent: a reconnect takes nothing.
+    take_over: AtomicBool,
 }
 
 /// A session that has been welcomed.
@@ -58,6 +67,8 @@ impl Link {
             input_url: Mutex::new(input_url),
             lanes,
             catching: Arc::default(),
+            said: Said::default(),
+            take_over: AtomicBool::new(config.take_over),
         }
     }
 
@@ -96,14 +107,16 @@ impl Link {
             ..
         } = &self.config;
         let bucket = &self.lanes.bucket;
-        let resume = self.lanes.store.source(bucket.id)?;
-        let resume = resume.map(|mark| Resume {
-            forwarder: mark.forwarder,
-            seq: mark.seq.0,
-        });
+        let resume = self.resume()?;
+        let reached = resume.as_ref().map(|r| (r.forwarder.clone(), r.seq));
+        let hello = Hello {
+            who: Some(self.who()),
+            take_over: self.take_over.load(Ordering::Relaxed),
+            backlog: self.config.wants_backlog,
+            ..Hello::new(bucket.name.as_str(), subscription.as_str(), resume)
+        };
         let mut socket = socket::open(forwarder, proxies, trust, token).await?;
-        let (mut session, hello) =
-            AgentSession::begin(bucket.name.as_str(), subscription.as_str(), resume);
+        let (mut session, hello) = AgentSession::begin(hello);
         self.send(&mut socket, Message::Binary(codec::encode(hello)))
             .await?;
         let welcomed = timeout(limits::HELLO_TIMEOUT, async {
@@ -119,11 +132,47 @@ impl Link {
         let welcome = welcomed
             .await
             .unwrap_or_else(|_| Err(self.lost("no welcome in time")))?;
+        self.take_over.store(false, Ordering::Relaxed);
+        if let Some((_, seq)) = reached.filter(|(name, _)| *name == welcome.forwarder) {
+            self.catching.resume(seq, welcome.start);
+        }
+        let (store, now) = (&self.lanes.store, self.lanes.clock.now());
+        for text in noticed::take(store, &self.said, &welcome, now).await? {
+            (self.lanes.tell)(Line::warning(text));
+        }
         Ok(Live {
             socket,
             session,
             welcome,
         })
+    }
+
+    fn who(&self) -> Who {
+        let (epoch, label) = (self.lanes.store.epoch(), &self.config.label);
+        Who {
+            store: epoch.store.clone(),
+            epoch: Epoch {
+                opens: epoch.opens,
+                instance: epoch.instance,
+            },
+            host: label.host.clone(),
+            user: label.user.clone(),
+        }
+    }
+
+    /// How far this agent's store has come.
+    fn resume(&self) -> Result<Option<Resume>, StoreError> {
+        let store = &self.lanes.store;
+        let Some(source) = store.source(self.lanes.bucket.id)? else {
+            return Ok(None);
+        };
+        let epoch = noticed::known_epoch(store, &source.forwarder)?;
+        let known = |(seq, id): &(Seq, EventId)| Known(seq.0, id.to_bytes());
+        Ok(Some(Resume {
+            locator: source.locator.entries().iter().map(known).collect(),
+            epoch,
+            ..Resume::at(&source.forwarder, source.seq.0)
+        }))
     }
 
     /// Passes over what came before the first session and is not wanted.
@@ -161,7 +210,7 @@ impl Link {
                     if !std::mem::replace(&mut ready, true) {
                         let there = match late {
                             true => session.welcome.waiting,
-                            false => self.catching.cut.expected(),
+                            false => self.catching.cut().expected(),
                         };
                         (self.lanes.tell)(Line::Ready(self.ready(&session.welcome, there)?));
                     }
@@ -419,14 +468,22 @@ impl Link {
     fn refused(&self, refused: Refused) -> AgentError {
         let Refused { code, text } = refused;
         match code {
-            RefusedCode::Replaced => AgentError::Replaced(self.config.subscription.to_string()),
-            RefusedCode::UnknownBucket | RefusedCode::Version => AgentError::Refused(text),
+            RefusedCode::Replaced => AgentError::Replaced(printable(&text)),
+            RefusedCode::InUse => AgentError::InUse(printable(&text)),
+            RefusedCode::UnknownBucket
+            | RefusedCode::Version
+            | RefusedCode::TooManySubscriptions => AgentError::Refused(text),
             RefusedCode::Stopping
             | RefusedCode::Unavailable
             | RefusedCode::Protocol
             | RefusedCode::Unknown => self.lost(&text),
         }
     }
+}
+
+/// A forwarder's words, safe to show.
+fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).collect()
 }
 
 async fn finished(appending: &mut Option<Appending>) -> Result<u64, StoreError> {

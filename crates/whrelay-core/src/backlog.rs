@@ -31,6 +31,15 @@ impl Cut {
         }
     }
 
+    /// A session of this forwarder starts after `start`, and the agent had come to `reached`. Where that is a
+    /// step back, the forwarder's numbers belong to another history from here on: what they are given to now did
+    /// not come before.
+    pub fn resume(&mut self, reached: u64, start: u64) {
+        if start < reached {
+            self.before = (start, start);
+        }
+    }
+
     /// How much is wanted.
     pub fn wanted(&self) -> Backlog {
         self.wanted
@@ -106,5 +115,19 @@ mod tests {
         assert_eq!([here(0), here(5), here(7)], [0, 0, 2]);
         let expected = |n| Cut::new(newest(n), "f", 10, 5).expected();
         assert_eq!([expected(0), expected(2), expected(9)], [0, 2, 5]);
+    }
+
+    #[test]
+    fn numbers_that_are_given_again_are_no_backlog() {
+        let none = Backlog {
+            newest: Some(0),
+            since: None,
+        };
+        let mut cut = Cut::new(none, "f", 0, 20);
+        let now = Timestamp::EPOCH;
+        cut.resume(20, 20);
+        assert!(cut.passes_over("f", 20, now));
+        cut.resume(20, 5);
+        assert!(!cut.passes_over("f", 6, now) && !cut.passes_over("f", 20, now));
     }
 }

@@ -21,15 +21,21 @@ pub enum DeadReason {
     Attempts,
     /// A person gave it up.
     Discarded,
+    /// Its event is damaged on disk, and nobody else has it.
+    Damaged,
+    /// Its subscription was ended before it was received.
+    Unclaimed,
 }
 
 impl DeadReason {
     /// All of them.
-    pub const ALL: [DeadReason; 4] = [
+    pub const ALL: [DeadReason; 6] = [
         DeadReason::Rejected,
         DeadReason::Deadline,
         DeadReason::Attempts,
         DeadReason::Discarded,
+        DeadReason::Damaged,
+        DeadReason::Unclaimed,
     ];
 
     /// The word for it in output.
@@ -39,6 +45,8 @@ impl DeadReason {
             Self::Deadline => "deadline",
             Self::Attempts => "attempts",
             Self::Discarded => "discarded",
+            Self::Damaged => "damaged",
+            Self::Unclaimed => "unclaimed",
         }
     }
 }
@@ -55,7 +63,9 @@ impl FromStr for DeadReason {
     fn from_str(text: &str) -> Result<Self, String> {
         let found = Self::ALL.into_iter().find(|r| r.as_str() == text);
         found.ok_or_else(|| {
-            format!("`{text}` is no reason: use rejected, deadline, attempts or discarded")
+            format!(
+                "unknown reason `{text}`: use rejected, deadline, attempts, discarded, damaged or unclaimed"
+            )
         })
     }
 }

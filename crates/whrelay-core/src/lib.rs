@@ -9,6 +9,7 @@ pub mod bucket;
 pub mod delivery;
 pub mod dispatch;
 pub mod event;
+pub mod history;
 pub mod id;
 pub mod limits;
 pub mod outcome;

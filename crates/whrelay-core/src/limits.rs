@@ -23,6 +23,18 @@ pub const MAX_CONNECTIONS: usize = 16 * 1024;
 /// How long the input waits for the store before it answers 503: providers give up at 3 to 5 s.
 pub const INGEST_DEADLINE: Duration = Duration::from_millis(2500);
 
+/// Events by which an agent says where it is in a history: ever sparser ones reach far back.
+pub const LOCATOR_ENTRIES: usize = 32;
+/// Subscriptions that a bucket may have: each one keeps events.
+pub const MAX_SUBSCRIPTIONS: usize = 1000;
+/// Agents that a subscription remembers to have had it.
+pub const HOLDERS: usize = 8;
+/// Incidents that a store keeps: enough to see what happens again and again.
+pub const INCIDENTS: usize = 32;
+/// Ids of removed events that an agent keeps: about 6 MB.
+pub const TOMBSTONES: u64 = 100_000;
+/// Ids that are looked at in one step where there are more: a few times what a step of retention leaves.
+pub const TOMBSTONES_LOOKED_AT: usize = 4 * RETENTION_STEP;
 /// Longest bucket name.
 pub const MAX_BUCKET_NAME: usize = 64;
 
@@ -42,6 +54,12 @@ pub const WINDOW_BYTES: u64 = 32 * 1024 * 1024;
 pub const PING_EVERY: Duration = Duration::from_secs(10);
 /// Silence after which a side of a tunnel is dead.
 pub const SILENCE: Duration = Duration::from_secs(25);
+/// Longest name of a host or a user that an agent gives, in characters.
+pub const MAX_LABEL: usize = 64;
+/// Silence after which an agent that is connected keeps its subscription from nobody: a ping and a little more.
+pub const PRESENCE: Duration = Duration::from_secs(13);
+/// How often a forwarder writes down that a connected agent is there.
+pub const NOTE_SEEN_EVERY: Duration = Duration::from_secs(600);
 /// How long a peer may take over hello and welcome.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// Read buffer of a tunnel at the forwarder, where only small frames arrive: with tungstenite's

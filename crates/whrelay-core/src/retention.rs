@@ -10,8 +10,34 @@ use crate::time::Timestamp;
 pub struct Retention {
     /// How long, since it ended; zero for ever.
     pub retain: Duration,
-    /// Bytes that a store may hold, all in all.
-    pub max_disk: Option<u64>,
+    /// How much a store may hold, all in all.
+    pub max_disk: Option<Bound>,
+}
+
+/// How much a store may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bound {
+    /// Bytes of everything in it.
+    pub bytes: u64,
+    /// Whether several buckets share it, none of which may stop the others.
+    pub shared: bool,
+}
+
+impl Bound {
+    /// What one bucket may fill. Where several share a store, the last quarter is kept for those that hold
+    /// little.
+    pub fn most(self) -> u64 {
+        match self.shared {
+            true => self.bytes / 4 * 3,
+            false => self.bytes,
+        }
+    }
+
+    /// Whether a bucket that has `own` bytes may take in more, in a store that has `total`. In the last quarter
+    /// only one that holds less than what is left may, so that there is always something left for another.
+    pub fn takes_in(self, total: u64, own: u64) -> bool {
+        total < self.most() || (self.shared && own < self.bytes.saturating_sub(total))
+    }
 }
 
 /// How much of an event goes.
@@ -70,13 +96,13 @@ impl Retention {
     pub fn needs_room(&self, size: u64, did: bool) -> bool {
         let tenths = if did { 8 } else { 9 };
         self.max_disk
-            .is_some_and(|bound| size > bound / 10 * tenths)
+            .is_some_and(|bound| size > bound.most() / 10 * tenths)
     }
 
     /// How many bytes have to go, once a store of that size needs room.
     pub fn excess(&self, size: u64) -> u64 {
         self.max_disk
-            .map_or(0, |bound| size.saturating_sub(bound / 10 * 8))
+            .map_or(0, |bound| size.saturating_sub(bound.most() / 10 * 8))
     }
 }
 
@@ -99,14 +125,43 @@ mod tests {
 
     #[test]
     fn room_is_made_before_there_is_none_and_then_enough_of_it() {
+        let bound = Bound {
+            bytes: 1000,
+            shared: false,
+        };
         let bounded = Retention {
-            max_disk: Some(1000),
+            max_disk: Some(bound),
             ..Retention::ALL
         };
         assert!(!bounded.needs_room(900, false) && bounded.needs_room(901, false));
         assert!(bounded.needs_room(801, true) && !bounded.needs_room(800, true));
         assert_eq!((bounded.excess(950), bounded.excess(800)), (150, 0));
         assert!(!Retention::ALL.needs_room(u64::MAX, false));
+    }
+
+    #[test]
+    fn a_bucket_that_fills_a_shared_store_leaves_room_for_the_others() {
+        let shared = Bound {
+            bytes: 1000,
+            shared: true,
+        };
+        let fill = |total: u64| {
+            let mut own = 0;
+            while shared.takes_in(total + own, own) {
+                own += 1;
+            }
+            own
+        };
+        let first = fill(0);
+        assert_eq!(first, 750);
+        let second = fill(first);
+        assert_eq!(second, 125);
+        assert_eq!(fill(first + second), 63, "and so on, never nothing");
+        let alone = Bound {
+            shared: false,
+            ..shared
+        };
+        assert!(alone.takes_in(999, 999) && !alone.takes_in(1000, 0));
     }
 
     #[test]

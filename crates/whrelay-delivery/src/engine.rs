@@ -402,7 +402,9 @@ impl Engine {
             Ok(loaded) => loaded,
             Err(error @ StoreError::Broken(_)) => return Err(error),
             Err(StoreError::Damaged(what)) => return self.quarantine(key, &what).await,
-            Err(StoreError::Full | StoreError::Bound | StoreError::Reopening) => {
+            Err(
+                StoreError::Full | StoreError::Bound | StoreError::Share | StoreError::Reopening,
+            ) => {
                 tokio::time::sleep(limits::REOPEN_EVERY).await;
                 return Ok(Finished { key, outcome: None });
             }

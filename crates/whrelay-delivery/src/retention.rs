@@ -202,13 +202,17 @@ mod tests {
     use whrelay_core::bucket::{Bucket, BucketKey, Seq};
     use whrelay_core::event::{Event, Request};
     use whrelay_core::id::EventId;
+    use whrelay_core::retention::Bound;
     use whrelay_store::{NewEvent, Options, Role};
 
     use super::*;
 
     const BOUND: u64 = 1_000_000;
     const RETENTION: Retention = Retention {
-        max_disk: Some(BOUND),
+        max_disk: Some(Bound {
+            bytes: BOUND,
+            shared: false,
+        }),
         ..Retention::ALL
     };
 
@@ -220,7 +224,10 @@ mod tests {
             let Sweep::Oldest(part) = step.sweep else {
                 return Ok((Removed::default(), false));
             };
-            if store.oldest_receipted(bucket.id, part)?.is_none() {
+            if store
+                .oldest_receipted(bucket.id, part, Timestamp::LAST)?
+                .is_none()
+            {
                 return Ok((Removed::default(), false));
             }
             let most = (step.max_events, step.max_bytes);
@@ -238,7 +245,7 @@ mod tests {
             cache: 4 << 20,
             name_seed: 7,
             purpose: "test",
-            max_size: None,
+            bound: None,
         };
         let store = Store::open(dir, &options).expect("opens");
         let name = "shop".parse().expect("a name");

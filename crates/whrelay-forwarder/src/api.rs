@@ -6,9 +6,10 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use serde::Serialize;
-use whrelay_core::bucket::{Bucket, BucketKey, BucketName};
+use whrelay_core::bucket::{Bucket, BucketKey, BucketName, Seq};
+use whrelay_core::delivery::DeadReason;
 use whrelay_core::id::EventId;
-use whrelay_store::{StoreError, Subscription};
+use whrelay_store::{Fate, StoreError, Subscription};
 
 use crate::Shared;
 use crate::access;
@@ -83,14 +84,36 @@ pub(crate) struct EventView {
     received_at: String,
     /// Whether it can still be sent.
     body: bool,
-    subscriptions: Vec<SubscriptionView>,
+    subscriptions: Vec<EventSubscriptionView>,
 }
 
-/// Whether an agent has said that it has an event on its disk.
+/// What became of an event for a subscription.
 #[derive(Debug, Serialize)]
-pub(crate) struct SubscriptionView {
+pub(crate) struct EventSubscriptionView {
     name: String,
+    /// Whether its agent has said that it has the event on its disk.
     receipted: bool,
+    /// `received`, `queued`, `dead`, or nothing where the event was never meant for it.
+    state: Option<&'static str>,
+    reason: Option<&'static str>,
+}
+
+impl EventSubscriptionView {
+    fn new(subscription: &Subscription, seq: Seq) -> Self {
+        let fate = subscription.fate(seq);
+        let (state, reason) = match fate {
+            Fate::NotMeant => (None, None),
+            Fate::Acknowledged => (Some("received"), None),
+            Fate::Queued => (Some("queued"), None),
+            Fate::Unclaimed => (Some("dead"), Some(DeadReason::Unclaimed.as_str())),
+        };
+        Self {
+            name: subscription.name.clone(),
+            receipted: fate == Fate::Acknowledged,
+            state,
+            reason,
+        }
+    }
 }
 
 /// `GET /v1/events/{id}`
@@ -130,10 +153,7 @@ fn find(shared: &Shared, id: EventId) -> Result<Option<EventView>, StoreError> {
         return Ok(None);
     };
     let subscriptions = store.subscriptions(bucket.id)?;
-    let view = |subscription: Subscription| SubscriptionView {
-        receipted: subscription.has_receipted(seq),
-        name: subscription.name,
-    };
+    let view = |subscription: &Subscription| EventSubscriptionView::new(subscription, seq);
     Ok(Some(EventView {
         event: id.to_string(),
         bucket: bucket.name.to_string(),
@@ -142,7 +162,7 @@ fn find(shared: &Shared, id: EventId) -> Result<Option<EventView>, StoreError> {
         received_at: event.received_at.to_string(),
         body: has_body && seq > store.bare_upto(bucket.id)?,
         method: event.request.method,
-        subscriptions: subscriptions.into_iter().map(view).collect(),
+        subscriptions: subscriptions.iter().map(view).collect(),
     }))
 }
 

@@ -2,13 +2,18 @@
 //! the store, never an event.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use whrelay_core::bucket::BucketId;
+use whrelay_core::limits;
+use whrelay_core::time::Timestamp;
+use whrelay_proto::frame::Who;
+use whrelay_proto::lease::Rival;
 
-type Place = (BucketId, String);
+type Key = (BucketId, String);
 
 /// The connected sessions.
 #[derive(Debug, Default)]
@@ -19,39 +24,123 @@ pub(crate) struct Hub {
 
 #[derive(Debug, Default)]
 struct Leases {
-    live: HashMap<Place, (u64, CancellationToken)>,
+    live: HashMap<Key, Live>,
     last: u64,
+}
+
+#[derive(Debug)]
+struct Live {
+    epoch: u64,
+    who: Option<Who>,
+    since: Timestamp,
+    heard: Instant,
+    end: Arc<End>,
+}
+
+/// How a session ends that loses its lease.
+#[derive(Debug, Default)]
+pub(crate) struct End {
+    /// Cancelled when the lease is lost.
+    pub(crate) lost: CancellationToken,
+    why: OnceLock<Lost>,
+}
+
+/// Why a lease was lost.
+#[derive(Clone, Debug)]
+pub(crate) enum Lost {
+    /// To another session of the subscription.
+    To(Option<Who>, Timestamp),
+    /// The subscription was changed: its agent has to come again.
+    Changed(&'static str),
+}
+
+impl End {
+    fn end(&self, why: Lost) {
+        // The first reason is the one that counts.
+        let _ = self.why.set(why);
+        self.lost.cancel();
+    }
+
+    /// Why the lease was lost, once it is.
+    pub(crate) fn why(&self) -> Option<&Lost> {
+        self.why.get()
+    }
+}
+
+/// A session that has a subscription.
+#[derive(Clone, Debug)]
+pub(crate) struct Incumbent {
+    pub(crate) who: Option<Who>,
+    pub(crate) since: Timestamp,
+    pub(crate) rival: Rival,
 }
 
 /// The right to be the live session of a subscription; given back by dropping it.
 #[derive(Debug)]
 pub(crate) struct Lease<'hub> {
     hub: &'hub Hub,
-    place: Place,
+    key: Key,
     epoch: u64,
-    /// Cancelled when a newer session has taken the lease.
-    pub(crate) replaced: CancellationToken,
+    pub(crate) end: Arc<End>,
 }
 
 impl Hub {
-    /// Takes the lease of a subscription. The session that had it is told at once: the newest
-    /// wins, since the older one may be a half-open connection that nobody will ever close.
-    pub(crate) fn lease(&self, bucket: BucketId, subscription: &str) -> Lease<'_> {
-        let place = (bucket, subscription.to_owned());
-        let replaced = CancellationToken::new();
+    /// Takes the lease of a subscription. The session that had it is told at once, since it may be a half-open
+    /// connection that nobody will ever close; but one that was heard of lately is replaced only by its own agent,
+    /// unless another asks for it. Answers who had it.
+    pub(crate) fn lease(
+        &self,
+        (bucket, subscription): (BucketId, &str),
+        who: Option<&Who>,
+        take_over: bool,
+        now: Timestamp,
+    ) -> Result<(Lease<'_>, Option<Incumbent>), Incumbent> {
+        let key = (bucket, subscription.to_owned());
         let mut leases = self.leases();
+        let incumbent = leases.live.get(&key).map(|live| Incumbent {
+            who: live.who.clone(),
+            since: live.since,
+            rival: Rival::of(who, live.who.as_ref()),
+        });
+        if let (Some(live), Some(incumbent)) = (leases.live.get(&key), &incumbent) {
+            let is_heard = live.heard.elapsed() < limits::PRESENCE;
+            if is_heard && !incumbent.rival.replaces(take_over) {
+                return Err(incumbent.clone());
+            }
+        }
         leases.last += 1;
-        let epoch = leases.last;
-        let before = leases.live.insert(place.clone(), (epoch, replaced.clone()));
-        if let Some((_, before)) = before {
-            before.cancel();
-        }
-        Lease {
-            hub: self,
-            place,
+        let (epoch, end) = (leases.last, Arc::new(End::default()));
+        let live = Live {
             epoch,
-            replaced,
+            who: who.cloned(),
+            since: now,
+            heard: Instant::now(),
+            end: Arc::clone(&end),
+        };
+        if let Some(before) = leases.live.insert(key.clone(), live) {
+            before.end.end(Lost::To(who.cloned(), now));
         }
+        let lease = Lease {
+            hub: self,
+            key,
+            epoch,
+            end,
+        };
+        Ok((lease, incumbent))
+    }
+
+    /// Ends the session of a subscription, if one is connected; its agent comes again.
+    pub(crate) fn end(&self, bucket: BucketId, subscription: &str, why: &'static str) {
+        let key = (bucket, subscription.to_owned());
+        if let Some(live) = self.leases().live.get(&key) {
+            live.end.end(Lost::Changed(why));
+        }
+    }
+
+    /// Since when a subscription's agent is connected, if it is.
+    pub(crate) fn connected(&self, bucket: BucketId, subscription: &str) -> Option<Timestamp> {
+        let key = (bucket, subscription.to_owned());
+        self.leases().live.get(&key).map(|live| live.since)
     }
 
     /// Wakes the sessions of a bucket: it has new events.
@@ -76,32 +165,83 @@ impl Hub {
     }
 }
 
+impl Lease<'_> {
+    /// Notes that the session's agent was heard of.
+    pub(crate) fn heard(&self) {
+        let mut leases = self.hub.leases();
+        if let Some(live) = leases.live.get_mut(&self.key)
+            && live.epoch == self.epoch
+        {
+            live.heard = Instant::now();
+        }
+    }
+}
+
 impl Drop for Lease<'_> {
     fn drop(&mut self) {
         let mut leases = self.hub.leases();
         if leases
             .live
-            .get(&self.place)
-            .is_some_and(|(epoch, _)| *epoch == self.epoch)
+            .get(&self.key)
+            .is_some_and(|live| live.epoch == self.epoch)
         {
-            leases.live.remove(&self.place);
+            leases.live.remove(&self.key);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use whrelay_proto::frame::Epoch;
+
     use super::*;
+
+    fn who(store: &str, opens: u64) -> Who {
+        Who {
+            store: store.into(),
+            epoch: Epoch {
+                opens,
+                instance: opens,
+            },
+            ..Who::default()
+        }
+    }
+
+    fn lease<'hub>(
+        hub: &'hub Hub,
+        name: &str,
+        who: &Who,
+        take_over: bool,
+    ) -> Result<Lease<'hub>, Incumbent> {
+        let key = (BucketId(1), name);
+        let leased = hub.lease(key, Some(who), take_over, Timestamp::EPOCH);
+        leased.map(|(lease, _)| lease)
+    }
 
     #[test]
     fn the_newest_session_wins_and_the_oldest_cannot_give_its_lease_away() {
-        let hub = Hub::default();
-        let first = hub.lease(BucketId(1), "a");
-        let other = hub.lease(BucketId(1), "b");
-        let second = hub.lease(BucketId(1), "a");
-        assert!(first.replaced.is_cancelled() && !other.replaced.is_cancelled());
+        let (hub, agent) = (Hub::default(), who("x", 1));
+        let first = lease(&hub, "a", &agent, false).expect("free");
+        let other = lease(&hub, "b", &agent, false).expect("free");
+        let second = lease(&hub, "a", &who("x", 2), false).expect("its successor");
+        assert!(first.end.lost.is_cancelled() && !other.end.lost.is_cancelled());
         drop(first);
-        let third = hub.lease(BucketId(1), "a");
-        assert!(second.replaced.is_cancelled() && !third.replaced.is_cancelled());
+        let third = lease(&hub, "a", &who("x", 3), false).expect("its successor");
+        assert!(second.end.lost.is_cancelled() && !third.end.lost.is_cancelled());
+    }
+
+    #[test]
+    fn another_agent_has_to_ask_for_a_subscription_that_is_in_use() {
+        let hub = Hub::default();
+        let first = lease(&hub, "a", &who("x", 1), false).expect("free");
+        let refused = lease(&hub, "a", &who("y", 1), false).expect_err("in use");
+        assert_eq!(refused.rival, Rival::Other);
+        assert!(!first.end.lost.is_cancelled());
+        let _taken = lease(&hub, "a", &who("y", 1), true).expect("taken over");
+        assert!(first.end.lost.is_cancelled());
+        let Some(Lost::To(Some(by), _)) = first.end.why() else {
+            unreachable!("it was told to whom")
+        };
+        assert_eq!(by.store, "y");
     }
 }

@@ -125,7 +125,9 @@ async fn store(
         Ok(Err(error)) => {
             // The sender is told 503, which all of them retry; 507 is what it is (RFC 4918 section 11.5).
             let status = match error {
-                StoreError::Full | StoreError::Bound => StatusCode::INSUFFICIENT_STORAGE,
+                StoreError::Full | StoreError::Bound | StoreError::Share => {
+                    StatusCode::INSUFFICIENT_STORAGE
+                }
                 StoreError::Reopening | StoreError::Broken(_) | StoreError::Damaged(_) => {
                     StatusCode::SERVICE_UNAVAILABLE
                 }

@@ -7,6 +7,7 @@ mod access;
 mod api;
 mod hub;
 mod ingress;
+mod joining;
 mod problem;
 mod registry;
 mod retention;

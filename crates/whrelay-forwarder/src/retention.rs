@@ -33,7 +33,7 @@ impl Receipted<'_> {
         } = self.0;
         let mut oldest = None;
         for bucket in registry.all() {
-            let found = store.oldest_receipted(bucket.id, part)?;
+            let found = store.oldest_receipted(bucket.id, part, received_by)?;
             let found = found.filter(|at| *at <= received_by);
             oldest = oldest.into_iter().chain(found.zip(Some(bucket.id))).min();
         }

@@ -1,7 +1,6 @@
 //! One agent's tunnel: the shell around `ForwarderSession`. It must not decide what is sent or
 //! acknowledged: the session does; nor keep events: the store does.
 
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,17 +11,17 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::SinkExt;
 use tokio::time::timeout;
-use whrelay_core::bucket::{Bucket, BucketName, Seq};
+use whrelay_core::bucket::{Bucket, Seq};
 use whrelay_core::limits;
-use whrelay_core::time::Timestamp;
-use whrelay_proto::frame::{Frame, Hello, Refused, RefusedCode, Welcome, WireEvent};
+use whrelay_proto::frame::{Frame, Hello, Refused, RefusedCode, WireEvent};
 use whrelay_proto::liveness::{Liveness, Pulse};
-use whrelay_proto::{ForwarderAction, ForwarderSession, NEWEST_VERSION, SUBPROTOCOL, codec};
+use whrelay_proto::{ForwarderAction, ForwarderSession, SUBPROTOCOL, codec};
 use whrelay_store::{StoreError, StoredEvent};
 
 use crate::Shared;
 use crate::access;
 use crate::hub::Lease;
+use crate::joining::{self, Subscription};
 use crate::problem::Problem;
 use crate::serve::Seat;
 
@@ -66,7 +65,7 @@ pub(crate) async fn open(
 }
 
 /// Why a tunnel ends.
-enum End {
+pub(crate) enum End {
     /// The agent is told, with this code and text.
     Refuse(RefusedCode, String),
     /// The agent is gone.
@@ -85,21 +84,17 @@ struct Tunnel {
     seat: Arc<Seat>,
 }
 
-/// What a session is of.
-struct Subscription {
-    bucket: Arc<Bucket>,
-    name: String,
-}
-
 impl Tunnel {
     async fn run(&mut self, shared: &Arc<Shared>) -> Result<(), End> {
         let hello = timeout(limits::HELLO_TIMEOUT, self.hello()).await;
         let hello = hello.unwrap_or(Err(End::Gone("no hello in time")))?;
-        let subscription = subscribe(shared, &hello)?;
+        let subscription = joining::subscription(shared, &hello)?;
         // Before its place is read: what another session says of it no longer counts.
-        let lease = shared.hub.lease(subscription.bucket.id, &subscription.name);
-        let start = self.welcome(shared, &subscription, hello).await?;
-        self.record_ack(shared, &subscription, &lease, start);
+        let (lease, incumbent) = joining::lease(shared, &subscription, &hello)?;
+        let welcome = joining::welcome(shared, &subscription, hello, &lease, incumbent).await?;
+        let frame = self.session.start(welcome);
+        self.send(Message::Binary(codec::encode(frame))).await?;
+        let mut seen = Instant::now();
         let mut wakes = shared.hub.wakes(subscription.bucket.id);
         let mut liveness = Liveness::new(Instant::now());
         loop {
@@ -125,12 +120,16 @@ impl Tunnel {
                 () = shared.stop.cancelled() => {
                     return Err(End::Refuse(RefusedCode::Stopping, "the forwarder stops".into()));
                 }
-                () = lease.replaced.cancelled() => {
-                    let why = "another agent has taken this subscription";
-                    return Err(End::Refuse(RefusedCode::Replaced, why.into()));
+                () = lease.end.lost.cancelled() => {
+                    return Err(joining::lost(&subscription.name, lease.end.why()));
                 }
                 message = self.socket.recv() => {
                     liveness.heard(Instant::now());
+                    lease.heard();
+                    if seen.elapsed() > limits::NOTE_SEEN_EVERY {
+                        seen = Instant::now();
+                        note_seen(shared, &subscription);
+                    }
                     if let Some(ForwarderAction::Acked(upto)) = self.on_message(message).await? {
                         self.record_ack(shared, &subscription, &lease, Seq(upto));
                     }
@@ -152,54 +151,6 @@ impl Tunnel {
         }
     }
 
-    /// Finds where the agent goes on, and welcomes it. Answers with that place.
-    async fn welcome(
-        &mut self,
-        shared: &Arc<Shared>,
-        subscription: &Subscription,
-        hello: Hello,
-    ) -> Result<Seq, End> {
-        let Subscription { bucket, name } = subscription;
-        let acked = shared.store.acked(bucket.id, name)?;
-        let last = shared.store.last_seq(bucket.id)?;
-        let resume = hello
-            .resume
-            .filter(|resume| resume.forwarder == shared.store.id());
-        // What the agent says it has on disk is its receipt, but only for what was ever stored.
-        let start = resume.map_or(acked, |resume| Seq(resume.seq)).min(last);
-        let start = if start < acked {
-            // From now on retention keeps what it asks for again.
-            let back = shared.store.take_back(bucket.id, name, start);
-            back.await?
-        } else {
-            start.max(shared.store.bare_upto(bucket.id)?)
-        };
-        let oldest = match shared.store.read_after(bucket, start, 1, 0) {
-            // The store is being reopened. It is only for people to read.
-            Err(error) if error.is_retryable() => None,
-            oldest => oldest?.events.into_iter().next(),
-        };
-        let oldest = oldest.map(|first| first.event.received_at);
-        let welcome = Welcome {
-            version: NEWEST_VERSION,
-            forwarder: shared.store.id().to_owned(),
-            start: start.0,
-            waiting: last.0.saturating_sub(start.0),
-            clock: shared.clock.now().as_micros(),
-            oldest: oldest.map(Timestamp::as_micros),
-        };
-        tracing::info!(
-            bucket = %bucket.name,
-            subscription = %name,
-            agent = %hello.agent.escape_debug(),
-            waiting = welcome.waiting,
-            "agent connected"
-        );
-        let frame = self.session.start(welcome);
-        self.send(Message::Binary(codec::encode(frame))).await?;
-        Ok(start)
-    }
-
     /// Records an ack while the tunnel goes on. One that is not recorded is made up for by the next
     /// one, or by the agent's next hello.
     fn record_ack(
@@ -211,9 +162,9 @@ impl Tunnel {
     ) {
         let (shared, bucket) = (Arc::clone(shared), subscription.bucket.id);
         let (name, seat) = (subscription.name.clone(), Arc::clone(&self.seat));
-        let replaced = lease.replaced.clone();
+        let end = Arc::clone(&lease.end);
         tokio::spawn(async move {
-            let speaks = move || !replaced.is_cancelled();
+            let speaks = move || !end.lost.is_cancelled();
             if let Err(error) = shared.store.ack(bucket, &name, upto, speaks).await {
                 tracing::warn!(%error, "an ack was not recorded");
             }
@@ -321,18 +272,14 @@ fn message_len(message: &Message) -> u64 {
     }
 }
 
-/// What an agent wants to be the session of.
-fn subscribe(shared: &Shared, hello: &Hello) -> Result<Subscription, End> {
-    let unknown = || {
-        let text = format!("there is no bucket `{}` here", hello.bucket.escape_debug());
-        End::Refuse(RefusedCode::UnknownBucket, text)
-    };
-    let name = hello.bucket.parse().map_err(|_| unknown())?;
-    let bucket = shared.registry.by_name(&name).ok_or_else(unknown)?;
-    let name = BucketName::from_str(&hello.subscription);
-    let name = name.map_err(|e| End::Refuse(RefusedCode::UnknownBucket, e.to_string()))?;
-    Ok(Subscription {
-        bucket,
-        name: name.to_string(),
-    })
+/// Writes down that a subscription's agent is there, while its tunnel goes on.
+fn note_seen(shared: &Arc<Shared>, subscription: &Subscription) {
+    let (shared, bucket) = (Arc::clone(shared), subscription.bucket.id);
+    let name = subscription.name.clone();
+    tokio::spawn(async move {
+        let now = shared.clock.now();
+        if let Err(error) = shared.store.note_seen(bucket, &name, now).await {
+            tracing::debug!(%error, "it was not written down that an agent is there");
+        }
+    });
 }

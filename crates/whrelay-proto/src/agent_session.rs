@@ -4,7 +4,7 @@
 use whrelay_core::limits;
 
 use crate::error::ProtocolError;
-use crate::frame::{Ack, EventHead, Events, Frame, Hello, Refused, Resume, Welcome, WireEvent};
+use crate::frame::{Ack, EventHead, Events, Frame, Hello, Refused, Welcome, WireEvent};
 use crate::{NEWEST_VERSION, OLDEST_VERSION};
 
 /// What the shell has to do after a frame.
@@ -43,17 +43,7 @@ pub struct AgentSession {
 
 impl AgentSession {
     /// Begins a session; the frame goes out first.
-    pub fn begin(bucket: &str, subscription: &str, resume: Option<Resume>) -> (Self, Frame) {
-        let hello = Hello {
-            oldest: OLDEST_VERSION,
-            newest: NEWEST_VERSION,
-            bucket: bucket.to_owned(),
-            subscription: subscription.to_owned(),
-            resume,
-            window_events: limits::WINDOW_EVENTS,
-            window_bytes: limits::WINDOW_BYTES,
-            agent: concat!("whrelay/", env!("CARGO_PKG_VERSION")).to_owned(),
-        };
+    pub fn begin(hello: Hello) -> (Self, Frame) {
         (
             Self {
                 state: State::AwaitWelcome,

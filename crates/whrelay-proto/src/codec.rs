@@ -144,7 +144,10 @@ fn unpack_events(head: EventsHead, mut bodies: Bytes) -> Result<Frame, ProtocolE
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frame::{Ack, Hello, Refused, RefusedCode, Resume, Welcome, WireHeader};
+    use crate::frame::{
+        Ack, Epoch, Hello, Known, Noticed, Other, Refused, RefusedCode, Resume, Welcome, Who,
+        WireHeader,
+    };
     use proptest::prelude::*;
 
     prop_compose! {
@@ -168,9 +171,17 @@ mod tests {
             any::<u32>(),
         )
             .prop_map(|([oldest, newest], text, seq, window_events)| {
+                let epoch = seq.map(|opens| Epoch { opens, instance: 7 });
                 let resume = seq.map(|seq| Resume {
-                    forwarder: text.clone(),
-                    seq,
+                    locator: vec![Known(seq, [7; 16])],
+                    epoch,
+                    ..Resume::at(&text, seq)
+                });
+                let who = epoch.map(|epoch| Who {
+                    store: text.clone(),
+                    epoch,
+                    host: text.clone(),
+                    user: text.clone(),
                 });
                 let (bucket, subscription, agent) = (text.clone(), text.clone(), text);
                 let window_bytes = u64::from(window_events) << 9;
@@ -183,6 +194,9 @@ mod tests {
                     window_events,
                     window_bytes,
                     agent,
+                    who,
+                    take_over: oldest > newest,
+                    backlog: (oldest != 7).then_some(newest != 7),
                 })
             });
         let welcome = (any::<u16>(), ".{0,9}", any::<[u64; 2]>(), any::<i64>()).prop_map(
@@ -194,6 +208,16 @@ mod tests {
                     waiting,
                     clock,
                     oldest: (waiting > 0).then_some(clock),
+                    epoch: Some(Epoch {
+                        opens: start,
+                        instance: waiting,
+                    }),
+                    noticed: Noticed {
+                        agent_went_back: Some(start),
+                        skipped: waiting,
+                        taken_from: Some(Other::default()),
+                        ..Noticed::default()
+                    },
                 })
             },
         );

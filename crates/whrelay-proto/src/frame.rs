@@ -3,10 +3,14 @@
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use whrelay_core::bucket::BucketName;
+use whrelay_core::bucket::{BucketName, Seq};
 use whrelay_core::event::{Event, Header, Request};
+use whrelay_core::history::{Claim, Locator};
 use whrelay_core::id::EventId;
+use whrelay_core::limits;
 use whrelay_core::time::Timestamp;
+
+use crate::{NEWEST_VERSION, OLDEST_VERSION};
 
 /// One websocket message.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,7 +51,7 @@ pub struct Hello {
     pub bucket: String,
     /// The agent's place in the bucket.
     pub subscription: String,
-    /// What the agent has on disk, if it ever had anything: it is a receipt for all of it.
+    /// What the agent has on disk, if it ever had anything: it acknowledges all of it that the forwarder has, too.
     pub resume: Option<Resume>,
     /// Credit: events it takes before it has acknowledged them.
     pub window_events: u32,
@@ -55,6 +59,56 @@ pub struct Hello {
     pub window_bytes: u64,
     /// The agent's software, for logs.
     pub agent: String,
+    /// Who the agent is.
+    #[serde(default)]
+    pub who: Option<Who>,
+    /// Whether it takes the subscription from another agent that has it.
+    #[serde(default)]
+    pub take_over: bool,
+    /// Whether it wants what came before, should its subscription be new; nothing where it does not say.
+    #[serde(default)]
+    pub backlog: Option<bool>,
+}
+
+impl Hello {
+    /// What an agent of this version says, and nothing of itself.
+    pub fn new(bucket: &str, subscription: &str, resume: Option<Resume>) -> Self {
+        Self {
+            oldest: OLDEST_VERSION,
+            newest: NEWEST_VERSION,
+            bucket: bucket.to_owned(),
+            subscription: subscription.to_owned(),
+            resume,
+            window_events: limits::WINDOW_EVENTS,
+            window_bytes: limits::WINDOW_BYTES,
+            agent: concat!("whrelay/", env!("CARGO_PKG_VERSION")).to_owned(),
+            who: None,
+            take_over: false,
+            backlog: None,
+        }
+    }
+}
+
+/// Which agent it is, and on which machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Who {
+    /// The name of its store.
+    pub store: String,
+    /// Which opening of that store it runs on.
+    pub epoch: Epoch,
+    /// Its machine, for people.
+    pub host: String,
+    /// Its user there, for people.
+    pub user: String,
+}
+
+/// One opening of a store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Epoch {
+    /// How often it was opened: a number that is lower than before belongs to an earlier copy.
+    pub opens: u64,
+    /// Random: no other opening has it.
+    pub instance: u64,
 }
 
 /// How far an agent has come with one forwarder's store.
@@ -64,10 +118,41 @@ pub struct Resume {
     pub forwarder: String,
     /// The last event on the agent's disk.
     pub seq: u64,
+    /// Events up to there, oldest first, dense near the end and ever sparser before it; empty in earlier versions.
+    #[serde(default)]
+    pub locator: Vec<Known>,
+    /// The opening of the forwarder's store that the agent knows, if it does.
+    #[serde(default)]
+    pub epoch: Option<Epoch>,
+}
+
+/// An event by its place and its id.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Known(pub u64, #[serde(with = "serde_bytes")] pub [u8; 16]);
+
+impl Resume {
+    /// A place alone, which proves nothing.
+    pub fn at(forwarder: &str, seq: u64) -> Self {
+        Self {
+            forwarder: forwarder.to_owned(),
+            seq,
+            locator: Vec::new(),
+            epoch: None,
+        }
+    }
+
+    /// What it claims, where it is about this forwarder's store.
+    pub fn claim(&self, forwarder: &str) -> Option<Claim> {
+        let entry = |Known(seq, id): &Known| (Seq(*seq), EventId::from_bytes(*id));
+        (self.forwarder == forwarder).then(|| Claim {
+            seq: Seq(self.seq),
+            locator: Locator::from_entries(self.locator.iter().map(entry)),
+        })
+    }
 }
 
 /// A forwarder's answer to a hello.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Welcome {
     /// The version spoken from here on.
     pub version: u16,
@@ -82,6 +167,45 @@ pub struct Welcome {
     /// When the oldest of what waits was received, in microseconds since 1970.
     #[serde(default)]
     pub oldest: Option<i64>,
+    /// Which opening of the forwarder's store it runs on.
+    #[serde(default)]
+    pub epoch: Option<Epoch>,
+    /// What the forwarder has noticed about the agent's directory, its own, or the subscription.
+    #[serde(default)]
+    pub noticed: Noticed,
+}
+
+/// What a forwarder has noticed as an agent came.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Noticed {
+    /// The forwarder's directory went back to an earlier copy; the last place that the agent has.
+    #[serde(default)]
+    pub forwarder_went_back: Option<u64>,
+    /// The agent's directory went back to an earlier copy; the last place that it acknowledged before.
+    #[serde(default)]
+    pub agent_went_back: Option<u64>,
+    /// Another process runs on a copy of the agent's directory.
+    #[serde(default)]
+    pub copy_of: Option<Other>,
+    /// Another agent had the subscription before.
+    #[serde(default)]
+    pub taken_from: Option<Other>,
+    /// Events that are kept and not sent, since the subscription is new and begins now.
+    #[serde(default)]
+    pub skipped: u64,
+}
+
+/// Another agent, for people.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Other {
+    /// Its machine.
+    pub host: String,
+    /// Its user there.
+    pub user: String,
+    /// When it was last heard of, in microseconds since 1970.
+    pub seen_at: Option<i64>,
+    /// Whether it is connected.
+    pub live: bool,
 }
 
 /// Why there is no session.
@@ -103,6 +227,10 @@ pub enum RefusedCode {
     Version,
     /// A newer session has the subscription's lease.
     Replaced,
+    /// Another agent has the subscription, and this one did not ask to take it over.
+    InUse,
+    /// The bucket has as many subscriptions as it may have.
+    TooManySubscriptions,
     /// The forwarder stops.
     Stopping,
     /// The forwarder's own trouble: later.

@@ -9,6 +9,7 @@ pub mod codec;
 pub mod error;
 pub mod forwarder_session;
 pub mod frame;
+pub mod lease;
 pub mod liveness;
 
 pub use agent_session::{AgentAction, AgentSession};

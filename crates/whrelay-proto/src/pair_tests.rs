@@ -5,7 +5,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use whrelay_core::limits;
 
-use crate::frame::{Ack, EventHead, Events, Frame, Resume, Welcome, WireEvent};
+use crate::frame::{Ack, EventHead, Events, Frame, Hello, Resume, Welcome, WireEvent};
 use crate::{AgentAction, AgentSession, ForwarderAction, ForwarderSession, ProtocolError, codec};
 
 const STORE: &str = "store-1";
@@ -42,11 +42,8 @@ fn over_the_wire(frame: Frame) -> Frame {
 impl World {
     /// One session until it is idle or `cut` frames have been carried. Answers frames carried.
     fn session(&mut self, cut: usize, agent_dies: bool) -> usize {
-        let resume = self.agent_cursor.map(|seq| Resume {
-            forwarder: STORE.into(),
-            seq,
-        });
-        let (mut agent, hello) = AgentSession::begin("b", "s", resume);
+        let resume = self.agent_cursor.map(|seq| Resume::at(STORE, seq));
+        let (mut agent, hello) = AgentSession::begin(Hello::new("b", "s", resume));
         let mut forwarder = ForwarderSession::default();
         let (mut down, mut up) = (Vec::new(), vec![hello]);
         let mut carried = 0;
@@ -98,8 +95,7 @@ impl World {
                     forwarder,
                     start,
                     waiting,
-                    clock: 0,
-                    oldest: None,
+                    ..Welcome::default()
                 }))
             }
             ForwarderAction::Acked(upto) => {
@@ -197,30 +193,26 @@ proptest! {
 }
 
 fn live(start: u64) -> ForwarderSession {
-    let (_, hello) = AgentSession::begin("b", "s", None);
+    let (_, hello) = AgentSession::begin(Hello::new("b", "s", None));
     let mut forwarder = ForwarderSession::default();
     forwarder.on_frame(hello).expect("a hello");
     let welcome = Welcome {
         version: 1,
         forwarder: STORE.into(),
         start,
-        waiting: 0,
-        clock: 0,
-        oldest: None,
+        ..Welcome::default()
     };
     forwarder.start(welcome);
     forwarder
 }
 
 fn live_agent(start: u64) -> AgentSession {
-    let (mut agent, _) = AgentSession::begin("b", "s", None);
+    let (mut agent, _) = AgentSession::begin(Hello::new("b", "s", None));
     let welcome = Welcome {
         version: 1,
         forwarder: STORE.into(),
         start,
-        waiting: 0,
-        clock: 0,
-        oldest: None,
+        ..Welcome::default()
     };
     agent.on_frame(Frame::Welcome(welcome)).expect("a welcome");
     agent
@@ -304,7 +296,7 @@ fn heads_count_like_bodies_and_a_larger_one_than_an_input_takes_is_refused() {
 
 #[test]
 fn versions_without_overlap_are_refused_for_good() {
-    let (_, hello) = AgentSession::begin("b", "s", None);
+    let (_, hello) = AgentSession::begin(Hello::new("b", "s", None));
     let Frame::Hello(mut hello) = hello else {
         unreachable!("begin answers a hello")
     };

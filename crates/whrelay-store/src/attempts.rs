@@ -155,12 +155,13 @@ fn log(
     before: Option<u64>,
 ) -> Result<(), StoreError> {
     let row = index_row(place, &attempt);
+    let bucket = attempt.key.bucket;
     tx.attempt_states.open()?.insert(row, ())?;
     let record = tx
         .seal
         .seal(&place.to_be_bytes(), &AttemptRow::new(attempt, before))?;
     tx.attempts.open()?.insert(place, record.as_slice())?;
-    tx.grow(cost(&record));
+    tx.grow(bucket, cost(&record));
     Ok(())
 }
 
@@ -177,7 +178,7 @@ pub(crate) fn remove_all(tx: &mut Tx<'_>, delivery: &Delivery) -> Result<(), Sto
         let Some(record) = removed.map(|record| record.value().to_vec()) else {
             return Ok(());
         };
-        tx.shrink(cost(&record));
+        tx.shrink(delivery.key.bucket, cost(&record));
         let Some(logged) = open(tx.seal, place, &record) else {
             return Ok(());
         };

@@ -396,7 +396,7 @@ pub(crate) fn update(
         tx.due.open()?.insert(row, wait as u8)?;
     }
     if before.is_none() {
-        tx.grow(DELIVERY_COST);
+        tx.grow(key.bucket, DELIVERY_COST);
     }
     tx.count(
         before.map(|b| (b.destination, b.state)),
@@ -409,7 +409,7 @@ pub(crate) fn update(
 pub(crate) fn remove(tx: &mut Tx<'_>, delivery: &Delivery) -> Result<(), StoreError> {
     let key = delivery_tuple(delivery.key);
     if tx.deliveries.open()?.remove(key)?.is_some() {
-        tx.shrink(DELIVERY_COST);
+        tx.shrink(delivery.key.bucket, DELIVERY_COST);
         tx.count(Some((delivery.destination, delivery.state)), None);
     }
     attempts::remove_all(tx, delivery)

@@ -5,21 +5,25 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, RwLock};
 
-use redb::{Builder, Database, DatabaseError, ReadTransaction, ReadableDatabase, Table};
+use redb::{Builder, Database, DatabaseError, ReadTransaction, ReadableDatabase};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use whrelay_core::bucket::BucketId;
 use whrelay_core::limits;
+use whrelay_core::retention::Bound;
 
 use crate::error::{OpenError, StoreError};
 use crate::lock::DirLock;
+use crate::meta::{self, Epoch};
 use crate::private::{private_file, write_private};
 use crate::record::Seal;
 use crate::reserve::Reserve;
 use crate::shared::Shared;
-use crate::tables::{FORMAT, META, SEQUENCES, SIZE, create_all};
-use crate::tx::{Tx, sequence};
+use crate::sizes::Sizes;
+use crate::tables::{META, SEQUENCES};
+use crate::tx::Tx;
 use crate::writer::{self, Effort, Message, Purpose, Writer};
 
 pub(crate) const FILE: &str = "store.redb";
@@ -37,7 +41,7 @@ pub enum Role {
 }
 
 impl Role {
-    fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Forwarder => "forwarder",
             Self::Agent => "agent",
@@ -52,22 +56,23 @@ pub struct Options {
     pub role: Role,
     /// Memory redb may use as its cache, in bytes.
     pub cache: usize,
-    /// Randomness a new store's own name is made of.
+    /// Randomness: what tells this opening of a store from every other, and a new store's own name, is made
+    /// of it.
     pub name_seed: u128,
     /// What other processes are told that this one does with the store.
     pub purpose: &'static str,
-    /// Bytes that events, deliveries and attempts may take before nothing new is taken in.
-    pub max_size: Option<u64>,
+    /// How much events, deliveries and attempts may take before nothing new is taken in.
+    pub bound: Option<Bound>,
 }
 
 type Opener = dyn Fn(&Builder) -> Result<Database, DatabaseError> + Send;
 
 /// Where a store rests. It can be opened again and again.
 pub struct Medium {
-    path: PathBuf,
+    pub(crate) path: PathBuf,
     open: Box<Opener>,
     /// Whether an empty medium may become a new store.
-    may_create: bool,
+    pub(crate) may_create: bool,
     /// Space to live on while the disk is full.
     pub(crate) reserve: Option<Reserve>,
     _lock: Option<DirLock>,
@@ -194,7 +199,7 @@ fn create_file(dir: &Path, path: &Path, options: &Options) -> Result<(), OpenErr
         reserve: None,
         _lock: lock,
     };
-    drop(prepare(&medium, options)?);
+    drop(meta::prepare(&medium, options)?);
     File::open(&draft).and_then(|f| f.sync_all()).map_err(io)?;
     fs::rename(&draft, path).map_err(io)?;
     File::open(dir).and_then(|f| f.sync_all()).map_err(io)
@@ -247,91 +252,6 @@ fn check_magic(path: &Path) -> Result<(), OpenError> {
     }
 }
 
-/// Opens the database and checks, or writes, whose it is and in which format.
-fn prepare(medium: &Medium, options: &Options) -> Result<(Database, String), OpenError> {
-    let database = medium.open(options.cache)?;
-    let path = || medium.path.clone();
-    let fault = |error: StoreError| match error {
-        StoreError::Full => OpenError::Io {
-            path: path(),
-            error: std::io::Error::from(std::io::ErrorKind::StorageFull),
-        },
-        other @ (StoreError::Reopening
-        | StoreError::Bound
-        | StoreError::Broken(_)
-        | StoreError::Damaged(_)) => OpenError::Damaged {
-            path: path(),
-            detail: other.to_string(),
-        },
-    };
-    let meta = unpanicked(|| read_meta(&database));
-    let id = match meta.map_err(fault)? {
-        Some(meta) => meta.check(options.role, &medium.path)?,
-        None if medium.may_create => {
-            let id = name_from(options.name_seed);
-            init(&database, options.role, &id).map_err(fault)?;
-            id
-        }
-        None => return Err(OpenError::Foreign { path: path() }),
-    };
-    Ok((database, id))
-}
-
-struct Meta {
-    format: u32,
-    role: String,
-    id: String,
-}
-
-impl Meta {
-    fn check(self, role: Role, path: &Path) -> Result<String, OpenError> {
-        let path = path.to_owned();
-        if self.format > FORMAT {
-            return Err(OpenError::Newer {
-                path,
-                found: self.format,
-                supported: FORMAT,
-            });
-        }
-        if self.format < FORMAT {
-            return Err(OpenError::Older {
-                path,
-                found: self.format,
-                supported: FORMAT,
-            });
-        }
-        if self.role != role.as_str() {
-            return Err(OpenError::Role {
-                path,
-                found: self.role,
-                wanted: role.as_str(),
-            });
-        }
-        Ok(self.id)
-    }
-}
-
-fn read_meta(database: &Database) -> Result<Option<Meta>, StoreError> {
-    let tx = database.begin_read()?;
-    let table = match tx.open_table(META) {
-        Ok(table) => table,
-        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    let text = |name: &str| -> Result<String, StoreError> {
-        let value = table.get(name)?;
-        let bytes = value.map(|v| v.value().to_vec()).unwrap_or_default();
-        String::from_utf8(bytes).map_err(|_| StoreError::Damaged(format!("meta `{name}`")))
-    };
-    let format = text("format")?.parse();
-    let format = format.map_err(|_| StoreError::Damaged("the format version".into()))?;
-    Ok(Some(Meta {
-        format,
-        role: text("role")?,
-        id: text("id")?,
-    }))
-}
-
 /// redb may panic where a page makes no sense; that is damage, and no reason to take the process
 /// down before it can say so.
 pub(crate) fn unpanicked<T>(read: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
@@ -339,36 +259,13 @@ pub(crate) fn unpanicked<T>(read: impl FnOnce() -> Result<T, StoreError>) -> Res
     catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err(damaged()))
 }
 
-/// Nothing rests on it, so that one which is damaged stops nobody.
-pub(crate) fn read_size(seal: Seal, database: &Database) -> Result<u64, StoreError> {
-    let table = begin_read(database)?.open_table(SEQUENCES)?;
-    sequence(seal, &table, SIZE)
+/// How much there is, as it was counted.
+pub(crate) fn read_sizes(seal: Seal, database: &Database) -> Result<Sizes, StoreError> {
+    Sizes::read(seal, &begin_read(database)?.open_table(SEQUENCES)?)
 }
 
 fn begin_read(database: &Database) -> Result<ReadTransaction, StoreError> {
     Ok(database.begin_read()?)
-}
-
-fn init(database: &Database, role: Role, id: &str) -> Result<(), StoreError> {
-    let tx = writer::begin(database)?;
-    create_all(&tx)?;
-    {
-        let mut meta = tx.open_table(META)?;
-        write_meta(&mut meta, role, id)?;
-    }
-    Ok(tx.commit()?)
-}
-
-/// Says whose store it is, and in which format.
-pub(crate) fn write_meta(
-    meta: &mut Table<'_, &str, &[u8]>,
-    role: Role,
-    id: &str,
-) -> Result<(), StoreError> {
-    meta.insert("format", FORMAT.to_string().as_bytes())?;
-    meta.insert("role", role.as_str().as_bytes())?;
-    meta.insert("id", id.as_bytes())?;
-    Ok(())
 }
 
 /// An open store. Clones are handles to the same one.
@@ -380,8 +277,8 @@ pub struct Store {
     bytes: Arc<Semaphore>,
     /// What records are sealed with.
     pub(crate) seal: Seal,
-    id: Arc<str>,
-    bound: Option<u64>,
+    epoch: Arc<Epoch>,
+    bound: Option<Bound>,
 }
 
 impl Store {
@@ -391,7 +288,7 @@ impl Store {
     /// In use, not writable, another file, damaged, of a newer format: nothing is changed then.
     pub fn open(dir: &Path, options: &Options) -> Result<Self, OpenError> {
         let store = Self::open_on(Medium::dir(dir, options)?, options)?;
-        keep_name(dir, &store.id)?;
+        keep_name(dir, store.id())?;
         Ok(store)
     }
 
@@ -400,19 +297,19 @@ impl Store {
     /// # Errors
     /// As [`Store::open`].
     pub fn open_on(medium: Medium, options: &Options) -> Result<Self, OpenError> {
-        let (database, id) = prepare(&medium, options)?;
+        let (database, epoch) = meta::prepare(&medium, options)?;
+        let seal = Seal::of(&epoch.store);
         // Where it is damaged the file bounds it.
-        let size = unpanicked(|| read_size(Seal::of(&id), &database));
-        let size = size.unwrap_or_else(|_| medium.taken().unwrap_or(0));
+        let sizes = unpanicked(|| read_sizes(seal, &database));
+        let sizes = sizes.unwrap_or_else(|_| Sizes::unknown(medium.taken().unwrap_or(0)));
         let shared = Arc::new(Shared {
             database: RwLock::new(Some(Arc::new(database))),
-            size: AtomicU64::new(size),
+            sizes,
             moving: AtomicBool::new(false),
             commits: watch::Sender::new(0),
             broken: watch::Sender::new(None),
         });
         let (writes, waiting) = mpsc::channel(limits::MAX_WAITING_WRITES);
-        let seal = Seal::of(&id);
         Writer::start(medium, options, seal, Arc::clone(&shared), waiting);
         let bytes = Arc::new(Semaphore::new(limits::MAX_WAITING_BYTES));
         Ok(Self {
@@ -420,18 +317,23 @@ impl Store {
             writes,
             bytes,
             seal,
-            id: id.into(),
-            bound: options.max_size,
+            epoch: epoch.into(),
+            bound: options.bound,
         })
     }
 
     /// The store's own name: another store never has it.
     pub fn id(&self) -> &str {
-        &self.id
+        &self.epoch.store
     }
 
-    /// Bytes that events, deliveries and attempts may take before nothing new is taken in.
-    pub fn bound(&self) -> Option<u64> {
+    /// Which opening of which store this is.
+    pub fn epoch(&self) -> &Epoch {
+        &self.epoch
+    }
+
+    /// How much events, deliveries and attempts may take before nothing new is taken in.
+    pub fn bound(&self) -> Option<Bound> {
         self.bound
     }
 
@@ -468,13 +370,18 @@ impl Store {
         self.ask(Purpose::Drain, weight, run).await
     }
 
-    /// The same for a write that takes something new in, which a full disk refuses first.
-    pub(crate) async fn take_in<T, F>(&self, weight: usize, run: F) -> Result<T, StoreError>
+    /// The same for a write that takes something new into a bucket, which a full disk refuses first.
+    pub(crate) async fn take_in<T, F>(
+        &self,
+        bucket: BucketId,
+        weight: usize,
+        run: F,
+    ) -> Result<T, StoreError>
     where
         T: Send + 'static,
         F: FnOnce(&mut Tx<'_>) -> Result<T, StoreError> + Send + 'static,
     {
-        self.ask(Purpose::TakeIn, weight, run).await
+        self.ask(Purpose::TakeIn(bucket), weight, run).await
     }
 
     async fn ask<T, F>(&self, purpose: Purpose, weight: usize, run: F) -> Result<T, StoreError>

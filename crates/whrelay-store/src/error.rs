@@ -93,6 +93,9 @@ pub enum StoreError {
     /// What may be kept is kept, and nothing of it has ended that could be removed.
     #[error("the store has reached its bound (--max-disk)")]
     Bound,
+    /// The bucket has filled its share of a store that others use too.
+    #[error("this bucket has filled its share of the store (--max-disk)")]
+    Share,
     /// The store is being reopened.
     #[error("the store is being reopened")]
     Reopening,
@@ -109,7 +112,7 @@ impl StoreError {
     /// Whether the same operation may succeed later.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Full | Self::Bound | Self::Reopening => true,
+            Self::Full | Self::Bound | Self::Share | Self::Reopening => true,
             Self::Broken(_) | Self::Damaged(_) => false,
         }
     }

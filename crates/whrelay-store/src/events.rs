@@ -15,10 +15,11 @@ use crate::index;
 use crate::record::{Seal, Unsealed};
 use crate::retention;
 use crate::rows::EventRow;
-use crate::subscriptions::{SourceMark, put_source};
+use crate::sources::{self, SourceMark};
 use crate::tables::{
     EVENT_IDS, EVENTS, HEADS, QUARANTINE, REMOVALS, REMOVED, SEQUENCES, event_key,
 };
+use crate::tombstones;
 use crate::tx::{Tx, sequence};
 
 /// An event to store, with the deliveries it begins.
@@ -115,13 +116,13 @@ impl Store {
             .map(prepare)
             .collect::<Result<_, StoreError>>()?;
         let weight = prepared.iter().map(|p| p.record.len()).sum();
-        self.take_in(weight, move |tx: &mut Tx<'_>| {
+        self.take_in(bucket, weight, move |tx: &mut Tx<'_>| {
             let put = prepared
                 .into_iter()
                 .map(|event| put_event(tx, bucket, event));
             let receipts = put.collect::<Result<Vec<_>, _>>()?;
             if let Some(mark) = &mark {
-                put_source(tx, bucket, mark)?;
+                sources::put(tx, bucket, mark)?;
             }
             Ok(receipts)
         })
@@ -190,17 +191,14 @@ impl Store {
         })
     }
 
-    /// Where an event is.
+    /// Where an event is; nothing where retention has removed it.
     ///
     /// # Errors
     /// When the store cannot be read.
     pub fn find_event(&self, id: EventId) -> Result<Option<(BucketId, Seq)>, StoreError> {
         self.read(|tx| {
-            let place = tx
-                .open_table(EVENT_IDS)?
-                .get(&id.to_bytes())?
-                .map(|v| v.value());
-            Ok(place.map(|(bucket, seq)| (BucketId(bucket), Seq(seq))))
+            let (events, heads) = (tx.open_table(EVENTS)?, tx.open_table(HEADS)?);
+            tombstones::place_of(&tx.open_table(EVENT_IDS)?, &events, &heads, id)
         })
     }
 
@@ -372,7 +370,7 @@ fn put_event(tx: &mut Tx<'_>, bucket: BucketId, new: Prepared) -> Result<Receipt
     }
     drop(taken);
     tx.event_ids.open()?.insert(&id, (bucket.0, seq.0))?;
-    tx.grow(retention::event_cost(record.len()));
+    tx.grow(bucket, retention::event_cost(record.len()));
     for (ordinal, delivery) in (0..).zip(new.deliveries) {
         deliveries::begin(tx, bucket, seq, ordinal, new.id, &delivery)?;
     }

@@ -21,6 +21,24 @@ pub(crate) fn create_private_dir(dir: &Path) -> io::Result<()> {
     builder.create(dir)
 }
 
+/// Puts a file of ours there unless there is one, in one step: of two that draw at once, both find the same.
+///
+/// # Errors
+/// When it is not on disk.
+pub fn draw_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    if let Some(dir) = path.parent() {
+        create_private_dir(dir)?;
+    }
+    let draft = path.with_extension(format!("new-{}", std::process::id()));
+    write_private(&draft, bytes)?;
+    let linked = fs::hard_link(&draft, path);
+    fs::remove_file(&draft)?;
+    match linked {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
 /// Puts a file of ours there in one step: whoever looks finds the one before or this one, whole, also after a
 /// power cut.
 ///

@@ -4,8 +4,6 @@
 //! Places are given without gaps, so each that is emptied is remembered, or it would be taken for a loss: one
 //! by one behind the first that is kept, and all before that as one number.
 
-use std::sync::atomic::Ordering;
-
 use redb::{ReadTransaction, ReadableTable, ReadableTableMetadata};
 use whrelay_core::bucket::{BucketId, Seq};
 use whrelay_core::delivery::{self, Delivery, State};
@@ -23,6 +21,7 @@ use crate::rows::{EventRow, RemovalsRow};
 use crate::states::{self, Found};
 use crate::subscriptions;
 use crate::tables::{EVENTS, HEADS, REMOVALS, REMOVED, SUBSCRIPTIONS, event_key};
+use crate::tombstones;
 use crate::tx::Tx;
 
 /// What retention has removed from a bucket since its store began.
@@ -53,7 +52,12 @@ impl Store {
     /// Bytes that events, deliveries and attempts take, as they are counted against the bound. The file has
     /// more: pages that are not full, or free.
     pub fn size(&self) -> u64 {
-        self.shared.size.load(Ordering::Relaxed)
+        self.shared.sizes.total()
+    }
+
+    /// The same of one bucket.
+    pub fn bucket_size(&self, bucket: BucketId) -> u64 {
+        self.shared.sizes.of(bucket)
     }
 
     /// What retention has removed.
@@ -109,7 +113,7 @@ impl Store {
         if found.is_empty() {
             return Ok(Swept::default());
         }
-        let weight = weight(part, found.len(), max_bytes);
+        let (weight, bound) = (weight(part, found.len(), max_bytes), self.bound());
         self.write(weight, move |tx: &mut Tx<'_>| {
             let mut row = read(tx.seal, tx.removals.open()?, bucket)?;
             let (mut swept, mut bytes) = (Swept::default(), 0);
@@ -139,6 +143,7 @@ impl Store {
             }
             close_up(tx, bucket, &mut row)?;
             put(tx, bucket, &row)?;
+            tombstones::trim(tx, bound)?;
             Ok(swept)
         })
         .await
@@ -153,10 +158,11 @@ impl Store {
         &self,
         bucket: BucketId,
         part: Part,
+        by: Timestamp,
     ) -> Result<Option<Timestamp>, StoreError> {
         self.read(|tx| {
             let receipted = tx.open_table(SUBSCRIPTIONS)?;
-            let receipted = subscriptions::receipted_by_all(self.seal, &receipted, bucket)?;
+            let receipted = subscriptions::removable_through(self.seal, &receipted, bucket, by)?;
             let upto = upto(self.seal, &tx.open_table(REMOVALS)?, bucket, part)?;
             if upto >= receipted {
                 return Ok(None);
@@ -184,8 +190,9 @@ impl Store {
             weight(part, max_events, max_bytes),
             move |tx: &mut Tx<'_>| {
                 let mut row = read(tx.seal, tx.removals.open()?, bucket)?;
+                let table = tx.subscriptions.open()?;
                 let receipted =
-                    subscriptions::receipted_by_all(tx.seal, tx.subscriptions.open()?, bucket)?;
+                    subscriptions::removable_through(tx.seal, table, bucket, received_by)?;
                 let places = removed_upto(&row, part).0 + 1..=receipted.0;
                 let (mut removed, mut bytes) = (0, 0);
                 for seq in places.take(max_events).map(Seq) {
@@ -338,13 +345,13 @@ fn remove_body(
     };
     tx.events.open()?.remove(place)?;
     tx.heads.open()?.insert(place, head.as_slice())?;
-    tx.shrink(event_cost(whole));
-    tx.grow(event_cost(head.len()));
+    tx.shrink(bucket, event_cost(whole));
+    tx.grow(bucket, event_cost(head.len()));
     row.bodies += 1;
     Ok(true)
 }
 
-/// Removes an event with its body or without. Answers whether it was there.
+/// Removes an event with its body or without, and its id where one is given. Answers whether it was there.
 pub(crate) fn remove_records(
     tx: &mut Tx<'_>,
     bucket: BucketId,
@@ -359,7 +366,7 @@ pub(crate) fn remove_records(
             there = true;
         }
     }
-    tx.shrink(cost);
+    tx.shrink(bucket, cost);
     row.events += u64::from(there);
     if let Some(id) = id {
         tx.event_ids.open()?.remove(&id.to_bytes())?;
@@ -373,7 +380,8 @@ fn remove_event(
     all: &[Delivery],
     row: &mut RemovalsRow,
 ) -> Result<bool, StoreError> {
-    remove_records(tx, bucket, seq, Some(event), row)?;
+    remove_records(tx, bucket, seq, None, row)?;
+    tombstones::leave(tx, bucket);
     if let Some(first) = all.first() {
         states::change(tx, first.key, event, delivery::event_state(all), None)?;
     }

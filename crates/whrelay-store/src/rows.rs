@@ -152,17 +152,61 @@ impl RemovalsRow {
     }
 }
 
-#[derive(Clone, Copy, Serialize, Deserialize)]
+#[derive(Clone, Default, Serialize, Deserialize)]
 pub(crate) struct SubscriptionRow {
     pub(crate) acked: u64,
-    /// Up to here nothing was sent any more when it first receipted.
+    /// Nothing up to here was ever meant for it.
     pub(crate) since: u64,
+    /// When its agent was last heard of; 0 where that was before this was kept.
+    pub(crate) seen_at: i64,
+    /// The agents that had it, the last one last.
+    pub(crate) holders: Vec<HolderRow>,
+    pub(crate) ended: Option<EndedRow>,
+    /// Everything behind this number is sent again, until the agent has acknowledged some of it.
+    pub(crate) rewind: Option<u64>,
+}
+
+impl SubscriptionRow {
+    /// When its agent was last heard of, where that is known.
+    pub(crate) fn seen(&self) -> Option<Timestamp> {
+        (self.seen_at != 0).then_some(Timestamp::from_micros(self.seen_at))
+    }
+}
+
+/// An agent that had a subscription.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct HolderRow {
+    pub(crate) store: String,
+    pub(crate) opens: u64,
+    pub(crate) instance: u64,
+    pub(crate) host: String,
+    pub(crate) user: String,
+    /// Up to here it acknowledged when it had it.
+    pub(crate) acked: u64,
+}
+
+/// The end of a subscription.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct EndedRow {
+    pub(crate) at: i64,
+    /// The last number given by then: what it had not acknowledged up to there is unclaimed.
+    pub(crate) through: u64,
 }
 
 #[derive(Serialize, Deserialize)]
 pub(crate) struct SourceRow {
     pub(crate) forwarder: String,
     pub(crate) seq: u64,
+    /// Events that came from there by their numbers there, as a locator keeps them.
+    pub(crate) locator: Vec<(u64, [u8; 16])>,
+}
+
+/// What has happened to a directory that its owner should know of.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct IncidentRow {
+    pub(crate) at: i64,
+    pub(crate) kind: String,
+    pub(crate) text: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -185,6 +229,8 @@ enum StateRow {
     Deadline,
     Attempts,
     Discarded,
+    Damaged,
+    Unclaimed,
 }
 
 impl StateRow {
@@ -196,6 +242,8 @@ impl StateRow {
             (State::Dead, Some(DeadReason::Deadline)) => Self::Deadline,
             (State::Dead, Some(DeadReason::Attempts)) => Self::Attempts,
             (State::Dead, Some(DeadReason::Discarded)) => Self::Discarded,
+            (State::Dead, Some(DeadReason::Damaged)) => Self::Damaged,
+            (State::Dead, Some(DeadReason::Unclaimed)) => Self::Unclaimed,
             (State::Dead, Some(DeadReason::Rejected) | None) => Self::Rejected,
         }
     }
@@ -209,6 +257,8 @@ impl StateRow {
             Self::Deadline => (State::Dead, Some(DeadReason::Deadline)),
             Self::Attempts => (State::Dead, Some(DeadReason::Attempts)),
             Self::Discarded => (State::Dead, Some(DeadReason::Discarded)),
+            Self::Damaged => (State::Dead, Some(DeadReason::Damaged)),
+            Self::Unclaimed => (State::Dead, Some(DeadReason::Unclaimed)),
         }
     }
 }

@@ -26,12 +26,15 @@ use crate::error::{OpenError, StoreError};
 use crate::events::record_of;
 use crate::index::Wait;
 use crate::lock::DirLock;
+use crate::meta;
 use crate::pages::Pages;
 use crate::private::private_file;
 use crate::record::Seal;
 use crate::retention;
-use crate::rows::{DestinationRow, EventRow, RemovalsRow, SubscriptionRow};
-use crate::subscriptions::{self, SourceMark};
+use crate::rows::{DestinationRow, EventRow, RemovalsRow, SourceRow, SubscriptionRow};
+use crate::sizes::Sizes;
+use crate::sources;
+use crate::subscriptions;
 use crate::tables::{ATTEMPT_LOG, create_all, delivery_key, delivery_tuple, event_key};
 use crate::tx::Tx;
 use crate::writer;
@@ -143,7 +146,7 @@ fn save(
         kept: Kept::default(),
         batch: Vec::new(),
         weight: 0,
-        size: 0,
+        sizes: Sizes::default(),
         again,
     };
     salvage.gather(path)?;
@@ -187,7 +190,7 @@ struct Kept {
     any: bool,
     agent: bool,
     last: HashMap<u32, u64>,
-    sources: HashMap<BucketId, SourceMark>,
+    sources: HashMap<BucketId, SourceRow>,
     subscriptions: HashMap<(BucketId, String), SubscriptionRow>,
     destinations: BTreeMap<u32, DestinationRow>,
     removed: BTreeSet<(u32, u64)>,
@@ -220,7 +223,7 @@ struct Salvage<I> {
     batch: Vec<Found>,
     weight: usize,
     /// Bytes that what was written takes, as the store counts them.
-    size: u64,
+    sizes: Sizes,
     again: Again<I>,
 }
 
@@ -252,10 +255,10 @@ impl<I: FnMut() -> u128> Salvage<I> {
         kept.agent |= found.is_an_agents();
         match found {
             Found::Last(of, last) => reach(&mut kept.last, of, last),
-            Found::Source(bucket, mark) => {
+            Found::Source(bucket, row) => {
                 let known = kept.sources.get(&bucket);
-                if known.is_none_or(|known| known.seq < mark.seq) {
-                    kept.sources.insert(bucket, mark);
+                if known.is_none_or(|known| known.seq < row.seq) {
+                    kept.sources.insert(bucket, row);
                 }
             }
             Found::Subscription(bucket, name, row) => {
@@ -293,7 +296,8 @@ impl<I: FnMut() -> u128> Salvage<I> {
         for found in self.batch.drain(..) {
             put(&mut tx, &mut self.kept, found)?;
         }
-        self.size = tx.finish(self.size)?;
+        let changed = tx.finish(&self.sizes)?;
+        self.sizes.set(&changed);
         self.weight = 0;
         Ok(transaction.commit()?)
     }
@@ -306,7 +310,7 @@ impl<I: FnMut() -> u128> Salvage<I> {
         };
         let transaction = writer::begin(&self.new)?;
         let mut tx = Tx::new(&transaction, self.new_seal);
-        disk::write_meta(tx.meta.open()?, role, name)?;
+        meta::write(tx.meta.open()?, role, name)?;
         let mut saved = Salvaged {
             role,
             events: self.kept.events,
@@ -331,22 +335,26 @@ impl<I: FnMut() -> u128> Salvage<I> {
         if role == Role::Agent {
             saved.begun_again = self.begin_again(&mut tx)?;
         }
-        for (bucket, mark) in &mut self.kept.sources {
+        for (bucket, row) in &mut self.kept.sources {
             // The forwarder sends everything again, and what is here already is known by its id.
             if saved.lost.iter().any(|(of, _)| of == bucket) {
-                mark.seq = Seq(0);
+                row.seq = 0;
+                row.locator.clear();
             }
-            subscriptions::put_source(&mut tx, *bucket, mark)?;
+            sources::put_row(&mut tx, *bucket, row)?;
         }
         for ((bucket, name), row) in &self.kept.subscriptions {
             let last = self.kept.last.get(&bucket.0).copied().unwrap_or(0);
-            let acked = row.acked.min(last);
-            subscriptions::put(&mut tx, *bucket, name, SubscriptionRow { acked, ..*row })?;
+            let row = SubscriptionRow {
+                acked: row.acked.min(last),
+                ..row.clone()
+            };
+            subscriptions::put(&mut tx, *bucket, name, &row)?;
         }
         for (of, last) in &self.kept.last {
             tx.reach(*of, *last);
         }
-        self.size = tx.finish(self.size)?;
+        tx.finish(&self.sizes)?;
         transaction.commit()?;
         Ok(saved)
     }
@@ -420,8 +428,8 @@ fn put(tx: &mut Tx<'_>, kept: &mut Kept, found: Found) -> Result<(), StoreError>
                 heads.remove(place)?;
                 let table = if has_body { events } else { heads };
                 table.insert(place, record.as_slice())?;
-                tx.shrink(known.map_or(0, retention::event_cost));
-                tx.grow(retention::event_cost(record.len()));
+                tx.shrink(bucket, known.map_or(0, retention::event_cost));
+                tx.grow(bucket, retention::event_cost(record.len()));
             }
             tx.event_ids.open()?.insert(&id.to_bytes(), place)?;
             reach(&mut kept.last, bucket.0, seq.0);
@@ -436,7 +444,7 @@ fn put(tx: &mut Tx<'_>, kept: &mut Kept, found: Found) -> Result<(), StoreError>
             }
             reach(&mut kept.last, delivery.key.bucket.0, delivery.key.seq.0);
         }
-        Found::Attempt(place, row, record) => {
+        Found::Attempt(place, bucket, row, record) => {
             tx.attempt_states.open()?.insert(row, ())?;
             let record = record.seal(tx.seal, &place.to_be_bytes());
             let new = tx
@@ -446,7 +454,7 @@ fn put(tx: &mut Tx<'_>, kept: &mut Kept, found: Found) -> Result<(), StoreError>
                 .is_none();
             kept.attempts += u64::from(new);
             if new {
-                tx.grow(attempts::cost(&record));
+                tx.grow(bucket, attempts::cost(&record));
             }
             reach(&mut kept.last, ATTEMPT_LOG, place);
         }

@@ -1,6 +1,6 @@
 //! What the writer of a store and all its readers share. It must not know what either does.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
@@ -10,12 +10,13 @@ use tokio::sync::watch;
 use whrelay_core::limits;
 
 use crate::error::StoreError;
+use crate::sizes::Sizes;
 
 /// What the writer and all readers share.
 pub(crate) struct Shared {
     pub(crate) database: RwLock<Option<Arc<Database>>>,
     /// Bytes that events, deliveries and attempts take.
-    pub(crate) size: AtomicU64,
+    pub(crate) sizes: Sizes,
     /// Whether the file is being made smaller, which takes a moment.
     pub(crate) moving: AtomicBool,
     /// Counts commits.

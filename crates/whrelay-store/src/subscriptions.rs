@@ -1,27 +1,35 @@
-//! How far subscriptions have come, seen from both ends. It must not know tunnels.
+//! Subscriptions as a forwarder keeps them: how far each has come, who has it, and how it ends. It must not know
+//! tunnels.
 
 use std::ops::Range;
 
 use redb::ReadableTable;
 use whrelay_core::bucket::{BucketId, Seq};
 use whrelay_core::retention::Part;
+use whrelay_core::time::Timestamp;
 
 use crate::disk::Store;
 use crate::error::StoreError;
 use crate::events::last_place;
 use crate::record::{self, Seal};
 use crate::retention;
-use crate::rows::{SourceRow, SubscriptionRow};
-use crate::tables::{SOURCES, SUBSCRIPTIONS};
+use crate::rows::{EndedRow, HolderRow, SubscriptionRow};
+use crate::tables::SUBSCRIPTIONS;
 use crate::tx::Tx;
 
-/// How far an agent's store has come with a forwarder's.
+/// The agent that has a subscription, or had it last.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SourceMark {
-    /// The name of the forwarder's store.
-    pub forwarder: String,
-    /// The last place on the agent's disk.
-    pub seq: Seq,
+pub struct Holder {
+    /// The name of its store.
+    pub store: String,
+    /// How often that store was opened.
+    pub opens: u64,
+    /// Which opening it is.
+    pub instance: u64,
+    /// Its machine.
+    pub host: String,
+    /// Its user there.
+    pub user: String,
 }
 
 /// A subscription, as a forwarder knows it.
@@ -29,22 +37,51 @@ pub struct SourceMark {
 pub struct Subscription {
     /// Its name.
     pub name: String,
-    /// Up to here nothing was sent any more when it first receipted.
+    /// Nothing up to here was ever meant for it.
     pub since: Seq,
-    /// Up to here everything was receipted since.
+    /// Everything behind that and up to here was acknowledged.
     pub acked: Seq,
+    /// When its agent was last heard of, as far as that is known.
+    pub seen_at: Option<Timestamp>,
+    /// The agent that had it last, as far as that is known.
+    pub holder: Option<Holder>,
+    /// When it was ended, and the last number given by then.
+    pub ended: Option<(Timestamp, Seq)>,
+}
+
+/// What became of an event for a subscription.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It was never meant for it.
+    NotMeant,
+    /// Its agent has it on disk.
+    Acknowledged,
+    /// It waits for its agent.
+    Queued,
+    /// The subscription was ended before its agent had it.
+    Unclaimed,
 }
 
 impl Subscription {
-    /// Whether its agent has receipted what is at a place.
-    pub fn has_receipted(&self, seq: Seq) -> bool {
-        self.since < seq && seq <= self.acked
+    /// What became of the event at a place.
+    pub fn fate(&self, seq: Seq) -> Fate {
+        if seq <= self.since {
+            Fate::NotMeant
+        } else if seq <= self.acked {
+            Fate::Acknowledged
+        } else if let Some((_, through)) = self.ended {
+            match seq <= through {
+                true => Fate::Unclaimed,
+                false => Fate::NotMeant,
+            }
+        } else {
+            Fate::Queued
+        }
     }
 }
 
 impl Store {
-    /// The place up to which a subscription has receipted; a new one begins before everything. It
-    /// writes nothing, so that a full disk keeps nobody from draining it.
+    /// The place up to which a subscription has acknowledged; a new one begins before everything.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -62,19 +99,11 @@ impl Store {
     /// When the store cannot be read.
     pub fn subscriptions(&self, bucket: BucketId) -> Result<Vec<Subscription>, StoreError> {
         self.read(|tx| {
-            let mut all = Vec::new();
-            let table = tx.open_table(SUBSCRIPTIONS)?;
-            for entry in table.range(of_bucket(bucket))? {
-                let (place, record) = entry?;
-                let name = place.value().1;
-                let row = open(self.seal, bucket, name, record.value())?;
-                all.extend(row.map(|SubscriptionRow { acked, since }| Subscription {
-                    name: name.to_owned(),
-                    since: Seq(since),
-                    acked: Seq(acked),
-                }));
-            }
-            Ok(all)
+            let all = rows(self.seal, &tx.open_table(SUBSCRIPTIONS)?, bucket)?;
+            let named = all
+                .into_iter()
+                .map(|(name, row)| Some(into_subscription(name, row?)));
+            Ok(named.flatten().collect())
         })
     }
 
@@ -95,37 +124,138 @@ impl Store {
             if !speaks() {
                 return Ok(());
             }
-            let since = match get(tx.seal, tx.subscriptions.open()?, bucket, &name)? {
-                Some(row) if row.acked >= upto.0 => return Ok(()),
-                Some(row) => row.since,
-                None => retention::upto(tx.seal, tx.removals.open()?, bucket, Part::Body)?.0,
+            let mut row = match get(tx.seal, tx.subscriptions.open()?, bucket, &name)? {
+                Some(row) => row,
+                None => SubscriptionRow {
+                    since: pruned_through(tx, bucket)?.0,
+                    ..SubscriptionRow::default()
+                },
             };
-            let acked = upto.0;
-            put(tx, bucket, &name, SubscriptionRow { acked, since })
+            if row.acked >= upto.0 {
+                return Ok(());
+            }
+            row.acked = upto.0;
+            if let Some(holder) = row.holders.last_mut() {
+                holder.acked = upto.0;
+            }
+            row.rewind = row.rewind.filter(|rewind| *rewind >= upto.0);
+            put(tx, bucket, &name, &row)
         })
         .await
     }
 
-    /// Moves a subscription's place back: its agent has lost what it had receipted since. Answers the place
-    /// behind which everything can be sent again: retention may be further.
+    /// Notes that a subscription's agent is there.
     ///
     /// # Errors
     /// When it is not on disk.
-    pub async fn take_back(
+    pub async fn note_seen(
         &self,
         bucket: BucketId,
         name: &str,
-        upto: Seq,
-    ) -> Result<Seq, StoreError> {
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        self.change(bucket, name, move |row| {
+            row.seen_at = row.seen_at.max(now.as_micros());
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// Ends a subscription: it keeps no event from being removed any more. What it has not acknowledged is
+    /// unclaimed. Answers how many events that are, or nothing where there is no such subscription.
+    ///
+    /// # Errors
+    /// When it is not on disk.
+    pub async fn end_subscription(
+        &self,
+        bucket: BucketId,
+        name: &str,
+        now: Timestamp,
+    ) -> Result<Option<u64>, StoreError> {
         let name = name.to_owned();
         self.write(64, move |tx: &mut Tx<'_>| {
-            let bare = retention::upto(tx.seal, tx.removals.open()?, bucket, Part::Body)?;
-            let row = get(tx.seal, tx.subscriptions.open()?, bucket, &name)?;
-            let since = row.map_or(bare.0, |row| row.since);
-            let start = upto.max(bare);
-            let acked = start.0;
-            put(tx, bucket, &name, SubscriptionRow { acked, since })?;
-            Ok(start)
+            let Some(mut row) = get(tx.seal, tx.subscriptions.open()?, bucket, &name)? else {
+                return Ok(None);
+            };
+            let (last, pruned) = (tx.last(bucket.0)?, pruned_through(tx, bucket)?.0);
+            let through = row.ended.map_or(last, |ended| ended.through);
+            let unclaimed = through.saturating_sub(row.acked.max(pruned));
+            if unclaimed == 0 {
+                remove(tx, bucket, &name)?;
+                return Ok(Some(0));
+            }
+            let at = now.as_micros();
+            row.ended = row.ended.or(Some(EndedRow { at, through }));
+            put(tx, bucket, &name, &row)?;
+            Ok(Some(unclaimed))
+        })
+        .await
+    }
+
+    /// Has a subscription sent again everything behind a place that is still there. Answers how many events
+    /// that are at most, or nothing where there is no such subscription.
+    ///
+    /// # Errors
+    /// When it is not on disk.
+    pub async fn rewind_subscription(
+        &self,
+        bucket: BucketId,
+        name: &str,
+        behind: Seq,
+    ) -> Result<Option<u64>, StoreError> {
+        let name = name.to_owned();
+        self.write(64, move |tx: &mut Tx<'_>| {
+            let Some(mut row) = get(tx.seal, tx.subscriptions.open()?, bucket, &name)? else {
+                return Ok(None);
+            };
+            let behind = behind.max(pruned_through(tx, bucket)?).0;
+            if behind < row.acked {
+                row.rewind = Some(row.rewind.map_or(behind, |before| before.min(behind)));
+                row.since = row.since.min(behind);
+                // From now on nothing that is asked for again is removed.
+                row.acked = behind;
+                put(tx, bucket, &name, &row)?;
+            }
+            Ok(Some(tx.last(bucket.0)?.saturating_sub(behind)))
+        })
+        .await
+    }
+
+    /// Forgets subscriptions that were ended by then, and those whose unclaimed events are gone. Answers their
+    /// names.
+    ///
+    /// # Errors
+    /// When it is not on disk.
+    pub async fn forget_ended(
+        &self,
+        bucket: BucketId,
+        by: Timestamp,
+    ) -> Result<Vec<String>, StoreError> {
+        let is_over = move |row: &SubscriptionRow, pruned: Seq| {
+            row.ended.is_some_and(|ended| {
+                ended.at <= by.as_micros() || ended.through <= pruned.0.max(row.acked)
+            })
+        };
+        let pruned = self.bare_upto(bucket)?;
+        let none = self.read(|tx| {
+            let all = rows(self.seal, &tx.open_table(SUBSCRIPTIONS)?, bucket)?;
+            let mut known = all.iter().filter_map(|(_, row)| row.as_ref());
+            Ok(!known.any(|row| is_over(row, pruned)))
+        })?;
+        if none {
+            return Ok(Vec::new());
+        }
+        self.write(64, move |tx: &mut Tx<'_>| {
+            let pruned = pruned_through(tx, bucket)?;
+            let all = rows(tx.seal, tx.subscriptions.open()?, bucket)?;
+            let over = all
+                .into_iter()
+                .filter(|(_, row)| row.as_ref().is_some_and(|row| is_over(row, pruned)));
+            let names: Vec<_> = over.map(|(name, _)| name).collect();
+            for name in &names {
+                remove(tx, bucket, name)?;
+            }
+            Ok(names)
         })
         .await
     }
@@ -138,28 +268,94 @@ impl Store {
         self.read(|tx| last_place(self.seal, tx, bucket).map(Seq))
     }
 
-    /// How far this agent's store has come, if it ever stored anything of the bucket's.
-    ///
-    /// # Errors
-    /// When the store cannot be read.
-    pub fn source(&self, bucket: BucketId) -> Result<Option<SourceMark>, StoreError> {
-        self.read(|tx| {
-            let Some(record) = tx.open_table(SOURCES)?.get(bucket.0)? else {
-                return Ok(None);
+    /// Changes a subscription that is there. Answers whether it was.
+    async fn change(
+        &self,
+        bucket: BucketId,
+        name: &str,
+        change: impl FnOnce(&mut SubscriptionRow) + Send + 'static,
+    ) -> Result<bool, StoreError> {
+        let name = name.to_owned();
+        self.write(64, move |tx: &mut Tx<'_>| {
+            let Some(mut row) = get(tx.seal, tx.subscriptions.open()?, bucket, &name)? else {
+                return Ok(false);
             };
-            let key = bucket.0.to_be_bytes();
-            let opened = self.seal.open::<SourceRow>("source", &key, record.value());
-            let mark = |(row, _): (SourceRow, _)| SourceMark {
-                forwarder: row.forwarder,
-                seq: Seq(row.seq),
-            };
-            Ok(record::undamaged(opened)?.map(mark))
+            change(&mut row);
+            put(tx, bucket, &name, &row)?;
+            Ok(true)
         })
+        .await
     }
 }
 
 pub(crate) fn key(bucket: BucketId, name: &str) -> Vec<u8> {
     [&bucket.0.to_be_bytes(), name.as_bytes()].concat()
+}
+
+fn into_subscription(name: String, row: SubscriptionRow) -> Subscription {
+    let seen_at = row.seen();
+    let SubscriptionRow {
+        acked,
+        since,
+        seen_at: _,
+        holders,
+        ended,
+        rewind: _,
+    } = row;
+    Subscription {
+        name,
+        since: Seq(since),
+        acked: Seq(acked),
+        seen_at,
+        holder: holders.into_iter().next_back().map(Holder::from),
+        ended: ended.map(|ended| (Timestamp::from_micros(ended.at), Seq(ended.through))),
+    }
+}
+
+impl From<HolderRow> for Holder {
+    fn from(row: HolderRow) -> Self {
+        let HolderRow {
+            store,
+            opens,
+            instance,
+            host,
+            user,
+            acked: _,
+        } = row;
+        Self {
+            store,
+            opens,
+            instance,
+            host,
+            user,
+        }
+    }
+}
+
+impl HolderRow {
+    /// A holder that has acknowledged up to a place.
+    pub(crate) fn new(holder: Holder, acked: Seq) -> Self {
+        let Holder {
+            store,
+            opens,
+            instance,
+            host,
+            user,
+        } = holder;
+        Self {
+            store,
+            opens,
+            instance,
+            host,
+            user,
+            acked: acked.0,
+        }
+    }
+}
+
+/// The place up to which a forwarder sends nothing any more.
+pub(crate) fn pruned_through(tx: &mut Tx<'_>, bucket: BucketId) -> Result<Seq, StoreError> {
+    retention::upto(tx.seal, tx.removals.open()?, bucket, Part::Body)
 }
 
 fn of_bucket(bucket: BucketId) -> Range<(u32, &'static str)> {
@@ -177,7 +373,7 @@ fn open(
     Ok(record::undamaged(opened)?.map(|(row, _)| row))
 }
 
-fn get(
+pub(crate) fn get(
     seal: Seal,
     table: &impl ReadableTable<(u32, &'static str), &'static [u8]>,
     bucket: BucketId,
@@ -189,46 +385,68 @@ fn get(
     }
 }
 
-/// The place up to which every subscription of a bucket has receipted; 0 where there is none.
-pub(crate) fn receipted_by_all(
+/// The rows of a bucket by name; nothing for one that is damaged.
+pub(crate) fn rows(
     seal: Seal,
     table: &impl ReadableTable<(u32, &'static str), &'static [u8]>,
     bucket: BucketId,
-) -> Result<Seq, StoreError> {
-    let mut least = None;
+) -> Result<Vec<(String, Option<SubscriptionRow>)>, StoreError> {
+    let mut all = Vec::new();
     for entry in table.range(of_bucket(bucket))? {
         let (place, record) = entry?;
-        let row = open(seal, bucket, place.value().1, record.value())?;
-        let seq = row.map_or(0, |row| row.acked);
-        least = Some(least.map_or(seq, |least: u64| seq.min(least)));
+        let name = place.value().1;
+        all.push((name.to_owned(), open(seal, bucket, name, record.value())?));
     }
-    Ok(Seq(least.unwrap_or(0)))
+    Ok(all)
+}
+
+/// The place up to which a forwarder may remove what was received by then: every subscription has acknowledged
+/// it, or was ended by then. Where nobody has ever subscribed, everything is still to be delivered.
+pub(crate) fn removable_through(
+    seal: Seal,
+    table: &impl ReadableTable<(u32, &'static str), &'static [u8]>,
+    bucket: BucketId,
+    by: Timestamp,
+) -> Result<Seq, StoreError> {
+    let (mut least, mut ended_through) = (u64::MAX, 0);
+    let mut active = false;
+    for (_, row) in rows(seal, table, bucket)? {
+        let Some(row) = row else {
+            return Ok(Seq(0));
+        };
+        match row.ended {
+            Some(ended) => {
+                ended_through = ended.through.max(ended_through);
+                if ended.at > by.as_micros() && row.acked < ended.through {
+                    least = least.min(row.acked);
+                }
+            }
+            None => {
+                active = true;
+                least = least.min(row.acked);
+            }
+        }
+    }
+    Ok(Seq(match active {
+        true => least,
+        false => least.min(ended_through),
+    }))
 }
 
 pub(crate) fn put(
     tx: &mut Tx<'_>,
     bucket: BucketId,
     name: &str,
-    row: SubscriptionRow,
+    row: &SubscriptionRow,
 ) -> Result<(), StoreError> {
-    let record = tx.seal.seal(&key(bucket, name), &row)?;
+    let record = tx.seal.seal(&key(bucket, name), row)?;
     tx.subscriptions
         .open()?
         .insert((bucket.0, name), record.as_slice())?;
     Ok(())
 }
 
-/// Records, with the events themselves, how far the agent has come.
-pub(crate) fn put_source(
-    tx: &mut Tx<'_>,
-    bucket: BucketId,
-    mark: &SourceMark,
-) -> Result<(), StoreError> {
-    let row = SourceRow {
-        forwarder: mark.forwarder.clone(),
-        seq: mark.seq.0,
-    };
-    let record = tx.seal.seal(&bucket.0.to_be_bytes(), &row)?;
-    tx.sources.open()?.insert(bucket.0, record.as_slice())?;
+fn remove(tx: &mut Tx<'_>, bucket: BucketId, name: &str) -> Result<(), StoreError> {
+    tx.subscriptions.open()?.remove((bucket.0, name))?;
     Ok(())
 }

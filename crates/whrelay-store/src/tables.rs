@@ -5,13 +5,15 @@ use redb::{TableDefinition, TableError, WriteTransaction};
 use whrelay_core::bucket::{BucketId, Seq};
 use whrelay_core::delivery::DeliveryKey;
 
-/// The newest format this version reads and writes.
-pub(crate) const FORMAT: u32 = 6;
+/// The format this version writes.
+pub(crate) const FORMAT: u32 = 7;
+/// The oldest format this version migrates.
+pub(crate) const OLDEST_FORMAT: u32 = 6;
 
 /// Key: a name. Value: plain bytes (`format`, `role`, `id`, and notes).
 pub(crate) const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta_v1");
-/// Key: what is counted (a bucket's number, [`ATTEMPT_LOG`] or [`SIZE`]). Value: the last number given, and
-/// its checksum under the store's seal, since a number that rots would be given twice.
+/// Key: what is counted (a bucket's number, [`ATTEMPT_LOG`], [`SIZE`] or a bucket's [`bucket_size`]). Value: the
+/// last number given, and its checksum under the store's seal, since a number that rots would be given twice.
 pub(crate) const SEQUENCES: TableDefinition<'_, u32, (u64, u64)> =
     TableDefinition::new("sequences_v1");
 /// Key: bucket. Value: record of `BucketRow`.
@@ -26,9 +28,9 @@ pub(crate) const EVENT_IDS: TableDefinition<'_, &[u8; 16], (u32, u64)> =
     TableDefinition::new("event_ids_v1");
 /// Key: bucket, subscription. Value: record of `SubscriptionRow`.
 pub(crate) const SUBSCRIPTIONS: TableDefinition<'_, (u32, &str), &[u8]> =
-    TableDefinition::new("subscriptions_v2");
+    TableDefinition::new("subscriptions_v3");
 /// Key: bucket. Value: record of `SourceRow`: how far the agent has come at its forwarder.
-pub(crate) const SOURCES: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("sources_v1");
+pub(crate) const SOURCES: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("sources_v2");
 /// Key: destination. Value: record of `DestinationRow`.
 pub(crate) const DESTINATIONS: TableDefinition<'_, u32, &[u8]> =
     TableDefinition::new("destinations_v1");
@@ -68,6 +70,18 @@ pub(crate) const REMOVED: TableDefinition<'_, (u32, u64), &[u8]> =
 pub(crate) const ATTEMPT_LOG: u32 = 0;
 /// The key in [`SEQUENCES`] for the bytes that all events, deliveries and attempts take.
 pub(crate) const SIZE: u32 = u32::MAX;
+/// Above every bucket's number.
+const BUCKET_SIZES: u32 = 1 << 31;
+
+/// The key in [`SEQUENCES`] for the bytes that those of a bucket take.
+pub(crate) fn bucket_size(bucket: BucketId) -> u32 {
+    BUCKET_SIZES | bucket.0
+}
+
+/// The bucket whose size a key in [`SEQUENCES`] is for, if it is for one.
+pub(crate) fn sized_bucket(key: u32) -> Option<BucketId> {
+    (key > BUCKET_SIZES && key != SIZE).then_some(BucketId(key & !BUCKET_SIZES))
+}
 
 /// Creates every table, so that readers find them all.
 pub(crate) fn create_all(tx: &WriteTransaction) -> Result<(), TableError> {

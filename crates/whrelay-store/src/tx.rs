@@ -4,10 +4,12 @@
 use std::collections::HashMap;
 
 use redb::{Key, ReadableTable, Table, TableDefinition, Value, WriteTransaction};
+use whrelay_core::bucket::BucketId;
 use whrelay_core::delivery::{DestinationId, State};
 
 use crate::error::StoreError;
 use crate::record::Seal;
+use crate::sizes::Sizes;
 use crate::tables::*;
 
 /// A table that is opened when first used.
@@ -65,8 +67,8 @@ pub(crate) struct Tx<'txn> {
     given: HashMap<u32, u64>,
     /// Changes to the counts, not yet written.
     moved: HashMap<(u32, u8), i64>,
-    /// Bytes that there are more, not yet written.
-    grown: i64,
+    /// Bytes that a bucket has more, not yet written.
+    grown: HashMap<BucketId, i64>,
 }
 
 impl<'txn> Tx<'txn> {
@@ -94,7 +96,7 @@ impl<'txn> Tx<'txn> {
             counts: Lazy::new(tx, COUNTS),
             given: HashMap::new(),
             moved: HashMap::new(),
-            grown: 0,
+            grown: HashMap::new(),
         }
     }
 
@@ -129,21 +131,31 @@ impl<'txn> Tx<'txn> {
         }
     }
 
-    /// A row was added that takes so many bytes.
-    pub(crate) fn grow(&mut self, bytes: usize) {
-        self.grown += bytes as i64;
+    /// A row of a bucket was added that takes so many bytes.
+    pub(crate) fn grow(&mut self, bucket: BucketId, bytes: usize) {
+        *self.grown.entry(bucket).or_default() += bytes as i64;
     }
 
-    /// A row was removed that took so many bytes.
-    pub(crate) fn shrink(&mut self, bytes: usize) {
-        self.grown -= bytes as i64;
+    /// A row of a bucket was removed that took so many bytes.
+    pub(crate) fn shrink(&mut self, bucket: BucketId, bytes: usize) {
+        *self.grown.entry(bucket).or_default() -= bytes as i64;
     }
 
-    /// Writes what was counted. `size` is how many bytes there were before; answers how many there are.
-    pub(crate) fn finish(mut self, size: u64) -> Result<u64, StoreError> {
-        let size = size.saturating_add_signed(self.grown);
-        if self.grown != 0 {
-            self.given.insert(SIZE, size);
+    /// Writes what was counted. `sizes` is what there was before; answers what has changed.
+    pub(crate) fn finish(mut self, sizes: &Sizes) -> Result<Vec<(BucketId, u64)>, StoreError> {
+        let grown: Vec<_> = self.grown.drain().filter(|(_, by)| *by != 0).collect();
+        let after = |(bucket, by): &(BucketId, i64)| {
+            let size = sizes.of(*bucket).saturating_add_signed(*by);
+            (*bucket, size)
+        };
+        let changed: Vec<_> = grown.iter().map(after).collect();
+        if !changed.is_empty() {
+            let by: i64 = grown.iter().map(|(_, by)| by).sum();
+            self.given
+                .insert(SIZE, sizes.total().saturating_add_signed(by));
+        }
+        for (bucket, size) in &changed {
+            self.given.insert(bucket_size(*bucket), *size);
         }
         for (sequence, last) in self.given.drain() {
             let check = self.seal.check(sequence, last);
@@ -154,7 +166,7 @@ impl<'txn> Tx<'txn> {
             let before = table.get(key)?.map_or(0, |v| v.value());
             table.insert(key, before.saturating_add_signed(change))?;
         }
-        Ok(size)
+        Ok(changed)
     }
 }
 

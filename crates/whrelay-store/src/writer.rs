@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 
 use redb::{Database, Durability, WriteTransaction};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use whrelay_core::bucket::BucketId;
 use whrelay_core::limits;
+use whrelay_core::retention::Bound;
 
-use crate::disk::{Medium, Options, read_size, unpanicked};
+use crate::disk::{Medium, Options, read_sizes, unpanicked};
 use crate::error::StoreError;
 use crate::record::Seal;
 use crate::shared::Shared;
@@ -42,8 +44,8 @@ struct Round {
 /// What a write is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// Something new comes in.
-    TakeIn,
+    /// Something new comes into this bucket.
+    TakeIn(BucketId),
     /// What is there moves on: it is recorded, receipted, begun again.
     Drain,
 }
@@ -155,7 +157,7 @@ pub enum Effort {
 pub(crate) struct Writer {
     medium: Medium,
     cache: usize,
-    max_size: u64,
+    bound: Option<Bound>,
     /// Bytes that the last compaction has left in the file.
     left: u64,
     seal: Seal,
@@ -202,7 +204,7 @@ impl Writer {
         let writer = Self {
             medium,
             cache: options.cache,
-            max_size: options.max_size.unwrap_or(u64::MAX),
+            bound: options.bound,
             left: 0,
             seal,
             shared,
@@ -330,7 +332,7 @@ impl Writer {
     /// are not, a write finds out.
     fn inside(&self) -> u64 {
         let taken = self.medium.taken().unwrap_or(0);
-        taken.saturating_sub(2 * self.shared.size.load(Ordering::Relaxed))
+        taken.saturating_sub(2 * self.shared.sizes.total())
     }
 
     /// While the disk is full, answers writes that take something in, and keeps the others.
@@ -345,17 +347,32 @@ impl Writer {
         if asks {
             self.take_reserve();
         }
-        let why = if matches!(self.spare, Spare::Nothing { .. }) {
-            StoreError::Full
-        } else if self.shared.size.load(Ordering::Relaxed) >= self.max_size {
-            StoreError::Bound
-        } else {
-            return;
-        };
-        let takes_in = |operation: &mut Box<dyn Operation>| operation.purpose() == Purpose::TakeIn;
-        for refused in group.extract_if(.., takes_in) {
-            refused.answer(Err(why.clone()));
+        let is_refused =
+            |operation: &mut Box<dyn Operation>| self.refusal(operation.purpose()).is_some();
+        for refused in group.extract_if(.., is_refused) {
+            if let Some(why) = self.refusal(refused.purpose()) {
+                refused.answer(Err(why));
+            }
         }
+    }
+
+    /// Why a write is not carried out, where it is not.
+    fn refusal(&self, purpose: Purpose) -> Option<StoreError> {
+        let Purpose::TakeIn(bucket) = purpose else {
+            return None;
+        };
+        if matches!(self.spare, Spare::Nothing { .. }) {
+            return Some(StoreError::Full);
+        }
+        let sizes = &self.shared.sizes;
+        let bound = self.bound?;
+        if bound.takes_in(sizes.total(), sizes.of(bucket)) {
+            return None;
+        }
+        Some(match bound.shared {
+            true => StoreError::Share,
+            false => StoreError::Bound,
+        })
     }
 
     /// Compacts the file if it is to be, or if at least half of it is free and what it holds is moved in a
@@ -367,7 +384,7 @@ impl Writer {
         let Some((effort, asked)) = asked else {
             return Ok(());
         };
-        let size = self.shared.size.load(Ordering::Relaxed);
+        let size = self.shared.sizes.total();
         let taken = self.medium.taken().unwrap_or(0);
         let much = taken > 2 * size + limits::SPARE_SPACE;
         // What a try has left is not worth another until it has grown.
@@ -454,7 +471,8 @@ impl Writer {
         if group.is_empty() {
             return Ok(());
         }
-        let takes_in = group.iter().any(|op| op.purpose() == Purpose::TakeIn);
+        let takes_in = |op: &Box<dyn Operation>| matches!(op.purpose(), Purpose::TakeIn(_));
+        let takes_in = group.iter().any(takes_in);
         let committed = self.try_commit(&mut group);
         for operation in group {
             operation.answer(committed.clone());
@@ -468,7 +486,12 @@ impl Writer {
                 self.shared.commits.send_modify(|commits| *commits += 1);
                 Ok(())
             }
-            Err(error @ (StoreError::Full | StoreError::Bound | StoreError::Reopening)) => {
+            Err(
+                error @ (StoreError::Full
+                | StoreError::Bound
+                | StoreError::Share
+                | StoreError::Reopening),
+            ) => {
                 if matches!(error, StoreError::Full) && self.give_up_reserve() {
                     self.full_until = None;
                     let reopened = self.reopen();
@@ -491,9 +514,9 @@ impl Writer {
         for operation in group {
             operation.apply(&mut tx)?;
         }
-        let size = tx.finish(self.shared.size.load(Ordering::Relaxed))?;
+        let changed = tx.finish(&self.shared.sizes)?;
         transaction.commit()?;
-        self.shared.size.store(size, Ordering::Relaxed);
+        self.shared.sizes.set(&changed);
         Ok(())
     }
 
@@ -508,8 +531,8 @@ impl Writer {
         match self.medium.open(self.cache) {
             Ok(database) => {
                 // Nobody knows whether what failed is on disk.
-                match unpanicked(|| read_size(self.seal, &database)) {
-                    Ok(size) => self.shared.size.store(size, Ordering::Relaxed),
+                match unpanicked(|| read_sizes(self.seal, &database)) {
+                    Ok(sizes) => self.shared.sizes.replace(sizes),
                     Err(error) => tracing::warn!(%error, "its size is what it was"),
                 }
                 self.shared.replace(Some(Arc::new(database)));

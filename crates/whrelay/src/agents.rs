@@ -10,7 +10,7 @@ use whrelay_agent::control::{Ask, Client, Filter, Piece, Unanswered};
 use whrelay_agent::lines::Line;
 use whrelay_agent::{Manner, Offline};
 use whrelay_core::delivery::State;
-use whrelay_core::retention::Retention;
+use whrelay_core::retention::{Bound, Retention};
 use whrelay_store::{OpenError, Options, Role, Store};
 
 use crate::args::FilterArgs;
@@ -30,13 +30,13 @@ const CACHE: usize = 8 * 1024 * 1024;
 const ANSWER_PIECES: usize = 64;
 
 /// How an agent's store is opened.
-pub(crate) fn options(purpose: &'static str, max_size: Option<u64>) -> Options {
+pub(crate) fn options(purpose: &'static str, bound: Option<Bound>) -> Options {
     Options {
         role: Role::Agent,
         cache: CACHE,
         name_seed: rand::random(),
         purpose,
-        max_size,
+        bound,
     }
 }
 

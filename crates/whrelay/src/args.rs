@@ -23,7 +23,7 @@ use whrelay_core::dispatch::Order;
 use whrelay_core::limits;
 use whrelay_core::outcome::RetryOn;
 use whrelay_core::pace::Rate;
-use whrelay_core::retention::Retention;
+use whrelay_core::retention::{Bound, Retention};
 use whrelay_core::retry::{RetryPolicy, Schedule};
 use whrelay_core::route::Route;
 use whrelay_core::target::Target;
@@ -154,14 +154,19 @@ pub(crate) struct ListenArgs {
     /// The bucket whose events are wanted; created where it is missing
     #[arg(long, default_value = "default", env = "WHRELAY_BUCKET")]
     pub(crate) bucket: BucketName,
-    /// This agent's own place in the bucket: another name gets every event too
-    #[arg(long, default_value = "default", env = "WHRELAY_NAME")]
-    pub(crate) name: BucketName,
+    /// Name of this agent's subscription; each name gets its own copy of every event [default: one drawn for
+    /// this data directory]
+    #[arg(long, env = "WHRELAY_NAME")]
+    pub(crate) name: Option<BucketName>,
+    /// Take the subscription from another agent that is connected with it
+    #[arg(long)]
+    pub(crate) take_over: bool,
     #[command(flatten)]
     pub(crate) forwarder: ForwarderChoice,
-    /// How much of what came before is delivered: all, none, or newest=N; the rest is discarded
-    #[arg(long, default_value = "all", value_name = "WHICH", env = "WHRELAY_BACKLOG", value_parser = backlog)]
-    pub(crate) backlog: Newest,
+    /// How many of the events from before are delivered: all, none, or newest=N; the rest is discarded
+    /// [default: all that are queued for this subscription; a second subscription of a bucket begins now]
+    #[arg(long, value_name = "WHICH", env = "WHRELAY_BACKLOG", value_parser = backlog)]
+    pub(crate) backlog: Option<Newest>,
     /// Of what came before, only what was received since: a duration back from now (2h) or a time
     #[arg(long, value_name = "DUR|TIME", env = "WHRELAY_SINCE", value_parser = past)]
     pub(crate) since: Option<i64>,
@@ -200,10 +205,14 @@ pub(crate) struct RetentionArgs {
 }
 
 impl RetentionArgs {
-    /// What these flags ask for.
-    pub(crate) fn retention(self) -> Retention {
+    /// What these flags ask for, of a store that has one bucket, or that several share.
+    pub(crate) fn retention(self, shared: bool) -> Retention {
         let Self { retain, max_disk } = self;
-        Retention { retain, max_disk }
+        let bound = |bytes| Bound { bytes, shared };
+        Retention {
+            retain,
+            max_disk: max_disk.map(bound),
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 use whrelay_core::limits;
-use whrelay_core::retention::Retention;
+use whrelay_core::retention::{Bound, Retention};
 use whrelay_core::token::Token;
 use whrelay_forwarder::Config;
 use whrelay_store::{OpenError, Options, Role, Store, write_private};
@@ -40,13 +40,13 @@ pub(crate) struct Embedded {
 }
 
 /// How a forwarder's store is opened.
-pub(crate) fn store_options(purpose: &'static str, max_size: Option<u64>) -> Options {
+pub(crate) fn store_options(purpose: &'static str, bound: Option<Bound>) -> Options {
     Options {
         role: Role::Forwarder,
         cache: CACHE,
         name_seed: rand::random(),
         purpose,
-        max_size,
+        bound,
     }
 }
 

@@ -155,8 +155,9 @@ impl From<AgentError> for Failure {
                 .hint("is the address right, and does `whrelay forwarder` run there?"),
             AgentError::Unauthorised(_) => Self::new(Code::Unauthorised, message)
                 .hint("give the forwarder's token with --token-file or WHRELAY_TOKEN"),
-            AgentError::Replaced(_) => Self::new(Code::InUse, message)
-                .hint("give one of the two its own place with --name"),
+            AgentError::Replaced(_) | AgentError::InUse(_) => Self::new(Code::InUse, message).hint(
+                "--name NAME gives this agent a subscription of its own; --take-over takes this one",
+            ),
             AgentError::Refused(_)
             | AgentError::Store(_)
             | AgentError::Tls(_)

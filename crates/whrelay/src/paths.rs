@@ -11,6 +11,10 @@ use whrelay_store::Role;
 use crate::failure::{Code, Failure};
 
 const STORE_FILE: &str = "store.redb";
+/// Keeps the name drawn for a data directory.
+const NAME_FILE: &str = "name";
+/// What every agent was called before names were drawn.
+const OLD_NAME: &str = "default";
 
 /// The places of this user's whrelay.
 #[derive(Clone, Debug)]
@@ -43,6 +47,42 @@ impl Paths {
         Self {
             data: dir.to_owned(),
         }
+    }
+
+    /// The name of this data directory's agents where none is given. It is drawn once, so that two machines do not
+    /// take each other's subscription; an agent that has a store under the old default keeps it, and so does one
+    /// of an embedded forwarder, which only this machine reaches.
+    pub(crate) fn default_name(
+        &self,
+        forwarder: Option<&Url>,
+        bucket: &BucketName,
+    ) -> Result<BucketName, Failure> {
+        let bug = |e| Failure::new(Code::Bug, format!("{e}"));
+        let old: BucketName = OLD_NAME.parse().map_err(bug)?;
+        let is_old = |url| {
+            self.agent(Some(url), bucket, &old)
+                .join(STORE_FILE)
+                .exists()
+        };
+        if forwarder.is_none_or(is_old) {
+            return Ok(old);
+        }
+        let path = self.data.join(NAME_FILE);
+        let failed = |e: std::io::Error| {
+            Failure::new(Code::Failed, format!("{}: {e}", path.display()))
+                .hint("choose a name with --name, or another data directory with WHRELAY_DATA_DIR")
+        };
+        let read = |text: String| text.trim().parse::<BucketName>();
+        match fs::read_to_string(&path) {
+            Ok(text) => return read(text).map_err(|e| failed(std::io::Error::other(e))),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(failed(error));
+            }
+            Err(_) => {}
+        }
+        whrelay_store::draw_private(&path, draw_name().as_bytes()).map_err(failed)?;
+        let drawn = fs::read_to_string(&path).map_err(failed)?;
+        read(drawn).map_err(|e| failed(std::io::Error::other(e)))
     }
 
     /// The data of one agent: of a bucket and name at a forwarder, or at the embedded one.
@@ -93,6 +133,13 @@ impl Paths {
     fn agents(&self) -> PathBuf {
         self.data.join("agents")
     }
+}
+
+/// A name that no other machine draws.
+fn draw_name() -> String {
+    const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+    let letter = || char::from(ALPHABET[usize::from(rand::random::<u8>() & 31)]);
+    (0..12).map(|_| letter()).collect()
 }
 
 /// A directory that is gone when its owner is.

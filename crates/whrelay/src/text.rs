@@ -339,6 +339,10 @@ impl Writer {
             let (events, bodies) = (self::events(*events), self::events(*bodies));
             let _ = write!(text, "\n  removed    {events}, and the bodies of {bodies}");
         }
+        for incident in &line.incidents {
+            let (at, what) = (self.local(&incident.at), shown(&incident.message));
+            let _ = write!(text, "\n  {}    {at} {what}", self.paint(WARN, "warning"));
+        }
         if let Some(why) = &line.refuses {
             let why = self.paint(WARN, &shown(why));
             let _ = write!(text, "\n  takes in   nothing new: {why}");

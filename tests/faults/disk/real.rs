@@ -12,7 +12,7 @@ use whrelay_core::event::Event;
 use whrelay_core::id::EventId;
 use whrelay_core::time::Timestamp;
 use whrelay_store::{
-    Batch, Begin, DueScan, Found, Head, Medium, OpenError, Options, Role, Search, SourceMark,
+    Batch, Begin, DueScan, Found, Head, Medium, OpenError, Options, Role, Search, Source,
     StateCounts, Store, StoreError,
 };
 
@@ -65,7 +65,7 @@ pub(crate) fn options(name_seed: u128) -> Options {
         cache: 1 << 20,
         name_seed,
         purpose: "attack",
-        max_size: None,
+        bound: None,
     }
 }
 
@@ -96,6 +96,10 @@ impl Real {
                 } => {
                     store.ack(bucket, &subscription, upto, || true).await?;
                     Done::Acked
+                }
+                Write::Join { bucket, join } => {
+                    let joined = store.join(bucket, *join, || true).await?;
+                    Done::Joined(joined.map(Box::new))
                 }
                 Write::Record(attempt) => {
                     store.record(*attempt).await?;
@@ -294,8 +298,26 @@ impl Vault for Real {
         self.unknown = None;
     }
 
+    /// A copy of a running directory: whatever the system has of it.
+    fn copy(&self) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        Self {
+            name: self.name,
+            disk: self.disk.after_kill(),
+            store: None,
+            model: self.model.clone(),
+            unknown: self.unknown.clone(),
+            chance: Chance::new(self.name as u64),
+            runtime: { runtime }.build().expect("a runtime"),
+        }
+    }
+
     fn name(&self) -> String {
         self.store().id().to_owned()
+    }
+
+    fn opens(&self) -> u64 {
+        self.store().epoch().opens
     }
 
     fn ensure_bucket(&mut self, name: &BucketName) -> Bucket {
@@ -364,7 +386,12 @@ impl Vault for Real {
         self.look(|store| store.acked(bucket, subscription))
     }
 
-    fn source(&self, bucket: BucketId) -> Option<SourceMark> {
+    fn knows(&self, bucket: BucketId, subscription: &str) -> bool {
+        let all = self.look(|store| store.subscriptions(bucket));
+        all.iter().any(|known| known.name == subscription)
+    }
+
+    fn source(&self, bucket: BucketId) -> Option<Source> {
         self.look(|store| store.source(bucket))
     }
 

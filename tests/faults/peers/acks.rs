@@ -123,10 +123,7 @@ async fn resumes(gate: &Gate) -> Result<(), String> {
         (2, &own, EVENTS + 89, EVENTS),
         (3, &own, u64::MAX, EVENTS),
     ] {
-        let resume = Resume {
-            forwarder: forwarder.to_owned(),
-            seq,
-        };
+        let resume = Resume::at(forwarder, seq);
         let subscription = format!("resumes-{n}");
         let socket = begin(gate, hello(VICTIM, &subscription, Some(resume))).await?;
         let began = socket.heard.welcome.as_ref().map(|welcome| welcome.start);
@@ -159,7 +156,7 @@ async fn newest_wins(gate: &Gate) -> Result<(), String> {
         .welcome
         .as_ref()
         .map(|welcome| welcome.forwarder.clone());
-    let resume = forwarder.map(|forwarder| Resume { forwarder, seq: 4 });
+    let resume = forwarder.map(|forwarder| Resume::at(&forwarder, 4));
     let mut new = begin(gate, hello(VICTIM, "handover", resume)).await?;
     if began.elapsed() > WINS_WITHIN {
         return Err(format!("live only after {:?}", began.elapsed()));

@@ -186,7 +186,7 @@ async fn places(cloud: &Cloud, served: u64) -> Vec<String> {
         cache: 8 << 20,
         name_seed: 0,
         purpose: "audit",
-        max_size: None,
+        bound: None,
     };
     let dir = std::path::Path::new(&cloud.token_file).parent().unwrap();
     let store = Store::open(dir, &options).unwrap();

@@ -38,7 +38,7 @@ struct Case {
 
 /// A good hello.
 pub(crate) fn hello(bucket: &str, subscription: &str, resume: Option<Resume>) -> Hello {
-    match AgentSession::begin(bucket, subscription, resume).1 {
+    match AgentSession::begin(Hello::new(bucket, subscription, resume)).1 {
         Frame::Hello(hello) => hello,
         other @ (Frame::Welcome(_) | Frame::Refused(_) | Frame::Events(_) | Frame::Ack(_)) => {
             panic!("a session begins with {}", other.name())
@@ -243,8 +243,7 @@ fn misplaced() -> Vec<Case> {
             forwarder: "x".into(),
             start: 0,
             waiting: 0,
-            clock: 0,
-            oldest: None,
+            ..Welcome::default()
         })
     };
     let refused = || {

@@ -36,8 +36,7 @@ pub(crate) fn welcome(start: u64) -> Welcome {
         forwarder: "rogue".into(),
         start,
         waiting: 0,
-        clock: 0,
-        oldest: None,
+        ..Welcome::default()
     }
 }
 

@@ -101,10 +101,7 @@ fn bend(chance: &mut Chance, bytes: &mut Vec<u8>) {
 fn good(chance: &mut Chance) -> Frame {
     match chance.below(5) {
         0 => {
-            let resume = Resume {
-                forwarder: "another".into(),
-                seq: chance.bits(),
-            };
+            let resume = Resume::at("another", chance.bits());
             Frame::Hello(hello(PREY, "bent", Some(resume)))
         }
         1 => Frame::Ack(Ack {
@@ -115,8 +112,7 @@ fn good(chance: &mut Chance) -> Frame {
             forwarder: "x".into(),
             start: 0,
             waiting: 0,
-            clock: 0,
-            oldest: None,
+            ..Welcome::default()
         }),
         3 => Frame::Refused(Refused {
             code: RefusedCode::Protocol,

@@ -161,7 +161,7 @@ async fn serve(
             crowd.live.fetch_add(1, Ordering::SeqCst);
             let forwarder = welcome.forwarder.clone();
             let seq = resume.as_ref().map_or(welcome.start, |resume| resume.seq);
-            *resume = Some(Resume { forwarder, seq });
+            *resume = Some(Resume::at(&forwarder, seq));
         }
         let places = std::mem::take(&mut socket.heard.places);
         crowd.events.fetch_add(places.len(), Ordering::SeqCst);

@@ -6,11 +6,11 @@ use whrelay_core::backlog::Backlog;
 use whrelay_core::bucket::Seq;
 use whrelay_core::delivery::{DeadReason, Delivery, State};
 use whrelay_core::dispatch::Dispatcher;
-use whrelay_core::id::DeliveryId;
+use whrelay_core::id::{DeliveryId, EventId};
 use whrelay_core::retry::{Jitter, reconnect_pause};
 use whrelay_core::route;
 use whrelay_core::time::Moment;
-use whrelay_proto::frame::{Frame, RefusedCode, Resume, WireEvent};
+use whrelay_proto::frame::{Epoch, Frame, Hello, Known, RefusedCode, Resume, Who, WireEvent};
 use whrelay_proto::{AgentAction, AgentSession, ProtocolError, codec};
 use whrelay_store::{NewDelivery, NewEvent, Release, SourceMark};
 
@@ -27,6 +27,8 @@ use super::seen::Point;
 use super::vault::{Done, Vault, Write};
 use super::world::World;
 
+/// How long whoever runs an agent takes to start it again.
+const RESTART: Time = 5_000_000;
 /// How long an attempt may take.
 pub(crate) const TIMEOUT: Time = 30_000_000;
 
@@ -34,6 +36,7 @@ impl<V: Vault> World<V> {
     pub(crate) fn start_agent(&mut self, n: usize) -> Verdicts {
         let node = &mut self.agents[n];
         node.vault.reopen();
+        node.instance = self.chance.bits();
         let mut clock = ProcessClock::start(&node.machine, self.time);
         let now = clock.read(&node.machine, self.time);
         let (mut desk, mut lanes) = (Desk::default(), Vec::new());
@@ -121,12 +124,26 @@ impl<V: Vault> World<V> {
             self.seen.note(Point::DialFailed);
             return Ok(());
         }
-        let resume = node.vault.source(node.bucket.id).map(|mark| Resume {
-            forwarder: mark.forwarder,
-            seq: mark.seq.0,
+        let known = |(seq, id): &(Seq, EventId)| Known(seq.0, id.to_bytes());
+        let resume = node.vault.source(node.bucket.id).map(|source| Resume {
+            locator: source.locator.entries().iter().map(known).collect(),
+            ..Resume::at(&source.forwarder, source.seq.0)
         });
-        let (session, hello) =
-            AgentSession::begin(node.bucket.name.as_str(), &node.subscription, resume);
+        let who = Who {
+            store: node.vault.name(),
+            epoch: Epoch {
+                opens: node.vault.opens(),
+                instance: node.instance,
+            },
+            ..Who::default()
+        };
+        let (session, hello) = AgentSession::begin(Hello {
+            who: Some(who),
+            take_over: self.chance.permille(300),
+            // Each subscription is owed everything here, whenever it began.
+            backlog: Some(true),
+            ..Hello::new(node.bucket.name.as_str(), &node.subscription, resume)
+        });
         let Frame::Hello(mut hello) = hello else {
             return Ok(());
         };
@@ -165,6 +182,15 @@ impl<V: Vault> World<V> {
             Ok(AgentAction::Welcomed(welcome)) => {
                 self.seen.note(Point::FrameWelcome);
                 near.forwarder = Some(welcome.forwarder.clone());
+                let node = &mut self.agents[n];
+                let source = node.vault.source(node.bucket.id);
+                let reached = source.filter(|source| source.forwarder == welcome.forwarder);
+                let cut = node.process.as_mut().and_then(|p| p.cut.as_mut());
+                if let (Some(reached), Some(cut)) = (reached, cut)
+                    && self.planted != Some(Bug::BacklogOutlivesItsHistory)
+                {
+                    cut.resume(reached.seq.0, welcome.start);
+                }
                 let there = self.links[link].there;
                 self.catch_up(n, &welcome, there);
             }
@@ -183,9 +209,12 @@ impl<V: Vault> World<V> {
             }
             Ok(AgentAction::Refused(refused)) => {
                 self.close_near(link);
-                if refused.code == RefusedCode::Replaced {
-                    self.seen.note(Point::FrameReplaced);
+                if matches!(refused.code, RefusedCode::Replaced | RefusedCode::InUse) {
+                    if refused.code == RefusedCode::Replaced {
+                        self.seen.note(Point::FrameReplaced);
+                    }
                     self.stop_agent(n)?;
+                    self.agents[n].rests_until = self.time + RESTART;
                 }
             }
             Err(error) => {
@@ -248,6 +277,8 @@ impl<V: Vault> World<V> {
             return Ok(());
         };
         let (events, reached) = take_some(&mut process.waiting, &mut self.chance);
+        let ids = |event: &WireEvent| (Seq(event.seq), EventId::from_bytes(event.head.id));
+        let noted = events.iter().map(ids).collect();
         let mut new = Vec::new();
         for event in events {
             let seq = event.seq;
@@ -290,6 +321,7 @@ impl<V: Vault> World<V> {
             mark: Some(SourceMark {
                 forwarder,
                 seq: Seq(reached),
+                events: noted,
             }),
         };
         let purpose = match process.waiting.is_empty() {
@@ -387,7 +419,9 @@ impl<V: Vault> World<V> {
                 }
                 self.left_alone(n, &[*row])
             }
-            Purpose::Post { .. } | Purpose::Ack | Purpose::Retention => Ok(()),
+            Purpose::Post { .. } | Purpose::Ack | Purpose::Join { .. } | Purpose::Retention => {
+                Ok(())
+            }
         }
     }
 

@@ -20,7 +20,7 @@ use crate::chance::Chance;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Begun {
     wanted: Backlog,
-    last: u64,
+    pub(crate) last: u64,
 }
 
 /// How much somebody wants of what came before.

@@ -3,35 +3,41 @@
 use bytes::Bytes;
 use whrelay_core::bucket::{BucketId, Seq};
 use whrelay_core::event::{Event, Header, Request};
+use whrelay_core::history::WentBack;
 use whrelay_core::id::EventId;
-use whrelay_proto::frame::{Frame, Hello, Refused, RefusedCode, Welcome, WireEvent};
+use whrelay_proto::frame::{Frame, Hello, Refused, RefusedCode, Welcome, Who, WireEvent};
+use whrelay_proto::lease::Rival;
 use whrelay_proto::{ForwarderAction, NEWEST_VERSION, codec};
-use whrelay_store::NewEvent;
+use whrelay_store::{Holder, Join, Joined, NewEvent};
 
 use super::ledger::{Verdicts, hold};
 use super::node::{Desk, ForwarderProcess, ProcessClock, Purpose};
 use super::planted::Bug;
 use super::retention::alone;
 use super::seen::Point;
-use super::vault::{Vault, Write};
+use super::vault::{Done, Vault, Write};
 use super::world::World;
 
 /// The subscription that a write makes known.
 fn subscription(write: &Write) -> Option<(BucketId, String)> {
-    let Write::Ack {
+    if let Write::Ack {
         bucket,
         subscription,
         ..
     } = write
-    else {
+    {
+        return Some((*bucket, subscription.clone()));
+    }
+    let Write::Join { bucket, join } = write else {
         return None;
     };
-    Some((*bucket, subscription.clone()))
+    Some((*bucket, join.name.clone()))
 }
 
 impl<V: Vault> World<V> {
     pub(crate) fn start_forwarder(&mut self) -> Verdicts {
         self.forwarder.vault.reopen();
+        self.forwarder.instance = self.chance.bits();
         let clock = ProcessClock::start(&self.forwarder.machine, self.time);
         self.forwarder.process = Some(ForwarderProcess {
             clock,
@@ -126,9 +132,12 @@ impl<V: Vault> World<V> {
         let Some(process) = &mut self.forwarder.process else {
             return Ok(());
         };
-        let Some((_, purpose)) = process.desk.answered.pop_front() else {
+        let Some((done, purpose)) = process.desk.answered.pop_front() else {
             return Ok(());
         };
+        if let (Purpose::Join { link }, Done::Joined(Some(joined))) = (&purpose, &done) {
+            self.welcome(*link, joined);
+        }
         if let Purpose::Post { bucket, event } = purpose {
             if self.planted != Some(Bug::LostWakeUp) {
                 self.wake(bucket);
@@ -158,7 +167,7 @@ impl<V: Vault> World<V> {
         match action {
             Ok(ForwarderAction::Subscribe(hello)) => {
                 self.seen.note(Point::FrameHello);
-                self.subscribe(link, &hello)
+                self.subscribe(link, hello)
             }
             Ok(ForwarderAction::Acked(upto)) => {
                 self.seen.note(Point::FrameAck);
@@ -190,65 +199,113 @@ impl<V: Vault> World<V> {
         }
     }
 
-    /// Finds where the agent goes on, takes the lease, and welcomes it.
-    fn subscribe(&mut self, link: usize, hello: &Hello) -> Verdicts {
+    /// Takes the lease, and asks the store where the agent starts.
+    fn subscribe(&mut self, link: usize, hello: Hello) -> Verdicts {
         let buckets = &self.forwarder.buckets;
         let named = |b: &whrelay_core::bucket::Bucket| b.name.as_str() == hello.bucket;
         let Some(bucket) = buckets.iter().position(named) else {
             self.refuse(link, RefusedCode::UnknownBucket);
             return Ok(());
         };
-        let (id, vault) = (buckets[bucket].id, &self.forwarder.vault);
-        let (acked, last) = (vault.acked(id, &hello.subscription), vault.last_seq(id));
-        let resume = hello.resume.as_ref();
-        let resume = resume.filter(|resume| resume.forwarder == vault.name());
-        let mut start = resume.map_or(acked, |resume| Seq(resume.seq)).min(last);
-        start = start.max(vault.bare_upto(id));
-        if self.planted == Some(Bug::ResumeFromTheEnd) {
-            start = last;
+        let id = buckets[bucket].id;
+        if !self.take_lease(link, bucket, &hello) {
+            self.seen.note(Point::InUse);
+            self.refuse(link, RefusedCode::InUse);
+            return Ok(());
         }
-        let welcome = Welcome {
-            version: NEWEST_VERSION,
-            forwarder: vault.name(),
-            start: start.0,
-            waiting: last.0 - start.0,
-            clock: self.forwarder.machine.wall(self.time).as_micros(),
-            oldest: None,
-        };
-        self.links[link].there = last;
         let Some(far) = &mut self.links[link].far else {
             return Ok(());
         };
-        let frame = far.session.start(welcome);
         far.place = Some((bucket, hello.subscription.clone()));
         far.window = hello.window_events as usize;
-        far.wake = true;
-        self.links[link].down.push_back(codec::encode(frame));
-        self.record_ack(bucket, hello.subscription.clone(), start.0);
-        self.take_lease(link, bucket, &hello.subscription);
+        far.who.clone_from(&hello.who);
+        let Some(process) = &mut self.forwarder.process else {
+            return Ok(());
+        };
+        let name = self.forwarder.vault.name();
+        let holder = |who: Who| Holder {
+            store: who.store,
+            opens: who.epoch.opens,
+            instance: who.epoch.instance,
+            host: who.host,
+            user: who.user,
+        };
+        let join = Join {
+            name: hello.subscription,
+            holder: hello.who.map(holder),
+            is_empty: hello.resume.is_none(),
+            claim: hello.resume.and_then(|resume| resume.claim(&name)),
+            wants_backlog: hello.backlog,
+            now: process.clock.read(&self.forwarder.machine, self.time).now,
+        };
+        let write = Write::Join {
+            bucket: id,
+            join: Box::new(join),
+        };
+        let link = self.links[link].id;
+        let purpose = Purpose::Join { link };
+        process.desk.asked.push_back((write, purpose));
         self.one_lease()
     }
 
-    fn take_lease(&mut self, link: usize, bucket: usize, subscription: &str) {
-        let id = self.links[link].id;
-        let Some(process) = &mut self.forwarder.process else {
+    /// Welcomes the agent on a link, if it is still there.
+    fn welcome(&mut self, link: u64, joined: &Joined) {
+        let Some(link) = self.links.iter().position(|l| l.id == link) else {
             return;
         };
-        let place =
-            |lease: &&mut (usize, String, u64)| (lease.0, &*lease.1) == (bucket, subscription);
-        let before = match process.leases.iter_mut().find(place) {
-            Some(lease) => Some(std::mem::replace(&mut lease.2, id)),
-            None => {
-                process.leases.push((bucket, subscription.to_owned(), id));
-                None
-            }
+        let vault = &self.forwarder.vault;
+        let welcome = Welcome {
+            version: NEWEST_VERSION,
+            forwarder: vault.name(),
+            start: joined.after.0,
+            waiting: joined.last.0 - joined.after.0,
+            clock: self.forwarder.machine.wall(self.time).as_micros(),
+            ..Welcome::default()
         };
-        let older = self.links.iter().position(|link| Some(link.id) == before);
+        match joined.went_back {
+            Some(WentBack::Forwarder { .. }) => self.seen.note(Point::ForwarderWentBack),
+            Some(WentBack::Agent { .. }) => self.seen.note(Point::AgentWentBack),
+            None => {}
+        }
+        self.links[link].there = joined.last;
+        let Some(far) = &mut self.links[link].far else {
+            return;
+        };
+        let frame = far.session.start(welcome);
+        far.wake = true;
+        self.links[link].down.push_back(codec::encode(frame));
+    }
+
+    /// Takes the lease of a subscription, unless an agent that is heard of has it and may keep it.
+    fn take_lease(&mut self, link: usize, bucket: usize, hello: &Hello) -> bool {
+        let (id, subscription) = (self.links[link].id, &hello.subscription);
+        let mine =
+            |lease: &&mut (usize, String, u64)| (lease.0, &lease.1) == (bucket, subscription);
+        let Some(process) = &mut self.forwarder.process else {
+            return false;
+        };
+        let lease = process.leases.iter_mut().find(mine);
+        let holder = lease.as_ref().map(|lease| lease.2);
+        let older = self.links.iter().position(|link| Some(link.id) == holder);
+        let older = older.filter(|older| self.links[*older].far.is_some());
+        if let Some(older) = older {
+            let far = self.links[older].far.as_ref();
+            let rival = Rival::of(hello.who.as_ref(), far.and_then(|far| far.who.as_ref()));
+            let is_heard = self.links[older].cut.is_none();
+            if is_heard && !rival.replaces(hello.take_over) {
+                return false;
+            }
+        }
+        match lease {
+            Some(lease) => lease.2 = id,
+            None => process.leases.push((bucket, subscription.clone(), id)),
+        }
         if let Some(older) = older
             && self.planted != Some(Bug::OldSessionKeepsLease)
         {
             self.refuse(older, RefusedCode::Replaced);
         }
+        true
     }
 
     /// I15: one live session per subscription.

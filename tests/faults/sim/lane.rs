@@ -334,7 +334,7 @@ fn note_verdict(seen: &mut Seen, before: &Delivery, attempt: &Attempt, offline: 
             }
         }
         Verdict::Dead(DeadReason::Attempts) => seen.note(Point::DeadAttempts),
-        Verdict::Dead(DeadReason::Discarded) => {}
+        Verdict::Dead(DeadReason::Discarded | DeadReason::Damaged | DeadReason::Unclaimed) => {}
     }
 }
 

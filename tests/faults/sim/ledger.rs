@@ -53,7 +53,7 @@ pub(crate) struct Accepted {
 
 /// What is known of one delivery from outside.
 #[derive(Clone, Debug)]
-struct Track {
+pub(crate) struct Track {
     last_number: u32,
     /// The last attempt was cut off by a crash, so its number may come again.
     cut: bool,
@@ -70,7 +70,17 @@ struct Track {
     not_before: Timestamp,
     asked: bool,
     /// Whose it is.
-    place: Option<(usize, DestinationId)>,
+    pub(crate) place: Option<(usize, DestinationId)>,
+}
+
+impl Track {
+    /// Nothing is known of it but whose it is.
+    pub(crate) fn begin_anew(&mut self) {
+        *self = Self {
+            place: self.place,
+            ..Self::default()
+        };
+    }
 }
 
 const WHENEVER: Timestamp = Timestamp::from_micros(i64::MIN);
@@ -138,13 +148,16 @@ pub(crate) struct Recorded {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ledger {
     pub(crate) accepted: BTreeMap<EventId, Accepted>,
-    tracks: HashMap<DeliveryId, Track>,
+    pub(crate) tracks: HashMap<DeliveryId, Track>,
     /// The one delivery that an event begins at each target of each agent.
-    first: HashMap<(usize, EventId, DestinationId), DeliveryId>,
+    pub(crate) first: HashMap<(usize, EventId, DestinationId), DeliveryId>,
     /// What retention may have removed from an agent: it had ended.
     pub(crate) gone: HashSet<(usize, EventId)>,
     /// What it may have removed from the forwarder: everyone had it.
     pub(crate) dropped: HashSet<EventId>,
+    /// What an agent lost with its directory, or the forwarder with its own: it is owed only as long as the
+    /// forwarder has it.
+    pub(crate) forgotten: HashSet<(usize, EventId)>,
     /// When attempts of the running process started, for each agent and target.
     starts: HashMap<(usize, DestinationId), Vec<Time>>,
     /// Targets that were offline when the running process of an agent began, and that it has not probed.
@@ -387,18 +400,21 @@ impl Ledger {
         }
     }
 
-    /// I4: whether what was accepted for a bucket is on the disk of one of the agents that share a
-    /// subscription, and has ended wherever it is.
+    /// I4: what was accepted for a bucket is on the disk of one of the agents that share a subscription, and has
+    /// ended wherever it is. Answers the first event of which that is not so.
     pub(crate) fn settled<V: Vault>(
         &self,
         group: &[(usize, &AgentNode<V>)],
         tenant: usize,
-    ) -> Result<bool, Violation> {
+        forwarder: &V,
+    ) -> Result<Option<EventId>, Violation> {
         for (event, _) in self.accepted.iter().filter(|(_, a)| a.bucket == tenant) {
             let mut found = false;
             for (n, node) in group {
                 let Some((_, seq)) = node.vault.find(*event) else {
+                    let forgotten = self.forgotten.contains(&(*n, *event));
                     found |= self.gone.contains(&(*n, *event));
+                    found |= forgotten && !can_send(forwarder, *event);
                     continue;
                 };
                 found = true;
@@ -408,15 +424,21 @@ impl Ledger {
                     format!("{event} is stored and will never be delivered")
                 })?;
                 if waits {
-                    return Ok(false);
+                    return Ok(Some(*event));
                 }
             }
             if !found {
-                return Ok(false);
+                return Ok(Some(*event));
             }
         }
-        Ok(true)
+        Ok(None)
     }
+}
+
+/// Whether a forwarder can send an event: it has it, with its body.
+fn can_send<V: Vault>(forwarder: &V, event: EventId) -> bool {
+    let place = forwarder.find(event);
+    place.is_some_and(|(bucket, seq)| seq > forwarder.bare_upto(bucket))
 }
 
 /// A delivery ends only for a reason that is one.
@@ -444,7 +466,7 @@ fn ended(
             };
             listed || (policy.max_attempts > 0 && number >= policy.max_attempts)
         }
-        DeadReason::Discarded => false,
+        DeadReason::Discarded | DeadReason::Damaged | DeadReason::Unclaimed => false,
     };
     hold(holds, "C2", || {
         format!(

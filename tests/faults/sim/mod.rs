@@ -12,6 +12,7 @@ pub(crate) mod model;
 mod node;
 pub(crate) mod planted;
 mod retention;
+mod rollback;
 mod seen;
 mod trouble;
 pub(crate) mod vault;

@@ -1,6 +1,7 @@
 //! The reference model of the store: its promises, without a disk. A commit is one assignment, so
 //! that every crash falls between two of them. It must share no code with the store.
 
+mod history;
 mod removal;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -15,11 +16,12 @@ use whrelay_core::retry::{Pause, Phase};
 use whrelay_core::time::Timestamp;
 use whrelay_store::{
     Again, Batch, Begin, DueScan, Found, Head, NewDelivery, NewEvent, Receipt, Release, Search,
-    SourceMark, StateCounts, StoredEvent,
+    Source, SourceMark, StateCounts, StoredEvent,
 };
 
 use super::planted::Bug;
 use super::vault::{Done, PowerCut, Vault, Write};
+use history::Subscribed;
 
 /// Why a delivery is in the index of what is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,10 +44,11 @@ pub(crate) struct Model {
     counts: HashMap<(DestinationId, State), u64>,
     attempts: u64,
     last: HashMap<BucketId, Seq>,
-    acked: HashMap<(BucketId, String), Seq>,
+    subscriptions: HashMap<(BucketId, String), Subscribed>,
+    opens: u64,
     /// Up to where a forwarder has removed bodies.
     bare: HashMap<BucketId, Seq>,
-    sources: HashMap<BucketId, SourceMark>,
+    sources: HashMap<BucketId, Source>,
     /// Compiled into the world's own store, switched on by one seed's run.
     planted: Option<Bug>,
 }
@@ -118,7 +121,7 @@ impl Model {
             }
         }
         if let Some(mark) = mark {
-            self.sources.insert(bucket, mark);
+            self.advance(bucket, mark);
         }
         Done::Appended(receipts)
     }
@@ -308,7 +311,17 @@ impl Vault for Model {
         self.planted = bug;
     }
 
-    fn reopen(&mut self) {}
+    fn reopen(&mut self) {
+        self.opens += 1;
+    }
+
+    fn copy(&self) -> Self {
+        self.clone()
+    }
+
+    fn opens(&self) -> u64 {
+        self.opens
+    }
 
     fn name(&self) -> String {
         format!("{:032x}", self.name)
@@ -349,10 +362,12 @@ impl Vault for Model {
                 subscription,
                 upto,
             } => {
-                let place = self.acked.entry((bucket, subscription)).or_default();
-                *place = upto.max(*place);
+                let known = self.subscriptions.entry((bucket, subscription));
+                let known = known.or_default();
+                known.ack(upto);
                 Done::Acked
             }
+            Write::Join { bucket, join } => self.join(bucket, *join),
             Write::Record(attempt) => self.record(&attempt),
             Write::Release {
                 destination,
@@ -414,16 +429,22 @@ impl Vault for Model {
     }
 
     fn acked(&self, bucket: BucketId, subscription: &str) -> Seq {
-        let place = self.acked.get(&(bucket, subscription.to_owned()));
-        place.copied().unwrap_or_default()
+        let known = self.subscriptions.get(&(bucket, subscription.to_owned()));
+        known.map_or(Seq(0), |known| known.acked)
     }
 
-    fn source(&self, bucket: BucketId) -> Option<SourceMark> {
+    fn knows(&self, bucket: BucketId, subscription: &str) -> bool {
+        let key = (bucket, subscription.to_owned());
+        self.subscriptions.contains_key(&key)
+    }
+
+    fn source(&self, bucket: BucketId) -> Option<Source> {
         self.sources.get(&bucket).cloned()
     }
 
     fn find(&self, event: EventId) -> Option<(BucketId, Seq)> {
-        self.places.get(&event).copied()
+        let place = self.places.get(&event).copied();
+        place.filter(|place| self.events.contains_key(place))
     }
 
     fn event_at(&self, bucket: &Bucket, seq: Seq) -> Option<Event> {

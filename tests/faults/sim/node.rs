@@ -14,7 +14,7 @@ use whrelay_core::outcome::Outcome;
 use whrelay_core::retry::DeliveryHistory;
 use whrelay_core::route::{self, Prefix};
 use whrelay_core::time::{Moment, Timestamp, TwoClocks};
-use whrelay_proto::frame::WireEvent;
+use whrelay_proto::frame::{Who, WireEvent};
 use whrelay_proto::{AgentSession, ForwarderSession};
 
 use super::ledger::Recorded;
@@ -76,6 +76,8 @@ pub(crate) enum Purpose {
     Post { bucket: usize, event: Box<Event> },
     /// The forwarder notes how far a subscription has come.
     Ack,
+    /// An agent on this link waits for its welcome.
+    Join { link: u64 },
     /// The session on this link may be acknowledged up to here.
     Append { link: u64, reached: u64 },
     /// More of what came on this link is to be stored before it is acknowledged.
@@ -185,6 +187,12 @@ pub(crate) struct AgentNode<V> {
     pub(crate) process: Option<AgentProcess>,
     /// A second machine with the subscription of an earlier agent.
     pub(crate) twin: bool,
+    /// Which opening of its store its process runs on.
+    pub(crate) instance: u64,
+    /// Whoever starts it again after it ended waits until then.
+    pub(crate) rests_until: Time,
+    /// An earlier copy of its directory.
+    pub(crate) backup: Option<V>,
 }
 
 impl<V> AgentNode<V> {
@@ -201,6 +209,9 @@ pub(crate) struct ForwarderNode<V> {
     pub(crate) vault: V,
     pub(crate) buckets: Vec<Bucket>,
     pub(crate) process: Option<ForwarderProcess>,
+    pub(crate) instance: u64,
+    /// An earlier copy of its directory, and of its memory.
+    pub(crate) backup: Option<(V, Option<ForwarderProcess>)>,
 }
 
 /// A connection between an agent and the forwarder, both ends of it.
@@ -233,6 +244,7 @@ pub(crate) struct FarEnd {
     pub(crate) session: ForwarderSession,
     /// Which bucket and subscription, once it has said so.
     pub(crate) place: Option<(usize, String)>,
+    pub(crate) who: Option<Who>,
     pub(crate) window: usize,
     pub(crate) sent: VecDeque<u64>,
     pub(crate) wake: bool,

@@ -10,6 +10,8 @@ pub(crate) enum Bug {
     AppendTwice,
     ForwarderForgetsOnSend,
     ResumeFromTheEnd,
+    NumbersAloneAcknowledge,
+    BacklogOutlivesItsHistory,
     WrongTenant,
     OldSessionKeepsLease,
     CreditIgnored,

@@ -186,7 +186,9 @@ impl<V: Vault> World<V> {
         let mine = |(_, node): &(usize, &AgentNode<V>)| node.tenant == tenant;
         let nodes = || self.agents.iter().enumerate().filter(mine);
         let has = |(n, node): (usize, &AgentNode<V>)| {
-            node.vault.find(id).is_some() || self.ledger.gone.contains(&(n, id))
+            let was =
+                self.ledger.gone.contains(&(n, id)) || self.ledger.forgotten.contains(&(n, id));
+            was || node.vault.find(id).is_some()
         };
         nodes().all(|(_, wanted)| {
             let mut group = nodes().filter(|(_, node)| node.subscription == wanted.subscription);

@@ -57,9 +57,10 @@ enum Kind {
     Replay,
     Discard,
     Retention,
+    PutBack,
 }
 
-const KINDS: [Kind; 10] = [
+const KINDS: [Kind; 11] = [
     Kind::CrashForwarder,
     Kind::CrashAgent,
     Kind::CutLink,
@@ -70,6 +71,7 @@ const KINDS: [Kind; 10] = [
     Kind::Replay,
     Kind::Discard,
     Kind::Retention,
+    Kind::PutBack,
 ];
 
 /// A seed's mix of faults.
@@ -124,6 +126,7 @@ impl<V: Vault> World<V> {
             Kind::Replay => self.replay(),
             Kind::Discard => self.discard(),
             Kind::Retention => self.sweep(),
+            Kind::PutBack => return self.back_up_or_put_back(),
         }
         Ok(())
     }

@@ -11,8 +11,8 @@ use whrelay_core::id::EventId;
 use whrelay_core::retention::Part;
 use whrelay_core::time::Timestamp;
 use whrelay_store::{
-    Again, Batch, Begin, DueScan, Found, Head, NewEvent, Receipt, Release, Search, SourceMark,
-    StateCounts,
+    Again, Batch, Begin, DueScan, Found, Head, Join, Joined, NewEvent, Receipt, Release, Search,
+    Source, SourceMark, StateCounts,
 };
 
 /// A write, as the store's own functions take them.
@@ -27,6 +27,10 @@ pub(crate) enum Write {
         bucket: BucketId,
         subscription: String,
         upto: Seq,
+    },
+    Join {
+        bucket: BucketId,
+        join: Box<Join>,
     },
     Record(Box<Attempt>),
     Release {
@@ -55,6 +59,7 @@ pub(crate) enum Write {
 pub(crate) enum Done {
     Appended(Vec<Receipt>),
     Acked,
+    Joined(Option<Box<Joined>>),
     Recorded,
     Released(u64),
     /// Nothing where the event, or its body, is gone.
@@ -75,7 +80,11 @@ pub(crate) trait Vault {
     fn plant(&mut self, bug: Option<Bug>);
     /// Comes back after the process or the power went. What was answered is there.
     fn reopen(&mut self);
+    /// A copy of the directory as it is now.
+    fn copy(&self) -> Self;
     fn name(&self) -> String;
+    /// How often it was opened.
+    fn opens(&self) -> u64;
     fn ensure_bucket(&mut self, name: &BucketName) -> Bucket;
     fn ensure_destination(&mut self, bucket: BucketId, target: &str) -> DestinationId;
     /// Carries writes out, in order, in as few commits as it likes. Once it returns they are on
@@ -86,7 +95,8 @@ pub(crate) trait Vault {
     fn last_seq(&self, bucket: BucketId) -> Seq;
     fn bare_upto(&self, bucket: BucketId) -> Seq;
     fn acked(&self, bucket: BucketId, subscription: &str) -> Seq;
-    fn source(&self, bucket: BucketId) -> Option<SourceMark>;
+    fn knows(&self, bucket: BucketId, subscription: &str) -> bool;
+    fn source(&self, bucket: BucketId) -> Option<Source>;
     fn find(&self, event: EventId) -> Option<(BucketId, Seq)>;
     fn event_at(&self, bucket: &Bucket, seq: Seq) -> Option<Event>;
     fn due(

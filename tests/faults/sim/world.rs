@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use whrelay_core::bucket::BucketId;
 use whrelay_core::dispatch::Order;
+use whrelay_core::id::EventId;
 use whrelay_core::outcome::RetryOn;
 use whrelay_core::pace::Rate;
 use whrelay_core::retry::{RetryPolicy, Schedule};
@@ -125,6 +126,8 @@ impl<V: Vault> World<V> {
             vault: V::birth(u128::from(plan.seed) << 8),
             buckets: Vec::new(),
             process: None,
+            instance: 0,
+            backup: None,
         };
         forwarder.vault.plant(plan.planted);
         for name in ["shop", "mail"] {
@@ -200,6 +203,9 @@ impl<V: Vault> World<V> {
                 routes,
                 process: None,
                 twin,
+                instance: 0,
+                rests_until: 0,
+                backup: None,
             });
         }
     }
@@ -227,7 +233,7 @@ impl<V: Vault> World<V> {
             self.possible(&mut possible);
             let hurry = self.calm_since.is_none() && self.chance.permille(30);
             if possible.is_empty() || hurry {
-                if possible.is_empty() && self.calm_since.is_some() && self.has_ended()? {
+                if possible.is_empty() && self.calm_since.is_some() && self.unsettled()?.is_none() {
                     return self.final_audit();
                 }
                 self.advance(hurry)?;
@@ -310,7 +316,9 @@ impl<V: Vault> World<V> {
 
     fn possible_at_agent(&self, n: usize, all: &mut Vec<Action>) {
         let Some(process) = &self.agents[n].process else {
-            all.push(Action::StartAgent(n));
+            if self.agents[n].rests_until <= self.time {
+                all.push(Action::StartAgent(n));
+            }
             return;
         };
         if !process.desk.asked.is_empty() {
@@ -396,7 +404,10 @@ impl<V: Vault> World<V> {
         }
         let Some(next) = self.next_timer() else {
             let ends = self.calm_since.is_none();
-            hold(ends, "I4", || "an event waits for nothing".to_owned())?;
+            hold(ends, "I4", || {
+                let event = self.unsettled().ok().flatten();
+                format!("an event waits for nothing: {event:?}")
+            })?;
             return self.calm_down();
         };
         let end = self.calm_since.map_or(Time::MAX, |since| since + PATIENCE);
@@ -428,7 +439,9 @@ impl<V: Vault> World<V> {
     }
 
     fn next_agent_timer(&self, n: usize) -> Option<Time> {
-        let process = self.agents[n].process.as_ref()?;
+        let Some(process) = self.agents[n].process.as_ref() else {
+            return Some(self.agents[n].rests_until);
+        };
         let redial = (process.link.is_none() && self.may_dial(n)).then_some(process.redial_at);
         let lanes = process.lanes.iter().enumerate().flat_map(|(l, lane)| {
             let flights = lane.flights.iter().filter_map(|flight| match flight.stage {
@@ -441,18 +454,21 @@ impl<V: Vault> World<V> {
         lanes.chain(redial).min()
     }
 
-    /// I4: whether everything accepted has ended at every agent it is for.
-    fn has_ended(&self) -> Result<bool, Violation> {
+    /// I4: the first agent, and event that is for it, which has not ended there.
+    fn unsettled(&self) -> Result<Option<(usize, EventId)>, Violation> {
         for (n, node) in self.agents.iter().enumerate() {
             let group: Vec<_> = (0..self.agents.len())
                 .filter(|m| *m == n || self.shares(n, *m))
                 .map(|m| (m, &self.agents[m]))
                 .collect();
-            if !self.ledger.settled(&group, node.tenant)? {
-                return Ok(false);
+            let settled = self
+                .ledger
+                .settled(&group, node.tenant, &self.forwarder.vault);
+            if let Some(event) = settled? {
+                return Ok(Some((n, event)));
             }
         }
-        Ok(true)
+        Ok(None)
     }
 
     fn shares(&self, a: usize, b: usize) -> bool {

@@ -46,7 +46,7 @@ impl Forwarder {
             cache: 1 << 20,
             name_seed: 1,
             purpose: "fuzz",
-            max_size: None,
+            bound: None,
         };
         let memory = |builder: &redb::Builder| builder.create_with_backend(InMemoryBackend::new());
         let store = Store::open_on(Medium::custom(memory), &options).expect("a store");

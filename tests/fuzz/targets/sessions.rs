@@ -5,11 +5,11 @@
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use whrelay_proto::frame::{Frame, Welcome};
+use whrelay_proto::frame::{Frame, Hello, Welcome};
 use whrelay_proto::{AgentAction, AgentSession, ForwarderAction, ForwarderSession, codec};
 
 fuzz_target!(|messages: Vec<Vec<u8>>| {
-    let (mut agent, _) = AgentSession::begin("shop", "default", None);
+    let (mut agent, _) = AgentSession::begin(Hello::new("shop", "default", None));
     let mut forwarder = ForwarderSession::default();
     for message in messages {
         let Ok(frame) = codec::decode(Bytes::from(message)) else {
@@ -26,8 +26,7 @@ fuzz_target!(|messages: Vec<Vec<u8>>| {
                 forwarder: String::new(),
                 start: 0,
                 waiting: 0,
-                clock: 0,
-                oldest: None,
+                ..Welcome::default()
             };
             forwarder.start(welcome);
         }

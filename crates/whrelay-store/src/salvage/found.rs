@@ -14,8 +14,8 @@ use crate::rows::{
     AttemptRow, BucketRow, DeliveryRow, DestinationRow, EventRow, RemovalsRow, SourceRow,
     SubscriptionRow,
 };
-use crate::subscriptions::{self, SourceMark};
-use crate::tables::{SIZE, delivery_key, event_key};
+use crate::subscriptions;
+use crate::tables::{SIZE, delivery_key, event_key, sized_bucket};
 
 /// Something whole.
 pub(super) enum Found {
@@ -25,11 +25,11 @@ pub(super) enum Found {
     Removed(BucketId, Seq),
     Removals(BucketId, RemovalsRow),
     Delivery(Delivery, Unsealed),
-    /// With its row in the index by state.
-    Attempt(u64, (u8, i64, u64), Unsealed),
+    /// With its bucket, and its row in the index by state.
+    Attempt(u64, BucketId, (u8, i64, u64), Unsealed),
     Bucket(u32, BucketRow, Unsealed),
     Destination(u32, DestinationRow, Unsealed),
-    Source(BucketId, SourceMark),
+    Source(BucketId, SourceRow),
     Subscription(BucketId, BucketName, SubscriptionRow),
     /// The last number given.
     Last(u32, u64),
@@ -134,8 +134,10 @@ fn read_delivery(seal: Seal, key: &[u8], record: &[u8]) -> Option<Found> {
 fn read_attempt(seal: Seal, key: &[u8], record: &[u8]) -> Option<Found> {
     let place = u64::from_le_bytes(number(key)?);
     let row: AttemptRow = whole(seal, &place.to_be_bytes(), record)?;
-    let row = attempts::index_row(place, &row.into_attempt());
-    Some(Found::Attempt(place, row, Unsealed::of(record)))
+    let attempt = row.into_attempt();
+    let row = attempts::index_row(place, &attempt);
+    let bucket = attempt.key.bucket;
+    Some(Found::Attempt(place, bucket, row, Unsealed::of(record)))
 }
 
 /// Tables with numbers as keys: what a record says tells which it is of. Tokens are not saved: they let
@@ -154,11 +156,10 @@ fn read_small(seal: Seal, key: &[u8], record: &[u8]) -> Option<Found> {
     {
         return Some(Found::Destination(id, row, Unsealed::of(record)));
     }
-    if let Some(SourceRow { forwarder, seq }) = whole(seal, &key, record)
-        && forwarder.bytes().all(|byte| byte.is_ascii_graphic())
+    if let Some(row) = whole::<SourceRow>(seal, &key, record)
+        && row.forwarder.bytes().all(|byte| byte.is_ascii_graphic())
     {
-        let seq = Seq(seq);
-        return Some(Found::Source(BucketId(id), SourceMark { forwarder, seq }));
+        return Some(Found::Source(BucketId(id), row));
     }
     Some(Found::Removals(BucketId(id), whole(seal, &key, record)?))
 }
@@ -176,5 +177,6 @@ fn read_last(seal: Seal, key: &[u8], value: &[u8]) -> Option<Found> {
     let of = u32::from_le_bytes(number(key)?);
     let last = u64::from_le_bytes(number(last)?);
     let check = u64::from_le_bytes(number(check)?);
-    (check == seal.check(of, last) && of != SIZE).then_some(Found::Last(of, last))
+    let is_size = of == SIZE || sized_bucket(of).is_some();
+    (check == seal.check(of, last) && !is_size).then_some(Found::Last(of, last))
 }

@@ -77,13 +77,14 @@ fn leave_out_attempts(tx: &mut Tx<'_>, kept: &mut Kept) -> Result<(), StoreError
         let attempt = row.into_attempt();
         if kept.is_removed(attempt.key.bucket.0, attempt.key.seq.0) {
             let row = attempts::index_row(place, &attempt);
-            gone.push((place, row, attempts::cost(record.value())));
+            let bucket = attempt.key.bucket;
+            gone.push((place, row, (bucket, attempts::cost(record.value()))));
         }
     }
-    for (place, row, cost) in gone {
+    for (place, row, (bucket, cost)) in gone {
         tx.attempts.open()?.remove(place)?;
         tx.attempt_states.open()?.remove(row)?;
-        tx.shrink(cost);
+        tx.shrink(bucket, cost);
         kept.attempts -= 1;
     }
     Ok(())

@@ -119,6 +119,7 @@ async fn work(disk: &Recorded) -> Answered {
         let mark = SourceMark {
             forwarder: "f".into(),
             seq: Seq(n),
+            events: Vec::new(),
         };
         store
             .append(bucket.id, vec![to(n, there)], Some(mark))

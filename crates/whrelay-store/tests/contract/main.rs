@@ -4,9 +4,12 @@
 mod crash;
 mod disk;
 mod faults;
+mod formats;
+mod history;
 mod promises;
 mod retention;
 mod rot;
 mod salvage;
 mod search;
 mod setup;
+mod subscriptions;

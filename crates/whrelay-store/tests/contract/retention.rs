@@ -9,10 +9,12 @@ use bytes::Bytes;
 use whrelay_core::bucket::{Bucket, Seq};
 use whrelay_core::delivery::{DeadReason, DestinationId, State};
 use whrelay_core::limits;
-use whrelay_core::retention::Part;
+use whrelay_core::retention::{Bound, Part};
 use whrelay_core::retry::{Pause, Phase, Verdict};
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Again, Begin, Effort, Found, NewDelivery, Options, Role, Search, Store};
+use whrelay_store::{
+    Again, Begin, Effort, Fate, Found, Join, NewDelivery, Options, Role, Search, Store,
+};
 
 use crate::setup::*;
 
@@ -100,7 +102,11 @@ async fn what_has_ended_by_then_goes_whole_and_what_waits_stays() {
         remove(&store, &bucket, Timestamp::LAST, Part::Whole).await,
         2
     );
-    assert_eq!(store.size(), 0, "all that was counted is counted back");
+    let ids = 4 * 64;
+    assert_eq!(store.size(), ids, "all that was counted is counted back");
+    let known = store.append(bucket.id, vec![to(2, there)], None).await;
+    let known = known.expect("stored").remove(0);
+    assert!(known.duplicate, "an event that comes again is known");
     assert_eq!(store.bare_upto(bucket.id).expect("read"), Seq(4));
     let next = store.append(bucket.id, vec![to(5, there)], None).await;
     assert_eq!(
@@ -210,7 +216,7 @@ async fn a_forwarder_keeps_what_not_every_subscription_has_receipted() {
     };
     let oldest = || {
         store
-            .oldest_receipted(bucket.id, Part::Whole)
+            .oldest_receipted(bucket.id, Part::Whole, Timestamp::LAST)
             .expect("read")
     };
     assert_eq!(oldest(), None, "nobody has asked for them yet");
@@ -303,7 +309,7 @@ async fn a_forwarder_passes_over_what_has_no_body_to_remove() {
         removed.await.expect("stored")
     };
     assert_eq!((sweep().await, sweep().await), (0, 2));
-    let oldest = store.oldest_receipted(bucket.id, Part::Body);
+    let oldest = store.oldest_receipted(bucket.id, Part::Body, Timestamp::LAST);
     assert_eq!(oldest.expect("read"), None);
     let (_, has_body) = store.head_at(&bucket, Seq(1)).expect("read").expect("kept");
     assert!(has_body, "it never had another");
@@ -330,12 +336,17 @@ async fn a_subscription_that_begins_late_has_not_receipted_what_was_gone_by_then
         let mine = all.iter().find(|subscription| subscription.name == name);
         let mine = mine.expect("there");
         (1..=4)
-            .filter(|seq| mine.has_receipted(Seq(*seq)))
+            .filter(|seq| mine.fate(Seq(*seq)) == Fate::Acknowledged)
             .collect()
     };
     assert_eq!((has("laptop"), has("late")), (vec![1, 2, 3], vec![3, 4]));
-    let start = store.take_back(bucket.id, "laptop", Seq(1)).await;
-    assert_eq!(start.expect("stored"), Seq(2), "no more can be sent again");
+    let join = Join {
+        claim: Some(claim(1)),
+        ..join("laptop")
+    };
+    let joined = store.join(bucket.id, join, || true).await;
+    let joined = joined.expect("stored").expect("room");
+    assert_eq!(joined.after, Seq(2), "no more can be sent again");
     assert_eq!(has("laptop"), [1, 2]);
 }
 
@@ -374,7 +385,10 @@ async fn what_is_left_without_bodies_takes_its_own_space_and_no_more() {
 async fn at_its_bound_a_store_takes_nothing_in_and_lets_the_rest_go_on() {
     let dir = tempfile::tempdir().expect("a directory");
     let bounded = Options {
-        max_size: Some(5000),
+        bound: Some(Bound {
+            bytes: 5000,
+            shared: false,
+        }),
         ..options(Role::Agent)
     };
     let store = Store::open(dir.path(), &bounded).expect("opens");

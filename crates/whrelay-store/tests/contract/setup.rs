@@ -1,13 +1,14 @@
 //! Media, events and deliveries for the tests of the store.
 
 use bytes::Bytes;
-use whrelay_core::bucket::{Bucket, BucketKey};
+use whrelay_core::bucket::{Bucket, BucketKey, Seq};
 use whrelay_core::delivery::{Attempt, Delivery, DestinationId};
 use whrelay_core::event::{Event, Header, Request};
+use whrelay_core::history::{Claim, Locator};
 use whrelay_core::id::{DeliveryId, EventId};
 use whrelay_core::retry::Verdict;
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Medium, NewDelivery, NewEvent, Options, Role, Store};
+use whrelay_store::{Holder, Join, Medium, NewDelivery, NewEvent, Options, Role, Store};
 
 pub(crate) const NOW: Timestamp = Timestamp::from_micros(1_700_000_000_000_000);
 
@@ -17,7 +18,7 @@ pub(crate) fn options(role: Role) -> Options {
         cache: 4 << 20,
         name_seed: 7,
         purpose: "test",
-        max_size: None,
+        bound: None,
     }
 }
 
@@ -108,5 +109,38 @@ pub(crate) fn attempt(delivery: &Delivery, verdict: Verdict) -> Attempt {
         replay: delivery.replay,
         phase: delivery.phase,
         verdict,
+    }
+}
+
+/// An agent that comes with nothing and says no more than its name.
+pub(crate) fn join(name: &str) -> Join {
+    Join {
+        name: name.into(),
+        holder: None,
+        claim: None,
+        is_empty: false,
+        wants_backlog: None,
+        now: NOW,
+    }
+}
+
+/// The agent on a store.
+pub(crate) fn holder(store: &str) -> Holder {
+    Holder {
+        store: store.into(),
+        opens: 1,
+        instance: 1,
+        host: "host".into(),
+        user: "user".into(),
+    }
+}
+
+/// What an agent has that stored the events of this setup up to a place.
+pub(crate) fn claim(last: u64) -> Claim {
+    let mut locator = Locator::default();
+    (1..=last).for_each(|seq| locator.note(Seq(seq), event(seq).id));
+    Claim {
+        seq: Seq(last),
+        locator,
     }
 }

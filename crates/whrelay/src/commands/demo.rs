@@ -13,7 +13,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Deserialize;
 use tokio::sync::mpsc;
 use whrelay_agent::lines::{AttemptLine, Line};
-use whrelay_agent::{Config, Manner, Proxies};
+use whrelay_agent::{Config, Label, Manner, Proxies};
 use whrelay_core::backlog::Backlog;
 use whrelay_core::delivery::State;
 use whrelay_core::retention::Retention;
@@ -57,6 +57,9 @@ pub(crate) async fn run(args: DemoArgs, output: &Output) -> Result<(), Failure> 
         token: embedded.token.clone(),
         bucket: name.clone(),
         subscription: name,
+        label: Label::default(),
+        take_over: false,
+        wants_backlog: None,
         routes: vec![Route::rest(
             target
                 .parse()

@@ -24,7 +24,7 @@ struct Ready {
 
 pub(crate) async fn run(args: ForwarderArgs, output: &Output) -> Result<(), Failure> {
     let stop = shutdown::on_signal();
-    let retention = args.retention.retention();
+    let retention = args.retention.retention(true);
     let dir = match args.data_dir {
         Some(dir) => dir,
         None => Paths::resolve()?.forwarder(),

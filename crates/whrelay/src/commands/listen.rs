@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use url::Url;
 use whrelay_agent::lines::{Line, ReadyLine};
-use whrelay_agent::{Config, Manner, Proxies, Tell};
+use whrelay_agent::{Config, Label, Manner, Proxies, Tell};
 use whrelay_core::backlog::Backlog;
 use whrelay_core::bucket::BucketName;
 use whrelay_core::retention::Retention;
@@ -44,22 +44,30 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 const LAST_LINES: Duration = Duration::from_secs(2);
 
 pub(crate) async fn run(args: ListenArgs, output: &Output) -> Result<(), Failure> {
+    let paths = Paths::resolve()?;
+    let name = match &args.name {
+        Some(name) => name.clone(),
+        None => paths.default_name(args.forwarder.url.as_ref(), &args.bucket)?,
+    };
+    let backlog = Backlog {
+        newest: args.backlog.and_then(|newest| newest.0),
+        since: args.since.map(Timestamp::from_micros),
+    };
+    let asks = args.backlog.is_some() || backlog.since.is_some();
     let job = Job {
         routes: routes(&args)?,
         choice: args.forwarder.clone(),
         bucket: args.bucket.clone(),
-        name: args.name.clone(),
-        backlog: Backlog {
-            newest: args.backlog.0,
-            since: args.since.map(Timestamp::from_micros),
-        },
+        name,
+        take_over: args.take_over,
+        backlog,
+        wants_backlog: asks.then_some(backlog.newest != Some(0)),
         trust: args.requests.tunnel_trust(),
         manner: args.manner(),
-        retention: args.retention.retention(),
+        retention: args.retention.retention(false),
         exit_on_disconnect: args.exit_on_disconnect,
     };
     let stop = shutdown::on_signal();
-    let paths = Paths::resolve()?;
     let dir = paths.agent(job.choice.url.as_ref(), &job.bucket, &job.name);
     show(&args, output, &stop, dir, |tell| {
         job.run(paths, tell, output.clone(), stop.clone())
@@ -73,7 +81,10 @@ pub(crate) struct Job {
     pub(crate) choice: ForwarderChoice,
     pub(crate) bucket: BucketName,
     pub(crate) name: BucketName,
+    pub(crate) take_over: bool,
     pub(crate) backlog: Backlog,
+    /// Whether it is wanted, should the subscription be new; nothing to let the forwarder decide.
+    pub(crate) wants_backlog: Option<bool>,
     /// Whom the tunnel trusts.
     pub(crate) trust: Trust,
     pub(crate) manner: Manner,
@@ -134,7 +145,9 @@ impl Job {
             choice: _,
             bucket,
             name,
+            take_over,
             backlog,
+            wants_backlog,
             trust,
             manner,
             retention,
@@ -147,6 +160,9 @@ impl Job {
             token,
             bucket,
             subscription: name,
+            label: label(),
+            take_over,
+            wants_backlog,
             routes,
             backlog,
             exit_on_disconnect,
@@ -154,6 +170,25 @@ impl Job {
             retention,
             dir,
         }
+    }
+}
+
+/// What people know this machine and its user by.
+fn label() -> Label {
+    let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    #[cfg(unix)]
+    let host = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
+    #[cfg(not(unix))]
+    let host = set("COMPUTERNAME").unwrap_or_default();
+    let user = ["USER", "LOGNAME", "USERNAME"].into_iter().find_map(set);
+    #[cfg(unix)]
+    let user = user.or_else(|| Some(format!("uid {}", rustix::process::getuid().as_raw())));
+    Label {
+        host,
+        user: user.unwrap_or_default(),
     }
 }
 

@@ -65,8 +65,9 @@ async fn test(args: TestArgs, output: &Output) -> Result<(), Failure> {
 }
 
 fn job(args: &TestArgs) -> Result<Job, Failure> {
-    let bug = |e| Failure::new(Code::Bug, format!("{e}"));
-    let name: BucketName = "test".parse().map_err(bug)?;
+    let name: BucketName = "test"
+        .parse()
+        .map_err(|e| Failure::new(Code::Bug, format!("{e}")))?;
     let manner = Manner {
         policy: RetryPolicy {
             schedule: Schedule::Seconds,
@@ -81,6 +82,8 @@ fn job(args: &TestArgs) -> Result<Job, Failure> {
         choice: args.forwarder.clone(),
         bucket: args.bucket.clone(),
         name,
+        take_over: false,
+        wants_backlog: Some(false),
         // What others have left behind is not part of the test.
         backlog: Backlog {
             newest: Some(0),

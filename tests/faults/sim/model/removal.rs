@@ -19,7 +19,7 @@ impl Model {
         part: Part,
     ) -> Done {
         let mut removed = 0;
-        for (id, seq) in found {
+        for (_, seq) in found {
             let all = self.deliveries_of(bucket, *seq);
             let waits = self.planted != Some(Bug::RetentionTakesWhatWaits);
             let early = self.planted != Some(Bug::RetentionIsTooEarly);
@@ -35,8 +35,8 @@ impl Model {
                 continue;
             }
             removed += 1;
+            // Its id stays: the event is known, should it come again.
             self.events.remove(&(bucket, *seq));
-            self.places.remove(id);
             for delivery in all {
                 self.deliveries.remove(&delivery.key);
                 let place = (delivery.destination, delivery.state);
@@ -58,8 +58,9 @@ impl Model {
         part: Part,
         max: usize,
     ) -> Done {
-        let mine = self.acked.iter().filter(|((of, _), _)| *of == bucket);
-        let places = mine.map(|(_, seq)| *seq);
+        let mine = self.subscriptions.iter();
+        let mine = mine.filter(|((of, _), _)| *of == bucket);
+        let places = mine.map(|(_, known)| known.acked);
         let receipted = match (self.planted, part) {
             (Some(Bug::RetentionForgetsASubscription), Part::Whole)
             | (Some(Bug::BodiesForgetASubscription), Part::Body) => places.max(),

@@ -79,6 +79,7 @@ fn status(endpoint: EndpointState, paused: bool) -> Line {
         disk_bytes: 9,
         stored_bytes: 2000,
         max_disk: None,
+        incidents: Vec::new(),
         refuses: None,
         removed: whrelay_agent::lines::RemovedStatus::default(),
     })

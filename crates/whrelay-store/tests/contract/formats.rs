@@ -1,0 +1,151 @@
+//! Stores of earlier formats are taken over, with everything that is in them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+use tempfile::TempDir;
+use whrelay_core::bucket::Seq;
+use whrelay_core::delivery::State;
+use whrelay_core::id::EventId;
+use whrelay_store::{Begin, Role, Search, Store};
+
+use crate::setup::*;
+
+/// The stores of a fixture, and what their own version said of them.
+fn unpack(format: u32) -> (TempDir, Value) {
+    let archive = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../tests/fixtures")
+        .join(format!("format-{format}.tar.gz"));
+    let dir = tempfile::tempdir().expect("a directory");
+    let unpacked = Command::new("tar")
+        .arg("xzf")
+        .arg(archive)
+        .arg("-C")
+        .arg(dir.path())
+        .status();
+    assert!(unpacked.expect("tar").success());
+    let expected = std::fs::read(dir.path().join("expected.json")).expect("read");
+    (dir, serde_json::from_slice(&expected).expect("JSON"))
+}
+
+fn open(dir: &Path, role: Role) -> Store {
+    Store::open(dir, &options(role)).expect("an older store is taken over")
+}
+
+fn agents(dir: &Path) -> Vec<(String, String, PathBuf)> {
+    let all = [("shop", "default"), ("shop", "other"), ("lab", "default")];
+    let named = |(bucket, name): (&str, &str)| {
+        let place = dir.join(format!("agent-{bucket}-{name}"));
+        (bucket.to_owned(), name.to_owned(), place)
+    };
+    all.into_iter().map(named).collect()
+}
+
+#[tokio::test]
+async fn agents_of_format_6_keep_every_event_and_every_delivery() {
+    let (dir, expected) = unpack(6);
+    for (bucket_name, name, place) in agents(dir.path()) {
+        let store = open(&place, Role::Agent);
+        let census = store.census().expect("read");
+        assert!(census.is_whole(), "{census:?}");
+        let status = expected["status"].as_array().expect("a list").iter();
+        let status = status
+            .clone()
+            .find(|line| line["bucket"] == *bucket_name && line["name"] == *name)
+            .expect("it was shown");
+        let mut counted = BTreeMap::new();
+        for (id, _) in store.destinations().expect("read") {
+            let counts = store.counts(id).expect("read");
+            for (state, count) in [
+                ("queued", counts.queued),
+                ("stalled", counts.stalled),
+                ("sent", counts.sent),
+                ("dead", counts.dead),
+            ] {
+                *counted.entry(state).or_insert(0) += count;
+            }
+        }
+        for (state, count) in counted {
+            assert_eq!(status[state], count, "{bucket_name} {name} {state}");
+        }
+        assert_eq!(
+            store
+                .removals(store.buckets().expect("read")[0].id)
+                .expect("read")
+                .bodies,
+            status["removed"]["bodies"].as_u64().expect("a number")
+        );
+        assert_eq!(
+            store.size(),
+            status["stored_bytes"].as_u64().expect("a number")
+        );
+        let bucket = store.buckets().expect("read").remove(0);
+        assert_eq!(store.size(), store.bucket_size(bucket.id));
+        let source = store.source(bucket.id).expect("read").expect("it has one");
+        assert!(source.seq > Seq(0) && source.locator.is_empty());
+        store.close().await;
+        // And once more, now that it is of today's format.
+        assert!(open(&place, Role::Agent).epoch().opens >= 2);
+    }
+}
+
+#[tokio::test]
+async fn what_was_queued_in_format_6_is_still_queued() {
+    let (dir, expected) = unpack(6);
+    let store = open(&dir.path().join("agent-lab-default"), Role::Agent);
+    let bucket = store.buckets().expect("read").remove(0);
+    let search = Search {
+        bucket: bucket.id,
+        states: vec![State::Queued, State::Stalled],
+        since: None,
+        until: None,
+    };
+    let found = store
+        .search(&search, Begin::Oldest, None, 99)
+        .expect("read");
+    let found: Vec<_> = found.iter().map(|(id, _)| id.to_string()).collect();
+    assert_eq!(Value::from(found), expected["held"]);
+}
+
+#[tokio::test]
+async fn a_forwarder_of_format_6_keeps_what_its_agents_have_not_received() {
+    let (dir, expected) = unpack(6);
+    let store = open(&dir.path().join("forwarder"), Role::Forwarder);
+    let buckets = store.buckets().expect("read");
+    let shop = buckets
+        .iter()
+        .find(|b| b.name.as_str() == "shop")
+        .expect("there");
+    let all = store.subscriptions(shop.id).expect("read");
+    let names: Vec<_> = all.iter().map(|known| known.name.as_str()).collect();
+    assert_eq!(names, ["default", "other"]);
+    for (known, owed) in all.iter().zip(["late", "late"]) {
+        let events = store
+            .read_after(shop, known.acked, 999, usize::MAX)
+            .expect("read");
+        let ids: Vec<_> = events
+            .events
+            .iter()
+            .map(|e| e.event.id.to_string())
+            .collect();
+        let owed = expected[owed].as_array().expect("a list").iter();
+        for id in owed {
+            let id = id.as_str().expect("text").to_owned();
+            assert!(ids.contains(&id), "{} is owed {id}", known.name);
+        }
+    }
+    let unread = buckets
+        .iter()
+        .find(|b| b.name.as_str() == "unread")
+        .expect("there");
+    assert!(store.subscriptions(unread.id).expect("read").is_empty());
+    for id in expected["unread"].as_array().expect("a list") {
+        let id: EventId = id.as_str().expect("text").parse().expect("an id");
+        assert!(store.find_event(id).expect("read").is_some());
+    }
+    let (of_shop, of_unread) = (store.bucket_size(shop.id), store.bucket_size(unread.id));
+    assert_eq!(store.size(), of_shop + of_unread);
+    assert!(of_unread > 0);
+}

@@ -1,0 +1,184 @@
+//! Directories that go back to an earlier copy: what both sides agree on is not sent again, everything else is.
+
+use whrelay_core::bucket::{Bucket, Seq};
+use whrelay_core::event::Event;
+use whrelay_core::history::{Claim, WentBack};
+use whrelay_core::id::EventId;
+use whrelay_store::{Join, Joined, NewEvent, Role, SourceMark, Store};
+
+use crate::setup::*;
+
+/// The event that another history has at a place.
+fn other(n: u64) -> Event {
+    Event {
+        id: EventId::from_parts(NOW, u128::from(n) | 1 << 70),
+        ..event(n)
+    }
+}
+
+async fn append(store: &Store, bucket: &Bucket, events: Vec<Event>) {
+    let new = |event| NewEvent {
+        event,
+        deliveries: Vec::new(),
+    };
+    let new = events.into_iter().map(new).collect();
+    store.append(bucket.id, new, None).await.expect("stored");
+}
+
+/// A forwarder whose directory was put back to place 5 and went on to place 30.
+async fn put_back() -> (Store, Bucket) {
+    let store = memory(Role::Forwarder);
+    let bucket = bucket(&store).await;
+    append(&store, &bucket, (1..=5).map(event).collect()).await;
+    append(&store, &bucket, (6..=30).map(other).collect()).await;
+    (store, bucket)
+}
+
+async fn joined(store: &Store, bucket: &Bucket, join: Join) -> Joined {
+    let joined = store.join(bucket.id, join, || true).await;
+    joined.expect("stored").expect("room")
+}
+
+fn as_agent(claim: Option<Claim>) -> Join {
+    Join {
+        holder: Some(holder("laptop")),
+        is_empty: claim.is_none(),
+        claim,
+        ..join("laptop")
+    }
+}
+
+#[tokio::test]
+async fn numbers_that_are_given_twice_acknowledge_nothing() {
+    let (store, bucket) = put_back().await;
+    store
+        .ack(bucket.id, "laptop", Seq(5), || true)
+        .await
+        .expect("stored");
+    let joined = joined(&store, &bucket, as_agent(Some(claim(20)))).await;
+    assert_eq!(joined.after, Seq(5), "25 events follow");
+    let from = Seq(20);
+    assert_eq!(joined.went_back, Some(WentBack::Forwarder { from }));
+    let acked = store.acked(bucket.id, "laptop").expect("read");
+    assert_eq!(acked, Seq(5), "retention keeps what is sent");
+}
+
+#[tokio::test]
+async fn a_claim_beyond_what_was_ever_stored_acknowledges_nothing() {
+    let (store, bucket) = put_back().await;
+    let absurd = Claim {
+        seq: Seq(1 << 60),
+        ..claim(0)
+    };
+    let joined = joined(&store, &bucket, as_agent(Some(absurd))).await;
+    assert_eq!(joined.after, Seq(0));
+    assert_eq!(store.acked(bucket.id, "laptop").expect("read"), Seq(0));
+}
+
+#[tokio::test]
+async fn an_agent_that_went_back_is_sent_what_it_lost() {
+    let (store, bucket) = put_back().await;
+    let first = joined(&store, &bucket, as_agent(None)).await;
+    assert_eq!((first.after, first.went_back), (Seq(0), None));
+    store
+        .ack(bucket.id, "laptop", Seq(30), || true)
+        .await
+        .expect("stored");
+    let back = joined(&store, &bucket, as_agent(Some(claim(3)))).await;
+    let from = Seq(30);
+    assert_eq!(back.after, Seq(3));
+    assert_eq!(back.went_back, Some(WentBack::Agent { from }));
+}
+
+/// Found by the simulation: such an agent claims nothing, and was sent nothing.
+#[tokio::test]
+async fn an_agent_that_went_back_to_before_its_first_event_is_sent_everything() {
+    let (store, bucket) = put_back().await;
+    joined(&store, &bucket, as_agent(None)).await;
+    store
+        .ack(bucket.id, "laptop", Seq(30), || true)
+        .await
+        .expect("stored");
+    let back = joined(&store, &bucket, as_agent(None)).await;
+    assert_eq!(back.after, Seq(0));
+    let from = Seq(30);
+    assert_eq!(back.went_back, Some(WentBack::Agent { from }));
+}
+
+/// Found by the simulation: another agent had the subscription meanwhile, and its place counted.
+#[tokio::test]
+async fn an_agent_that_went_back_is_sent_what_it_lost_though_another_had_its_subscription() {
+    let (store, bucket) = put_back().await;
+    joined(&store, &bucket, as_agent(None)).await;
+    let ack = |upto| store.ack(bucket.id, "laptop", Seq(upto), || true);
+    ack(20).await.expect("stored");
+    let desktop = Join {
+        holder: Some(holder("desktop")),
+        ..as_agent(None)
+    };
+    let taken = joined(&store, &bucket, desktop).await;
+    assert_eq!(taken.after, Seq(20), "it goes on where the other one was");
+    ack(30).await.expect("stored");
+    let whole = joined(&store, &bucket, as_agent(Some(claim(20)))).await;
+    assert_eq!(
+        whole.after,
+        Seq(30),
+        "what the other one has is not sent twice"
+    );
+    let lost = joined(&store, &bucket, as_agent(Some(claim(4)))).await;
+    assert_eq!(lost.after, Seq(4));
+}
+
+#[tokio::test]
+async fn an_agent_keeps_events_by_number_until_numbers_are_given_again() {
+    let store = memory(Role::Agent);
+    let bucket = bucket(&store).await;
+    let mark = |events: &[Event], last| SourceMark {
+        forwarder: "cloud".into(),
+        seq: Seq(last),
+        events: (1..).map(Seq).zip(events.iter().map(|e| e.id)).collect(),
+    };
+    let first: Vec<_> = (1..=9).map(event).collect();
+    let new = |events: &[Event]| -> Vec<NewEvent> {
+        let one = |event: &Event| NewEvent {
+            event: event.clone(),
+            deliveries: Vec::new(),
+        };
+        events.iter().map(one).collect()
+    };
+    let marked = Some(mark(&first, 9));
+    store
+        .append(bucket.id, new(&first), marked)
+        .await
+        .expect("stored");
+    let source = store.source(bucket.id).expect("read").expect("there");
+    assert_eq!(source.locator, claim(9).locator);
+    let again = [other(1)];
+    let marked = Some(mark(&again, 1));
+    store
+        .append(bucket.id, new(&again), marked)
+        .await
+        .expect("stored");
+    let source = store.source(bucket.id).expect("read").expect("there");
+    assert_eq!(source.locator.entries(), [(Seq(1), other(1).id)]);
+}
+
+#[tokio::test]
+async fn every_opening_of_a_store_is_told_from_every_other() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut seen = Vec::new();
+    for seed in 1..=3 {
+        let options = whrelay_store::Options {
+            name_seed: seed,
+            ..options(Role::Agent)
+        };
+        let store = Store::open(dir.path(), &options).expect("opens");
+        seen.push(store.epoch().clone());
+        store.close().await;
+    }
+    let opens: Vec<_> = seen.iter().map(|epoch| epoch.opens).collect();
+    assert_eq!(opens[1] - opens[0], 1);
+    assert_eq!(opens[2] - opens[1], 1);
+    assert!(seen.iter().all(|epoch| epoch.store == seen[0].store));
+    assert_ne!(seen[0].instance, seen[1].instance);
+}

@@ -1,0 +1,194 @@
+//! Subscriptions begin, are ended, and are rewound; buckets share a store.
+
+use std::time::Duration;
+
+use whrelay_core::bucket::{Bucket, BucketKey, Seq};
+use whrelay_core::limits;
+use whrelay_core::retention::{Bound, Part};
+use whrelay_core::time::Timestamp;
+use whrelay_store::{
+    Fate, Incident, Join, Joined, Medium, Options, Role, Store, StoreError, Subscription,
+};
+
+use crate::setup::*;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+async fn with_events(count: u64) -> (Store, Bucket) {
+    let store = memory(Role::Forwarder);
+    let bucket = bucket(&store).await;
+    let events = (1..=count).map(plain).collect();
+    store.append(bucket.id, events, None).await.expect("stored");
+    (store, bucket)
+}
+
+async fn joined(store: &Store, bucket: &Bucket, join: Join) -> Joined {
+    let joined = store.join(bucket.id, join, || true).await;
+    joined.expect("stored").expect("room")
+}
+
+async fn ack(store: &Store, bucket: &Bucket, name: &str, upto: u64) {
+    let acked = store.ack(bucket.id, name, Seq(upto), || true).await;
+    acked.expect("stored");
+}
+
+fn known(store: &Store, bucket: &Bucket, name: &str) -> Option<Subscription> {
+    let all = store.subscriptions(bucket.id).expect("read");
+    all.into_iter().find(|known| known.name == name)
+}
+
+async fn prune(store: &Store, bucket: &Bucket, by: Timestamp) -> u64 {
+    let removed = store.remove_receipted(bucket.id, by, Part::Whole, (100, usize::MAX));
+    removed.await.expect("stored")
+}
+
+#[tokio::test]
+async fn the_first_subscription_begins_at_the_beginning_and_others_now_unless_they_ask() {
+    let (store, bucket) = with_events(9).await;
+    let first = joined(&store, &bucket, join("a")).await;
+    assert_eq!((first.after, first.skipped), (Seq(0), 0));
+    let second = joined(&store, &bucket, join("b")).await;
+    assert_eq!((second.after, second.skipped), (Seq(9), 9));
+    let asks = Join {
+        wants_backlog: Some(true),
+        ..join("c")
+    };
+    assert_eq!(joined(&store, &bucket, asks).await.after, Seq(0));
+    let again = joined(&store, &bucket, join("b")).await;
+    assert_eq!((again.after, again.skipped), (Seq(9), 0), "it is told once");
+}
+
+#[tokio::test]
+async fn what_an_ended_subscription_had_not_received_is_unclaimed_kept_and_then_removed() {
+    let (store, bucket) = with_events(9).await;
+    joined(&store, &bucket, join("gone")).await;
+    ack(&store, &bucket, "gone", 2).await;
+    assert_eq!(prune(&store, &bucket, Timestamp::LAST).await, 2);
+    let ended = store.end_subscription(bucket.id, "gone", NOW).await;
+    assert_eq!(ended.expect("stored"), Some(7));
+    let gone = known(&store, &bucket, "gone").expect("kept");
+    assert_eq!(gone.fate(Seq(3)), Fate::Unclaimed);
+    // Nobody subscribes: what comes after the end is kept for who does.
+    let later = vec![plain(10)];
+    store.append(bucket.id, later, None).await.expect("stored");
+    assert_eq!(prune(&store, &bucket, NOW.before(HOUR)).await, 0);
+    assert_eq!(prune(&store, &bucket, NOW.after(HOUR)).await, 7);
+    let forgotten = store.forget_ended(bucket.id, NOW.after(HOUR)).await;
+    assert_eq!(forgotten.expect("stored"), ["gone"]);
+    let next = joined(&store, &bucket, join("next")).await;
+    assert_eq!(next.after, Seq(9), "the tenth event is still to come");
+}
+
+#[tokio::test]
+async fn an_ended_subscription_pins_nothing_and_its_agent_goes_on_if_it_returns() {
+    let (store, bucket) = with_events(9).await;
+    joined(&store, &bucket, join("gone")).await;
+    let all = Join {
+        wants_backlog: Some(true),
+        ..join("here")
+    };
+    joined(&store, &bucket, all).await;
+    ack(&store, &bucket, "here", 9).await;
+    assert_eq!(prune(&store, &bucket, Timestamp::LAST).await, 0, "pinned");
+    let ended = store.end_subscription(bucket.id, "gone", NOW).await;
+    assert_eq!(ended.expect("stored"), Some(9));
+    let back = joined(&store, &bucket, join("gone")).await;
+    assert!(back.was_ended && back.after == Seq(0));
+    let ended = store.end_subscription(bucket.id, "gone", NOW).await;
+    assert_eq!(ended.expect("stored"), Some(9));
+    assert_eq!(prune(&store, &bucket, Timestamp::LAST).await, 9);
+    let none = store.end_subscription(bucket.id, "nobody", NOW).await;
+    assert_eq!(none.expect("stored"), None);
+}
+
+#[tokio::test]
+async fn a_rewound_subscription_is_sent_everything_behind_a_place_until_it_says_so() {
+    let (store, bucket) = with_events(9).await;
+    joined(&store, &bucket, join("a")).await;
+    ack(&store, &bucket, "a", 9).await;
+    let count = store.rewind_subscription(bucket.id, "a", Seq(4)).await;
+    assert_eq!(count.expect("stored"), Some(5));
+    let claims = || Join {
+        claim: Some(claim(9)),
+        ..join("a")
+    };
+    assert_eq!(joined(&store, &bucket, claims()).await.after, Seq(4));
+    // Its link broke before anything came: it claims what it did before.
+    assert_eq!(joined(&store, &bucket, claims()).await.after, Seq(4));
+    assert_eq!(prune(&store, &bucket, Timestamp::LAST).await, 4);
+    ack(&store, &bucket, "a", 6).await;
+    assert_eq!(joined(&store, &bucket, claims()).await.after, Seq(9));
+}
+
+#[tokio::test]
+async fn a_bucket_has_so_many_subscriptions_and_no_more() {
+    let (store, bucket) = with_events(1).await;
+    for n in 0..limits::MAX_SUBSCRIPTIONS {
+        joined(&store, &bucket, join(&format!("s{n}"))).await;
+    }
+    let more = store.join(bucket.id, join("more"), || true).await;
+    assert_eq!(more.expect("stored"), None);
+    joined(&store, &bucket, join("s7")).await;
+}
+
+#[tokio::test]
+async fn a_bucket_that_nobody_reads_leaves_room_for_one_that_is_read() {
+    let open = |builder: &redb::Builder| {
+        builder.create_with_backend(redb::backends::InMemoryBackend::new())
+    };
+    let options = Options {
+        bound: Some(Bound {
+            bytes: 100_000,
+            shared: true,
+        }),
+        ..options(Role::Forwarder)
+    };
+    let store = Store::open_on(Medium::custom(open), &options).expect("opens");
+    let unread = bucket(&store).await;
+    let mut n = 0;
+    let refused = loop {
+        n += 1;
+        if let Err(error) = store.append(unread.id, vec![plain(n)], None).await {
+            break error;
+        }
+    };
+    assert!(matches!(refused, StoreError::Share), "{refused}");
+    let name = "read".parse().expect("a name");
+    let key = BucketKey::mint(&name, [4; 26]);
+    let (read, _) = store.ensure_bucket(&name, key).await.expect("stored");
+    for more in 0..200 {
+        let stored = store.append(read.id, vec![plain(1000 + more)], None).await;
+        stored.expect("there is room");
+        ack(&store, &read, "laptop", more + 1).await;
+        prune(&store, &read, Timestamp::LAST).await;
+    }
+    assert_eq!(
+        store.size(),
+        store.bucket_size(unread.id) + store.bucket_size(read.id)
+    );
+}
+
+#[tokio::test]
+async fn an_incident_that_repeats_is_kept_once_and_the_oldest_make_room() {
+    let (store, _) = with_events(1).await;
+    let add = |n: usize, at| {
+        store.add_incident(Incident {
+            at,
+            kind: "two_copies".into(),
+            text: format!("{n}"),
+        })
+    };
+    for n in [1, 2, 1] {
+        add(n, NOW.after(HOUR * n as u32)).await.expect("stored");
+    }
+    let texts = || -> Vec<String> {
+        let kept = store.incidents().expect("read");
+        kept.into_iter().map(|incident| incident.text).collect()
+    };
+    assert_eq!(texts(), ["2", "1"]);
+    for n in 10..10 + limits::INCIDENTS {
+        add(n, NOW).await.expect("stored");
+    }
+    assert_eq!(texts().len(), limits::INCIDENTS);
+    assert_eq!(texts()[0], "10");
+}
