@@ -78,6 +78,7 @@ impl Relay {
         let config = Config {
             public_url: format!("http://{address}"),
             retention: Retention::ALL,
+            subscription_ttl: None,
         };
         let task = tokio::spawn(whrelay_forwarder::run(
             listener,

@@ -13,6 +13,7 @@ mod error;
 mod intake;
 mod lanes;
 mod link;
+mod management;
 mod noticed;
 mod orphans;
 mod provision;
@@ -41,8 +42,10 @@ use whrelay_store::{Store, persist};
 
 pub use answers::{Local, Offline};
 pub use error::{AgentError, chain};
+pub use management::{Management, ManagementError};
 pub use provision::{Looked, ensure_bucket, look_at};
 pub use proxy::Proxies;
+pub use reqwest::Method;
 
 use crate::lanes::Lanes;
 use crate::lines::Line;

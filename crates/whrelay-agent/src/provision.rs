@@ -54,7 +54,7 @@ pub async fn ensure_bucket(
         .await
         .map_err(|e| unreachable(&e.without_url()))?;
     let status = response.status();
-    let answer = read(response).await;
+    let answer = read(response, limits::MAX_API_ANSWER).await;
     let answer = answer.map_err(|e| unreachable(&e.without_url()))?;
     if status.is_success() {
         let answer: BucketAnswer = serde_json::from_slice(&answer).map_err(|e| unreachable(&e))?;
@@ -125,7 +125,7 @@ pub async fn look_at(
     let took = began.elapsed();
     let (status, date) = (answer.status(), answer.headers().get(DATE));
     let clock = date.and_then(|date| Timestamp::from_http_date(date.to_str().ok()?));
-    let said = read(answer).await;
+    let said = read(answer, limits::MAX_API_ANSWER).await;
     let said = said.map_err(|e| unreachable(chain(&e.without_url())))?;
     let is_list = serde_json::from_slice::<Vec<BucketAnswer>>(&said).is_ok();
     let said = serde_json::from_slice::<ProblemAnswer>(&said);
@@ -142,7 +142,7 @@ pub async fn look_at(
     Ok(Looked { token, clock, took })
 }
 
-fn client(
+pub(crate) fn client(
     forwarder: &Url,
     proxies: &Proxies,
     tls: rustls::ClientConfig,
@@ -163,9 +163,12 @@ fn client(
 }
 
 /// The body of an answer, as far as a forwarder's goes: that of a stranger may have no end.
-async fn read(mut response: reqwest::Response) -> Result<Vec<u8>, reqwest::Error> {
+pub(crate) async fn read(
+    mut response: reqwest::Response,
+    most: usize,
+) -> Result<Vec<u8>, reqwest::Error> {
     let mut body = Vec::new();
-    while body.len() < limits::MAX_API_ANSWER {
+    while body.len() < most {
         let Some(chunk) = response.chunk().await? else {
             break;
         };

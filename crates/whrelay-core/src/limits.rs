@@ -72,6 +72,10 @@ pub const TUNNEL_WRITE_TIMEOUT: Duration = Duration::from_secs(25);
 /// Slowest link on which a large event still gets through, in bytes per second.
 pub const MIN_TUNNEL_RATE: u64 = 32 * 1024;
 
+/// Buckets that one answer of `GET /v1/status` shows.
+pub const MAX_STATUS_BUCKETS: usize = 1000;
+/// Bytes of a forwarder's list or status that are read: a bucket in it takes a few hundred.
+pub const MAX_STATUS_ANSWER: usize = 16 * 1024 * 1024;
 /// Bytes after which an agent reads no more of a forwarder's answer to a request.
 pub const MAX_API_ANSWER: usize = 64 * 1024;
 

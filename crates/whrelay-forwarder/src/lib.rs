@@ -5,6 +5,7 @@
 
 mod access;
 mod api;
+mod expiry;
 mod hub;
 mod ingress;
 mod joining;
@@ -12,12 +13,15 @@ mod problem;
 mod registry;
 mod retention;
 mod serve;
+mod status;
+mod subscriptions;
 mod tunnel;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
-use axum::routing::{any, get, put};
+use axum::routing::{any, delete, get, post, put};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +33,7 @@ use whrelay_proto::TUNNEL_PATH;
 use whrelay_store::{Store, StoreError};
 
 pub use access::{TokenFileError, admin_token};
+pub use status::{BucketStatus, IncidentView, Status, of_store};
 
 /// How a forwarder runs.
 #[derive(Clone, Debug)]
@@ -37,6 +42,8 @@ pub struct Config {
     pub public_url: String,
     /// What is kept of what every subscription has receipted.
     pub retention: Retention,
+    /// How long a subscription lives whose agent does not come back; nothing for ever.
+    pub subscription_ttl: Option<Duration>,
 }
 
 impl Config {
@@ -83,6 +90,16 @@ pub async fn run(
         .route(TUNNEL_PATH, get(tunnel::open))
         .route("/v1/buckets", get(api::list_buckets))
         .route("/v1/buckets/{name}", put(api::ensure_bucket))
+        .route("/v1/buckets/{name}/subscriptions", get(subscriptions::list))
+        .route(
+            "/v1/buckets/{name}/subscriptions/{subscription}",
+            delete(subscriptions::end),
+        )
+        .route(
+            "/v1/buckets/{name}/subscriptions/{subscription}/replay",
+            post(subscriptions::replay),
+        )
+        .route("/v1/status", get(status::show))
         .route("/v1/events/{id}", get(api::show_event))
         .route("/healthz", get(api::healthz))
         .route("/readyz", get(api::readyz))
@@ -94,5 +111,6 @@ pub async fn run(
         () = serve::serve(listener, router, &shared.stop) => Ok(()),
         error = store.broken() => Err(error),
         Err(error) = retention::run(Arc::clone(&shared), retention) => Err(error),
+        Err(error) = expiry::run(&shared) => Err(error),
     }
 }

@@ -55,6 +55,11 @@ impl Store {
         self.shared.sizes.total()
     }
 
+    /// Why a bucket takes nothing new in, where its bound or its share of it is reached.
+    pub fn over_bound(&self, bucket: BucketId) -> Option<StoreError> {
+        self.shared.sizes.refusal(self.bound(), bucket)
+    }
+
     /// The same of one bucket.
     pub fn bucket_size(&self, bucket: BucketId) -> u64 {
         self.shared.sizes.of(bucket)

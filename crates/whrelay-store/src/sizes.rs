@@ -1,11 +1,12 @@
 //! How many bytes each bucket takes, in memory, so that the writer can refuse before it writes. It must not
-//! decide what is refused.
+//! decide what becomes of what is refused.
 
 use std::collections::HashMap;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use redb::ReadableTable;
 use whrelay_core::bucket::BucketId;
+use whrelay_core::retention::Bound;
 
 use crate::error::StoreError;
 use crate::record::Seal;
@@ -57,6 +58,18 @@ impl Sizes {
     /// Of a bucket.
     pub(crate) fn of(&self, bucket: BucketId) -> u64 {
         self.inner().buckets.get(&bucket).copied().unwrap_or(0)
+    }
+
+    /// Why a bucket takes nothing new in, where the bound or its share of it is reached.
+    pub(crate) fn refusal(&self, bound: Option<Bound>, bucket: BucketId) -> Option<StoreError> {
+        let bound = bound?;
+        if bound.takes_in(self.total(), self.of(bucket)) {
+            return None;
+        }
+        Some(match bound.shared {
+            true => StoreError::Share,
+            false => StoreError::Bound,
+        })
     }
 
     /// These buckets have these sizes now.

@@ -63,6 +63,13 @@ pub enum Fate {
 }
 
 impl Subscription {
+    /// Events that wait for it, in a bucket that has given numbers up to `last` and removed everything up to
+    /// `pruned`; of one that was ended, events that are unclaimed.
+    pub fn waiting(&self, last: Seq, pruned: Seq) -> u64 {
+        let through = self.ended.map_or(last, |(_, through)| through);
+        through.0.saturating_sub(self.acked.max(pruned).0)
+    }
+
     /// What became of the event at a place.
     pub fn fate(&self, seq: Seq) -> Fate {
         if seq <= self.since {
@@ -104,6 +111,25 @@ impl Store {
                 .into_iter()
                 .map(|(name, row)| Some(into_subscription(name, row?)));
             Ok(named.flatten().collect())
+        })
+    }
+
+    /// The subscriptions of all buckets.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn all_subscriptions(&self) -> Result<Vec<(BucketId, Subscription)>, StoreError> {
+        self.read(|tx| {
+            let mut all = Vec::new();
+            for entry in tx.open_table(SUBSCRIPTIONS)?.iter()? {
+                let (place, record) = entry?;
+                let (bucket, name) = place.value();
+                let bucket = BucketId(bucket);
+                let row = open(self.seal, bucket, name, record.value())?;
+                let known = row.map(|row| into_subscription(name.to_owned(), row));
+                all.extend(known.map(|known| (bucket, known)));
+            }
+            Ok(all)
         })
     }
 

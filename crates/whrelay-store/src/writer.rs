@@ -364,15 +364,7 @@ impl Writer {
         if matches!(self.spare, Spare::Nothing { .. }) {
             return Some(StoreError::Full);
         }
-        let sizes = &self.shared.sizes;
-        let bound = self.bound?;
-        if bound.takes_in(sizes.total(), sizes.of(bucket)) {
-            return None;
-        }
-        Some(match bound.shared {
-            true => StoreError::Share,
-            false => StoreError::Bound,
-        })
+        self.shared.sizes.refusal(self.bound, bucket)
     }
 
     /// Compacts the file if it is to be, or if at least half of it is free and what it holds is moved in a

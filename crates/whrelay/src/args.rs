@@ -9,6 +9,8 @@ mod examples;
 mod requests;
 #[path = "args/service.rs"]
 mod service;
+#[path = "args/subscription.rs"]
+mod subscription;
 #[path = "args/values.rs"]
 mod values;
 
@@ -31,6 +33,7 @@ use whrelay_core::target::Target;
 pub(crate) use self::events::*;
 pub(crate) use self::requests::RequestArgs;
 pub(crate) use self::service::{Service, ServiceArgs, ServiceCommand};
+pub(crate) use self::subscription::{BucketPlace, SubscriptionArgs, SubscriptionCommand};
 pub(crate) use self::values::{CaFile, Matcher, Newest, Percent};
 use self::values::{
     backlog, bind, bytes, ca_file, duration, forwarder_url, matcher, past, percent, schedule,
@@ -88,8 +91,10 @@ pub(crate) enum Command {
     Replay(ReplayArgs),
     /// Give up what waits
     Discard(DiscardArgs),
-    /// Show how the agents stand
+    /// Show how the agents and forwarders on this machine stand
     Status(StatusArgs),
+    /// List, end or replay the subscriptions of a bucket
+    Subscription(SubscriptionArgs),
     /// Check what is kept on this machine, and save what is whole in a damaged store
     Doctor(DoctorArgs),
     /// Run the cloud side: public input URLs and tunnels
@@ -121,6 +126,8 @@ impl Command {
             Some(&mut args.forwarder)
         } else if let Self::Doctor(args) = self {
             Some(&mut args.forwarder)
+        } else if let Self::Subscription(args) = self {
+            Some(args.forwarder())
         } else {
             None
         }
@@ -378,6 +385,9 @@ pub(crate) struct ForwarderArgs {
     pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) retention: RetentionArgs,
+    /// End subscriptions whose agents have not come back for so long [default: never]
+    #[arg(long, value_name = "DUR", env = "WHRELAY_SUBSCRIPTION_TTL", value_parser = some_time)]
+    pub(crate) subscription_ttl: Option<Duration>,
 }
 
 #[derive(Debug, Args)]

@@ -13,6 +13,7 @@ pub(crate) mod manual;
 pub(crate) mod replay;
 pub(crate) mod service;
 pub(crate) mod status;
+pub(crate) mod subscription;
 pub(crate) mod test;
 pub(crate) mod trigger;
 pub(crate) mod which;

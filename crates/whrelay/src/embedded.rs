@@ -25,7 +25,7 @@ const PORTS: std::ops::RangeInclusive<u16> = 4141..=4160;
 /// Memory a forwarder's store may use as its cache, in bytes.
 const CACHE: usize = 16 * 1024 * 1024;
 const PORT_FILE: &str = "port";
-const URL_FILE: &str = "url";
+pub(crate) const URL_FILE: &str = "url";
 pub(crate) const TOKEN_FILE: &str = "admin-token";
 
 /// A forwarder that is there: this process's own, or that of another `listen` of the bucket.
@@ -172,6 +172,7 @@ async fn serve(
     let config = Config {
         public_url: url.as_str().trim_end_matches('/').to_owned(),
         retention,
+        subscription_ttl: None,
     };
     Ok(whrelay_forwarder::run(listener, store, config, stop).await?)
 }
@@ -246,7 +247,7 @@ async fn bind_listener(
 }
 
 /// Has a file say this, whole and on disk, unless it does.
-fn keep(path: &Path, text: &str) -> io::Result<()> {
+pub(crate) fn keep(path: &Path, text: &str) -> io::Result<()> {
     if fs::read_to_string(path).is_ok_and(|kept| kept == text) {
         return Ok(());
     }

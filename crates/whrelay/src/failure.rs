@@ -3,8 +3,8 @@
 
 use std::process::ExitCode;
 
-use whrelay_agent::AgentError;
 use whrelay_agent::control::Unanswered;
+use whrelay_agent::{AgentError, ManagementError};
 use whrelay_store::{OpenError, StoreError};
 
 use crate::output::Output;
@@ -144,6 +144,16 @@ impl From<Unanswered> for Failure {
             }
         };
         Self::new(Code::Failed, error.to_string()).hint(hint)
+    }
+}
+
+impl From<ManagementError> for Failure {
+    fn from(error: ManagementError) -> Self {
+        match error {
+            ManagementError::Agent(error) => error.into(),
+            ManagementError::NotFound(why) => Self::new(Code::NotFound, why),
+            ManagementError::InUse(why) => Self::new(Code::InUse, why),
+        }
     }
 }
 

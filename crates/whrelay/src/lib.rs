@@ -7,6 +7,7 @@ mod commands;
 mod config;
 mod embedded;
 mod failure;
+mod forwarders;
 mod output;
 mod paths;
 mod receiver;
@@ -147,6 +148,9 @@ fn run(command: Command, config: &Config, output: &Output) -> Result<(), Failure
             Command::Replay(args) => Box::pin(commands::replay::run(args, output)).await,
             Command::Discard(args) => Box::pin(commands::discard::run(args, output)).await,
             Command::Status(args) => Box::pin(commands::status::run(args, output)).await,
+            Command::Subscription(args) => {
+                Box::pin(commands::subscription::run(args, output)).await
+            }
             Command::Doctor(args) => Box::pin(commands::doctor::run(args, config, output)).await,
             Command::Forwarder(args) => Box::pin(commands::forwarder::run(args, output)).await,
             Command::Demo(args) => Box::pin(commands::demo::run(args, output)).await,

@@ -9,6 +9,7 @@ use whrelay_core::bucket::BucketName;
 use whrelay_store::Role;
 
 use crate::failure::{Code, Failure};
+use crate::output::Output;
 
 const STORE_FILE: &str = "store.redb";
 /// Keeps the name drawn for a data directory.
@@ -132,6 +133,39 @@ impl Paths {
 
     fn agents(&self) -> PathBuf {
         self.data.join("agents")
+    }
+}
+
+/// Why what is kept in a directory does not outlast the machine or container it is on, where that is so.
+fn is_fleeting(dir: &Path) -> Option<&'static str> {
+    #[cfg(target_os = "linux")]
+    {
+        const OVERLAY: i64 = 0x794c_7630;
+        const TMPFS: i64 = 0x0102_1994;
+        const RAMFS: i64 = 0x8584_58f6;
+        let there = dir.ancestors().find(|dir| dir.exists())?;
+        match rustix::fs::statfs(there).ok()?.f_type {
+            OVERLAY => {
+                Some("on the file system of a container and goes with it: mount a volume there")
+            }
+            TMPFS | RAMFS => Some("in memory and goes with this machine: choose another one"),
+            _ => None,
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = dir;
+        None
+    }
+}
+
+/// Warns of a data directory that does not last.
+pub(crate) fn warn_if_fleeting(dir: &Path, output: &Output) {
+    if let Some(why) = is_fleeting(dir) {
+        output.tell(&format!(
+            "warning: the data directory {} is {why}",
+            dir.display()
+        ));
     }
 }
 

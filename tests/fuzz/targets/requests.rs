@@ -62,6 +62,7 @@ impl Forwarder {
             Config {
                 public_url: format!("http://{address}"),
                 retention: whrelay_core::retention::Retention::ALL,
+                subscription_ttl: None,
             },
         );
         runtime.spawn(whrelay_forwarder::run(

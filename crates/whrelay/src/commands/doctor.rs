@@ -5,8 +5,11 @@ mod places;
 mod stores;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::Serialize;
+use whrelay_core::time::Timestamp;
+use whrelay_delivery::Clock;
 use whrelay_store::Role;
 
 use crate::args::DoctorArgs;
@@ -16,8 +19,11 @@ use crate::output::Output;
 use crate::paths::Paths;
 use crate::text::shown;
 
+/// How long an incident makes a check fail.
+const INCIDENT_AGE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
 /// What was looked at, and what was found.
-#[derive(Serialize)]
+#[derive(Clone, Serialize)]
 #[serde(tag = "type", rename = "check")]
 struct Check {
     check: &'static str,
@@ -58,7 +64,9 @@ pub(crate) async fn run(args: DoctorArgs, config: &Config, output: &Output) -> R
         }
     }
     for (dir, role) in stores {
-        told(stores::check(&dir, role, &args).await)?;
+        for check in stores::check(&dir, role, &args).await {
+            told(check)?;
+        }
     }
     match failed {
         0 => Ok(()),
@@ -67,6 +75,16 @@ pub(crate) async fn run(args: DoctorArgs, config: &Config, output: &Output) -> R
             format!("checks that failed: {failed}"),
         )),
     }
+}
+
+/// Something that has happened to a directory. It is a reason to look for a week.
+fn happened(what: &str, at: &str, message: &str) -> Check {
+    let age = at.parse::<Timestamp>().ok();
+    let age = age.map(|at| Clock::default().now().since(at));
+    let is_old = age.is_some_and(|age| age > INCIDENT_AGE);
+    let hint = "compare with your own restores and copies; this is reported for 7 days";
+    let result = format!("{at} {message}");
+    Check::new("history", what, is_old, result, (!is_old).then_some(hint))
 }
 
 fn stores(args: &DoctorArgs) -> Result<Vec<(PathBuf, Option<Role>)>, Failure> {

@@ -1,15 +1,17 @@
 //! `whrelay forwarder`: the cloud side. It must not know agents' targets.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
 use serde::Serialize;
 use tokio::net::TcpListener;
 use whrelay_forwarder::Config;
 use whrelay_store::Store;
 
 use crate::args::ForwarderArgs;
-use crate::embedded::{TOKEN_FILE, cannot_bind, store_options};
+use crate::embedded::{TOKEN_FILE, URL_FILE, cannot_bind, keep, store_options};
 use crate::failure::{Code, Failure};
 use crate::output::Output;
-use crate::paths::Paths;
+use crate::paths::{Paths, warn_if_fleeting};
 use crate::shutdown;
 
 #[derive(Serialize)]
@@ -22,6 +24,16 @@ struct Ready {
     pid: u32,
 }
 
+/// An address at which this machine reaches a listener: one for all addresses is reached on loopback.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
+
 pub(crate) async fn run(args: ForwarderArgs, output: &Output) -> Result<(), Failure> {
     let stop = shutdown::on_signal();
     let retention = args.retention.retention(true);
@@ -29,6 +41,7 @@ pub(crate) async fn run(args: ForwarderArgs, output: &Output) -> Result<(), Fail
         Some(dir) => dir,
         None => Paths::resolve()?.forwarder(),
     };
+    warn_if_fleeting(&dir, output);
     let store = Store::open(&dir, &store_options("forwarder", retention.max_disk))?;
     let token_file = dir.join(TOKEN_FILE);
     let (token, new) = whrelay_forwarder::admin_token(&store, &token_file)
@@ -64,9 +77,14 @@ pub(crate) async fn run(args: ForwarderArgs, output: &Output) -> Result<(), Fail
             output.tell(&format!("it listens on {address}"));
         }
     }
+    // Where commands on this machine find it.
+    let here = format!("http://{}", reachable(address));
+    keep(&dir.join(URL_FILE), &here)
+        .map_err(|e| Failure::new(Code::Failed, format!("{}: {e}", dir.display())))?;
     let config = Config {
         public_url,
         retention,
+        subscription_ttl: args.subscription_ttl,
     };
     let serving = async {
         whrelay_forwarder::run(listener, store.clone(), config, stop).await?;

@@ -32,7 +32,7 @@ use crate::args::{ForwarderChoice, ListenArgs, ListenOutput};
 use crate::embedded::Embedded;
 use crate::failure::{Code, Failure};
 use crate::output::{Output, create_private};
-use crate::paths::Paths;
+use crate::paths::{Paths, warn_if_fleeting};
 use crate::shutdown;
 use crate::text::{ago, shown};
 
@@ -68,6 +68,7 @@ pub(crate) async fn run(args: ListenArgs, output: &Output) -> Result<(), Failure
         exit_on_disconnect: args.exit_on_disconnect,
     };
     let stop = shutdown::on_signal();
+    warn_if_fleeting(paths.data(), output);
     let dir = paths.agent(job.choice.url.as_ref(), &job.bucket, &job.name);
     show(&args, output, &stop, dir, |tell| {
         job.run(paths, tell, output.clone(), stop.clone())

@@ -1,16 +1,23 @@
-//! `whrelay status`: how the agents stand. It must not change anything.
+//! `whrelay status`: how the agents and the forwarders on this machine stand. It must not change anything.
 
+use serde_json::Value;
 use whrelay_agent::control::Ask;
 
 use crate::agents::{self, Round};
 use crate::args::StatusArgs;
+use crate::commands::subscription;
 use crate::failure::Failure;
+use crate::forwarders::{self, Door};
 use crate::output::Output;
 use crate::paths::Paths;
+use crate::text::{events, shown, size};
 
 pub(crate) async fn run(args: StatusArgs, output: &Output) -> Result<(), Failure> {
-    let dirs = Paths::resolve()?.all_agents();
-    if dirs.is_empty() {
+    let (dirs, forwarders) = (
+        Paths::resolve()?.all_agents(),
+        forwarders::on_this_machine()?,
+    );
+    if dirs.is_empty() && forwarders.is_empty() {
         output.tell("no agent has run here yet: whrelay listen --to localhost:3000");
     }
     let mut round = Round::default();
@@ -20,5 +27,81 @@ pub(crate) async fn run(args: StatusArgs, output: &Output) -> Result<(), Failure
             output.line(&line, args.json)?;
         }
     }
+    for dir in forwarders {
+        let is_embedded = dir
+            .parent()
+            .is_some_and(|parent| parent.ends_with("embedded"));
+        let asked = async {
+            let Some(door) = Door::open(&dir)? else {
+                return Ok(None);
+            };
+            let status = door.status().await;
+            door.close().await;
+            status.map(Some)
+        };
+        let status = round.note(asked.await).flatten();
+        // The agent of an embedded one has said all of it, unless there is something to say.
+        let status = status.filter(|status| !is_embedded || is_worth_a_word(status));
+        match status {
+            Some(status) if args.json => output.json(&status)?,
+            Some(status) => output.data(&text(&status))?,
+            None => {}
+        }
+    }
     round.end(output)
+}
+
+/// Whether something waits at a forwarder, is refused, or has happened.
+fn is_worth_a_word(status: &Value) -> bool {
+    let buckets = status["buckets"].as_array().map_or(&[][..], Vec::as_slice);
+    let is_worth = |bucket: &Value| bucket["waiting"] != 0 || !bucket["refuses"].is_null();
+    let incidents = status["incidents"].as_array();
+    buckets.iter().any(is_worth) || incidents.is_some_and(|all| !all.is_empty())
+}
+
+/// A forwarder's status for people.
+fn text(status: &Value) -> String {
+    let word = |value: &Value| value.as_str().map(shown).unwrap_or_default();
+    let number = |value: &Value| value.as_u64().unwrap_or(0);
+    let mut text = match status["pid"].as_u64() {
+        Some(pid) => format!("forwarder  {} (pid {pid})", word(&status["url"])),
+        None => "forwarder  not running".to_owned(),
+    };
+    let most = status["max_disk"].as_u64().map(size);
+    let most = most.map(|most| format!(" of {most}")).unwrap_or_default();
+    text += &format!(
+        "\n  stored     {}{most}",
+        size(number(&status["stored_bytes"]))
+    );
+    for bucket in status["buckets"].as_array().into_iter().flatten() {
+        let waiting = events(number(&bucket["waiting"]));
+        let oldest = match bucket["oldest_waiting_at"].as_str() {
+            Some(at) if number(&bucket["waiting"]) > 0 => format!(", the oldest of {}", shown(at)),
+            _ => String::new(),
+        };
+        text += &format!(
+            "\n  bucket     {}: {waiting} waiting{oldest}",
+            word(&bucket["bucket"])
+        );
+        if let Some(why) = bucket["refuses"].as_str() {
+            let hint = "`whrelay subscription ls` shows who keeps its events";
+            text += &format!("\n    refuses  new events: {}; {hint}", shown(why));
+        }
+        for known in bucket["subscriptions"].as_array().into_iter().flatten() {
+            text += &format!("\n    {}", subscription::line(known));
+        }
+    }
+    if status["more"] == true {
+        text += "\n  and more buckets";
+    }
+    if let Some(refused) = status["refused"].as_object().filter(|all| !all.is_empty()) {
+        let counts = refused.iter().map(|(why, count)| format!("{count} {why}"));
+        let counts: Vec<_> = counts.collect();
+        text += &format!("\n  refused    {}", counts.join(", "));
+    }
+    for incident in status["incidents"].as_array().into_iter().flatten() {
+        let (at, what) = (word(&incident["at"]), word(&incident["message"]));
+        text += &format!("\n  warning    {at} {what}");
+    }
+    text
 }

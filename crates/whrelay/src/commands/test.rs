@@ -21,6 +21,7 @@ use whrelay_core::route::Route;
 use crate::args::{Matcher, TestArgs};
 use crate::commands::listen::Job;
 use crate::failure::{Code, Failure};
+use crate::forwarders::Door;
 use crate::output::Output;
 use crate::paths::{Paths, Scratch};
 use crate::shutdown;
@@ -39,7 +40,10 @@ async fn test(args: TestArgs, output: &Output) -> Result<(), Failure> {
         // Once enough is known, nobody needs to know more.
         let _ = lines.send(line);
     });
-    let job = job(&args)?;
+    let name: BucketName = format!("test-{:08x}", rand::random::<u32>())
+        .parse()
+        .map_err(|e| Failure::new(Code::Bug, format!("{e}")))?;
+    let job = job(&args, name.clone());
     let paths = Paths::under(scratch.path());
     let mut agent = tokio::spawn(job.run(paths, tell, output.clone(), stop.clone()));
     let until = Instant::now() + args.timeout;
@@ -61,13 +65,29 @@ async fn test(args: TestArgs, output: &Output) -> Result<(), Failure> {
     stop.cancel();
     // What was asked for is known by now.
     let _ = agent.await;
+    end_subscription(&args, &name, output).await;
     tested
 }
 
-fn job(args: &TestArgs) -> Result<Job, Failure> {
-    let name: BucketName = "test"
-        .parse()
-        .map_err(|e| Failure::new(Code::Bug, format!("{e}")))?;
+/// Ends the run's own subscription at a forwarder, which would keep events for nobody.
+async fn end_subscription(args: &TestArgs, name: &BucketName, output: &Output) {
+    if args.forwarder.url.is_none() {
+        return;
+    }
+    let ended = async {
+        let trust = args.requests.tunnel_trust();
+        let door = Door::of(&args.forwarder, trust, &args.bucket, output).await?;
+        door.end(&args.bucket, name.as_str()).await
+    };
+    if let Err(failure) = ended.await {
+        let why = failure.message();
+        output.tell(&format!(
+            "warning: subscription {name} is left behind: {why}"
+        ));
+    }
+}
+
+fn job(args: &TestArgs, name: BucketName) -> Job {
     let manner = Manner {
         policy: RetryPolicy {
             schedule: Schedule::Seconds,
@@ -77,7 +97,7 @@ fn job(args: &TestArgs) -> Result<Job, Failure> {
         trust: args.requests.trust(),
         ..Manner::default()
     };
-    Ok(Job {
+    Job {
         routes: args.to.iter().cloned().map(Route::rest).collect(),
         choice: args.forwarder.clone(),
         bucket: args.bucket.clone(),
@@ -93,7 +113,7 @@ fn job(args: &TestArgs) -> Result<Job, Failure> {
         manner,
         retention: Retention::ALL,
         exit_on_disconnect: None,
-    })
+    }
 }
 
 struct Watch<'a> {

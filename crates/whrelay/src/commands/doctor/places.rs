@@ -48,6 +48,10 @@ pub(super) async fn check(
     let mut targets: Vec<Target> = args.to.clone();
     for status in running(&paths, &mut checks).await {
         checks.push(agent(&status));
+        checks.extend(status.incidents.iter().map(|incident| {
+            let what = format!("{} as {}", status.bucket, status.name);
+            super::happened(&what, &incident.at, &incident.message)
+        }));
         let served = status
             .targets
             .iter()

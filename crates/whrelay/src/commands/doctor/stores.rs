@@ -17,7 +17,19 @@ const PURPOSE: &str = "doctor";
 const NAMED: usize = 20;
 const SALVAGE: &str = "`whrelay doctor --salvage` saves what is whole";
 
-pub(super) async fn check(dir: &Path, role: Option<Role>, args: &DoctorArgs) -> Check {
+/// Whether a store is whole, and what has happened to its directory.
+pub(super) async fn check(dir: &Path, role: Option<Role>, args: &DoctorArgs) -> Vec<Check> {
+    let mut history = Vec::new();
+    let whole = check_records(dir, role, args, &mut history).await;
+    [vec![whole], history].concat()
+}
+
+async fn check_records(
+    dir: &Path,
+    role: Option<Role>,
+    args: &DoctorArgs,
+    history: &mut Vec<Check>,
+) -> Check {
     let what = dir.display().to_string();
     let check = |ok, result: String, hint| Check::new("store", &what, ok, result, hint);
     let damage = match open(dir, role) {
@@ -32,6 +44,13 @@ pub(super) async fn check(dir: &Path, role: Option<Role>, args: &DoctorArgs) -> 
         Err(error) => return check(false, error.to_string(), None),
         Ok(store) => {
             let taken = store.census();
+            // One that cannot be read says so below.
+            let incidents = store.incidents().unwrap_or_default();
+            history.extend(
+                incidents.iter().map(|incident| {
+                    super::happened(&what, &incident.at.to_string(), &incident.text)
+                }),
+            );
             let whole = taken.as_ref().is_ok_and(Census::is_whole);
             let compacted = match whole && args.compact {
                 true => Some(compact(&store, dir).await),

@@ -1,0 +1,108 @@
+//! Asking a forwarder to show or change something, for commands. It must not open a tunnel, nor know what the
+//! answers mean.
+
+use reqwest::{Method, StatusCode};
+use serde::Deserialize;
+use serde_json::Value;
+use url::Url;
+use whrelay_core::limits;
+use whrelay_core::token::Token;
+use whrelay_delivery::{Trust, client_config};
+
+use crate::error::{AgentError, chain};
+use crate::provision::{client, read};
+use crate::proxy::Proxies;
+
+/// How a forwarder is asked.
+#[derive(Clone, Debug)]
+pub struct Management {
+    /// Where it is.
+    pub forwarder: Url,
+    /// What stands between here and there.
+    pub proxies: Proxies,
+    /// Whom to trust.
+    pub trust: Trust,
+    /// What it is asked with.
+    pub token: Token,
+}
+
+/// Why a forwarder did not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum ManagementError {
+    /// It cannot be asked.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    /// It does not have what the request is about.
+    #[error("{0}")]
+    NotFound(String),
+    /// What the request is about is in use.
+    #[error("{0}")]
+    InUse(String),
+}
+
+impl ManagementError {
+    /// Whether asking again later may help.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Agent(error) => error.is_retryable(),
+            Self::InUse(_) => true,
+            Self::NotFound(_) => false,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct ProblemAnswer {
+    detail: String,
+}
+
+impl Management {
+    /// Asks for a path below the forwarder's address, and answers with its JSON.
+    ///
+    /// # Errors
+    /// When the forwarder cannot be reached, or refuses.
+    pub async fn ask(
+        &self,
+        method: Method,
+        path: &[&str],
+        body: Option<&Value>,
+    ) -> Result<Value, ManagementError> {
+        let unreachable = |why: String| AgentError::Unreachable {
+            forwarder: self.forwarder.to_string(),
+            why,
+        };
+        let mut address = self.forwarder.clone();
+        if let Ok(mut segments) = address.path_segments_mut() {
+            segments.pop_if_empty().extend(path);
+        }
+        let tls = client_config(&self.trust).map_err(AgentError::from)?;
+        let client = client(&self.forwarder, &self.proxies, tls);
+        let client = client.map_err(|e| unreachable(chain(&e)))?;
+        let mut request = client
+            .request(method, address)
+            .bearer_auth(self.token.expose());
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let answer = request.send().await;
+        let answer = answer.map_err(|e| unreachable(chain(&e.without_url())))?;
+        let status = answer.status();
+        let said = read(answer, limits::MAX_STATUS_ANSWER).await;
+        let said = said.map_err(|e| unreachable(chain(&e.without_url())))?;
+        if status.is_success() {
+            let said = serde_json::from_slice(&said);
+            return Ok(said.map_err(|e| unreachable(chain(&e)))?);
+        }
+        let problem = serde_json::from_slice::<ProblemAnswer>(&said);
+        let detail = problem.map_or_else(|_| format!("it answered {status}"), |p| p.detail);
+        Err(match status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                AgentError::Unauthorised(detail).into()
+            }
+            StatusCode::NOT_FOUND => ManagementError::NotFound(detail),
+            StatusCode::CONFLICT => ManagementError::InUse(detail),
+            StatusCode::BAD_REQUEST => AgentError::Refused(detail).into(),
+            _ => unreachable(detail).into(),
+        })
+    }
+}

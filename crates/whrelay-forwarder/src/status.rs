@@ -1,0 +1,163 @@
+//! How a forwarder stands: what waits in which bucket and for whom, what is refused and why, and what has happened.
+//! The same for one that runs and for the store of one that does not. It must not show an event.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Query, State};
+use axum::http::{HeaderMap, StatusCode};
+use serde::{Deserialize, Serialize};
+use whrelay_core::bucket::{Bucket, BucketId, Seq};
+use whrelay_core::limits;
+use whrelay_core::time::Timestamp;
+use whrelay_store::{Incident, Store, StoreError, Subscription};
+
+use crate::Shared;
+use crate::access;
+use crate::problem::Problem;
+use crate::subscriptions::{SubscriptionView, view};
+
+/// How a forwarder stands.
+#[derive(Debug, Serialize)]
+#[serde(tag = "type", rename = "forwarder")]
+pub struct Status {
+    /// What senders put before `/in/…`, where it runs.
+    pub url: Option<String>,
+    /// Its process, where it runs.
+    pub pid: Option<u32>,
+    /// Bytes that events take in its store.
+    pub stored_bytes: u64,
+    /// How many of those there may be.
+    pub max_disk: Option<u64>,
+    /// Its buckets, by name, as many as were asked for.
+    pub buckets: Vec<BucketStatus>,
+    /// Whether there are more of them.
+    pub more: bool,
+    /// What has happened to its directory or its agents', oldest first.
+    pub incidents: Vec<IncidentView>,
+}
+
+/// How a bucket stands.
+#[derive(Debug, Serialize)]
+pub struct BucketStatus {
+    /// Its name.
+    pub bucket: String,
+    /// Events that are kept with their bodies.
+    pub events: u64,
+    /// Events that wait for the subscription that has most of them to receive; all, where nobody subscribes.
+    pub waiting: u64,
+    /// When the oldest of those was received.
+    pub oldest_waiting_at: Option<String>,
+    /// Bytes that they take.
+    pub stored_bytes: u64,
+    /// Why nothing new is taken in, where nothing is.
+    pub refuses: Option<String>,
+    /// Who subscribes.
+    subscriptions: Vec<SubscriptionView>,
+}
+
+/// Something that its owner should know of.
+#[derive(Debug, Serialize)]
+pub struct IncidentView {
+    at: String,
+    kind: String,
+    message: String,
+}
+
+/// Which buckets are shown.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Page {
+    #[serde(default = "all_of_a_page")]
+    limit: usize,
+    after: Option<String>,
+}
+
+fn all_of_a_page() -> usize {
+    limits::MAX_STATUS_BUCKETS
+}
+
+/// `GET /v1/status`
+pub(crate) async fn show(
+    State(shared): State<Arc<Shared>>,
+    page: Result<Query<Page>, axum::extract::rejection::QueryRejection>,
+    headers: HeaderMap,
+) -> Result<Json<Status>, Problem> {
+    access::check(&shared.store, &headers)?;
+    let Query(Page { limit, after }) =
+        page.map_err(|e| Problem::new(StatusCode::BAD_REQUEST, e.body_text()))?;
+    let connected = |bucket, name: &str| shared.hub.connected(bucket, name);
+    let limit = limit.min(limits::MAX_STATUS_BUCKETS);
+    let status = of(&shared.store, connected, after.as_deref(), limit)?;
+    Ok(Json(Status {
+        url: Some(shared.config.public_url.clone()),
+        pid: Some(std::process::id()),
+        ..status
+    }))
+}
+
+/// How the store of a forwarder stands that does not run.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn of_store(store: &Store) -> Result<Status, StoreError> {
+    of(store, |_, _| None, None, limits::MAX_STATUS_BUCKETS)
+}
+
+fn of(
+    store: &Store,
+    connected: impl Fn(BucketId, &str) -> Option<Timestamp>,
+    after: Option<&str>,
+    limit: usize,
+) -> Result<Status, StoreError> {
+    let mut all = store.buckets()?;
+    all.retain(|bucket| after.is_none_or(|after| bucket.name.as_str() > after));
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    let more = all.len() > limit;
+    all.truncate(limit);
+    let buckets = all
+        .iter()
+        .map(|bucket| of_bucket(store, bucket, &connected));
+    let incident = |Incident { at, kind, text }: Incident| IncidentView {
+        at: at.to_string(),
+        kind,
+        message: text,
+    };
+    Ok(Status {
+        url: None,
+        pid: None,
+        stored_bytes: store.size(),
+        max_disk: store.bound().map(|bound| bound.bytes),
+        buckets: buckets.collect::<Result<_, _>>()?,
+        more,
+        incidents: store.incidents()?.into_iter().map(incident).collect(),
+    })
+}
+
+fn of_bucket(
+    store: &Store,
+    bucket: &Bucket,
+    connected: impl Fn(BucketId, &str) -> Option<Timestamp>,
+) -> Result<BucketStatus, StoreError> {
+    let (last, pruned) = (store.last_seq(bucket.id)?, store.bare_upto(bucket.id)?);
+    let all = store.subscriptions(bucket.id)?;
+    let active = all.iter().filter(|known| known.ended.is_none());
+    let behind = active.map(|known| known.acked).min().unwrap_or(Seq(0));
+    let behind = behind.max(pruned);
+    let oldest = store.read_after(bucket, behind, 1, 0)?.events;
+    let subscribed = |known: Subscription| {
+        let connected = connected(bucket.id, &known.name);
+        view(known, connected, last, pruned)
+    };
+    Ok(BucketStatus {
+        bucket: bucket.name.to_string(),
+        events: last.0 - pruned.0.min(last.0),
+        waiting: last.0 - behind.0.min(last.0),
+        oldest_waiting_at: oldest
+            .first()
+            .map(|first| first.event.received_at.to_string()),
+        stored_bytes: store.bucket_size(bucket.id),
+        refuses: store.over_bound(bucket.id).map(|why| why.to_string()),
+        subscriptions: all.into_iter().map(subscribed).collect(),
+    })
+}

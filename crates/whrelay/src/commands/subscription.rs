@@ -1,0 +1,108 @@
+//! `whrelay subscription`: who gets the events of a bucket. It must not deliver anything.
+
+use serde_json::Value;
+use whrelay_core::bucket::BucketName;
+
+use crate::args::{BucketPlace, SubscriptionArgs, SubscriptionCommand};
+use crate::failure::Failure;
+use crate::forwarders::Door;
+use crate::output::Output;
+use crate::text::{events, shown};
+
+pub(crate) async fn run(args: SubscriptionArgs, output: &Output) -> Result<(), Failure> {
+    let (SubscriptionCommand::Ls { place }
+    | SubscriptionCommand::Rm { place, .. }
+    | SubscriptionCommand::Replay { place, .. }) = &args.command;
+    let trust = place.ca_file.clone().map(|ca| ca.0).unwrap_or_default();
+    let door = Door::of(&place.forwarder, trust, &place.bucket, output).await?;
+    let did = carry_out(&args.command, &door, output).await;
+    door.close().await;
+    did
+}
+
+async fn carry_out(
+    command: &SubscriptionCommand,
+    door: &Door,
+    output: &Output,
+) -> Result<(), Failure> {
+    match command {
+        SubscriptionCommand::Ls { place } => list(place, door, output).await,
+        SubscriptionCommand::Rm { name, place } => {
+            let unclaimed = door.end(&place.bucket, name.as_str()).await?;
+            if place.json {
+                return output.json(&serde_json::json!({
+                    "type": "subscription", "bucket": place.bucket.as_str(), "name": name.as_str(),
+                    "state": "ended", "waiting": unclaimed,
+                }));
+            }
+            output.data(&format!(
+                "ended {name}: {} it had not received",
+                events(unclaimed)
+            ))
+        }
+        SubscriptionCommand::Replay {
+            name,
+            to,
+            all,
+            place,
+        } => {
+            let bucket = &place.bucket;
+            let to_name = to.as_ref().map(BucketName::as_str);
+            let count = door.replay(bucket, name.as_str(), to_name, *all).await?;
+            let to = to.as_ref().unwrap_or(name);
+            if place.json {
+                return output.json(&serde_json::json!({
+                    "type": "subscription_replay", "bucket": bucket.as_str(), "to": to.as_str(),
+                    "events": count,
+                }));
+            }
+            output.data(&format!(
+                "{} at most are sent to {to}; its agent delivers those that it does not have",
+                events(count)
+            ))
+        }
+    }
+}
+
+async fn list(place: &BucketPlace, door: &Door, output: &Output) -> Result<(), Failure> {
+    let status = door.status().await?;
+    let buckets = status["buckets"].as_array().cloned().unwrap_or_default();
+    let mine = buckets
+        .into_iter()
+        .find(|bucket| bucket["bucket"] == place.bucket.as_str());
+    let all = mine.and_then(|mut mine| mine["subscriptions"].take().as_array().cloned());
+    let all = all.unwrap_or_default();
+    if all.is_empty() {
+        output.tell(&format!("bucket {} has no subscriptions", place.bucket));
+    }
+    for mut subscription in all {
+        if place.json {
+            subscription["type"] = "subscription".into();
+            subscription["bucket"] = place.bucket.as_str().into();
+            output.json(&subscription)?;
+        } else {
+            output.data(&line(&subscription))?;
+        }
+    }
+    Ok(())
+}
+
+/// A subscription in one line.
+pub(crate) fn line(subscription: &Value) -> String {
+    let text = |key: &str| subscription[key].as_str().map(shown);
+    let (name, state) = (text("name"), text("state"));
+    let waiting = events(subscription["waiting"].as_u64().unwrap_or(0));
+    let who = match (text("user"), text("host")) {
+        (Some(user), Some(host)) => format!("  {user}@{host}"),
+        _ => String::new(),
+    };
+    let since = text("connected_since").map(|at| format!("  since {at}"));
+    let ended = text("ended_at").map(|at| format!("  at {at}"));
+    let seen = text("seen_at").map(|at| format!("  seen {at}"));
+    let when = since.or(ended).or(seen).unwrap_or_default();
+    format!(
+        "{}  {}  {waiting} waiting{who}{when}",
+        name.unwrap_or_default(),
+        state.unwrap_or_default()
+    )
+}

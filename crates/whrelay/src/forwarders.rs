@@ -1,0 +1,204 @@
+//! The forwarders that can be asked from here: one that is configured, or those whose directories are on this
+//! machine, running or not. It must not show answers.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use url::Url;
+use whrelay_agent::{Management, Method};
+use whrelay_core::bucket::BucketName;
+use whrelay_core::token::Token;
+use whrelay_delivery::{Clock, Trust};
+use whrelay_store::{OpenError, Store};
+
+use crate::args::ForwarderChoice;
+use crate::commands::listen::{given_token, proxies};
+use crate::embedded::{TOKEN_FILE, URL_FILE, store_options};
+use crate::failure::{Code, Failure};
+use crate::output::Output;
+use crate::paths::Paths;
+
+const PURPOSE: &str = "a command";
+
+/// A forwarder that can be asked.
+pub(crate) enum Door {
+    /// It runs.
+    Running(Management),
+    /// It does not: this process has its store.
+    Idle(Store),
+}
+
+impl Door {
+    /// The forwarder that has a bucket: the configured one, else that of this machine, else the embedded one.
+    pub(crate) async fn of(
+        choice: &ForwarderChoice,
+        trust: Trust,
+        bucket: &BucketName,
+        output: &Output,
+    ) -> Result<Self, Failure> {
+        if let Some(forwarder) = &choice.url {
+            let token = given_token(choice, output)?.ok_or_else(|| {
+                Failure::new(
+                    Code::Unauthorised,
+                    format!("{forwarder} needs an access token"),
+                )
+                .hint("give it with --token-file or WHRELAY_TOKEN")
+            })?;
+            return Ok(Self::Running(Management {
+                forwarder: forwarder.clone(),
+                proxies: proxies(),
+                trust,
+                token,
+            }));
+        }
+        let paths = Paths::resolve()?;
+        for dir in [paths.forwarder(), paths.embedded(bucket)] {
+            if let Some(door) = Self::open(&dir)? {
+                if door.has(bucket).await? {
+                    return Ok(door);
+                }
+                door.close().await;
+            }
+        }
+        let why = format!("no forwarder on this machine has bucket `{bucket}`");
+        Err(Failure::new(Code::NotFound, why).hint("name its forwarder with --forwarder"))
+    }
+
+    /// The forwarder of a directory; nothing where there is none.
+    pub(crate) fn open(dir: &Path) -> Result<Option<Self>, Failure> {
+        if !dir.join("store.redb").exists() {
+            return Ok(None);
+        }
+        match Store::open(dir, &store_options(PURPOSE, None)) {
+            Ok(store) => Ok(Some(Self::Idle(store))),
+            // Whoever has the lock has written where it listens.
+            Err(error @ OpenError::InUse { .. }) => {
+                let read = |name: &str| fs::read_to_string(dir.join(name)).ok();
+                let url = read(URL_FILE).and_then(|url| url.trim().parse::<Url>().ok());
+                let token = read(TOKEN_FILE).and_then(|token| Token::parse(&token).ok());
+                let (Some(forwarder), Some(token)) = (url, token) else {
+                    return Err(error.into());
+                };
+                Ok(Some(Self::Running(Management {
+                    forwarder,
+                    proxies: whrelay_agent::Proxies::none(),
+                    trust: Trust::default(),
+                    token,
+                })))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn has(&self, bucket: &BucketName) -> Result<bool, Failure> {
+        match self {
+            Self::Idle(store) => Ok(store.buckets()?.iter().any(|known| known.name == *bucket)),
+            Self::Running(management) => {
+                let path = ["v1", "buckets", bucket.as_str(), "subscriptions"];
+                match management.ask(Method::GET, &path, None).await {
+                    Ok(_) => Ok(true),
+                    Err(whrelay_agent::ManagementError::NotFound(_)) => Ok(false),
+                    Err(error) => Err(error.into()),
+                }
+            }
+        }
+    }
+
+    /// How it stands, as `GET /v1/status` says it.
+    pub(crate) async fn status(&self) -> Result<Value, Failure> {
+        match self {
+            Self::Running(management) => {
+                Ok(management.ask(Method::GET, &["v1", "status"], None).await?)
+            }
+            Self::Idle(store) => {
+                let status = whrelay_forwarder::of_store(store)?;
+                serde_json::to_value(status).map_err(|e| Failure::new(Code::Bug, e.to_string()))
+            }
+        }
+    }
+
+    /// Ends a subscription. Answers how many events are unclaimed.
+    pub(crate) async fn end(&self, bucket: &BucketName, name: &str) -> Result<u64, Failure> {
+        match self {
+            Self::Running(management) => {
+                let path = ["v1", "buckets", bucket.as_str(), "subscriptions", name];
+                let ended = management.ask(Method::DELETE, &path, None).await?;
+                Ok(ended["unclaimed"].as_u64().unwrap_or(0))
+            }
+            Self::Idle(store) => {
+                let now = Clock::default().now();
+                let of = stored(store, bucket)?;
+                let ended = store.end_subscription(of, name, now).await?;
+                ended.ok_or_else(|| unknown(bucket, name))
+            }
+        }
+    }
+
+    /// Has a subscription sent what another has not received. Answers how many events that are at most.
+    pub(crate) async fn replay(
+        &self,
+        bucket: &BucketName,
+        name: &str,
+        to: Option<&str>,
+        all: bool,
+    ) -> Result<u64, Failure> {
+        match self {
+            Self::Running(management) => {
+                let path = [
+                    "v1",
+                    "buckets",
+                    bucket.as_str(),
+                    "subscriptions",
+                    name,
+                    "replay",
+                ];
+                let body = serde_json::json!({ "to": to, "all": all });
+                let asked = management.ask(Method::POST, &path, Some(&body)).await?;
+                Ok(asked["events"].as_u64().unwrap_or(0))
+            }
+            Self::Idle(store) => {
+                let of = stored(store, bucket)?;
+                let known = store.subscriptions(of)?;
+                let known = known.iter().find(|known| known.name == name);
+                let known = known.ok_or_else(|| unknown(bucket, name))?;
+                let behind = match all {
+                    true => whrelay_core::bucket::Seq(0),
+                    false => known.acked,
+                };
+                let to = to.unwrap_or(name);
+                let asked = store.rewind_subscription(of, to, behind).await?;
+                asked.ok_or_else(|| unknown(bucket, to))
+            }
+        }
+    }
+
+    /// Lets go of it.
+    pub(crate) async fn close(self) {
+        match self {
+            Self::Running(_) => {}
+            Self::Idle(store) => store.close().await,
+        }
+    }
+}
+
+/// The directories of forwarders on this machine.
+pub(crate) fn on_this_machine() -> Result<Vec<PathBuf>, Failure> {
+    let all = Paths::resolve()?.all_stores().into_iter();
+    let forwarders = all.filter(|(_, role)| *role == whrelay_store::Role::Forwarder);
+    Ok(forwarders.map(|(dir, _)| dir).collect())
+}
+
+fn stored(store: &Store, bucket: &BucketName) -> Result<whrelay_core::bucket::BucketId, Failure> {
+    let known = store
+        .buckets()?
+        .into_iter()
+        .find(|known| known.name == *bucket);
+    let missing = || Failure::new(Code::NotFound, format!("there is no bucket `{bucket}`"));
+    known.map(|known| known.id).ok_or_else(missing)
+}
+
+fn unknown(bucket: &BucketName, name: &str) -> Failure {
+    let why = format!("bucket `{bucket}` has no subscription `{name}`");
+    Failure::new(Code::NotFound, why).hint("`whrelay subscription ls` lists them")
+}
