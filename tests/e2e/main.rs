@@ -8,7 +8,9 @@ mod company;
 mod interactive;
 mod replays;
 mod retention;
+mod rollback;
 mod service;
+mod subscriptions;
 mod tls;
 mod usage;
 
@@ -323,7 +325,14 @@ async fn two_buckets_side_by_side_and_the_same_twice_refused() {
     );
     let third = Receiver::start().await;
     let (_named, same) = home
-        .listen(&["--to", &third.target(), "--name", "other"])
+        .listen(&[
+            "--to",
+            &third.target(),
+            "--name",
+            "other",
+            "--backlog",
+            "all",
+        ])
         .await;
     assert_eq!(same, url_one, "another name joins the bucket's forwarder");
     send(&url_one, "3").await;

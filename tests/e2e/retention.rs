@@ -144,7 +144,7 @@ async fn a_forwarder_gives_bodies_up_first_and_still_tells_who_has_the_event() {
     there.set("WHRELAY_MAX_DISK", "1MB");
     let cloud = Cloud::start(&there).await;
     let to = receiver.target();
-    let flags = [&cloud.flags()[..], &["--to", &to]].concat();
+    let flags = [&cloud.flags()[..], &["--to", &to, "--name", "laptop"]].concat();
     let (mut listen, url) = here.listen(&flags).await;
     let token = std::fs::read_to_string(&cloud.token_file).unwrap();
     let ask = async |id: &str, token: &str| {
@@ -168,7 +168,10 @@ async fn a_forwarder_gives_bodies_up_first_and_still_tells_who_has_the_event() {
     assert_eq!((status, &event["event"]), (200, &first.as_str().into()));
     assert_eq!(event["bytes"], 10_000);
     assert_eq!(event["path"], "/orders?x=1");
-    let receipts = serde_json::json!([{ "name": "default", "receipted": true }]);
+    let received = serde_json::json!({
+        "name": "laptop", "receipted": true, "state": "received", "reason": null,
+    });
+    let receipts = Value::from(vec![received.clone()]);
     assert_eq!(event["subscriptions"], receipts);
     let unknown = format!("evt_{}", "0".repeat(26));
     assert_eq!(ask(&unknown, &token).await.0, 404);
@@ -178,13 +181,17 @@ async fn a_forwarder_gives_bodies_up_first_and_still_tells_who_has_the_event() {
     // Another subscription gets what can still be sent, byte for byte, and nothing bare.
     let another = Receiver::start().await;
     let (to, home) = (another.target(), crate::home());
-    let flags = [&cloud.flags()[..], &["--to", &to, "--name", "other"]].concat();
+    let flags = [
+        &cloud.flags()[..],
+        &["--to", &to, "--name", "other", "--backlog", "all"],
+    ]
+    .concat();
     let (mut other, _) = home.listen(&flags).await;
     let last = send(&url, vec![7u8; 10_000]).await;
     other.wait_state(&last, "sent").await;
     let late = serde_json::json!([
-        { "name": "default", "receipted": true },
-        { "name": "other", "receipted": false },
+        received,
+        { "name": "other", "receipted": false, "state": null, "reason": null },
     ]);
     let known = async {
         while ask(&first, &token).await.1["subscriptions"] == receipts {

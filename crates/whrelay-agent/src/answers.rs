@@ -26,7 +26,7 @@ use crate::lines::{
     AttemptLine, ContentLine, EndpointState, EventLine, HeadLine, IncidentStatus, Line, LinkState,
     RemovedStatus, StatusLine, TargetStatus,
 };
-use crate::{Manner, Tell};
+use crate::{Manner, Tell, refetch};
 
 /// Rows read at a time where many may have to be looked at.
 const CHUNK: usize = 256;
@@ -67,7 +67,7 @@ impl Offline {
             return Ok(None);
         };
         let stop = CancellationToken::new();
-        let lanes = Lanes::new(bucket, store, manner, tell, stop.clone());
+        let lanes = Lanes::new(bucket, store, manner, tell, refetch::later(), stop.clone());
         let local = Local {
             lanes: Arc::new(lanes),
             dir: dir.to_owned(),

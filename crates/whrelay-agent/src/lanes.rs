@@ -14,7 +14,7 @@ use whrelay_core::id::DeliveryId;
 use whrelay_core::route::{self, Prefix, Route};
 use whrelay_core::target::Target;
 use whrelay_core::time::Timestamp;
-use whrelay_delivery::{Client, Clock, Destination, Engine, Notice, Takes};
+use whrelay_delivery::{Client, Clock, Destination, Engine, Fetch, Notice, Takes};
 use whrelay_store::{Head, NewDelivery, Store, StoreError, persist};
 
 use crate::error::AgentError;
@@ -40,6 +40,7 @@ pub(crate) struct Lanes {
     pub(crate) store: Store,
     pub(crate) clock: Arc<Clock>,
     pub(crate) tell: Tell,
+    fetch: Fetch,
     /// Why the tunnel is not up, and what kind of error that is; nothing while it is.
     down: Mutex<Option<(Discriminant<AgentError>, String)>>,
     manner: Manner,
@@ -62,6 +63,7 @@ impl Lanes {
         store: Store,
         manner: Manner,
         tell: Tell,
+        fetch: Fetch,
         stop: CancellationToken,
     ) -> Self {
         Self {
@@ -69,6 +71,7 @@ impl Lanes {
             store,
             clock: Arc::default(),
             tell,
+            fetch,
             down: Mutex::default(),
             manner,
             paused: watch::Sender::new(false),
@@ -224,13 +227,14 @@ impl Lanes {
             takes,
         };
         let (store, clock) = (self.store.clone(), Arc::clone(&self.clock));
-        let (notify, paused) = (self.notify(target), self.paused.subscribe());
+        let notices = (self.notify(target), Arc::clone(&self.fetch));
+        let paused = self.paused.subscribe();
         Ok(Engine::new(
             destination,
             store,
             client,
             clock,
-            notify,
+            notices,
             paused,
         ))
     }
@@ -272,7 +276,15 @@ impl Lanes {
             }
             Notice::Quarantined(key) => {
                 let message = format!(
-                    "event {} of {bucket} is damaged on disk: set aside",
+                    "event {} of {bucket} is damaged on this disk and the forwarder no longer has it: its \
+                     deliveries are dead (damaged)",
+                    key.seq.0
+                );
+                tell(Line::warning(message));
+            }
+            Notice::Fetched(key) => {
+                let message = format!(
+                    "event {} of {bucket} was damaged on this disk and was fetched from the forwarder again",
                     key.seq.0
                 );
                 tell(Line::warning(message));

@@ -18,6 +18,7 @@ mod noticed;
 mod orphans;
 mod provision;
 mod proxy;
+mod refetch;
 mod retention;
 mod socket;
 mod words;
@@ -173,6 +174,7 @@ pub async fn run(
         store.clone(),
         config.manner.clone(),
         tell,
+        refetch::from_forwarder(&config),
         ended.clone(),
     );
     let lanes = Arc::new(lanes);

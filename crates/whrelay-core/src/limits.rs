@@ -96,6 +96,8 @@ pub const READ_ANSWER_TIME: Duration = Duration::from_secs(2);
 pub const MAX_ANSWER_HEAD: usize = 64 * 1024;
 /// Deliveries in flight to one destination by default.
 pub const MAX_IN_FLIGHT: usize = 16;
+/// Pause before a damaged event is asked for again whose forwarder could not be asked.
+pub const FETCH_AGAIN: Duration = Duration::from_secs(30);
 /// Attempts that a rate lets start in so much time may start together: timers are no finer.
 pub const PACE_SLACK: Duration = Duration::from_millis(10);
 /// How long one connection to a target may take.

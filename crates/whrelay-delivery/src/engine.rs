@@ -15,6 +15,7 @@ use whrelay_core::bucket::{Bucket, Seq};
 use whrelay_core::delivery::{Attempt, DeadReason, Delivery, DeliveryKey, DestinationId, Step};
 use whrelay_core::dispatch::{Dispatcher, Order};
 use whrelay_core::event::Event;
+use whrelay_core::id::EventId;
 use whrelay_core::limits;
 use whrelay_core::outcome::Outcome;
 use whrelay_core::pace::Rate;
@@ -69,14 +70,31 @@ pub enum Notice {
         /// Deliveries that wait for it.
         waiting: u64,
     },
-    /// An event is damaged on disk and was set aside.
+    /// An event is damaged on disk, and nobody else has it.
     Quarantined(DeliveryKey),
+    /// An event was damaged on disk, and was fetched once more.
+    Fetched(DeliveryKey),
     /// So many deliveries had lost their turn on a damaged disk, and have it again.
     Restored(u64),
 }
 
 /// Called with each notice; it must not block.
 pub type Notify = Arc<dyn Fn(Notice) + Send + Sync>;
+
+/// What became of an event that is asked for once more, since it is damaged on disk.
+#[derive(Clone, Debug)]
+pub enum Fetched {
+    /// Whoever sent it still has it.
+    Event(Box<Event>),
+    /// Nobody has it any more.
+    Gone,
+    /// Whoever may have it cannot be asked now.
+    Later,
+}
+
+/// Asks for an event once more.
+pub type Fetch =
+    Arc<dyn Fn(EventId) -> Pin<Box<dyn Future<Output = Fetched> + Send>> + Send + Sync>;
 
 /// Delivers what is due at one destination.
 pub struct Engine {
@@ -85,6 +103,7 @@ pub struct Engine {
     client: Client,
     clock: Arc<Clock>,
     notify: Notify,
+    fetch: Fetch,
     /// Whether nothing new is to start.
     paused: watch::Receiver<bool>,
     /// The place before which nothing waits in the line, where there is one.
@@ -112,7 +131,7 @@ impl Engine {
         store: Store,
         client: Client,
         clock: Arc<Clock>,
-        notify: Notify,
+        (notify, fetch): (Notify, Fetch),
         paused: watch::Receiver<bool>,
     ) -> Self {
         Self {
@@ -121,6 +140,7 @@ impl Engine {
             client,
             clock,
             notify,
+            fetch,
             paused,
             line: AtomicU64::new(0),
         }
@@ -401,7 +421,7 @@ impl Engine {
         let loaded = match self.load(key) {
             Ok(loaded) => loaded,
             Err(error @ StoreError::Broken(_)) => return Err(error),
-            Err(StoreError::Damaged(what)) => return self.quarantine(key, &what).await,
+            Err(StoreError::Damaged(what)) => return self.fetch_again(key, &what).await,
             Err(
                 StoreError::Full | StoreError::Bound | StoreError::Share | StoreError::Reopening,
             ) => {
@@ -502,6 +522,26 @@ impl Engine {
         persist(|| self.store.record(attempt.clone())).await?;
         (self.notify)(Notice::Attempt(Box::new(attempt)));
         Ok(())
+    }
+
+    /// Asks for a damaged event once more, and puts it in its place; it is dead only if nobody has it.
+    async fn fetch_again(&self, key: DeliveryKey, what: &str) -> Result<Finished, StoreError> {
+        let Ok(Some(delivery)) = self.store.delivery(key) else {
+            return self.quarantine(key, what).await;
+        };
+        let bucket = &self.destination.bucket;
+        match (self.fetch)(delivery.event).await {
+            Fetched::Event(event) if event.id == delivery.event => {
+                persist(|| self.store.restore_event(bucket, key.seq, (*event).clone())).await?;
+                (self.notify)(Notice::Fetched(key));
+            }
+            Fetched::Event(_) | Fetched::Gone => return self.quarantine(key, what).await,
+            Fetched::Later => {
+                let later = self.clock.now().after(limits::FETCH_AGAIN);
+                persist(|| self.store.postpone(key, later)).await?;
+            }
+        }
+        Ok(Finished { key, outcome: None })
     }
 
     async fn quarantine(&self, key: DeliveryKey, what: &str) -> Result<Finished, StoreError> {

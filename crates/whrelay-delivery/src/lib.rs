@@ -16,7 +16,7 @@ mod wire;
 
 pub use clock::Clock;
 pub use dial::{DialError, Dialer};
-pub use engine::{Destination, Engine, Notice, Notify, Takes};
+pub use engine::{Destination, Engine, Fetch, Fetched, Notice, Notify, Takes};
 pub use headers::{Field, FieldError, Fields, HostField, travelling};
 pub use http::{Client, Reply};
 pub use retention::{Removed, Step, Sweep, Sweeper, Why, keep};

@@ -4,11 +4,14 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, HeaderName, StatusCode, header};
+use bytes::Bytes;
 use serde::Serialize;
 use whrelay_core::bucket::{Bucket, BucketKey, BucketName, Seq};
 use whrelay_core::delivery::DeadReason;
 use whrelay_core::id::EventId;
+use whrelay_proto::codec;
+use whrelay_proto::frame::{Events, Frame, WireEvent};
 use whrelay_store::{Fate, StoreError, Subscription};
 
 use crate::Shared;
@@ -164,6 +167,42 @@ fn find(shared: &Shared, id: EventId) -> Result<Option<EventView>, StoreError> {
         method: event.request.method,
         subscriptions: subscriptions.iter().map(view).collect(),
     }))
+}
+
+/// `GET /v1/buckets/{name}/events/{id}`: an event as it travels, for an agent whose copy is damaged.
+pub(crate) async fn event_frame(
+    State(shared): State<Arc<Shared>>,
+    Path((name, id)): Path<(String, String)>,
+    headers: HeaderMap,
+) -> Result<([(HeaderName, &'static str); 1], Bytes), Problem> {
+    access::check(&shared.store, &headers)?;
+    let id: EventId = id
+        .parse()
+        .map_err(|e| Problem::new(StatusCode::BAD_REQUEST, format!("{e}")))?;
+    let gone = || {
+        Problem::new(
+            StatusCode::NOT_FOUND,
+            format!("{id} is not kept here any more"),
+        )
+    };
+    let bucket = name.parse().ok();
+    let bucket = bucket.and_then(|name: BucketName| shared.registry.by_name(&name));
+    let bucket = bucket.ok_or_else(gone)?;
+    let place = shared.store.find_event(id)?;
+    let (_, seq) = place.filter(|(of, _)| *of == bucket.id).ok_or_else(gone)?;
+    let event = match shared.store.event_at(&bucket, seq) {
+        // Damaged here too: nobody has it.
+        Err(StoreError::Damaged(_)) => None,
+        found => found?,
+    };
+    let event = event.filter(|event| event.removed_body.is_none());
+    let frame = Frame::Events(Events {
+        after: seq.0 - 1,
+        upto: seq.0,
+        events: vec![WireEvent::new(seq.0, event.ok_or_else(gone)?)],
+    });
+    let binary = [(header::CONTENT_TYPE, "application/octet-stream")];
+    Ok((binary, codec::encode(frame)))
 }
 
 /// `GET /healthz`: the process answers.

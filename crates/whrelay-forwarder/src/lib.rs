@@ -99,6 +99,7 @@ pub async fn run(
             "/v1/buckets/{name}/subscriptions/{subscription}/replay",
             post(subscriptions::replay),
         )
+        .route("/v1/buckets/{name}/events/{event}", get(api::event_frame))
         .route("/v1/status", get(status::show))
         .route("/v1/events/{id}", get(api::show_event))
         .route("/healthz", get(api::healthz))

@@ -192,6 +192,23 @@ impl Store {
         .await
     }
 
+    /// Lets a delivery that waits be due later, without an attempt.
+    ///
+    /// # Errors
+    /// When that is not on disk.
+    pub async fn postpone(&self, key: DeliveryKey, until: Timestamp) -> Result<(), StoreError> {
+        self.write(512, move |tx: &mut Tx<'_>| {
+            let found = get(tx.seal, tx.deliveries.open()?, key)?;
+            let Some(mut delivery) = found.filter(|delivery| !delivery.state.is_finished()) else {
+                return Ok(());
+            };
+            let before = Before::of(&delivery);
+            delivery.next_attempt_at = Some(until);
+            update(tx, Some(before), &delivery, Wait::Backoff)
+        })
+        .await
+    }
+
     /// How many deliveries of a destination are in each state.
     ///
     /// # Errors
@@ -442,7 +459,7 @@ pub(crate) fn stop_waiting(tx: &mut Tx<'_>, key: DeliveryKey) -> Result<(), Stor
             && !delivery.state.is_finished()
         {
             let before = Before::of(&delivery);
-            delivery.end(DeadReason::Rejected);
+            delivery.end(DeadReason::Damaged);
             update(tx, Some(before), &delivery, Wait::Turn)?;
         }
     }

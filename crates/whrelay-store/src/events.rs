@@ -280,6 +280,33 @@ impl Store {
         .await
     }
 
+    /// Puts an event back in its place, where its record is damaged or gone.
+    ///
+    /// # Errors
+    /// When it is not on disk.
+    pub async fn restore_event(
+        &self,
+        bucket: &Bucket,
+        seq: Seq,
+        event: Event,
+    ) -> Result<(), StoreError> {
+        let (id, bucket) = (event.id, bucket.id);
+        let (row, body) = EventRow::new(event);
+        let record = Unsealed::new(&row, &body)?;
+        self.write(record.len(), move |tx: &mut Tx<'_>| {
+            let place = (bucket.0, seq.0);
+            let record = record.seal(tx.seal, &event_key(bucket, seq));
+            let before = tx.events.open()?.insert(place, record.as_slice())?;
+            let before = before.map_or(0, |before| retention::event_cost(before.value().len()));
+            tx.shrink(bucket, before);
+            tx.grow(bucket, retention::event_cost(record.len()));
+            tx.event_ids.open()?.insert(&id.to_bytes(), place)?;
+            tx.quarantine.open()?.remove(place)?;
+            Ok(())
+        })
+        .await
+    }
+
     /// Places of the events set aside.
     ///
     /// # Errors

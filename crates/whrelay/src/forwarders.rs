@@ -91,6 +91,11 @@ impl Door {
         }
     }
 
+    /// Whether it runs.
+    pub(crate) fn runs(&self) -> bool {
+        matches!(self, Self::Running(_))
+    }
+
     async fn has(&self, bucket: &BucketName) -> Result<bool, Failure> {
         match self {
             Self::Idle(store) => Ok(store.buckets()?.iter().any(|known| known.name == *bucket)),

@@ -73,10 +73,12 @@ fn parse() -> Result<(Cli, Config), Wrong> {
         .map_err(Wrong::Typed)?;
     let mut cli = Cli::from_arg_matches(&matches).map_err(Wrong::Typed)?;
     let typed = |id| {
-        let source = matches
-            .subcommand()
-            .and_then(|(_, sub)| sub.value_source(id));
-        source == Some(ValueSource::CommandLine)
+        let mut deepest = &matches;
+        while let Some((_, sub)) = deepest.subcommand() {
+            deepest = sub;
+        }
+        let is_there = deepest.try_contains_id(id).is_ok();
+        is_there && deepest.value_source(id) == Some(ValueSource::CommandLine)
     };
     if let Some(choice) = cli.command.forwarder() {
         choice.token_is_typed = typed("token");

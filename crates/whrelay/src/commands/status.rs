@@ -32,7 +32,9 @@ pub(crate) async fn run(args: StatusArgs, output: &Output) -> Result<(), Failure
             .parent()
             .is_some_and(|parent| parent.ends_with("embedded"));
         let asked = async {
-            let Some(door) = Door::open(&dir)? else {
+            // The agent of an embedded one that runs has said all of it.
+            let door = Door::open(&dir)?;
+            let Some(door) = door.filter(|door| !(is_embedded && door.runs())) else {
                 return Ok(None);
             };
             let status = door.status().await;
@@ -40,7 +42,6 @@ pub(crate) async fn run(args: StatusArgs, output: &Output) -> Result<(), Failure
             status.map(Some)
         };
         let status = round.note(asked.await).flatten();
-        // The agent of an embedded one has said all of it, unless there is something to say.
         let status = status.filter(|status| !is_embedded || is_worth_a_word(status));
         match status {
             Some(status) if args.json => output.json(&status)?,
