@@ -71,8 +71,8 @@ impl Locator {
     ///
     /// # Errors
     /// When the other history cannot be read.
-    pub fn compare<E>(&self, mut at: impl FnMut(Seq) -> Result<Known, E>) -> Result<Common, E> {
-        let mut common = Common::default();
+    pub fn compare<E>(&self, mut at: impl FnMut(Seq) -> Result<Known, E>) -> Result<Comparison, E> {
+        let mut common = Comparison::default();
         for (seq, id) in self.0.iter().rev() {
             match at(*seq)? {
                 Known::Event(there) if there == *id => {
@@ -100,7 +100,7 @@ pub enum Known {
 
 /// What two histories have in common.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Common {
+pub struct Comparison {
     /// The newest number at which both have the same event.
     pub agreed: Option<Seq>,
     /// Whether one has an event behind it that the other does not have.
@@ -158,7 +158,7 @@ pub enum WentBack {
 impl Standing {
     /// Decides where a session starts. A claim counts as an acknowledgement only as far as both histories
     /// agree; what they do not agree on is sent, and the agent knows by its id what it has.
-    pub fn start(&self, claim: Option<&Claim>, common: Common) -> Start {
+    pub fn start(&self, claim: Option<&Claim>, common: Comparison) -> Start {
         let Some(claim) = claim else {
             let after = self.acked.unwrap_or(self.first_start);
             return self.at(after, None);
@@ -278,7 +278,7 @@ mod tests {
             seq: Seq(seq),
             locator: Locator::default(),
         };
-        let start = |seq| standing(10).start(Some(&claim(seq)), Common::default());
+        let start = |seq| standing(10).start(Some(&claim(seq)), Comparison::default());
         assert_eq!(start(1 << 60).after, Seq(10));
         assert_eq!(start(10).after, Seq(10));
         let back = start(4);
@@ -297,7 +297,7 @@ mod tests {
             seq: Seq(20),
             locator: noted(1..=20, |seq| id(1, seq)),
         };
-        let agreed = |seq| Common {
+        let agreed = |seq| Comparison {
             agreed: Some(Seq(seq)),
             differs: false,
         };
@@ -337,12 +337,12 @@ mod tests {
             first_start: Seq(7),
             ..standing(0)
         };
-        assert_eq!(unknown.start(None, Common::default()).after, Seq(7));
+        assert_eq!(unknown.start(None, Comparison::default()).after, Seq(7));
         let claim = Claim {
             seq: Seq(9),
             locator: noted(1..=9, |seq| id(1, seq)),
         };
-        let common = Common {
+        let common = Comparison {
             agreed: Some(Seq(5)),
             differs: true,
         };

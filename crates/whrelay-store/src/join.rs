@@ -3,7 +3,7 @@
 
 use redb::ReadableTable;
 use whrelay_core::bucket::{BucketId, Seq};
-use whrelay_core::history::{Claim, Common, Known, Locator, Standing, Start, WentBack};
+use whrelay_core::history::{Claim, Comparison, Known, Locator, Standing, Start, WentBack};
 use whrelay_core::limits;
 use whrelay_core::retention::Part;
 use whrelay_core::time::Timestamp;
@@ -128,9 +128,9 @@ impl History {
         join: &Join,
         events: &T,
         heads: &T,
-    ) -> Result<Common, StoreError> {
+    ) -> Result<Comparison, StoreError> {
         let Some(claim) = &join.claim else {
-            return Ok(Common::default());
+            return Ok(Comparison::default());
         };
         claim.locator.compare(|seq| {
             if seq > self.last {
@@ -163,7 +163,7 @@ impl History {
         &self,
         join: &Join,
         rows: &[(String, Option<SubscriptionRow>)],
-        common: Common,
+        common: Comparison,
     ) -> Option<(Joined, SubscriptionRow)> {
         let row = rows.iter().find(|(name, _)| *name == join.name);
         let row = row.and_then(|(_, row)| row.as_ref());
