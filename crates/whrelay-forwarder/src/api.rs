@@ -8,6 +8,7 @@ use axum::http::{HeaderMap, StatusCode};
 use serde::Serialize;
 use whrelay_core::bucket::{Bucket, BucketKey, BucketName};
 use whrelay_core::id::EventId;
+use whrelay_core::limits;
 use whrelay_store::{StoreError, Subscription};
 
 use crate::Shared;
@@ -151,8 +152,9 @@ pub(crate) async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// `GET /readyz`: the store can be read, so requests can be served.
+/// `GET /readyz`: the store takes new events.
 pub(crate) async fn readyz(State(shared): State<Arc<Shared>>) -> Result<&'static str, Problem> {
-    shared.store.note("ready")?;
+    let ready = shared.intake.check(&shared).await;
+    ready.map_err(|why| Problem::unavailable(why, limits::READY_EVERY))?;
     Ok("ready\n")
 }

@@ -19,6 +19,7 @@ use whrelay_store::{OpenError, Options, Role, Store, write_private};
 
 use crate::agents::{LISTEN, PATIENCE, PAUSE};
 use crate::failure::{Code, Failure};
+use crate::files;
 
 /// Ports tried, in order, for a bucket that has none yet: outside the range that systems hand out.
 const PORTS: std::ops::RangeInclusive<u16> = 4141..=4160;
@@ -172,6 +173,7 @@ async fn serve(
     let config = Config {
         public_url: url.as_str().trim_end_matches('/').to_owned(),
         retention,
+        max_connections: files::connections(),
     };
     Ok(whrelay_forwarder::run(listener, store, config, stop).await?)
 }

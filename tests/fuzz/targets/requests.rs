@@ -62,6 +62,7 @@ impl Forwarder {
             Config {
                 public_url: format!("http://{address}"),
                 retention: whrelay_core::retention::Retention::ALL,
+                max_connections: whrelay_core::limits::MAX_CONNECTIONS,
             },
         );
         runtime.spawn(whrelay_forwarder::run(

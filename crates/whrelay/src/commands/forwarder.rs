@@ -8,6 +8,7 @@ use whrelay_store::Store;
 use crate::args::ForwarderArgs;
 use crate::embedded::{TOKEN_FILE, cannot_bind, store_options};
 use crate::failure::{Code, Failure};
+use crate::files;
 use crate::output::Output;
 use crate::paths::Paths;
 use crate::shutdown;
@@ -67,6 +68,7 @@ pub(crate) async fn run(args: ForwarderArgs, output: &Output) -> Result<(), Fail
     let config = Config {
         public_url,
         retention,
+        max_connections: files::connections(),
     };
     let serving = async {
         whrelay_forwarder::run(listener, store.clone(), config, stop).await?;
