@@ -55,9 +55,24 @@ impl Relay {
         Self::run(dir, store, Port::hold(), max_connections).await
     }
 
-    /// Asks it to stop, and answers once it has.
-    pub async fn stop(self) {
+    /// A new one whose store takes in only so many bytes.
+    pub async fn start_bounded(max_size: u64) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let bounded = Options {
+            max_size: Some(max_size),
+            ..options()
+        };
+        let store = Store::open(dir.path(), &bounded).unwrap();
+        Self::run(dir, store, Port::hold(), limits::MAX_CONNECTIONS).await
+    }
+
+    /// Asks it to stop.
+    pub fn ask_to_stop(&self) {
         self.stop.cancel();
+    }
+
+    /// Waits until it has stopped.
+    pub async fn stopped(self) {
         self.task.await.unwrap().unwrap();
         self.store.close().await;
     }

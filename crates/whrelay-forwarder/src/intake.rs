@@ -20,14 +20,16 @@ pub(crate) struct Intake {
     /// Whether the last event of every bucket was stored.
     sound: AtomicBool,
     troubles: Mutex<Troubles>,
-    /// When the store was last asked. Only one asks at a time.
-    asked: tokio::sync::Mutex<Option<Instant>>,
+    /// Only one asks the store at a time.
+    asking: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
 struct Troubles {
     store: Option<String>,
     buckets: HashMap<BucketId, String>,
+    /// When the store last said something.
+    told: Option<Instant>,
 }
 
 impl Intake {
@@ -37,6 +39,7 @@ impl Intake {
             return;
         }
         let mut troubles = self.troubles();
+        troubles.told = Some(Instant::now());
         match outcome {
             Some(Ok(_)) => {
                 troubles.store = None;
@@ -66,11 +69,12 @@ impl Intake {
         if self.sound.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let mut asked = self.asked.lock().await;
-        if asked.is_none_or(|at| at.elapsed() >= limits::READY_EVERY) {
+        let asking = self.asking.lock().await;
+        let told = self.troubles().told;
+        if told.is_none_or(|at| at.elapsed() >= limits::READY_EVERY) {
             self.ask(shared).await;
-            *asked = Some(Instant::now());
         }
+        drop(asking);
         let troubles = self.troubles();
         if let Some(why) = &troubles.store {
             return Err(why.clone());

@@ -130,7 +130,7 @@ async fn connection(
     };
     if readable {
         let stream = Watched::new(stream, Arc::clone(&seat), heads);
-        exchange(stream, router, seat, shared).await;
+        Box::pin(exchange(stream, router, seat, shared)).await;
     }
 }
 
