@@ -151,6 +151,10 @@ impl Refusals {
             Some(_) => "a request was refused",
             None => "a connection was closed",
         };
+        let more = match unlogged {
+            0 => String::new(),
+            more => format!("; {more} more were not logged"),
+        };
         tracing::warn!(
             reason = reason.name(),
             %peer,
@@ -158,11 +162,8 @@ impl Refusals {
             bucket = shown.and_then(|shown| shown.bucket.as_deref()),
             path = shown.map(|shown| shown.path.as_str()),
             why = %why.escape_debug(),
-            "{what}"
+            "{what}{more}"
         );
-        if unlogged > 0 {
-            tracing::warn!(reason = reason.name(), "{unlogged} more were not logged");
-        }
     }
 
     fn count(&self, reason: Reason, now: Instant) -> Option<u64> {

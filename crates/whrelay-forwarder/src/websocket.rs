@@ -37,7 +37,8 @@ pub(crate) fn accept(
         && lists(headers, header::SEC_WEBSOCKET_VERSION, "13");
     let key = headers.get(header::SEC_WEBSOCKET_KEY).filter(|_| asks);
     let key = key.ok_or_else(|| needed(StatusCode::BAD_REQUEST))?;
-    if !lists(headers, header::SEC_WEBSOCKET_PROTOCOL, protocol) {
+    let protocols = listed(headers, header::SEC_WEBSOCKET_PROTOCOL);
+    if !protocols.into_iter().any(|listed| listed == protocol) {
         let why = format!("the websocket subprotocol {protocol} is needed");
         return Err(Problem::new(StatusCode::BAD_REQUEST, why));
     }
@@ -59,13 +60,22 @@ pub(crate) fn accept(
     Ok((response, upgrade))
 }
 
-/// Whether a field lists a word.
-fn lists(headers: &HeaderMap, name: HeaderName, word: &str) -> bool {
+/// What a field lists.
+fn listed(headers: &HeaderMap, name: HeaderName) -> Vec<&str> {
     let values = headers.get_all(name).into_iter();
-    let words = values.filter_map(|value| value.to_str().ok());
-    words
-        .flat_map(|value| value.split(','))
-        .any(|listed| listed.trim().eq_ignore_ascii_case(word))
+    let texts = values.filter_map(|value| value.to_str().ok());
+    texts
+        .flat_map(|text| text.split(','))
+        .map(str::trim)
+        .collect()
+}
+
+/// Whether a field lists a word, in whatever case.
+fn lists(headers: &HeaderMap, name: HeaderName, word: &str) -> bool {
+    let listed = listed(headers, name);
+    listed
+        .into_iter()
+        .any(|listed| listed.eq_ignore_ascii_case(word))
 }
 
 /// The websocket, once the answer is written.
