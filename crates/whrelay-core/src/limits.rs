@@ -43,6 +43,9 @@ pub const SMALL_HEAD: usize = 8 * 1024;
 pub const MAX_LARGE_HEADS: usize = 64 * 1024 * 1024;
 /// Bytes read from a connection at once: hyper keeps a buffer of this size for an idle connection.
 pub const READ_AT_ONCE: usize = 16 * 1024;
+/// Connections that wait to be accepted. Where there is no room, the system lets a sender wait a second: a burst while
+/// the machine is busy fills 128, which is the usual length.
+pub const LISTEN_BACKLOG: u32 = 4096;
 /// Connections the forwarder serves at once; for a further one, an idle or unfinished one is closed.
 pub const MAX_CONNECTIONS: usize = 16 * 1024;
 /// At the cap, one part in this many of all connections is closed at once, so that the search for them is rare.

@@ -1,12 +1,11 @@
 //! `whrelay forwarder`: the cloud side. It must not know agents' targets.
 
 use serde::Serialize;
-use tokio::net::TcpListener;
 use whrelay_forwarder::Config;
 use whrelay_store::Store;
 
 use crate::args::ForwarderArgs;
-use crate::embedded::{TOKEN_FILE, cannot_bind, store_options};
+use crate::embedded::{TOKEN_FILE, cannot_bind, listen_on, store_options};
 use crate::failure::{Code, Failure};
 use crate::files;
 use crate::output::Output;
@@ -35,8 +34,7 @@ pub(crate) async fn run(args: ForwarderArgs, output: &Output) -> Result<(), Fail
     let (token, new) = whrelay_forwarder::admin_token(&store, &token_file)
         .await
         .map_err(|e| Failure::new(Code::Failed, e.to_string()))?;
-    let bound = TcpListener::bind(args.bind).await;
-    let listener = bound.map_err(|e| cannot_bind(args.bind, &e, "--bind"))?;
+    let listener = listen_on(&[args.bind]).map_err(|e| cannot_bind(args.bind, &e, "--bind"))?;
     let address = listener
         .local_addr()
         .map_err(|e| cannot_bind(args.bind, &e, "--bind"))?;
