@@ -54,7 +54,7 @@ const OWNERS: [(&str, &[&str]); 11] = [
     ("hyper-rustls", &["whrelay-delivery"]),
     ("reqwest", &["whrelay-agent", "whrelay"]),
     ("axum", &["whrelay-forwarder", "whrelay-agent", "whrelay"]),
-    ("tokio-tungstenite", &["whrelay-agent"]),
+    ("tokio-tungstenite", &["whrelay-agent", "whrelay-forwarder"]),
     ("clap", &["whrelay"]),
     ("crossterm", &["whrelay"]),
     ("indicatif", &["whrelay"]),

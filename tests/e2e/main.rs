@@ -6,6 +6,7 @@
 mod commands;
 mod company;
 mod interactive;
+mod refusals;
 mod replays;
 mod retention;
 mod rollback;

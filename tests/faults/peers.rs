@@ -59,6 +59,7 @@ pub(crate) fn run(binary: &str, agents: usize) -> bool {
         let hostile = async { timed(agents::attack(binary, SEEDS).await).await };
         let rogue = async { timed(forwarders::attack(binary).await).await };
         let (storm, hostile, rogue) = tokio::join!(storm, hostile, rogue);
+        let deaf = timed(pressure::deafness(binary).await).await;
         [
             (
                 "hostile agents at a forwarder (P1-P3, P6, N5, N7, N9, N12)",
@@ -66,6 +67,10 @@ pub(crate) fn run(binary: &str, agents: usize) -> bool {
             ),
             ("a rogue forwarder at agents (P5, N10, N12)", rogue),
             ("agents that come back at once (N8)", storm),
+            (
+                "tunnels that read nothing, beside one that reads (P3, N5)",
+                deaf,
+            ),
         ]
     });
     let mut held = true;
@@ -124,7 +129,7 @@ fn raise_files(needed: usize) -> Result<(), String> {
 /// Set once the limit was raised, so that it is tried once.
 const RAISED: &str = "WHRELAY_FAULTS_RAISED";
 
-fn gate_of(cloud: &Cloud) -> Gate {
+pub(crate) fn gate_of(cloud: &Cloud) -> Gate {
     Gate {
         address: cloud.url.trim_start_matches("http://").parse().unwrap(),
         token: std::fs::read_to_string(&cloud.token_file)
@@ -135,7 +140,7 @@ fn gate_of(cloud: &Cloud) -> Gate {
 }
 
 /// The input URL of a bucket, created where it is missing.
-async fn ensure(gate: &Gate, bucket: &str) -> String {
+pub(crate) async fn ensure(gate: &Gate, bucket: &str) -> String {
     let (url, token) = (
         format!("http://{}", gate.address),
         Token::parse(&gate.token).unwrap(),
@@ -149,7 +154,7 @@ async fn ensure(gate: &Gate, bucket: &str) -> String {
 }
 
 /// The most memory a process has ever used, in MB; none once it has ended.
-fn most_memory(pid: u32) -> Option<u64> {
+pub(crate) fn most_memory(pid: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
     let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;

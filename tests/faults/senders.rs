@@ -4,6 +4,7 @@
 
 mod case;
 mod connections;
+mod crowd;
 mod exchange;
 mod fields;
 mod methods;
@@ -43,7 +44,7 @@ const ARRIVES_WITHIN: Duration = Duration::from_secs(20);
 /// Most memory that the forwarder may ever have held, in kilobytes.
 const MEMORY: u64 = 400_000;
 /// Files that this process and the forwarder may each have open.
-const FILES: u64 = slow::SLOW as u64 + 1_000;
+const FILES: u64 = crowd::CROWD as u64 + 600;
 /// Fields that are ours, each exactly once.
 const OURS: [&str; 5] = [
     "event-id",
@@ -62,7 +63,10 @@ pub(crate) fn run(binary: &str) -> bool {
     runtime.block_on(async {
         let mut place = Place::new(binary).await;
         let cases = place.try_cases().await;
-        place.try_slow().await && cases
+        let slow = place.try_slow().await;
+        drop(place);
+        let crowds = try_crowds(binary).await;
+        cases && slow && crowds
     })
 }
 
@@ -254,6 +258,15 @@ impl Place {
             seconds: began.elapsed().as_secs_f64(),
         })
     }
+}
+
+/// Says whether all of them held.
+async fn try_crowds(binary: &str) -> bool {
+    let mut held = true;
+    for (row, findings) in crowd::run(binary).await {
+        held &= tell(findings, |_| row);
+    }
+    held
 }
 
 fn tell(findings: Vec<String>, row: impl FnOnce(u64) -> Row) -> bool {

@@ -97,6 +97,9 @@ async fn fill_forwarder(there: &Place, here: &Home) -> Result<Told, String> {
     listen.kill();
     let mut heard = HashSet::new();
     let refused = post_until_refused(&url, &mut heard).await?;
+    if ready(&cloud).await {
+        return Err("/readyz says that a full disk takes events in".to_owned());
+    }
     let (_listen, _) = here.listen(&flags).await;
     let drained = all_arrive(&receiver, &heard, DRAINS_WITHIN).await?;
     if post(&url).await.is_ok() {
@@ -104,6 +107,9 @@ async fn fill_forwarder(there: &Place, here: &Home) -> Result<Told, String> {
     }
     there.free();
     let healed = heal(&url, &mut heard).await?;
+    if !ready(&cloud).await {
+        return Err("/readyz does not say that it healed".to_owned());
+    }
     all_arrive(&receiver, &heard, DRAINS_WITHIN).await?;
     let counted = format!(
         "refused within {} ms, all drained while full within {} ms, took in again after {} ms",
@@ -113,6 +119,11 @@ async fn fill_forwarder(there: &Place, here: &Home) -> Result<Told, String> {
     );
     let accepted = heard.len();
     Ok(Told { accepted, counted })
+}
+
+async fn ready(cloud: &Cloud) -> bool {
+    let answer = sender::client().get(format!("{}/readyz", cloud.url));
+    answer.send().await.unwrap().status().is_success()
 }
 
 async fn agent_full(binary: &str) -> (Result<Told, String>, f64) {

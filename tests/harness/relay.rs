@@ -7,7 +7,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 use whrelay_agent::Proxies;
-use whrelay_core::retention::Retention;
+use whrelay_core::limits;
+use whrelay_core::retention::{Bound, Retention};
 use whrelay_core::token::Token;
 use whrelay_delivery::Trust;
 use whrelay_forwarder::Config;
@@ -44,13 +45,46 @@ impl Relay {
     pub async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path(), &options()).unwrap();
-        Self::run(dir, store, Port::hold()).await
+        Self::run(dir, store, Port::hold(), limits::MAX_CONNECTIONS).await
+    }
+
+    /// A new one that serves only so many connections at once.
+    pub async fn start_small(max_connections: usize) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), &options()).unwrap();
+        Self::run(dir, store, Port::hold(), max_connections).await
+    }
+
+    /// A new one whose store takes in only so many bytes.
+    pub async fn start_bounded(max_size: u64) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let bounded = Options {
+            bound: Some(Bound {
+                bytes: max_size,
+                shared: false,
+            }),
+            ..options()
+        };
+        let store = Store::open(dir.path(), &bounded).unwrap();
+        Self::run(dir, store, Port::hold(), limits::MAX_CONNECTIONS).await
+    }
+
+    /// Asks it to stop.
+    pub fn ask_to_stop(&self) {
+        self.stop.cancel();
+    }
+
+    /// Waits until it has stopped.
+    pub async fn stopped(self) {
+        self.task.await.unwrap().unwrap();
+        self.store.close().await;
     }
 
     /// A new one on a medium of the test's own.
     pub async fn start_on(medium: Medium) -> Self {
         let store = Store::open_on(medium, &options()).unwrap();
-        Self::run(tempfile::tempdir().unwrap(), store, Port::hold()).await
+        let dir = tempfile::tempdir().unwrap();
+        Self::run(dir, store, Port::hold(), limits::MAX_CONNECTIONS).await
     }
 
     /// Stops it, and starts it again on the same port and data.
@@ -67,10 +101,10 @@ impl Relay {
         task.await.unwrap().unwrap();
         store.close().await;
         let store = Store::open(dir.path(), &options()).unwrap();
-        Self::run(dir, store, port).await
+        Self::run(dir, store, port, limits::MAX_CONNECTIONS).await
     }
 
-    async fn run(dir: TempDir, store: Store, port: Port) -> Self {
+    async fn run(dir: TempDir, store: Store, port: Port, max_connections: usize) -> Self {
         let path = dir.path().join("admin-token");
         let (token, _) = whrelay_forwarder::admin_token(&store, &path).await.unwrap();
         let (listener, address) = (port.listen(), port.address);
@@ -79,6 +113,7 @@ impl Relay {
             public_url: format!("http://{address}"),
             retention: Retention::ALL,
             subscription_ttl: None,
+            max_connections,
         };
         let task = tokio::spawn(whrelay_forwarder::run(
             listener,

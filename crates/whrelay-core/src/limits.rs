@@ -16,10 +16,64 @@ pub const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 pub const BODY_GRACE: Duration = Duration::from_secs(5);
 /// Slowest average at which a body may arrive after the grace, in bytes per second.
 pub const MIN_BODY_RATE: u64 = 1024;
-/// Bytes of bodies that may be in memory at the input before it answers 503.
+/// A body up to this size comes out of [`MAX_SMALL_BODIES`], so that large bodies never stop it: most webhooks
+/// are far smaller.
+pub const SMALL_BODY: usize = 64 * 1024;
+/// Bytes of small bodies that may be in memory at the input.
+pub const MAX_SMALL_BODIES: usize = 64 * 1024 * 1024;
+/// Bytes of large bodies that may be in memory at the input: ten of the largest size.
 pub const MAX_INGEST_BYTES: usize = 256 * 1024 * 1024;
-/// Connections the forwarder serves at once; further ones wait in the listen queue.
+/// One bucket may hold one part in this many of a memory budget.
+pub const BUCKET_SHARE: usize = 2;
+/// One peer address may hold this share of a memory budget: most of it, since a reverse proxy is one address.
+pub const PEER_SHARE: (usize, usize) = (3, 4);
+/// Bytes after which a connection counts as having made progress.
+pub const PROGRESS: usize = 64 * 1024;
+/// A body without progress for this long gives its memory up to others: a sender on a slow line is faster.
+pub const BODY_STALLED: Duration = Duration::from_millis(500);
+/// How long a body waits for memory before its sender gets 503: as long as for the store.
+pub const BODY_WAIT: Duration = INGEST_DEADLINE;
+/// How often a request that waits for memory looks for a connection to evict.
+pub const BUDGET_RECHECK: Duration = Duration::from_millis(100);
+/// Shortest time between two searches for a connection to evict: each looks at all that hold memory.
+pub const BUDGET_SEARCH: Duration = Duration::from_millis(5);
+/// Bytes of a request head that every connection may hold: nearly all heads are smaller.
+pub const SMALL_HEAD: usize = 8 * 1024;
+/// Bytes that larger request heads may hold together.
+pub const MAX_LARGE_HEADS: usize = 64 * 1024 * 1024;
+/// Bytes read from a connection at once: hyper keeps a buffer of this size for an idle connection.
+pub const READ_AT_ONCE: usize = 16 * 1024;
+/// Connections that wait to be accepted. Where there is no room, the system lets a sender wait a second: a burst while
+/// the machine is busy fills 128, which is the usual length.
+pub const LISTEN_BACKLOG: u32 = 4096;
+/// Connections the forwarder serves at once; for a further one, an idle or unfinished one is closed.
 pub const MAX_CONNECTIONS: usize = 16 * 1024;
+/// At the cap, one part in this many of all connections is closed at once, so that the search for them is rare.
+pub const EVICTED_AT_ONCE: usize = 64;
+/// How often the forwarder looks for a connection to close while every one of them is in use.
+pub const EVICT_AGAIN: Duration = Duration::from_millis(50);
+/// Files a process keeps for its store, its agent's deliveries and its log, beside connections.
+pub const KEPT_FILES: usize = 256;
+/// Fewest connections a forwarder serves, however few files its process may open.
+pub const MIN_CONNECTIONS: usize = 32;
+/// How long an answer may take to be written, without a byte being taken, before its connection is cut.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(25);
+/// While the forwarder stops, a connection that waits for its next request may still begin one within this time.
+pub const STOP_GRACE: Duration = Duration::from_millis(50);
+/// While the forwarder stops, a body has to bring [`DRAIN_PROGRESS`] in each such time.
+pub const DRAIN_STALLED: Duration = Duration::from_secs(1);
+/// Bytes that a body has to bring in each [`DRAIN_STALLED`]: less would not end within [`DRAIN`].
+pub const DRAIN_PROGRESS: usize = 16 * 1024;
+/// Refusals of one kind that are logged at once.
+pub const REFUSALS_AT_ONCE: u32 = 5;
+/// Pause after which one more refusal of a kind is logged.
+pub const REFUSALS_EVERY: Duration = Duration::from_secs(1);
+/// Characters of a path that are logged.
+pub const LOGGED_PATH: usize = 200;
+/// Characters of an unknown bucket key that are logged: it may be a real key with a mistake in it.
+pub const LOGGED_KEY: usize = 4;
+/// How often a forwarder that is not ready asks its store whether it takes events again.
+pub const READY_EVERY: Duration = Duration::from_secs(1);
 /// How long the input waits for the store before it answers 503: providers give up at 3 to 5 s.
 pub const INGEST_DEADLINE: Duration = Duration::from_millis(2500);
 
@@ -65,6 +119,18 @@ pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// Read buffer of a tunnel at the forwarder, where only small frames arrive: with tungstenite's
 /// default an idle tunnel costs 137 kB.
 pub const TUNNEL_READ_BUFFER: usize = 1024;
+/// Bytes of frames that all tunnels together have read from the store and not written yet: four events of the
+/// largest size.
+pub const MAX_TUNNEL_BYTES: usize = 128 * 1024 * 1024;
+/// How long a tunnel waits for its share of [`MAX_TUNNEL_BYTES`] before it looks at its agent again.
+pub const TUNNEL_WAIT: Duration = Duration::from_secs(1);
+/// A tunnel that has written less than [`PROGRESS`] for this long gives its memory up to others: at
+/// [`MIN_TUNNEL_RATE`] that takes 2 s.
+pub const TUNNEL_STALLED: Duration = Duration::from_secs(3);
+/// Bytes of one websocket frame of a larger message: the socket's buffer keeps the size of the largest frame.
+pub const TUNNEL_FRAGMENT: usize = 16 * 1024;
+/// How long a tunnel that ends tries to say why.
+pub const FAREWELL: Duration = Duration::from_secs(1);
 /// Bytes of outgoing frames a tunnel gathers before it writes them.
 pub const TUNNEL_WRITE_BUFFER: usize = 4 * 1024;
 /// How long a write to a tunnel may take, beside the time its size earns it.

@@ -10,6 +10,7 @@ use serde::Serialize;
 use whrelay_core::bucket::{Bucket, BucketKey, BucketName, Seq};
 use whrelay_core::delivery::DeadReason;
 use whrelay_core::id::EventId;
+use whrelay_core::limits;
 use whrelay_proto::codec;
 use whrelay_proto::frame::{Events, Frame, WireEvent};
 use whrelay_store::{Fate, StoreError, Subscription};
@@ -210,8 +211,13 @@ pub(crate) async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// `GET /readyz`: the store can be read, so requests can be served.
-pub(crate) async fn readyz(State(shared): State<Arc<Shared>>) -> Result<&'static str, Problem> {
-    shared.store.note("ready")?;
-    Ok("ready\n")
+/// `GET /readyz`: the store takes new events; a line for each bucket that takes none.
+pub(crate) async fn readyz(State(shared): State<Arc<Shared>>) -> Result<String, Problem> {
+    let ready = shared.intake.check(&shared).await;
+    let refusing = ready.map_err(|why| Problem::unavailable(why, limits::READY_EVERY))?;
+    Ok(["ready".to_owned()]
+        .into_iter()
+        .chain(refusing)
+        .map(|line| line + "\n")
+        .collect())
 }

@@ -4,32 +4,25 @@
 //! 4xx.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Json;
-use axum::body::{Body, HttpBody};
-use axum::extract::State;
+use axum::body::Body;
+use axum::extract::{Extension, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, Request, StatusCode, Uri, header};
-use bytes::{Bytes, BytesMut};
-use http_body_util::BodyExt;
+use bytes::Bytes;
 use serde::Serialize;
-use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::timeout;
 use whrelay_core::bucket::Bucket;
 use whrelay_core::event::{self, Event, Header};
 use whrelay_core::id::EventId;
 use whrelay_core::{limits, tail};
-use whrelay_store::{NewEvent, StoreError};
+use whrelay_store::NewEvent;
 
 use crate::Shared;
-use crate::problem::{self, Problem};
-
-const RETRY_SOON: Duration = Duration::from_secs(5);
-/// How much of a body that is too large is read and thrown away, and for how long, so that the
-/// sender gets to read why.
-const DISCARD_BYTES: usize = 2 * limits::MAX_BODY;
-const DISCARD_TIME: Duration = Duration::from_secs(5);
+use crate::body::Whole;
+use crate::problem::{Problem, RETRY_SOON};
+use crate::seats::Seat;
 
 /// The answer to an accepted webhook.
 #[derive(Debug, Serialize)]
@@ -40,6 +33,7 @@ pub(crate) struct Accepted {
 /// `ANY /in/{bucket key}[/tail]`
 pub(crate) async fn receive(
     State(shared): State<Arc<Shared>>,
+    Extension(seat): Extension<Arc<Seat>>,
     request: Request<Body>,
 ) -> Result<Json<Accepted>, Problem> {
     let (parts, body) = request.into_parts();
@@ -53,7 +47,9 @@ pub(crate) async fn receive(
     if let Some(why) = unsupported(&parts) {
         return Err(Problem::new(StatusCode::NOT_IMPLEMENTED, why));
     }
-    let (body, _permit) = read_body(&shared, body).await?;
+    let read = shared.bodies.read(body, &seat, bucket.id, &shared.stop);
+    // Its memory counts until it is stored.
+    let Whole { bytes: body, grant } = read.await?;
     let request = event::Request {
         method: parts.method.as_str().to_owned(),
         tail: tail.to_owned(),
@@ -61,7 +57,9 @@ pub(crate) async fn receive(
         headers: copy_headers(&parts.headers),
         body,
     };
-    let id = store(&shared, &bucket, request).await?;
+    let id = store(&shared, &bucket, request).await;
+    drop(grant);
+    let id = id?;
     Ok(Json(Accepted { id: id.to_string() }))
 }
 
@@ -117,160 +115,16 @@ async fn store(
         deliveries: Vec::new(),
     }];
     let append = shared.store.append(bucket.id, new, None);
-    match timeout(limits::INGEST_DEADLINE, append).await {
+    let stored = timeout(limits::INGEST_DEADLINE, append).await;
+    shared.intake.note(bucket.id, stored.as_ref().ok());
+    match stored {
         Ok(Ok(_)) => {
             shared.hub.wake(bucket.id);
             Ok(id)
         }
-        Ok(Err(error)) => {
-            // The sender is told 503, which all of them retry; 507 is what it is (RFC 4918 section 11.5).
-            let status = match error {
-                StoreError::Full | StoreError::Bound | StoreError::Share => {
-                    StatusCode::INSUFFICIENT_STORAGE
-                }
-                StoreError::Reopening | StoreError::Broken(_) | StoreError::Damaged(_) => {
-                    StatusCode::SERVICE_UNAVAILABLE
-                }
-            };
-            let status = status.as_u16();
-            tracing::error!(%error, status, bucket = %bucket.name, "an event was refused");
-            Err(Problem::unavailable(error.to_string(), RETRY_SOON))
-        }
-        Err(_) => {
-            tracing::error!(bucket = %bucket.name, "the disk is too slow: an event was refused");
-            Err(Problem::unavailable("the disk is too slow", RETRY_SOON))
-        }
+        Ok(Err(error)) => Err(error.into()),
+        Err(_) => Err(Problem::unavailable("the disk is too slow", RETRY_SOON)),
     }
-}
-
-/// Reads the body whole, within its size, its time and its share of memory.
-async fn read_body(
-    shared: &Shared,
-    mut body: Body,
-) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Problem> {
-    let declared = body.size_hint().lower();
-    if declared > limits::MAX_BODY as u64 {
-        return Err(too_large(body, declared).await);
-    }
-    let began = Instant::now();
-    let (mut gathered, mut permit) = (Gathered::default(), None);
-    loop {
-        let received = gathered.len();
-        let frame = match timeout_at(began + time_for(received), body.frame()).await {
-            Ok(Some(Ok(frame))) => frame,
-            Ok(None) => break,
-            Ok(Some(Err(error))) => {
-                let why = format!("the body ended early: {error}");
-                return Err(Problem::new(StatusCode::BAD_REQUEST, why));
-            }
-            Err(_) => {
-                let why = "the body came too slowly";
-                return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, why));
-            }
-        };
-        // Trailers are not merged into the header fields.
-        let data = match frame.into_data() {
-            Ok(data) => data,
-            Err(other) => match other.trailers_ref().and_then(|t| problem::too_large(t, 0)) {
-                Some(problem) => return Err(problem),
-                None => continue,
-            },
-        };
-        if received + data.len() > limits::MAX_BODY {
-            return Err(too_large(body, (received + data.len()) as u64).await);
-        }
-        reserve(shared, &mut permit, data.len())?;
-        gathered.add(data);
-    }
-    Ok((gathered.into_bytes(), permit))
-}
-
-/// A body as it comes: most come in one piece, which is not copied.
-#[derive(Debug, Default)]
-enum Gathered {
-    #[default]
-    Nothing,
-    One(Bytes),
-    Many(BytesMut),
-}
-
-impl Gathered {
-    fn len(&self) -> usize {
-        match self {
-            Self::Nothing => 0,
-            Self::One(bytes) => bytes.len(),
-            Self::Many(bytes) => bytes.len(),
-        }
-    }
-
-    fn add(&mut self, data: Bytes) {
-        *self = match std::mem::take(self) {
-            Self::Nothing => Self::One(data),
-            Self::One(first) => {
-                let mut all = BytesMut::with_capacity(2 * (first.len() + data.len()));
-                all.extend_from_slice(&first);
-                all.extend_from_slice(&data);
-                Self::Many(all)
-            }
-            Self::Many(mut all) => {
-                all.extend_from_slice(&data);
-                Self::Many(all)
-            }
-        };
-    }
-
-    fn into_bytes(self) -> Bytes {
-        match self {
-            Self::Nothing => Bytes::new(),
-            Self::One(bytes) => bytes,
-            Self::Many(bytes) => bytes.freeze(),
-        }
-    }
-}
-
-/// The time by which a body of which so much has come must have come further.
-fn time_for(received: usize) -> Duration {
-    let earned = Duration::from_secs(received as u64 / limits::MIN_BODY_RATE);
-    (limits::BODY_GRACE + earned).min(limits::BODY_TIMEOUT)
-}
-
-fn reserve(
-    shared: &Shared,
-    permit: &mut Option<OwnedSemaphorePermit>,
-    bytes: usize,
-) -> Result<(), Problem> {
-    let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-    let more = Arc::clone(&shared.ingest_bytes).try_acquire_many_owned(bytes);
-    let more = more.map_err(|_| Problem::unavailable("too many bodies at once", RETRY_SOON))?;
-    match permit {
-        Some(permit) => permit.merge(more),
-        None => *permit = Some(more),
-    }
-    Ok(())
-}
-
-async fn too_large(mut body: Body, seen: u64) -> Problem {
-    tracing::warn!(
-        bytes = seen,
-        limit = limits::MAX_BODY,
-        "a body was too large"
-    );
-    let mut left = DISCARD_BYTES;
-    let discard = async {
-        while let Some(Ok(frame)) = body.frame().await {
-            let length = frame.data_ref().map_or(0, Bytes::len);
-            if length > left {
-                break;
-            }
-            left -= length;
-        }
-    };
-    if seen <= DISCARD_BYTES as u64 {
-        // Whether all of it came in time changes nothing.
-        let _ = timeout(DISCARD_TIME, discard).await;
-    }
-    let why = format!("the body is larger than {} bytes", limits::MAX_BODY);
-    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, why)
 }
 
 #[cfg(test)]
@@ -287,28 +141,5 @@ mod tests {
         assert_eq!(split("/in/k"), ("k".into(), String::new()));
         assert_eq!(split("/in/k/"), ("k".into(), "/".into()));
         assert_eq!(split("/in/k//a%2Fb?x=1"), ("k".into(), "//a%2Fb".into()));
-    }
-
-    #[test]
-    fn a_body_in_many_pieces_keeps_every_piece() {
-        let all: Vec<u8> = (0..=255).collect();
-        for size in [1, 2, 100, 256, 1000] {
-            let mut gathered = Gathered::default();
-            for piece in all.chunks(size) {
-                gathered.add(Bytes::copy_from_slice(piece));
-            }
-            assert_eq!(gathered.len(), all.len());
-            assert_eq!(gathered.into_bytes(), all, "in pieces of {size}");
-        }
-    }
-
-    #[test]
-    fn a_body_earns_time_as_it_comes_but_not_for_ever() {
-        assert_eq!(time_for(0), limits::BODY_GRACE);
-        assert_eq!(
-            time_for(10 * 1024),
-            limits::BODY_GRACE + Duration::from_secs(10)
-        );
-        assert_eq!(time_for(limits::MAX_BODY), limits::BODY_TIMEOUT);
     }
 }

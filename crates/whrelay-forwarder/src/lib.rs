@@ -5,17 +5,24 @@
 
 mod access;
 mod api;
+mod body;
+mod budget;
 mod expiry;
 mod hub;
 mod ingress;
+mod intake;
 mod joining;
 mod problem;
+mod refusals;
 mod registry;
 mod retention;
+mod seats;
 mod serve;
 mod status;
+mod stream;
 mod subscriptions;
 mod tunnel;
+mod websocket;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +30,6 @@ use std::time::Duration;
 use axum::Router;
 use axum::routing::{any, delete, get, post, put};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use whrelay_core::bucket::BucketKey;
 use whrelay_core::limits;
@@ -33,6 +39,8 @@ use whrelay_proto::TUNNEL_PATH;
 use whrelay_store::{Store, StoreError};
 
 pub use access::{TokenFileError, admin_token};
+use budget::Budget;
+use refusals::Reason;
 pub use status::{BucketStatus, IncidentView, Status, of_store};
 
 /// How a forwarder runs.
@@ -44,6 +52,8 @@ pub struct Config {
     pub retention: Retention,
     /// How long a subscription lives whose agent does not come back; nothing for ever.
     pub subscription_ttl: Option<Duration>,
+    /// Connections served at once, [`limits::MAX_CONNECTIONS`] at most: fewer where the process may open few files.
+    pub max_connections: usize,
 }
 
 impl Config {
@@ -60,8 +70,13 @@ pub(crate) struct Shared {
     pub(crate) registry: registry::Registry,
     pub(crate) hub: hub::Hub,
     pub(crate) clock: Clock,
-    /// One permit for each byte of a body in memory at the input.
-    pub(crate) ingest_bytes: Arc<Semaphore>,
+    pub(crate) bodies: body::Room,
+    /// Memory for what is on its way down all tunnels.
+    pub(crate) tunnels: Arc<Budget>,
+    pub(crate) intake: intake::Intake,
+    pub(crate) refusals: refusals::Refusals,
+    /// Acks that were not recorded are logged at this rate.
+    pub(crate) unrecorded: refusals::Seldom,
     pub(crate) stop: CancellationToken,
 }
 
@@ -82,7 +97,15 @@ pub async fn run(
         store: store.clone(),
         hub: hub::Hub::default(),
         clock: Clock::default(),
-        ingest_bytes: Arc::new(Semaphore::new(limits::MAX_INGEST_BYTES)),
+        bodies: body::Room::default(),
+        tunnels: Budget::new(
+            limits::MAX_TUNNEL_BYTES,
+            limits::TUNNEL_STALLED,
+            Reason::EvictedTunnel,
+        ),
+        intake: intake::Intake::default(),
+        refusals: refusals::Refusals::default(),
+        unrecorded: refusals::Seldom::new(limits::REFUSALS_EVERY),
         stop: stop.child_token(),
     });
     let router = Router::new()
@@ -106,10 +129,13 @@ pub async fn run(
         .route("/readyz", get(api::readyz))
         .fallback(problem::not_found)
         .method_not_allowed_fallback(problem::not_allowed)
-        .layer(axum::middleware::from_fn(problem::within_limits))
+        .layer(axum::middleware::from_fn_with_state(
+            Arc::clone(&shared),
+            problem::within_limits,
+        ))
         .with_state(Arc::clone(&shared));
     tokio::select! {
-        () = serve::serve(listener, router, &shared.stop) => Ok(()),
+        () = serve::serve(listener, router, &shared) => Ok(()),
         error = store.broken() => Err(error),
         Err(error) = retention::run(Arc::clone(&shared), retention) => Err(error),
         Err(error) = expiry::run(&shared) => Err(error),

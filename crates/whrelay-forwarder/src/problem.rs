@@ -1,15 +1,23 @@
-//! Errors as senders and agents see them: RFC 9457 problem details. It must not know why.
+//! Errors as senders and agents see them: RFC 9457 problem details. It must not decide what is one.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::Request;
+use axum::extract::{Extension, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use whrelay_core::limits;
 use whrelay_store::StoreError;
+
+use crate::Shared;
+use crate::refusals::{Reason, Refusal, Shown};
+use crate::seats::Seat;
+
+/// When a sender comes again after trouble of our own.
+pub(crate) const RETRY_SOON: Duration = Duration::from_secs(5);
 
 /// A refused request.
 #[derive(Debug, Serialize)]
@@ -22,6 +30,22 @@ pub(crate) struct Problem {
     detail: String,
     #[serde(skip)]
     retry_after: Option<Duration>,
+    #[serde(skip)]
+    reason: Reason,
+    /// What the log says of the status, where that is more exact.
+    #[serde(skip)]
+    logged: StatusCode,
+    /// Whether the connection ends with the answer.
+    #[serde(skip)]
+    closes: bool,
+}
+
+/// Why a request was refused, beside the answer that says so.
+#[derive(Clone, Debug)]
+struct Refused {
+    reason: Reason,
+    status: StatusCode,
+    why: String,
 }
 
 fn as_number<S: serde::Serializer>(status: &StatusCode, out: S) -> Result<S::Ok, S::Error> {
@@ -37,6 +61,28 @@ impl Problem {
             status,
             detail: detail.into(),
             retry_after: None,
+            reason: Reason::of(status),
+            logged: status,
+            // What comes late would be read as the next request.
+            closes: status == StatusCode::REQUEST_TIMEOUT,
+        }
+    }
+
+    /// Counted for a reason of its own.
+    pub(crate) fn because(self, reason: Reason) -> Self {
+        Self { reason, ..self }
+    }
+
+    /// The log says another status than the sender is told.
+    pub(crate) fn logged_as(self, logged: StatusCode) -> Self {
+        Self { logged, ..self }
+    }
+
+    /// Closes the connection: the rest of the request is not read.
+    pub(crate) fn closing(self) -> Self {
+        Self {
+            closes: true,
+            ..self
         }
     }
 
@@ -52,13 +98,27 @@ impl Problem {
 
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
-        Self::unavailable(error.to_string(), Duration::from_secs(1))
+        // The sender is told 503, which all of them retry; a full disk is 507 (RFC 4918 section 11.5).
+        let logged = match error {
+            StoreError::Full | StoreError::Bound | StoreError::Share => {
+                StatusCode::INSUFFICIENT_STORAGE
+            }
+            StoreError::Reopening | StoreError::Broken(_) | StoreError::Damaged(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+        };
+        Self::unavailable(error.to_string(), RETRY_SOON).logged_as(logged)
     }
 }
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let (status, retry_after) = (self.status, self.retry_after);
+        let (status, retry_after, closes) = (self.status, self.retry_after, self.closes);
+        let refused = Refused {
+            reason: self.reason,
+            status: self.logged,
+            why: self.detail.clone(),
+        };
         let mut response = (status, Json(self)).into_response();
         let headers = response.headers_mut();
         let json = HeaderValue::from_static("application/problem+json");
@@ -66,27 +126,42 @@ impl IntoResponse for Problem {
         if let Some(after) = retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs()));
         }
-        if status == StatusCode::REQUEST_TIMEOUT {
-            // What comes late would be read as the next request.
+        if closes {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         if status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
+        response.extensions_mut().insert(refused);
         response
     }
 }
 
-/// Answers requests whose head is too large, and passes on all others.
-pub(crate) async fn within_limits(request: Request, next: Next) -> Result<Response, Problem> {
+/// Answers requests whose head is too large, and passes on all others. Counts and logs what is refused.
+pub(crate) async fn within_limits(
+    State(shared): State<Arc<Shared>>,
+    Extension(seat): Extension<Arc<Seat>>,
+    request: Request,
+    next: Next,
+) -> Response {
     const LINE: usize = "  HTTP/1.1\r\n".len();
-    let (method, uri) = (request.method().as_str(), request.uri());
-    let uri = uri.path_and_query().map_or(1, |uri| uri.as_str().len());
-    let line = method.len() + uri + LINE;
-    match too_large(request.headers(), line) {
-        Some(problem) => Err(problem),
-        None => Ok(next.run(request).await),
+    let uri = request.uri().clone();
+    let length = uri.path_and_query().map_or(1, |uri| uri.as_str().len());
+    let line = request.method().as_str().len() + length + LINE;
+    let response = match too_large(request.headers(), line) {
+        Some(problem) => problem.into_response(),
+        None => next.run(request).await,
+    };
+    if let Some(refused) = response.extensions().get::<Refused>() {
+        shared.refusals.note(&Refusal {
+            reason: refused.reason,
+            peer: seat.address,
+            status: Some(refused.status.as_u16()),
+            path: Some(Shown::new(&shared.registry, &uri)),
+            why: &refused.why,
+        });
     }
+    response
 }
 
 /// What is wrong with header fields behind so many bytes, or with trailers, where they are too large. Bytes are
@@ -111,7 +186,7 @@ pub(crate) fn too_large(headers: &HeaderMap, line: usize) -> Option<Problem> {
 /// The answer to a method that a path does not know.
 pub(crate) async fn not_allowed() -> Problem {
     let status = StatusCode::METHOD_NOT_ALLOWED;
-    Problem::new(status, "this path is asked in another way")
+    Problem::new(status, "method not allowed for this path")
 }
 
 /// The answer to paths that lead nowhere.

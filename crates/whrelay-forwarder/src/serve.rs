@@ -1,63 +1,101 @@
 //! Accepting connections and letting them go. It must not know what is asked over them.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use hyper::Request;
+use axum::http::{HeaderValue, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use hyper::{Error, Request};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_util::sync::CancellationToken;
+use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
-use tokio_util::task::task_tracker::TaskTrackerToken;
 use tower_service::Service;
 use whrelay_core::limits;
 
-/// A connection's place among those that are served. It is given back by the last who serves it: a tunnel
-/// goes on when HTTP is done with its connection.
-pub(crate) struct Seat {
-    _permit: OwnedSemaphorePermit,
-    _tracked: TaskTrackerToken,
+use crate::Shared;
+use crate::budget::Budget;
+use crate::refusals::{Reason, Refusal};
+use crate::seats::{Phase, Seat, Seats};
+use crate::stream::Watched;
+
+/// Who may connect.
+struct Places {
+    most: usize,
+    permits: Arc<Semaphore>,
+    seats: Arc<Seats>,
 }
 
-/// Serves until `stop`, then waits for the connections, at most [`limits::DRAIN`].
-pub(crate) async fn serve(listener: TcpListener, router: Router, stop: &CancellationToken) {
+/// Serves until the forwarder stops, then waits for the connections, at most [`limits::DRAIN`].
+pub(crate) async fn serve(listener: TcpListener, router: Router, shared: &Arc<Shared>) {
     let connections = TaskTracker::new();
-    let permits = Arc::new(Semaphore::new(limits::MAX_CONNECTIONS));
-    while let Some((stream, permit)) = accept(&listener, &permits, stop).await {
-        let seat = Arc::new(Seat {
-            _permit: permit,
-            _tracked: connections.token(),
-        });
-        tokio::spawn(connection(stream, router.clone(), stop.clone(), seat));
+    let most = shared.config.max_connections;
+    let most = most.clamp(limits::MIN_CONNECTIONS, limits::MAX_CONNECTIONS);
+    let places = Places {
+        most,
+        permits: Arc::new(Semaphore::new(most)),
+        seats: Arc::default(),
+    };
+    let heads = Budget::new(limits::MAX_LARGE_HEADS, Duration::ZERO, Reason::EvictedHead);
+    loop {
+        let (stream, peer, permit) = tokio::select! {
+            biased;
+            () = shared.stop.cancelled() => break,
+            accepted = places.accept(&listener) => accepted,
+        };
+        let seat = places.seats.take(peer.ip(), permit, connections.token());
+        let (router, heads, shared) = (router.clone(), Arc::clone(&heads), Arc::clone(shared));
+        tokio::spawn(async move { connection(stream, router, seat, heads, &shared).await });
     }
+    // New senders are told at once that nobody is here, and go to another forwarder or come again.
+    drop(listener);
     connections.close();
     // What has not finished by then is not waited for: its sender got no answer and comes again.
-    let _ = tokio::time::timeout(limits::DRAIN, connections.wait()).await;
+    let _ = timeout(limits::DRAIN, connections.wait()).await;
+    if !shared.refusals.to_string().is_empty() {
+        tracing::info!(counts = %shared.refusals, "refused since the start");
+    }
 }
 
-async fn accept(
-    listener: &TcpListener,
-    permits: &Arc<Semaphore>,
-    stop: &CancellationToken,
-) -> Option<(TcpStream, OwnedSemaphorePermit)> {
-    let accepted = async {
-        let permit = Arc::clone(permits).acquire_owned().await.ok()?;
+impl Places {
+    async fn accept(
+        &self,
+        listener: &TcpListener,
+    ) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
+        let permit = self.permit().await;
         loop {
             match listener.accept().await {
-                Ok((stream, _)) => return Some((stream, permit)),
-                Err(error) => pause_after(&error).await,
+                Ok((stream, peer)) => return (stream, peer, permit),
+                Err(error) => {
+                    // Where files are missing, those of idle connections will do.
+                    self.seats.evict(self.at_once());
+                    pause_after(&error).await;
+                }
             }
         }
-    };
-    tokio::select! {
-        () = stop.cancelled() => None,
-        accepted = accepted => accepted,
+    }
+
+    fn at_once(&self) -> usize {
+        (self.most / limits::EVICTED_AT_ONCE).max(1)
+    }
+
+    /// A place for one more, for which idle and unfinished connections are closed where all are taken.
+    async fn permit(&self) -> OwnedSemaphorePermit {
+        loop {
+            if self.permits.available_permits() == 0 {
+                self.seats.evict(self.at_once());
+            }
+            let permit = Arc::clone(&self.permits).acquire_owned();
+            if let Ok(Ok(permit)) = timeout(limits::EVICT_AGAIN, permit).await {
+                return permit;
+            }
+        }
     }
 }
 
@@ -69,12 +107,54 @@ async fn pause_after(error: &io::Error) {
     }
 }
 
-async fn connection(stream: TcpStream, router: Router, stop: CancellationToken, seat: Arc<Seat>) {
+/// Serves a connection until it ends or has to.
+async fn connection(
+    stream: TcpStream,
+    router: Router,
+    seat: Arc<Seat>,
+    heads: Arc<Budget>,
+    shared: &Shared,
+) {
     // Answers are small and must not wait for acknowledgements; without it they only do.
     let _ = stream.set_nodelay(true);
+    // A connection without a byte has no buffer.
+    let readable = tokio::select! {
+        readable = timeout(limits::HEAD_TIMEOUT, stream.readable()) => readable.is_ok(),
+        cause = seat.until_evicted() => {
+            cut(shared, &seat, cause);
+            false
+        }
+        () = shared.stop.cancelled() => {
+            timeout(limits::STOP_GRACE, stream.readable()).await.is_ok()
+        }
+    };
+    if readable {
+        let stream = Watched::new(stream, Arc::clone(&seat), heads);
+        Box::pin(exchange(stream, router, seat, shared)).await;
+    }
+}
+
+async fn exchange(stream: Watched, router: Router, seat: Arc<Seat>, shared: &Shared) {
+    let watched = Arc::clone(&seat);
     let service = service_fn(move |mut request: Request<Incoming>| {
+        let seat = Arc::clone(&seat);
+        seat.enter(Phase::Busy);
         request.extensions_mut().insert(Arc::clone(&seat));
-        router.clone().call(request)
+        let answer = router.clone().call(request);
+        async move {
+            let mut answer = answer.await;
+            let large = seat.head().is_some();
+            if let Ok(answer) = &mut answer
+                && large
+                && answer.status() != StatusCode::SWITCHING_PROTOCOLS
+            {
+                // hyper would keep the buffer of a large head for the next one.
+                let close = HeaderValue::from_static("close");
+                answer.headers_mut().insert(header::CONNECTION, close);
+            }
+            seat.answered();
+            answer
+        }
     });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -89,12 +169,59 @@ async fn connection(stream: TcpStream, router: Router, stop: CancellationToken, 
     let mut serving = std::pin::pin!(serving);
     let served = tokio::select! {
         served = serving.as_mut() => served,
-        () = stop.cancelled() => {
+        cause = watched.until_evicted() => {
+            if !matches!(watched.phase(), Phase::Busy | Phase::Body) {
+                return cut(shared, &watched, cause);
+            }
+            // It has still to be answered.
             serving.as_mut().graceful_shutdown();
             serving.await
         }
+        () = shared.stop.cancelled() => {
+            // A request that has come, and was not read yet, is still answered.
+            match timeout(limits::STOP_GRACE, serving.as_mut()).await {
+                Ok(served) => served,
+                Err(_) if matches!(watched.phase(), Phase::Idle | Phase::Head) => return,
+                Err(_) => {
+                    serving.as_mut().graceful_shutdown();
+                    serving.await
+                }
+            }
+        }
     };
     if let Err(error) = served {
-        tracing::debug!(%error, "a connection ended early");
+        ended(shared, &watched, &error);
     }
+}
+
+/// Counts a connection that was closed because its place or its memory is needed.
+pub(crate) fn cut(shared: &Shared, seat: &Seat, cause: Reason) {
+    shared.refusals.note(&Refusal {
+        reason: cause,
+        peer: seat.address,
+        status: None,
+        path: None,
+        why: "the connection was closed to make room for others",
+    });
+}
+
+/// Counts what hyper refused by itself.
+fn ended(shared: &Shared, seat: &Seat, error: &Error) {
+    let (reason, status) = if error.is_parse_too_large() {
+        (Reason::HeadTooLarge, Some(431))
+    } else if error.is_parse() {
+        (Reason::BadRequest, Some(400))
+    } else if error.is_timeout() && seat.phase() == Phase::Head {
+        (Reason::SlowHead, None)
+    } else {
+        tracing::debug!(%error, "a connection ended early");
+        return;
+    };
+    shared.refusals.note(&Refusal {
+        reason,
+        peer: seat.address,
+        status,
+        path: None,
+        why: &error.to_string(),
+    });
 }

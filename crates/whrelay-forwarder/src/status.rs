@@ -1,6 +1,7 @@
 //! How a forwarder stands: what waits in which bucket and for whom, what is refused and why, and what has happened.
 //! The same for one that runs and for the store of one that does not. It must not show an event.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
@@ -33,6 +34,8 @@ pub struct Status {
     pub buckets: Vec<BucketStatus>,
     /// Whether there are more of them.
     pub more: bool,
+    /// How often it refused something or cut it off since it was started, by reason.
+    pub refused: BTreeMap<&'static str, u64>,
     /// What has happened to its directory or its agents', oldest first.
     pub incidents: Vec<IncidentView>,
 }
@@ -89,7 +92,9 @@ pub(crate) async fn show(
     let connected = |bucket, name: &str| shared.hub.connected(bucket, name);
     let limit = limit.min(limits::MAX_STATUS_BUCKETS);
     let status = of(&shared.store, connected, after.as_deref(), limit)?;
+    let refused = shared.refusals.snapshot().into_iter();
     Ok(Json(Status {
+        refused: refused.filter(|(_, count)| *count > 0).collect(),
         url: Some(shared.config.public_url.clone()),
         pid: Some(std::process::id()),
         ..status
@@ -130,6 +135,7 @@ fn of(
         max_disk: store.bound().map(|bound| bound.bytes),
         buckets: buckets.collect::<Result<_, _>>()?,
         more,
+        refused: BTreeMap::new(),
         incidents: store.incidents()?.into_iter().map(incident).collect(),
     })
 }

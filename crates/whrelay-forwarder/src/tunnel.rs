@@ -4,64 +4,73 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
-use axum::extract::{Extension, State};
-use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::extract::{Extension, Request, State};
+use axum::http::{StatusCode, header};
+use axum::response::Response;
 use bytes::Bytes;
-use futures_util::SinkExt;
+use futures_util::{SinkExt, StreamExt};
 use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_util::sync::CancellationToken;
 use whrelay_core::bucket::{Bucket, Seq};
+use whrelay_core::event::Event;
 use whrelay_core::limits;
 use whrelay_proto::frame::{Frame, Hello, Refused, RefusedCode, WireEvent};
 use whrelay_proto::liveness::{Liveness, Pulse};
-use whrelay_proto::{ForwarderAction, ForwarderSession, SUBPROTOCOL, codec};
-use whrelay_store::{StoreError, StoredEvent};
+use whrelay_proto::{ForwarderAction, ForwarderSession, Room, SUBPROTOCOL, codec};
+use whrelay_store::{Batch, StoreError, StoredEvent};
 
 use crate::Shared;
 use crate::access;
+use crate::budget::{Grant, Holder, NoRoom};
 use crate::hub::Lease;
 use crate::joining::{self, Subscription};
 use crate::problem::Problem;
-use crate::serve::Seat;
+use crate::refusals::Reason;
+use crate::seats::{Phase, Seat};
+use crate::serve;
+use crate::websocket::{self, Socket};
+
+const EVICTED: &str = "the agent reads too slowly, and its memory is needed";
 
 /// `GET /v1/tunnel`
 pub(crate) async fn open(
     State(shared): State<Arc<Shared>>,
     Extension(seat): Extension<Arc<Seat>>,
-    headers: HeaderMap,
-    upgrade: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
+    request: Request,
 ) -> Result<Response, Problem> {
+    let (mut parts, _) = request.into_parts();
     // Only browsers send Origin, and no page has any business here.
-    if headers.contains_key(header::ORIGIN) {
+    if parts.headers.contains_key(header::ORIGIN) {
         return Err(Problem::new(
             StatusCode::FORBIDDEN,
             "tunnels are not for browsers",
         ));
     }
-    access::check(&shared.store, &headers)?;
-    let upgrade =
-        upgrade.map_err(|e| Problem::new(e.into_response().status(), "a websocket is needed"))?;
-    let upgrade = upgrade.protocols([SUBPROTOCOL]);
-    if upgrade.selected_protocol().is_none() {
-        let why = format!("the websocket subprotocol {SUBPROTOCOL} is needed");
-        return Err(Problem::new(StatusCode::BAD_REQUEST, why));
-    }
-    let upgrade = upgrade
-        .read_buffer_size(limits::TUNNEL_READ_BUFFER)
-        .write_buffer_size(limits::TUNNEL_WRITE_BUFFER)
-        .max_message_size(limits::MAX_AGENT_FRAME)
-        .max_frame_size(limits::MAX_AGENT_FRAME);
-    Ok(upgrade.on_upgrade(move |socket| async move {
+    access::check(&shared.store, &parts.headers)?;
+    let (response, upgrade) = websocket::accept(&mut parts, SUBPROTOCOL)?;
+    tokio::spawn(async move {
+        // The agent may be gone before it has the answer.
+        let Ok(socket) = websocket::open(upgrade).await else {
+            return;
+        };
+        seat.enter(Phase::Tunnel);
         let mut tunnel = Tunnel {
             socket,
             session: ForwarderSession::default(),
-            seat,
+            seat: Arc::clone(&seat),
+            stop: shared.stop.clone(),
+            wanted: 0,
+            torn: false,
         };
         if let Err(end) = tunnel.run(&shared).await {
             tunnel.finish(end).await;
         }
-    }))
+        if seat.is_evicted() {
+            serve::cut(&shared, &seat, Reason::EvictedTunnel);
+        }
+    });
+    Ok(response)
 }
 
 /// Why a tunnel ends.
@@ -79,9 +88,14 @@ impl From<StoreError> for End {
 }
 
 struct Tunnel {
-    socket: WebSocket,
+    socket: Socket,
     session: ForwarderSession,
     seat: Arc<Seat>,
+    stop: CancellationToken,
+    /// Bytes of the next event, where it is larger than a frame and had no room.
+    wanted: usize,
+    /// Whether a message was begun and not written to its end: no other may follow.
+    torn: bool,
 }
 
 impl Tunnel {
@@ -123,7 +137,8 @@ impl Tunnel {
                 () = lease.end.lost.cancelled() => {
                     return Err(joining::lost(&subscription.name, lease.end.why()));
                 }
-                message = self.socket.recv() => {
+                _ = self.seat.until_evicted() => return Err(End::Gone(EVICTED)),
+                message = self.socket.next() => {
                     liveness.heard(Instant::now());
                     lease.heard();
                     if seen.elapsed() > limits::NOTE_SEEN_EVERY {
@@ -143,7 +158,7 @@ impl Tunnel {
 
     async fn hello(&mut self) -> Result<Hello, End> {
         loop {
-            let message = self.socket.recv().await;
+            let message = self.socket.next().await;
             match self.on_message(message).await? {
                 Some(ForwarderAction::Subscribe(hello)) => return Ok(hello),
                 Some(ForwarderAction::Acked(_)) | None => {}
@@ -165,7 +180,9 @@ impl Tunnel {
         let end = Arc::clone(&lease.end);
         tokio::spawn(async move {
             let speaks = move || !end.lost.is_cancelled();
-            if let Err(error) = shared.store.ack(bucket, &name, upto, speaks).await {
+            if let Err(error) = shared.store.ack(bucket, &name, upto, speaks).await
+                && shared.unrecorded.now()
+            {
                 tracing::warn!(%error, "an ack was not recorded");
             }
             drop(seat);
@@ -177,34 +194,81 @@ impl Tunnel {
         let Some(room) = self.session.room() else {
             return Ok(false);
         };
-        let read = shared
-            .store
-            .read_after(bucket, Seq(room.after), room.events, room.bytes);
-        let batch = match read {
-            // The store is being reopened, which takes a moment: no reason to lose the agent.
-            Err(error) if error.is_retryable() => {
-                tokio::time::sleep(limits::REOPEN_EVERY).await;
-                return Ok(true);
-            }
-            read => read?,
+        let mut grant = shared.tunnels.begin(Holder {
+            seat: Arc::clone(&self.seat),
+            bucket: Some(bucket.id),
+        });
+        let batch = match self.read(shared, bucket, room, &mut grant).await? {
+            Read::Batch(batch) => batch,
+            Read::Nothing => return Ok(false),
+            Read::Later => return Ok(true),
         };
         for seq in &batch.damaged {
             tracing::error!(bucket = %bucket.name, seq = seq.0, "a damaged event is passed over");
         }
-        if batch.upto.0 == room.after {
-            return Ok(false);
-        }
         let wire = |StoredEvent { seq, event }: StoredEvent| WireEvent::new(seq.0, event);
         let events = batch.events.into_iter().map(wire).collect();
         if let Some(frame) = self.session.send(batch.upto.0, events) {
+            // It is slow from now on, not since its last frame.
+            self.seat.enter(Phase::Tunnel);
             self.send(Message::Binary(codec::encode(frame))).await?;
         }
         Ok(true)
     }
 
+    /// Reads what there is room for, in the agent's window and in memory.
+    async fn read(
+        &mut self,
+        shared: &Shared,
+        bucket: &Bucket,
+        room: Room,
+        grant: &mut Grant,
+    ) -> Result<Read, End> {
+        let mut lacks = room.bytes.min(limits::MAX_FRAME_BYTES).max(self.wanted);
+        loop {
+            if !grant.try_add(lacks) {
+                if shared.store.last_seq(bucket.id)?.0 <= room.after {
+                    return Ok(Read::Nothing);
+                }
+                match grant.add(lacks, limits::TUNNEL_WAIT).await {
+                    Ok(_) => {}
+                    Err(NoRoom::Late) => return Ok(Read::Later),
+                    Err(NoRoom::Evicted) => return Err(End::Gone(EVICTED)),
+                }
+            }
+            let read = shared
+                .store
+                .read_after(bucket, Seq(room.after), room.events, room.bytes);
+            let batch = match read {
+                // The store is being reopened, which takes a moment: no reason to lose the agent.
+                Err(error) if error.is_retryable() => {
+                    tokio::time::sleep(limits::REOPEN_EVERY).await;
+                    return Ok(Read::Later);
+                }
+                read => read?,
+            };
+            if batch.upto.0 == room.after {
+                return Ok(Read::Nothing);
+            }
+            let weight: usize = batch
+                .events
+                .iter()
+                .map(|stored| weight(&stored.event))
+                .sum();
+            lacks = weight.saturating_sub(grant.bytes());
+            if lacks == 0 || grant.try_add(lacks) {
+                self.wanted = 0;
+                grant.shrink_to(weight);
+                return Ok(Read::Batch(batch));
+            }
+            // One large event: it is read again once there is memory for it.
+            self.wanted = weight;
+        }
+    }
+
     async fn on_message(
         &mut self,
-        message: Option<Result<Message, axum::Error>>,
+        message: Option<Result<Message, Error>>,
     ) -> Result<Option<ForwarderAction>, End> {
         let breach = |text: String| End::Refuse(RefusedCode::Protocol, text);
         match message {
@@ -223,20 +287,30 @@ impl Tunnel {
             // Its answer goes out before more is read: the answers to an agent that pings and reads
             // nothing would pile up in memory.
             Some(Ok(Message::Ping(_))) => {
-                written(limits::TUNNEL_WRITE_TIMEOUT, self.socket.flush()).await?;
+                let writing = self.socket.flush();
+                written(
+                    limits::TUNNEL_WRITE_TIMEOUT,
+                    writing,
+                    &self.seat,
+                    &self.stop,
+                )
+                .await?;
                 Ok(None)
             }
-            Some(Ok(Message::Pong(_))) => Ok(None),
-            Some(Ok(Message::Text(_))) => Err(breach("text is not spoken here".into())),
+            Some(Ok(Message::Pong(_) | Message::Frame(_))) => Ok(None),
+            Some(Ok(Message::Text(_))) => Err(breach("text frames are not supported".into())),
             Some(Ok(Message::Close(_))) | None => Err(End::Gone("closed by the agent")),
             Some(Err(_)) => Err(End::Gone("the connection broke")),
         }
     }
 
     async fn send(&mut self, message: Message) -> Result<(), End> {
-        let earned = Duration::from_secs(message_len(&message) / limits::MIN_TUNNEL_RATE);
+        let earned = Duration::from_secs(message.len() as u64 / limits::MIN_TUNNEL_RATE);
         let time = limits::TUNNEL_WRITE_TIMEOUT + earned;
-        written(time, self.socket.send(message)).await
+        let writing = websocket::send(&mut self.socket, message);
+        let written = written(time, writing, &self.seat, &self.stop).await;
+        self.torn |= written.is_err();
+        written
     }
 
     async fn finish(mut self, end: End) {
@@ -245,30 +319,59 @@ impl Tunnel {
             End::Refuse(code, text) => {
                 // It may repeat what the agent said.
                 tracing::info!(?code, text = %text.escape_debug(), "agent disconnected");
+                if self.torn {
+                    return;
+                }
                 let frame = Frame::Refused(Refused { code, text });
-                // The agent may be gone already.
-                let _ = self.send(Message::Binary(codec::encode(frame))).await;
-                let _ = self.send(Message::Close(None)).await;
+                // The agent may be gone already, or not listen.
+                let _ = timeout(limits::FAREWELL, async {
+                    let _ = self.send(Message::Binary(codec::encode(frame))).await;
+                    let _ = self.send(Message::Close(None)).await;
+                })
+                .await;
             }
         }
     }
 }
 
-async fn written(
-    within: Duration,
-    writing: impl Future<Output = Result<(), axum::Error>>,
-) -> Result<(), End> {
-    match timeout(within, writing).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) => Err(End::Gone("the connection broke")),
-        Err(_) => Err(End::Gone("the agent stopped reading")),
-    }
+/// What could be read.
+enum Read {
+    Batch(Batch),
+    Nothing,
+    /// There is no memory for it, or the store cannot be read.
+    Later,
 }
 
-fn message_len(message: &Message) -> u64 {
-    match message {
-        Message::Binary(bytes) => bytes.len() as u64,
-        Message::Text(_) | Message::Ping(_) | Message::Pong(_) | Message::Close(_) => 0,
+/// About how many bytes an event takes in memory.
+fn weight(event: &Event) -> usize {
+    const FIELD: usize = 64;
+    let request = &event.request;
+    let fields = request.headers.iter();
+    let fields = fields.map(|field| field.name.len() + field.value.len() + FIELD);
+    let path = request.tail.len() + request.query.as_ref().map_or(0, String::len);
+    request.body.len() + path + fields.sum::<usize>() + size_of::<Event>()
+}
+
+/// Waits until something is written, unless that takes too long, its memory is needed, or the forwarder stops.
+async fn written(
+    within: Duration,
+    writing: impl Future<Output = Result<(), Error>>,
+    seat: &Seat,
+    stop: &CancellationToken,
+) -> Result<(), End> {
+    let stopped = async {
+        stop.cancelled().await;
+        tokio::time::sleep(limits::FAREWELL).await;
+    };
+    tokio::select! {
+        biased;
+        written = timeout(within, writing) => match written {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(End::Gone("the connection broke")),
+            Err(_) => Err(End::Gone("the agent stopped reading")),
+        },
+        _ = seat.until_evicted() => Err(End::Gone(EVICTED)),
+        () = stopped => Err(End::Gone("the forwarder stops, and the agent does not read")),
     }
 }
 

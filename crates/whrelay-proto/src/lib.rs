@@ -14,7 +14,7 @@ pub mod liveness;
 
 pub use agent_session::{AgentAction, AgentSession};
 pub use error::ProtocolError;
-pub use forwarder_session::{ForwarderAction, ForwarderSession};
+pub use forwarder_session::{ForwarderAction, ForwarderSession, Room};
 
 /// The websocket subprotocol both sides name.
 pub const SUBPROTOCOL: &str = "whrelay.v1";

@@ -6,7 +6,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -19,6 +19,7 @@ use whrelay_store::{OpenError, Options, Role, Store, write_private};
 
 use crate::agents::{LISTEN, PATIENCE, PAUSE};
 use crate::failure::{Code, Failure};
+use crate::files;
 
 /// Ports tried, in order, for a bucket that has none yet: outside the range that systems hand out.
 const PORTS: std::ops::RangeInclusive<u16> = 4141..=4160;
@@ -173,6 +174,7 @@ async fn serve(
         public_url: url.as_str().trim_end_matches('/').to_owned(),
         retention,
         subscription_ttl: None,
+        max_connections: files::connections(),
     };
     Ok(whrelay_forwarder::run(listener, store, config, stop).await?)
 }
@@ -195,7 +197,7 @@ async fn succeed(
             Err(error) if error.is_retryable() => continue,
             Err(error) => return Err(error.into()),
         };
-        match TcpListener::bind(&*addresses).await {
+        match listen_on(&addresses) {
             Ok(listener) => {
                 tracing::info!(%url, "serves in the place of another `listen`, which has ended");
                 return serve(listener, store, url, retention, stop).await;
@@ -235,7 +237,7 @@ async fn bind_listener(
     };
     let mut refused = None;
     for address in wanted {
-        match TcpListener::bind(address).await {
+        match listen_on(&[address]) {
             Ok(listener) => {
                 let away = own.filter(|own| bind.is_none() && *own != address.port());
                 return Ok((listener, away));
@@ -244,6 +246,30 @@ async fn bind_listener(
         }
     }
     Err(refused.unwrap_or_else(|| Failure::new(Code::Bug, "there is no port to try")))
+}
+
+/// Listens on the first of some addresses that can be had.
+pub(crate) fn listen_on(addresses: &[SocketAddr]) -> io::Result<TcpListener> {
+    let mut refused = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for address in addresses {
+        match listen_at(*address) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => refused = error,
+        }
+    }
+    Err(refused)
+}
+
+fn listen_at(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    // What an earlier process left of its connections does not hold the port; elsewhere this means more.
+    #[cfg(unix)]
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(limits::LISTEN_BACKLOG)
 }
 
 /// Has a file say this, whole and on disk, unless it does.

@@ -7,6 +7,7 @@ mod commands;
 mod config;
 mod embedded;
 mod failure;
+mod files;
 mod forwarders;
 mod output;
 mod paths;
@@ -142,6 +143,9 @@ fn run(command: Command, config: &Config, output: &Output) -> Result<(), Failure
         .enable_all()
         .build()
         .map_err(|e| Failure::new(Code::Failed, format!("no runtime: {e}")))?;
+    if matches!(command, Command::Listen(_) | Command::Forwarder(_)) {
+        files::raise();
+    }
     let finished = runtime.block_on(async {
         match command {
             Command::Listen(args) => Box::pin(commands::listen::run(*args, output)).await,

@@ -8,12 +8,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use whrelay_core::limits;
-use whrelay_proto::frame::{Frame, Hello};
-
+use whrelay_proto::frame::{Ack, Frame, Hello};
+use whrelay_tests::process::{Cloud, Home};
 use whrelay_tests::sender;
 
 use super::frames::{PREY, hello};
 use super::socket::{Gate, PING, PONG, Socket, masked, said};
+use super::{Told, ensure, gate_of, most_memory};
 
 /// The bucket of which much waits.
 pub(crate) const HEAVY: &str = "heavy";
@@ -22,6 +23,16 @@ pub(crate) const HEAVY_EVENTS: usize = 64;
 pub(crate) const HEAVY_BODY: usize = 1 << 20;
 /// Agents that read slowly, and as many that never do.
 const SLOW: usize = 8;
+/// Tunnels that read nothing while the largest events wait for them, and how many wait.
+const DEAF: usize = 40;
+const LARGEST_EVENTS: usize = 4;
+/// Events for a tunnel of another bucket meanwhile.
+const LIGHT_EVENTS: usize = 200;
+/// How long that may take.
+const DEAF_FOR: Duration = Duration::from_secs(20);
+/// Most memory that they may make the forwarder use, in MB: the budget, an event that is gathered, stored, read or
+/// encoded on each of two cores, three times each, and what every process of this size costs.
+const DEAF_MEMORY: u64 = 128 + 6 * 26 + 64;
 /// Agents that flood, with pings and with pongs.
 const FLOODS: usize = 4;
 /// What each of them sends, unless it is held up.
@@ -79,6 +90,64 @@ async fn slow(gate: &Gate, n: usize) -> Result<(), String> {
 async fn deaf(gate: &Gate, n: usize) -> Result<(), String> {
     let _socket = greedy(gate, format!("deaf-{n}")).await?;
     tokio::time::sleep(limits::HEAD_TIMEOUT).await;
+    Ok(())
+}
+
+/// Tunnels that read nothing, with a few of the largest events waiting for each of them, beside a tunnel of another
+/// bucket that reads. Their forwarder is their own, so that its memory is theirs.
+pub(crate) async fn deafness(binary: &str) -> Told {
+    let home = Home::new(binary);
+    let cloud = Cloud::start(&home).await;
+    let gate = gate_of(&cloud);
+    let (heavy, light) = (ensure(&gate, HEAVY).await, ensure(&gate, "light").await);
+    for _ in 0..LARGEST_EVENTS {
+        sender::send(&heavy, vec![7; limits::MAX_BODY]).await;
+    }
+    let mut findings = Vec::new();
+    let mut tunnels = Vec::new();
+    for n in 0..DEAF {
+        match greedy(&gate, format!("deaf-{n}")).await {
+            Ok(socket) => tunnels.push(socket),
+            Err(why) => findings.push(why),
+        }
+    }
+    let served = timeout(DEAF_FOR, listens(&gate, &light)).await;
+    match served {
+        Ok(Ok(())) => {}
+        Ok(Err(why)) => findings.push(why),
+        Err(_) => findings.push("the tunnel that reads is not served".to_owned()),
+    }
+    let memory = most_memory(cloud.process.pid()).unwrap_or(u64::MAX);
+    if memory > DEAF_MEMORY {
+        findings.push(format!(
+            "the forwarder used {memory} MB, more than {DEAF_MEMORY}"
+        ));
+    }
+    drop(tunnels);
+    Told {
+        tried: format!("{DEAF} tunnels, {LARGEST_EVENTS} events of 25 MiB for each"),
+        counted: format!(
+            "the forwarder at {memory} MB at most, {LIGHT_EVENTS} events through another tunnel"
+        ),
+        findings,
+    }
+}
+
+/// An agent that reads and acknowledges, and gets what is sent while it does.
+async fn listens(gate: &Gate, url: &str) -> Result<(), String> {
+    let mut socket = gate.enter().await?;
+    let hello = hello("light", "reads", None);
+    socket.send(&said(Frame::Hello(hello))).await;
+    for n in 1..=LIGHT_EVENTS {
+        sender::send(url, vec![1; 2000]).await;
+        if !socket
+            .until(DEAF_FOR, |heard| heard.places.len() == n)
+            .await
+        {
+            return Err(format!("event {n} did not come"));
+        }
+        socket.send(&said(Frame::Ack(Ack { upto: n as u64 }))).await;
+    }
     Ok(())
 }
 

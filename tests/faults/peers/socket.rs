@@ -13,6 +13,10 @@ use whrelay_proto::{SUBPROTOCOL, TUNNEL_PATH, codec};
 
 pub(crate) const TEXT: u8 = 0x81;
 pub(crate) const BINARY: u8 = 0x82;
+/// The first, a further and the last frame of a binary message that comes in several.
+const BEGIN: u8 = 0x02;
+const GO_ON: u8 = 0x00;
+const END: u8 = 0x80;
 pub(crate) const CLOSE: u8 = 0x88;
 pub(crate) const PING: u8 = 0x89;
 pub(crate) const PONG: u8 = 0x8a;
@@ -77,6 +81,8 @@ pub(crate) struct Heard {
 pub(crate) struct Socket {
     pub(crate) stream: TcpStream,
     coming: BytesMut,
+    /// The frames so far of a message that comes in several.
+    begun: BytesMut,
     /// Whether pings are answered.
     answers: bool,
     pub(crate) heard: Heard,
@@ -87,6 +93,7 @@ impl Socket {
         Self {
             stream,
             coming: BytesMut::new(),
+            begun: BytesMut::new(),
             answers: true,
             heard: Heard::default(),
         }
@@ -180,9 +187,17 @@ impl Socket {
         if opcode == PING && self.answers {
             self.send(&masked(PONG, &payload)).await;
         }
-        if opcode != BINARY {
-            return;
-        }
+        let payload = match opcode {
+            BINARY => payload,
+            BEGIN | GO_ON | END => {
+                self.begun.extend_from_slice(&payload);
+                if opcode != END {
+                    return;
+                }
+                self.begun.split().freeze()
+            }
+            _ => return,
+        };
         match codec::decode(payload) {
             Ok(Frame::Welcome(welcome)) => self.heard.welcome = Some(welcome),
             Ok(Frame::Refused(refused)) => self.heard.refused = Some(refused),

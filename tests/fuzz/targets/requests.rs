@@ -63,6 +63,7 @@ impl Forwarder {
                 public_url: format!("http://{address}"),
                 retention: whrelay_core::retention::Retention::ALL,
                 subscription_ttl: None,
+                max_connections: whrelay_core::limits::MAX_CONNECTIONS,
             },
         );
         runtime.spawn(whrelay_forwarder::run(

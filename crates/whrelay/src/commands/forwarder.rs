@@ -3,13 +3,13 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::Serialize;
-use tokio::net::TcpListener;
 use whrelay_forwarder::Config;
 use whrelay_store::Store;
 
 use crate::args::ForwarderArgs;
-use crate::embedded::{TOKEN_FILE, URL_FILE, cannot_bind, keep, store_options};
+use crate::embedded::{TOKEN_FILE, URL_FILE, cannot_bind, keep, listen_on, store_options};
 use crate::failure::{Code, Failure};
+use crate::files;
 use crate::output::Output;
 use crate::paths::{Paths, warn_if_fleeting};
 use crate::shutdown;
@@ -47,8 +47,7 @@ pub(crate) async fn run(args: ForwarderArgs, output: &Output) -> Result<(), Fail
     let (token, new) = whrelay_forwarder::admin_token(&store, &token_file)
         .await
         .map_err(|e| Failure::new(Code::Failed, e.to_string()))?;
-    let bound = TcpListener::bind(args.bind).await;
-    let listener = bound.map_err(|e| cannot_bind(args.bind, &e, "--bind"))?;
+    let listener = listen_on(&[args.bind]).map_err(|e| cannot_bind(args.bind, &e, "--bind"))?;
     let address = listener
         .local_addr()
         .map_err(|e| cannot_bind(args.bind, &e, "--bind"))?;
@@ -85,6 +84,7 @@ pub(crate) async fn run(args: ForwarderArgs, output: &Output) -> Result<(), Fail
         public_url,
         retention,
         subscription_ttl: args.subscription_ttl,
+        max_connections: files::connections(),
     };
     let serving = async {
         whrelay_forwarder::run(listener, store.clone(), config, stop).await?;
