@@ -4,6 +4,7 @@
 
 mod delivery;
 mod durable;
+mod groups;
 mod harness;
 mod input;
 mod payloads;

@@ -2,6 +2,7 @@
 //! know through which door a question came.
 
 mod again;
+mod groups;
 mod matches;
 
 use std::collections::HashMap;

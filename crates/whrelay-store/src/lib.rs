@@ -5,6 +5,7 @@
 //! travels or is shown.
 
 mod attempts;
+mod briefs;
 mod buckets;
 mod check;
 mod deliveries;
@@ -30,6 +31,7 @@ mod tx;
 mod writer;
 
 pub use attempts::LoggedAttempt;
+pub use briefs::{Deliveries, LastAttempt};
 pub use check::Census;
 pub use deliveries::{Again, NewDelivery, StateCounts};
 pub use disk::{Medium, Options, Role, Store};
