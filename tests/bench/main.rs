@@ -1,4 +1,4 @@
-//! Figures, as ratios within one run: `whrelay-bench ingest|line|beside|bound|drain|lists|groups|tunnels|process`. A
+//! Figures, as ratios within one run: `whrelay-bench ingest|line|beside|bound|drain|lists|groups|prune|tunnels|process`. A
 //! figure is never asserted: machines differ.
 
 #![expect(clippy::print_stdout, reason = "a benchmark's output is its figures")]
@@ -15,6 +15,7 @@ mod line;
 mod lists;
 mod load;
 mod process;
+mod prune;
 
 #[tokio::main]
 async fn main() {
@@ -28,10 +29,11 @@ async fn main() {
         Some("drain") => drain::run().await,
         Some("groups") => groups::run().await,
         Some("lists") => lists::run().await,
+        Some("prune") => prune::run().await,
         Some("tunnels") => process::tunnels().await,
         Some("process") => process::small().await,
         _ => println!(
-            "usage: whrelay-bench ingest|line|beside|bound|drain|lists|groups|tunnels|process"
+            "usage: whrelay-bench ingest|line|beside|bound|drain|lists|groups|prune|tunnels|process"
         ),
     }
 }

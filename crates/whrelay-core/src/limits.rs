@@ -128,5 +128,8 @@ pub const RETENTION_PLACES: u64 = 10_000;
 pub const RETENTION_STEP: usize = 500;
 /// Pause of retention after it found that nothing could go, while room is needed.
 pub const RETENTION_AGAIN: Duration = Duration::from_millis(100);
+/// How old what retention knows of all buckets may be when it makes room: asking 10,000 of them takes some
+/// hundredths of a second.
+pub const RETENTION_ASKS: Duration = Duration::from_secs(1);
 /// How often retention looks for what is over.
 pub const RETENTION_EVERY: Duration = Duration::from_secs(60);

@@ -144,26 +144,31 @@ impl Store {
         .await
     }
 
-    /// When the first event of a bucket was received of which that part could go at a forwarder, since every
-    /// subscription has receipted it. Where nobody has ever subscribed, everything is still to be delivered.
+    /// When the first event of each of these buckets was received of which that part could go at a forwarder,
+    /// since every subscription has receipted it. A bucket that has none is left out. Where nobody has ever
+    /// subscribed, everything is still to be delivered.
     ///
     /// # Errors
     /// When the store cannot be read.
     pub fn oldest_receipted(
         &self,
-        bucket: BucketId,
+        buckets: &[BucketId],
         part: Part,
-    ) -> Result<Option<Timestamp>, StoreError> {
+    ) -> Result<Vec<(Timestamp, BucketId)>, StoreError> {
         self.read(|tx| {
-            let receipted = tx.open_table(SUBSCRIPTIONS)?;
-            let receipted = subscriptions::receipted_by_all(self.seal, &receipted, bucket)?;
-            let upto = upto(self.seal, &tx.open_table(REMOVALS)?, bucket, part)?;
-            if upto >= receipted {
-                return Ok(None);
-            }
+            let (subscribed, removals) = (tx.open_table(SUBSCRIPTIONS)?, tx.open_table(REMOVALS)?);
             let (events, heads) = (tx.open_table(EVENTS)?, tx.open_table(HEADS)?);
-            let first = Candidate::at(self.seal, &events, &heads, bucket, Seq(upto.0 + 1))?;
-            Ok(Some(first.received_at))
+            let mut oldest = Vec::new();
+            for bucket in buckets.iter().copied() {
+                let receipted = subscriptions::receipted_by_all(self.seal, &subscribed, bucket)?;
+                let upto = upto(self.seal, &removals, bucket, part)?;
+                if upto < receipted {
+                    let first = Seq(upto.0 + 1);
+                    let first = Candidate::at(self.seal, &events, &heads, bucket, first)?;
+                    oldest.push((first.received_at, bucket));
+                }
+            }
+            Ok(oldest)
         })
     }
 
