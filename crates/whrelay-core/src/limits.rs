@@ -57,6 +57,12 @@ pub const MIN_TUNNEL_RATE: u64 = 32 * 1024;
 /// Bytes after which an agent reads no more of a forwarder's answer to a request.
 pub const MAX_API_ANSWER: usize = 64 * 1024;
 
+/// Buckets that a forwarder lists where nothing else is asked for: some ten kilobytes, which fit in a script's
+/// first look and in [`MAX_API_ANSWER`].
+pub const BUCKETS_LISTED: usize = 100;
+/// Most buckets that a forwarder lists in one answer: some hundred kilobytes.
+pub const MAX_BUCKETS_LISTED: usize = 1000;
+
 /// First ceiling of the reconnect backoff.
 pub const RECONNECT_BASE: Duration = Duration::from_millis(500);
 /// Last ceiling of the reconnect backoff.

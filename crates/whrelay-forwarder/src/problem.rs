@@ -20,6 +20,9 @@ pub(crate) struct Problem {
     #[serde(serialize_with = "as_number")]
     status: StatusCode,
     detail: String,
+    /// What helps. An extension of ours.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<String>,
     #[serde(skip)]
     retry_after: Option<Duration>,
 }
@@ -36,8 +39,15 @@ impl Problem {
             title,
             status,
             detail: detail.into(),
+            hint: None,
             retry_after: None,
         }
+    }
+
+    /// The same, and what helps.
+    pub(crate) fn hint(self, hint: impl Into<String>) -> Self {
+        let hint = Some(hint.into());
+        Self { hint, ..self }
     }
 
     /// Our own trouble is never the sender's fault: 503, and when to come back.
