@@ -9,6 +9,7 @@ mod interactive;
 mod replays;
 mod retention;
 mod service;
+mod signals;
 mod tls;
 mod usage;
 
