@@ -5,6 +5,7 @@
 
 mod commands;
 mod company;
+mod copies;
 mod interactive;
 mod replays;
 mod retention;

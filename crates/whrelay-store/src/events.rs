@@ -368,7 +368,7 @@ fn put_event(tx: &mut Tx<'_>, bucket: BucketId, new: Prepared) -> Result<Receipt
         .insert((bucket.0, seq.0), record.as_slice())?;
     if taken.is_some() {
         let why = format!("place {} of bucket {} was given before", seq.0, bucket.0);
-        return Err(StoreError::Broken(why));
+        return Err(StoreError::Broken(why.into()));
     }
     drop(taken);
     tx.event_ids.open()?.insert(&id, (bucket.0, seq.0))?;

@@ -24,6 +24,7 @@ use crate::deliveries::{self, NewDelivery};
 use crate::disk::{self, FILE, Role};
 use crate::error::{OpenError, StoreError};
 use crate::events::record_of;
+use crate::files;
 use crate::index::Wait;
 use crate::lock::DirLock;
 use crate::pages::Pages;
@@ -130,8 +131,8 @@ fn save(
     draft: &Path,
     mut again: Again<impl FnMut() -> u128>,
 ) -> Result<Salvaged, SalvageError> {
-    let name = disk::kept_name(dir)?;
-    let new_name = disk::name_from((again.ids)());
+    let name = files::kept_name(dir)?;
+    let new_name = files::name_from((again.ids)());
     let io = |error| OpenError::Io {
         path: draft.to_owned(),
         error,
@@ -156,7 +157,7 @@ fn save(
 }
 
 fn create(draft: &Path) -> io::Result<Database> {
-    disk::remove_draft(draft)?;
+    files::remove_draft(draft)?;
     drop(private_file().open(draft)?);
     let mut builder = Builder::new();
     builder.set_cache_size(CACHE);

@@ -12,8 +12,9 @@ use redb::{Database, Durability, WriteTransaction};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use whrelay_core::limits;
 
-use crate::disk::{Medium, Options, read_size, unpanicked};
-use crate::error::StoreError;
+use crate::disk::{Medium, Options, read_size};
+use crate::error::{Fault, OpenError, StoreError};
+use crate::guard::{self, unpanicked};
 use crate::record::Seal;
 use crate::shared::Shared;
 use crate::tx::Tx;
@@ -138,7 +139,7 @@ pub(crate) fn begin(database: &Database) -> Result<WriteTransaction, StoreError>
     let mut tx = database.begin_write()?;
     tx.set_quick_repair(true);
     tx.set_durability(Durability::Immediate)
-        .map_err(|error| StoreError::Broken(error.to_string()))?;
+        .map_err(|error| StoreError::Broken(error.to_string().into()))?;
     Ok(tx)
 }
 
@@ -222,10 +223,14 @@ impl Writer {
     /// A writer that panics must stop the process, or every write would wait for nobody.
     fn run_guarded(self, waiting: mpsc::Receiver<Message>) {
         let shared = Arc::clone(&self.shared);
-        if catch_unwind(AssertUnwindSafe(|| self.run(waiting))).is_err() {
-            let error = StoreError::Broken("the writer has panicked".into());
-            shared.broken.send_replace(Some(error));
-        }
+        let ran = catch_unwind(AssertUnwindSafe(|| guard::catch(|| self.run(waiting))));
+        let fault = match ran {
+            Ok(Ok(())) => return,
+            Ok(Err(detail)) => Fault::structure(detail),
+            Err(_) => "the writer has panicked".into(),
+        };
+        shared.stop(fault.into());
+        let _ = guard::catch(|| shared.replace(None));
     }
 
     fn run(mut self, mut waiting: mpsc::Receiver<Message>) {
@@ -247,8 +252,7 @@ impl Writer {
                 .and_then(|()| self.commit_group(group))
                 .and_then(|()| self.give_back(give_back));
             if let Err(error) = done {
-                tracing::error!(%error, "the store has stopped: what is on disk must be read anew");
-                self.shared.broken.send_replace(Some(error));
+                self.shared.stop(error);
                 break close;
             }
             if close.is_some() {
@@ -274,7 +278,7 @@ impl Writer {
             thread::sleep(limits::REOPEN_EVERY);
             self.full_until = None;
             if let Err(error) = self.reopen() {
-                self.shared.broken.send_replace(Some(error));
+                self.shared.stop(error);
                 return None;
             }
             if self.shared.database().is_some() {
@@ -406,14 +410,14 @@ impl Writer {
             }
         };
         let began = Instant::now();
-        let moved = catch_unwind(AssertUnwindSafe(|| {
+        let moved = guard::catch(|| {
             let moved = database.compact().map_err(|error| error.to_string())?;
             // So that a crash from here on costs no repair.
             let empty = begin(&database).map_err(|error| error.to_string())?;
             empty.commit().map_err(|error| error.to_string())?;
             Ok::<_, String>(moved)
-        }));
-        let moved = moved.unwrap_or_else(|_| Err("the file makes no sense".to_owned()));
+        });
+        let moved = moved.unwrap_or_else(Err);
         match moved {
             Ok(_) => {
                 tracing::info!(took = ?began.elapsed(), "free space was given back");
@@ -517,7 +521,10 @@ impl Writer {
             Err(error) if error.is_retryable() => {
                 tracing::warn!(%error, "the store cannot be reopened yet");
             }
-            Err(error) => return Err(StoreError::Broken(error.to_string())),
+            Err(OpenError::Damaged { path, detail }) => {
+                return Err(Fault::Structure { file: path, detail }.into());
+            }
+            Err(error) => return Err(StoreError::Broken(error.to_string().into())),
         }
         Ok(())
     }
