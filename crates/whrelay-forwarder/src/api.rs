@@ -191,8 +191,28 @@ pub(crate) async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// `GET /readyz`: the store can be read, so requests can be served.
-pub(crate) async fn readyz(State(shared): State<Arc<Shared>>) -> Result<&'static str, Problem> {
+/// Most buckets that are named as damaged: a probe's answer is small.
+const NAMED: usize = 20;
+
+/// `GET /readyz`: the store can be read, so requests can be served. It names buckets that are damaged, and fails where
+/// all of them are.
+pub(crate) async fn readyz(State(shared): State<Arc<Shared>>) -> Result<String, Problem> {
     shared.store.note("ready")?;
-    Ok("ready\n")
+    let mut said = "ready\n".to_owned();
+    for name in shared.refusing.iter().take(NAMED) {
+        said += &format!("the bucket {name} is damaged on disk and takes nothing in\n");
+    }
+    let more = shared.refusing.len().saturating_sub(NAMED);
+    if more > 0 {
+        said += &format!("{more} further buckets are damaged on disk and take nothing in\n");
+    }
+    let all = shared.registry.after(None, shared.refusing.len() + 1).len();
+    match shared.refusing.is_empty() || all > shared.refusing.len() {
+        true => Ok(said),
+        false => {
+            let why = "every bucket is damaged on disk and takes nothing in";
+            let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, why);
+            Err(problem.hint("`whrelay doctor` with the data directory says what is damaged"))
+        }
+    }
 }

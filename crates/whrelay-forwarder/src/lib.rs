@@ -20,7 +20,7 @@ use axum::routing::{any, get, put};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use whrelay_core::bucket::BucketKey;
+use whrelay_core::bucket::{BucketKey, BucketName};
 use whrelay_core::limits;
 use whrelay_core::retention::Retention;
 use whrelay_delivery::Clock;
@@ -50,6 +50,8 @@ pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) store: Store,
     pub(crate) registry: registry::Registry,
+    /// Buckets that can take nothing in, since they are damaged on disk.
+    pub(crate) refusing: Vec<BucketName>,
     pub(crate) hub: hub::Hub,
     pub(crate) clock: Clock,
     /// One permit for each byte of a body in memory at the input.
@@ -68,9 +70,11 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<(), StoreError> {
     let retention = config.retention;
+    let registry = registry::Registry::load(&store)?;
     let shared = Arc::new(Shared {
         config,
-        registry: registry::Registry::load(&store)?,
+        refusing: refusing(&store, &registry)?,
+        registry,
         store: store.clone(),
         hub: hub::Hub::default(),
         clock: Clock::default(),
@@ -94,4 +98,17 @@ pub async fn run(
         error = store.broken() => Err(error),
         Err(error) = retention::run(Arc::clone(&shared), retention) => Err(error),
     }
+}
+
+/// The buckets that can take nothing in, which is said.
+fn refusing(store: &Store, registry: &registry::Registry) -> Result<Vec<BucketName>, StoreError> {
+    let all: Vec<_> = registry.all().iter().map(|bucket| bucket.id).collect();
+    let mut names = Vec::new();
+    for (id, why) in store.refusing(&all)? {
+        if let Some(bucket) = registry.by_id(id) {
+            tracing::error!(bucket = %bucket.name, why, "the bucket takes nothing in: `whrelay doctor` helps");
+            names.push(bucket.name.clone());
+        }
+    }
+    Ok(names)
 }

@@ -123,6 +123,7 @@ fn told(census: &Census) -> String {
         lost_events,
         others,
         damaged_others,
+        refusing_buckets,
     } = census;
     let mut text = format!(
         "{}, {others} deliveries and attempts whole",
@@ -132,6 +133,11 @@ fn told(census: &Census) -> String {
         text += &format!(
             ", {} and {damaged_others} deliveries or attempts damaged",
             events_of(*damaged_events)
+        );
+    }
+    if *refusing_buckets > 0 {
+        text += &format!(
+            ", {refusing_buckets} buckets take nothing in, since their last places are damaged"
         );
     }
     if *lost_events > 0 {
