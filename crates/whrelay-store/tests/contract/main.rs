@@ -10,3 +10,4 @@ mod rot;
 mod salvage;
 mod search;
 mod setup;
+mod steps;
