@@ -126,12 +126,14 @@ pub const MOVED_AT_ONCE: u64 = 128 * 1024 * 1024;
 pub const READERS_LEAVE: Duration = Duration::from_millis(500);
 /// How long one who reads waits for a file that is made smaller.
 pub const FILE_MOVES: Duration = Duration::from_secs(10);
-/// Bytes of a store's file that is looked at whole when it is opened and was not closed in good order: some
+/// Bytes that a store's file takes on its disk which is looked at whole when it is opened and was not closed in good order: some
 /// tenths of a second.
 pub const LOOKED_AT_WHOLE: u64 = 64 * 1024 * 1024;
 /// Rows that are looked at at each end of a table when a store is opened: those pages change most, and some
 /// thousand rows take milliseconds.
-pub const ROWS_LOOKED_AT: usize = 256;
+pub const ROWS_LOOKED_AT: u64 = 256;
+/// Bytes of values behind which no further row is looked at there: bodies are large.
+pub const BYTES_LOOKED_AT: usize = 1024 * 1024;
 /// Bytes of records that retention looks at in one step.
 pub const RETENTION_STEP_BYTES: usize = 16 * 1024 * 1024;
 /// Places that retention forgets in one step, since all before them are empty.

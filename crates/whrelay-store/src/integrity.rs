@@ -7,12 +7,13 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use redb::{
-    Builder, Database, Key, ReadableDatabase, ReadableTable, ReadableTableMetadata, StorageBackend,
-    TableDefinition, Value,
+    AccessGuard, Builder, Database, Key, ReadableDatabase, ReadableTable, ReadableTableMetadata,
+    StorageBackend, TableDefinition, Value,
 };
 use whrelay_core::limits;
 
 use crate::error::{Fault, StoreError};
+use crate::files::taken;
 use crate::guard;
 use crate::tables::*;
 
@@ -40,10 +41,10 @@ impl Looks {
             let mut state = [0];
             file.seek(SeekFrom::Start(STATE_AT))?;
             file.read_exact(&mut state)?;
-            Ok((state[0], file.metadata()?.len()))
+            Ok((state[0], taken(path)?))
         };
         match state() {
-            Ok((state, len)) if state & NOT_CLOSED != 0 && len <= limits::LOOKED_AT_WHOLE => {
+            Ok((state, taken)) if state & NOT_CLOSED != 0 && taken <= limits::LOOKED_AT_WHOLE => {
                 Self::Whole
             }
             Ok(_) | Err(_) => Self::Ends,
@@ -74,28 +75,38 @@ fn look_at<K: Key + 'static, V: Value + 'static>(
 ) -> Result<(), StoreError> {
     let open = tx.open_table(table)?;
     let len = open.len()?;
-    let max = match looks {
-        Looks::Whole => usize::MAX,
-        Looks::Ends | Looks::Not => limits::ROWS_LOOKED_AT,
-    };
-    let mut rows = 0;
-    for row in open.iter()?.take(max) {
-        let (key, value) = row?;
-        let _ = (key.value(), value.value());
-        rows += 1;
+    let is_whole = looks == Looks::Whole;
+    let (rows, all) = walk::<K, V>(open.iter()?, is_whole)?;
+    if !is_whole {
+        walk::<K, V>(open.iter()?.rev(), false)?;
     }
-    if looks == Looks::Ends {
-        for row in open.iter()?.rev().take(max) {
-            let (key, value) = row?;
-            let _ = (key.value(), value.value());
-        }
-    }
-    if rows == len || (looks == Looks::Ends && rows == max as u64 && len > rows) {
+    // Where not all were looked at, there are more.
+    if (all && rows == len) || (!all && rows <= len) {
         return Ok(());
     }
     let name = redb::TableHandle::name(&table).to_owned();
     let why = format!("the table {name} says that it has {len} rows, and has {rows}");
     Err(Fault::structure(why).into())
+}
+
+/// Reads rows: all of them, or some of them, and no further one behind some bytes. Answers how many, and whether
+/// those were all.
+fn walk<'a, K: Key + 'static, V: Value + 'static>(
+    rows: impl Iterator<Item = Result<(AccessGuard<'a, K>, AccessGuard<'a, V>), redb::StorageError>>,
+    is_whole: bool,
+) -> Result<(u64, bool), StoreError> {
+    let (mut count, mut bytes) = (0, 0);
+    for row in rows {
+        let is_enough = count >= limits::ROWS_LOOKED_AT || bytes >= limits::BYTES_LOOKED_AT;
+        if is_enough && !is_whole {
+            return Ok((count, false));
+        }
+        let (key, value) = row?;
+        K::as_bytes(&key.value());
+        bytes += V::as_bytes(&value.value()).as_ref().len();
+        count += 1;
+    }
+    Ok((count, true))
 }
 
 /// Verifies the checksums of all pages, as redb does it. What it finds wrong is said.
