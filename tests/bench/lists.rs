@@ -15,7 +15,7 @@ use whrelay_store::{Begin, Effort, NewDelivery, NewEvent, Options, Role, Search,
 
 const NOW: Timestamp = Timestamp::from_micros(1_795_000_000_000_000);
 /// Events appended in one write.
-const BATCH: u64 = 500;
+pub(crate) const BATCH: u64 = 500;
 /// One of so many is given up.
 const DEAD_OF: u64 = 10_000;
 
@@ -172,7 +172,7 @@ fn time(what: &str, ask: impl Fn() -> usize) {
     println!("  {what}: {:.1?} ({found})", began.elapsed());
 }
 
-fn event(n: u64, destination: DestinationId) -> NewEvent {
+pub(crate) fn event(n: u64, destination: DestinationId) -> NewEvent {
     let received_at = NOW.before(Duration::from_millis(10_000_000 - n));
     let request = Request {
         method: "POST".into(),

@@ -1,4 +1,4 @@
-//! Figures, as ratios within one run: `whrelay-bench ingest|line|beside|bound|drain|lists|tunnels|process`. A
+//! Figures, as ratios within one run: `whrelay-bench ingest|line|beside|bound|drain|lists|groups|prune|tunnels|process`. A
 //! figure is never asserted: machines differ.
 
 #![expect(clippy::print_stdout, reason = "a benchmark's output is its figures")]
@@ -9,11 +9,13 @@
 
 mod bound;
 mod drain;
+mod groups;
 mod ingest;
 mod line;
 mod lists;
 mod load;
 mod process;
+mod prune;
 
 #[tokio::main]
 async fn main() {
@@ -25,9 +27,13 @@ async fn main() {
         Some("beside") => line::beside().await,
         Some("bound") => bound::run().await,
         Some("drain") => drain::run().await,
+        Some("groups") => groups::run().await,
         Some("lists") => lists::run().await,
+        Some("prune") => prune::run().await,
         Some("tunnels") => process::tunnels().await,
         Some("process") => process::small().await,
-        _ => println!("usage: whrelay-bench ingest|line|beside|bound|drain|lists|tunnels|process"),
+        _ => println!(
+            "usage: whrelay-bench ingest|line|beside|bound|drain|lists|groups|prune|tunnels|process"
+        ),
     }
 }

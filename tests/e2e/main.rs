@@ -5,12 +5,14 @@
 
 mod commands;
 mod company;
+mod copies;
 mod interactive;
 mod refusals;
 mod replays;
 mod retention;
 mod rollback;
 mod service;
+mod signals;
 mod subscriptions;
 mod tls;
 mod usage;

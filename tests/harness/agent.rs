@@ -154,11 +154,8 @@ impl Agent {
 
     /// Waits until it has warned of something.
     pub async fn warned(&self, of: &str) {
-        self.wait(of, |line| match line {
-            Line::Warning { message } => message.contains(of).then_some(()),
-            _ => None,
-        })
-        .await;
+        let says = |line: &Line| matches!(line, Line::Warning { message } if message.contains(of));
+        self.wait(of, |line| says(line).then_some(())).await;
     }
 
     /// Stops it and starts it again on the same data.

@@ -75,7 +75,23 @@ impl Home {
 
     /// Starts a command whose stdout is JSON lines.
     pub fn start(&self, args: &[&str]) -> Process {
-        let mut command = self.command(args);
+        Self::spawn(self.command(args))
+    }
+
+    /// The same, with SIGHUP ignored as `nohup` does.
+    pub fn start_nohup(&self, args: &[&str]) -> Process {
+        let direct = self.command(args);
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "trap '' HUP; exec \"$0\" \"$@\"", &self.binary]);
+        command.args(args).current_dir(self.path());
+        command.stdin(Stdio::null()).env_clear();
+        for (name, value) in direct.get_envs() {
+            command.env(name, value.unwrap_or_default());
+        }
+        Self::spawn(command)
+    }
+
+    fn spawn(mut command: Command) -> Process {
         let mut child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -248,6 +264,11 @@ impl Process {
     /// SIGCONT: it goes on.
     pub fn thaw(&self) {
         self.signal("-CONT");
+    }
+
+    /// SIGHUP.
+    pub fn hang_up(&self) {
+        self.signal("-HUP");
     }
 
     fn signal(&self, signal: &str) {

@@ -59,6 +59,8 @@ pub enum Reply {
     With(u16, Vec<(&'static str, String)>),
     /// Nothing, for ever.
     Hang,
+    /// This status, once the token is cancelled.
+    Later(u16, CancellationToken),
     /// Nothing: the connection is closed.
     Close,
     /// These bytes, then the connection is closed.
@@ -188,6 +190,10 @@ async fn connection(
             Reply::Status(status) => answer(&mut writing, status, &[]).await?,
             Reply::With(status, headers) => answer(&mut writing, status, &headers).await?,
             Reply::Hang => std::future::pending().await,
+            Reply::Later(status, token) => {
+                token.cancelled().await;
+                answer(&mut writing, status, &[]).await?;
+            }
             Reply::Close => return Ok(()),
             Reply::Raw(bytes) => return writing.write_all(&bytes).await,
         }

@@ -4,9 +4,11 @@ use std::time::Instant;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use whrelay_agent::Proxies;
 use whrelay_core::bucket::{Bucket, Seq};
 use whrelay_core::event::Event;
 use whrelay_core::limits;
+use whrelay_delivery::Trust;
 use whrelay_tests::eventually;
 use whrelay_tests::relay::Relay;
 use whrelay_tests::sender::{client, path_of, raw, read_answer};
@@ -345,4 +347,68 @@ async fn health_is_told_to_anyone() {
         let url = format!("{}{path}", input.relay.url());
         assert_eq!(client().get(url).send().await.unwrap().status(), 200);
     }
+}
+
+/// `whrelay doctor` read 64 KiB of the list of buckets, and called a forwarder that has more of them none.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forwarder_with_very_many_buckets_lists_them_in_pages() {
+    const BUCKETS: usize = 700;
+    let relay = Relay::start().await;
+    let name = |n: usize| format!("a-bucket-with-quite-a-long-name-{n:04}");
+    let (client, token) = (client(), relay.token.expose());
+    let put = |n| {
+        let address = format!("{}v1/buckets/{}", relay.url(), name(n));
+        let request = client.put(address).bearer_auth(&token);
+        tokio::spawn(async move { request.send().await.unwrap().status() })
+    };
+    for some in (0..BUCKETS).collect::<Vec<_>>().chunks(50) {
+        for made in some.iter().map(|n| put(*n)).collect::<Vec<_>>() {
+            assert_eq!(made.await.unwrap(), 201);
+        }
+    }
+    let list = |path: String| {
+        let request = client.get(relay.url().join(&path).unwrap());
+        let request = request.bearer_auth(&token);
+        async move { request.send().await.unwrap() }
+    };
+    let (mut names, mut pages, mut bytes) = (Vec::new(), 0, 0);
+    let mut next = Some("/v1/buckets?limit=200".to_owned());
+    while let Some(page) = next {
+        let answer = list(page).await;
+        assert_eq!(answer.status(), 200);
+        let link = answer.headers().get("link").cloned();
+        next = link.map(|link| {
+            let link = link.to_str().unwrap().strip_prefix('<').unwrap();
+            link.strip_suffix(">; rel=\"next\"").unwrap().to_owned()
+        });
+        let body = answer.bytes().await.unwrap();
+        let views: Vec<serde_json::Value> = serde_json::from_slice(&body).unwrap();
+        (pages, bytes) = (pages + 1, bytes + body.len());
+        names.extend(
+            views
+                .iter()
+                .map(|view| view["name"].as_str().unwrap().to_owned()),
+        );
+    }
+    assert_eq!((pages, names), (4, (0..BUCKETS).map(name).collect()));
+    assert!(bytes > limits::MAX_API_ANSWER, "{bytes}");
+
+    let first = list("/v1/buckets".into()).await;
+    let first: Vec<serde_json::Value> = first.json().await.unwrap();
+    assert_eq!(first.len(), limits::BUCKETS_LISTED);
+    let last = list(format!("/v1/buckets?after={}", name(BUCKETS - 2))).await;
+    assert_eq!(last.headers().get("link"), None);
+    for wrong in ["limit=0", "limit=1001", "limit=x", "limit=", "after=../x"] {
+        let answer = list(format!("/v1/buckets?{wrong}")).await;
+        let kind = answer.headers()["content-type"].clone();
+        assert_eq!(
+            (answer.status().as_u16(), kind),
+            (400, "application/problem+json".parse().unwrap())
+        );
+        let problem: serde_json::Value = answer.json().await.unwrap();
+        assert!(problem["hint"].is_string(), "{wrong}: {problem}");
+    }
+    let (none, trust) = (Proxies::none(), Trust::default());
+    let looked = whrelay_agent::look_at(&relay.url(), &none, &trust, Some(&relay.token)).await;
+    assert_eq!(looked.unwrap().token, Ok(()));
 }

@@ -3,8 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a test panics where it has to fail")]
 
 mod crowd;
+mod damage;
 mod delivery;
 mod durable;
+mod groups;
 mod harness;
 mod input;
 mod payloads;

@@ -2,6 +2,7 @@
 //! know through which door a question came.
 
 mod again;
+mod groups;
 mod matches;
 
 use std::collections::HashMap;
@@ -150,6 +151,22 @@ fn incidents(store: &Store) -> Result<Vec<IncidentStatus>, StoreError> {
         message: text,
     };
     Ok(store.incidents()?.into_iter().map(line).collect())
+}
+
+/// When a destination is next tried. Queued events do not overtake its head; replays do.
+fn next_attempt(
+    store: &Store,
+    id: DestinationId,
+    head: Option<Head>,
+) -> Result<Option<Timestamp>, StoreError> {
+    match head {
+        Some(head) => Ok(store
+            .next_replay(id)?
+            .into_iter()
+            .chain([head.due_at])
+            .min()),
+        None => store.next_due(id),
+    }
 }
 
 impl Local {
@@ -418,15 +435,7 @@ impl Local {
             let offline = self.lanes.is_offline(id);
             let soonest = offline.then(|| self.lanes.clock.now());
             let head = self.lanes.head(id)?;
-            // What stands behind it is not tried before it.
-            let due = match head {
-                Some(head) => store
-                    .next_replay(id)?
-                    .into_iter()
-                    .chain([head.due_at])
-                    .min(),
-                None => store.next_due(id)?,
-            };
+            let due = next_attempt(store, id, head)?;
             let due = due.filter(|_| served.iter().any(|served| served.id == id) || !self.runs);
             next.extend(due.map(|at| soonest.map_or(at, |now| at.max(now))));
             line.queued += if offline { 0 } else { counts.queued };

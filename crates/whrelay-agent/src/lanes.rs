@@ -192,7 +192,7 @@ impl Lanes {
         self.engines.spawn(async move {
             // An engine that panics must stop the agent, or its deliveries would wait for nobody.
             let run = tokio::spawn(engine.run(stop)).await;
-            let ended = run.unwrap_or_else(|e| Err(StoreError::Broken(e.to_string())));
+            let ended = run.unwrap_or_else(|e| Err(StoreError::Broken(e.to_string().into())));
             if let Err(error) = ended {
                 broken.send_replace(Some(error));
             }

@@ -400,22 +400,6 @@ pub struct GroupLine {
     pub newest: String,
 }
 
-impl GroupLine {
-    /// The group of a delivery to a target, by its last attempt. It counts nothing yet.
-    pub fn new(delivery: &Delivery, last: Option<Attempt>, target: &str) -> Self {
-        let url = last.as_ref().map_or(target, |attempt| &attempt.url);
-        Self {
-            count: 0,
-            state: delivery.state,
-            reason: delivery.reason,
-            status: last.as_ref().and_then(|attempt| attempt.status),
-            url: url.split('?').next().unwrap_or_default().to_owned(),
-            error: last.and_then(|attempt| attempt.error),
-            newest: String::new(),
-        }
-    }
-}
-
 /// See [`Line::Discard`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DiscardLine {

@@ -123,7 +123,7 @@ impl Link {
             loop {
                 let message = socket.stream.next().await;
                 match self.on_message(&mut socket, &mut session, message).await? {
-                    Some(AgentAction::Welcomed(welcome)) => return Ok(welcome),
+                    Some(AgentAction::Welcomed(welcome)) => return Ok(*welcome),
                     Some(AgentAction::Refused(refused)) => return Err(self.refused(refused)),
                     Some(AgentAction::Store { .. }) | None => {}
                 }

@@ -115,7 +115,7 @@ pub async fn look_at(
     let client = client(forwarder, proxies, client_config(trust)?);
     let client = client.map_err(|e| unreachable(chain(&e)))?;
     let root = forwarder.as_str().trim_end_matches('/');
-    let mut request = client.get(format!("{root}/v1/buckets"));
+    let mut request = client.get(format!("{root}/v1/buckets?limit=1"));
     if let Some(token) = token {
         request = request.bearer_auth(token.expose());
     }

@@ -145,6 +145,12 @@ pub const MAX_STATUS_ANSWER: usize = 16 * 1024 * 1024;
 /// Bytes after which an agent reads no more of a forwarder's answer to a request.
 pub const MAX_API_ANSWER: usize = 64 * 1024;
 
+/// Buckets that a forwarder lists where nothing else is asked for: some ten kilobytes, which fit in a script's
+/// first look and in [`MAX_API_ANSWER`].
+pub const BUCKETS_LISTED: usize = 100;
+/// Most buckets that a forwarder lists in one answer: some hundred kilobytes.
+pub const MAX_BUCKETS_LISTED: usize = 1000;
+
 /// First ceiling of the reconnect backoff.
 pub const RECONNECT_BASE: Duration = Duration::from_millis(500);
 /// Last ceiling of the reconnect backoff.
@@ -210,6 +216,14 @@ pub const MOVED_AT_ONCE: u64 = 128 * 1024 * 1024;
 pub const READERS_LEAVE: Duration = Duration::from_millis(500);
 /// How long one who reads waits for a file that is made smaller.
 pub const FILE_MOVES: Duration = Duration::from_secs(10);
+/// Bytes that a store's file takes on its disk which is looked at whole when it is opened and was not closed in good order: some
+/// tenths of a second.
+pub const LOOKED_AT_WHOLE: u64 = 64 * 1024 * 1024;
+/// Rows that are looked at at each end of a table when a store is opened: those pages change most, and some
+/// thousand rows take milliseconds.
+pub const ROWS_LOOKED_AT: u64 = 256;
+/// Bytes of values behind which no further row is looked at there: bodies are large.
+pub const BYTES_LOOKED_AT: usize = 1024 * 1024;
 /// Bytes of records that retention looks at in one step.
 pub const RETENTION_STEP_BYTES: usize = 16 * 1024 * 1024;
 /// Places that retention forgets in one step, since all before them are empty.
@@ -218,5 +232,8 @@ pub const RETENTION_PLACES: u64 = 10_000;
 pub const RETENTION_STEP: usize = 500;
 /// Pause of retention after it found that nothing could go, while room is needed.
 pub const RETENTION_AGAIN: Duration = Duration::from_millis(100);
+/// How old what retention knows of all buckets may be when it makes room: asking 10,000 of them takes some
+/// hundredths of a second.
+pub const RETENTION_ASKS: Duration = Duration::from_secs(1);
 /// How often retention looks for what is over.
 pub const RETENTION_EVERY: Duration = Duration::from_secs(60);

@@ -205,7 +205,7 @@ impl Engine {
             let looking = tokio::task::spawn_blocking(move || store.is_offline(id));
             looking
                 .await
-                .unwrap_or_else(|e| Err(StoreError::Broken(e.to_string())))
+                .unwrap_or_else(|e| Err(StoreError::Broken(e.to_string().into())))
         };
         let dispatcher = match persist(is_offline).await? {
             true => Dispatcher::doubtful(*max_in_flight, *rate, Instant::now()),
@@ -405,7 +405,7 @@ impl Engine {
             Ok(Ok(true)) => return,
             Ok(Ok(false)) => self.store.restore_indexes(destination).await,
             Ok(Err(error)) => Err(error),
-            Err(error) => Err(StoreError::Broken(error.to_string())),
+            Err(error) => Err(StoreError::Broken(error.to_string().into())),
         };
         // What was put back may stand anywhere in the line.
         self.line.store(0, Ordering::Relaxed);
@@ -556,7 +556,11 @@ impl Engine {
 /// A task that panicked has told why on stderr; its delivery must not be forgotten, so the engine
 /// stops, and the process with it.
 fn joined<T>(done: Result<Result<T, StoreError>, JoinError>) -> Result<T, StoreError> {
-    done.unwrap_or_else(|error| Err(StoreError::Broken(format!("an attempt failed: {error}"))))
+    done.unwrap_or_else(|error| {
+        Err(StoreError::Broken(
+            format!("an attempt failed: {error}").into(),
+        ))
+    })
 }
 
 async fn probe(planned: &mut Option<Probe>) -> bool {

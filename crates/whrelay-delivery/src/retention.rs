@@ -57,6 +57,9 @@ pub enum Why {
 
 /// Who removes.
 pub trait Sweeper {
+    /// A sweep begins, of as many steps as it takes.
+    fn begin(&mut self) {}
+
     /// Takes a step. Answers what was removed, and whether there may be more.
     fn step(
         &mut self,
@@ -122,6 +125,7 @@ async fn remove_over(by: Timestamp, sweeper: &mut impl Sweeper) -> Result<(), St
         max_bytes: limits::RETENTION_STEP_BYTES,
     };
     let mut all = Removed::default();
+    sweeper.begin();
     let ended = loop {
         match sweeper.step(step).await {
             Ok((removed, more)) => {
@@ -147,6 +151,7 @@ async fn make_room(
 ) -> Result<bool, StoreError> {
     let (mut all, mut more) = (Removed::default(), true);
     let mut ended = Ok(());
+    sweeper.begin();
     while more && ended.is_ok() && retention.needs_room(store.size(), all != Removed::default()) {
         match remove_oldest(retention, store, sweeper).await {
             Ok((removed, goes_on)) => {
@@ -225,8 +230,8 @@ mod tests {
                 return Ok((Removed::default(), false));
             };
             if store
-                .oldest_receipted(bucket.id, part, Timestamp::LAST)?
-                .is_none()
+                .oldest_receipted(&[bucket.id], part, Timestamp::LAST)?
+                .is_empty()
             {
                 return Ok((Removed::default(), false));
             }

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
-use axum::http::{HeaderMap, HeaderName, StatusCode, header};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
+use axum::http::header::LINK;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use bytes::Bytes;
-use serde::Serialize;
-use whrelay_core::bucket::{Bucket, BucketKey, BucketName, Seq};
+use serde::{Deserialize, Serialize};
+use whrelay_core::bucket::{Bucket, BucketKey, BucketName, NameError, Seq};
 use whrelay_core::delivery::DeadReason;
 use whrelay_core::id::EventId;
 use whrelay_core::limits;
@@ -33,20 +35,57 @@ fn view(shared: &Shared, bucket: &Bucket) -> BucketView {
     }
 }
 
-/// `GET /v1/buckets`
+/// Which buckets are listed.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct Page {
+    limit: Option<String>,
+    after: Option<String>,
+}
+
+impl Page {
+    /// How many, and behind which name.
+    fn parse(self) -> Result<(usize, Option<BucketName>), Problem> {
+        let wrong = |detail: String| Problem::new(StatusCode::BAD_REQUEST, detail);
+        let limit = match self.limit {
+            None => limits::BUCKETS_LISTED,
+            Some(text) => {
+                let limit = text.parse().ok();
+                let limit = limit.filter(|limit| (1..=limits::MAX_BUCKETS_LISTED).contains(limit));
+                limit.ok_or_else(|| {
+                    let hint = format!("use a number from 1 to {}", limits::MAX_BUCKETS_LISTED);
+                    wrong(format!("`{text}` is not a valid limit")).hint(hint)
+                })?
+            }
+        };
+        let after = self.after.map(|name| name.parse()).transpose();
+        let after = after.map_err(|e: NameError| {
+            let hint = "`after` takes the name of the last bucket of the page before";
+            wrong(e.to_string()).hint(hint)
+        })?;
+        Ok((limit, after))
+    }
+}
+
+/// `GET /v1/buckets`: a page of them, by name. Where there are more, `Link` says where they are (RFC 8288).
 pub(crate) async fn list_buckets(
     State(shared): State<Arc<Shared>>,
+    page: Result<Query<Page>, QueryRejection>,
     headers: HeaderMap,
-) -> Result<Json<Vec<BucketView>>, Problem> {
+) -> Result<(HeaderMap, Json<Vec<BucketView>>), Problem> {
     access::check(&shared.store, &headers)?;
-    Ok(Json(
-        shared
-            .registry
-            .all()
-            .iter()
-            .map(|bucket| view(&shared, bucket))
-            .collect(),
-    ))
+    let page = page.map_err(|e| Problem::new(StatusCode::BAD_REQUEST, e.body_text()))?;
+    let (limit, after) = page.0.parse()?;
+    let mut some = shared.registry.after(after.as_ref(), limit + 1);
+    let mut links = HeaderMap::new();
+    if some.len() > limit {
+        some.truncate(limit);
+        let last = some.last().map_or("", |bucket| bucket.name.as_str());
+        let next = format!("</v1/buckets?limit={limit}&after={last}>; rel=\"next\"");
+        // A name has no character that a field's value could not have.
+        links.extend(HeaderValue::try_from(next).ok().map(|next| (LINK, next)));
+    }
+    let views = some.iter().map(|bucket| view(&shared, bucket));
+    Ok((links, Json(views.collect())))
 }
 
 /// `PUT /v1/buckets/{name}`: the bucket of that name, created where it is missing.
@@ -211,13 +250,16 @@ pub(crate) async fn healthz() -> &'static str {
     "ok\n"
 }
 
+/// Most buckets that are named: a probe's answer is small.
+const NAMED: usize = 20;
+
 /// `GET /readyz`: the store takes new events; a line for each bucket that takes none.
 pub(crate) async fn readyz(State(shared): State<Arc<Shared>>) -> Result<String, Problem> {
     let ready = shared.intake.check(&shared).await;
     let refusing = ready.map_err(|why| Problem::unavailable(why, limits::READY_EVERY))?;
-    Ok(["ready".to_owned()]
-        .into_iter()
-        .chain(refusing)
-        .map(|line| line + "\n")
-        .collect())
+    let more = refusing.len().saturating_sub(NAMED);
+    let more = (more > 0).then(|| format!("{more} further buckets take no events"));
+    let lines = ["ready".to_owned()].into_iter();
+    let lines = lines.chain(refusing.into_iter().take(NAMED)).chain(more);
+    Ok(lines.map(|line| line + "\n").collect())
 }

@@ -102,15 +102,15 @@ impl Intake {
         let empty = shared.store.append(BucketId(0), Vec::new(), None);
         let answer = timeout(limits::INGEST_DEADLINE, empty).await;
         self.note(BucketId(0), answer.as_ref().ok());
-        for bucket in buckets {
-            match (
-                shared.store.last_seq(bucket.id),
-                shared.store.over_bound(bucket.id),
-            ) {
-                (error @ Err(StoreError::Damaged(_)), _) => self.note(bucket.id, Some(&error)),
-                (_, Some(why)) => self.note(bucket.id, Some(&Err::<(), _>(why))),
-                (_, None) => self.note(bucket.id, Some(&Ok(()))),
-            }
+        let all: Vec<_> = buckets.iter().map(|bucket| bucket.id).collect();
+        // Where the store cannot be read, the note above says so.
+        let damaged: HashMap<_, _> = shared.store.refusing(&all).into_iter().flatten().collect();
+        for bucket in all {
+            let why = damaged
+                .get(&bucket)
+                .map(|why| StoreError::Damaged(why.clone()));
+            let why = why.or_else(|| shared.store.over_bound(bucket));
+            self.note(bucket, Some(&why.map_or(Ok(()), Err)));
         }
     }
 }

@@ -91,9 +91,11 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<(), StoreError> {
     let retention = config.retention;
+    let registry = registry::Registry::load(&store)?;
+    log_damaged(&store, &registry)?;
     let shared = Arc::new(Shared {
         config,
-        registry: registry::Registry::load(&store)?,
+        registry,
         store: store.clone(),
         hub: hub::Hub::default(),
         clock: Clock::default(),
@@ -140,4 +142,15 @@ pub async fn run(
         Err(error) = retention::run(Arc::clone(&shared), retention) => Err(error),
         Err(error) = expiry::run(&shared) => Err(error),
     }
+}
+
+/// Logs which buckets take no events, since what is known of their last places is damaged.
+fn log_damaged(store: &Store, registry: &registry::Registry) -> Result<(), StoreError> {
+    let all: Vec<_> = registry.all().iter().map(|bucket| bucket.id).collect();
+    for (id, why) in store.refusing(&all)? {
+        if let Some(bucket) = registry.by_id(id) {
+            tracing::error!(bucket = %bucket.name, why, "the bucket takes no events: `whrelay doctor` helps");
+        }
+    }
+    Ok(())
 }

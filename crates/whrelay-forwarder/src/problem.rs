@@ -28,6 +28,9 @@ pub(crate) struct Problem {
     #[serde(serialize_with = "as_number")]
     status: StatusCode,
     detail: String,
+    /// What helps. An extension of ours.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<String>,
     #[serde(skip)]
     retry_after: Option<Duration>,
     #[serde(skip)]
@@ -60,6 +63,7 @@ impl Problem {
             title,
             status,
             detail: detail.into(),
+            hint: None,
             retry_after: None,
             reason: Reason::of(status),
             logged: status,
@@ -84,6 +88,12 @@ impl Problem {
             closes: true,
             ..self
         }
+    }
+
+    /// The same, and what helps.
+    pub(crate) fn hint(self, hint: impl Into<String>) -> Self {
+        let hint = Some(hint.into());
+        Self { hint, ..self }
     }
 
     /// Our own trouble is never the sender's fault: 503, and when to come back.

@@ -1,7 +1,8 @@
 //! Which buckets there are, in memory, so that no request reads the disk to find its bucket. It
 //! must not create one: the store does.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use whrelay_core::bucket::{Bucket, BucketId, BucketName};
@@ -17,7 +18,7 @@ pub(crate) struct Registry {
 struct Maps {
     /// Keys are hashed with a secret seed, so a look-up's time says nothing about a guess.
     by_key: HashMap<String, Arc<Bucket>>,
-    by_name: HashMap<BucketName, Arc<Bucket>>,
+    by_name: BTreeMap<BucketName, Arc<Bucket>>,
 }
 
 impl Registry {
@@ -66,10 +67,21 @@ impl Registry {
             .cloned()
     }
 
+    /// All of them, by name.
     pub(crate) fn all(&self) -> Vec<Arc<Bucket>> {
+        self.after(None, usize::MAX)
+    }
+
+    /// Up to `max` by name, those behind a name where one is given.
+    pub(crate) fn after(&self, name: Option<&BucketName>, max: usize) -> Vec<Arc<Bucket>> {
         let maps = self.maps.read().unwrap_or_else(PoisonError::into_inner);
-        let mut all: Vec<_> = maps.by_name.values().cloned().collect();
-        all.sort_by(|a, b| a.name.cmp(&b.name));
-        all
+        let first = name.map_or(Bound::Unbounded, Bound::Excluded);
+        let behind = maps
+            .by_name
+            .range::<BucketName, _>((first, Bound::Unbounded));
+        behind
+            .take(max)
+            .map(|(_, bucket)| Arc::clone(bucket))
+            .collect()
     }
 }

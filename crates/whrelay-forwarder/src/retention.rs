@@ -1,8 +1,13 @@
 //! What a forwarder no longer keeps: the oldest events of a bucket that every subscription has receipted, and
 //! where space is needed first their bodies. It must not know when.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::sync::Arc;
 
+use tokio::time::Instant;
+use whrelay_core::bucket::BucketId;
+use whrelay_core::limits;
 use whrelay_core::retention::{Part, Retention};
 use whrelay_core::time::Timestamp;
 use whrelay_delivery::{Removed, Step, Sweep, Sweeper, Why, keep};
@@ -15,38 +20,153 @@ pub(crate) async fn run(shared: Arc<Shared>, retention: Retention) -> Result<(),
     let Shared {
         store, clock, stop, ..
     } = &*shared;
-    keep(retention, store, clock, stop, Receipted(&shared)).await
+    keep(retention, store, clock, stop, Receipted::new(&shared)).await
 }
 
-struct Receipted<'a>(&'a Shared);
+/// Buckets that are asked in one transaction: some milliseconds.
+const ASKED_AT_ONCE: usize = 1000;
 
-impl Receipted<'_> {
-    /// A step in the bucket that has the oldest event to go. Answers how many went, and nothing where there is none.
+/// When the oldest events of some buckets were received, of those that have any that may go.
+type Asked = Vec<(Timestamp, BucketId)>;
+
+/// When the oldest events of buckets were received, of which a part may go. It is asked of one bucket after a
+/// step there, and of all buckets only where what is known is old, or leads nowhere.
+struct Oldest {
+    part: Part,
+    heap: BinaryHeap<Reverse<(Timestamp, BucketId)>>,
+    /// When all buckets were asked.
+    asked: Option<Instant>,
+}
+
+impl Oldest {
+    fn new(part: Part) -> Self {
+        Self {
+            part,
+            heap: BinaryHeap::new(),
+            asked: None,
+        }
+    }
+
+    /// Up to `max` buckets that have the oldest events, of those that were received by then. They are known no more
+    /// until [`Oldest::learn`] has them again.
+    fn choose(
+        &mut self,
+        received_by: Timestamp,
+        max: usize,
+        sweep_began: Instant,
+        mut ask_all: impl FnMut(Part) -> Result<Asked, StoreError>,
+    ) -> Result<Asked, StoreError> {
+        let recent = sweep_began.checked_sub(limits::RETENTION_ASKS);
+        if self.asked < Some(recent.unwrap_or(sweep_began)) {
+            self.ask(&mut ask_all)?;
+        }
+        let known = self.pop(received_by, max);
+        if !known.is_empty() || self.asked >= Some(sweep_began) {
+            return Ok(known);
+        }
+        self.ask(&mut ask_all)?;
+        Ok(self.pop(received_by, max))
+    }
+
+    /// What there is in buckets now.
+    fn learn(&mut self, asked: impl IntoIterator<Item = (Timestamp, BucketId)>) {
+        self.heap.extend(asked.into_iter().map(Reverse));
+    }
+
+    fn ask(
+        &mut self,
+        ask_all: &mut impl FnMut(Part) -> Result<Asked, StoreError>,
+    ) -> Result<(), StoreError> {
+        let now = Instant::now();
+        self.heap = ask_all(self.part)?.into_iter().map(Reverse).collect();
+        self.asked = Some(now);
+        Ok(())
+    }
+
+    fn pop(&mut self, received_by: Timestamp, max: usize) -> Asked {
+        let mut popped = Vec::new();
+        while popped.len() < max
+            && let Some(Reverse((at, bucket))) = self.heap.peek().copied()
+            && at <= received_by
+        {
+            self.heap.pop();
+            popped.push((at, bucket));
+        }
+        popped
+    }
+}
+
+struct Receipted<'a> {
+    shared: &'a Shared,
+    bodies: Oldest,
+    events: Oldest,
+    /// Apart from `events`: the events of an ended subscription go earlier where space is needed.
+    over: Oldest,
+    /// When the sweep began.
+    began: Instant,
+}
+
+impl<'a> Receipted<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        Self {
+            shared,
+            bodies: Oldest::new(Part::Body),
+            events: Oldest::new(Part::Whole),
+            over: Oldest::new(Part::Whole),
+            began: Instant::now(),
+        }
+    }
+
+    /// A step in the buckets that have the oldest events to go. Answers how many went, and nothing where there is none.
     async fn remove(
-        &self,
+        &mut self,
         received_by: Timestamp,
         part: Part,
         step: Step,
     ) -> Result<Option<u64>, StoreError> {
         let Shared {
             store, registry, ..
-        } = self.0;
-        let mut oldest = None;
-        for bucket in registry.all() {
-            let found = store.oldest_receipted(bucket.id, part, received_by)?;
-            let found = found.filter(|at| *at <= received_by);
-            oldest = oldest.into_iter().chain(found.zip(Some(bucket.id))).min();
-        }
-        let Some((_, bucket)) = oldest else {
-            return Ok(None);
+        } = self.shared;
+        let oldest = match step.sweep {
+            Sweep::Oldest(Part::Body) => &mut self.bodies,
+            Sweep::Oldest(Part::Whole) => &mut self.events,
+            Sweep::Over(_) => &mut self.over,
         };
+        let ask_all = |part| {
+            let all: Vec<_> = registry.all().iter().map(|bucket| bucket.id).collect();
+            let mut found = Vec::new();
+            for some in all.chunks(ASKED_AT_ONCE) {
+                found.append(&mut store.oldest_receipted(some, part, received_by)?);
+            }
+            Ok(found)
+        };
+        // What is over goes in any order, so that one commit does for many buckets that have little of it.
+        let max = match step.sweep {
+            Sweep::Over(_) => step.max_events,
+            Sweep::Oldest(_) => 1,
+        };
+        let chosen = oldest.choose(received_by, max, self.began, ask_all)?;
+        if chosen.is_empty() {
+            return Ok(None);
+        }
+        let buckets: Vec<_> = chosen.iter().map(|(_, bucket)| *bucket).collect();
         let most = (step.max_events, step.max_bytes);
-        let removed = store.remove_receipted(bucket, received_by, part, most);
-        removed.await.map(Some)
+        let removed = store.remove_receipted_of(buckets.clone(), received_by, part, most);
+        let removed = removed.await;
+        let looked_at = removed
+            .as_ref()
+            .map_or(buckets.len(), |(_, buckets)| *buckets);
+        oldest.learn(store.oldest_receipted(&buckets[..looked_at], part, received_by)?);
+        oldest.learn(chosen.into_iter().skip(looked_at));
+        removed.map(|(removed, _)| Some(removed))
     }
 }
 
 impl Sweeper for Receipted<'_> {
+    fn begin(&mut self) {
+        self.began = Instant::now();
+    }
+
     async fn step(&mut self, step: Step) -> Result<(Removed, bool), StoreError> {
         let (received_by, part) = match step.sweep {
             Sweep::Over(by) => (by, Part::Whole),
@@ -77,5 +197,76 @@ impl Sweeper for Receipted<'_> {
             why,
             "what was receipted is removed"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_micros(1_700_000_000_000_000);
+
+    fn at(n: u32) -> Timestamp {
+        Timestamp::from_micros(i64::from(n))
+    }
+
+    type Events = HashMap<BucketId, Vec<Timestamp>>;
+
+    fn first(events: &Events, bucket: BucketId) -> Asked {
+        let first = events[&bucket].first().copied();
+        first.map(|at| (at, bucket)).into_iter().collect()
+    }
+
+    /// Sweeps buckets of two events each, of which a step takes one. Answers how often a bucket was asked, and in
+    /// which order events went.
+    fn sweep(max: usize) -> (usize, Vec<Timestamp>) {
+        let all: Vec<_> = (1..=1000).map(BucketId).collect();
+        let two = |bucket: BucketId| vec![at(bucket.0), at(5000 + bucket.0)];
+        let mut events: Events = all.iter().map(|bucket| (*bucket, two(*bucket))).collect();
+        let (mut oldest, mut asked) = (Oldest::new(Part::Whole), 0);
+        let (began, mut order) = (Instant::now(), Vec::new());
+        loop {
+            let ask = |_| {
+                asked += all.len();
+                Ok(all.iter().flat_map(|one| first(&events, *one)).collect())
+            };
+            let chosen = oldest.choose(NOW, max, began, ask).expect("read");
+            assert!(chosen.len() <= max);
+            if chosen.is_empty() {
+                return (asked, order);
+            }
+            for (_, bucket) in chosen {
+                order.push(events.get_mut(&bucket).expect("known").remove(0));
+                oldest.learn(first(&events, bucket));
+                asked += 1;
+            }
+        }
+    }
+
+    /// Once each step asked every bucket: pruning beside 10,000 buckets took six times the CPU.
+    #[test]
+    fn a_sweep_asks_every_bucket_once_and_after_a_step_only_those_of_the_step() {
+        for max in [1, 500] {
+            let (asked, order) = sweep(max);
+            assert_eq!(order.len(), 2000);
+            assert!(order.is_sorted(), "the oldest go first: {order:?}");
+            assert!(asked <= 3000, "{asked}");
+        }
+    }
+
+    #[test]
+    fn the_next_sweep_finds_what_was_receipted_since() {
+        let mut oldest = Oldest::new(Part::Body);
+        let began = Instant::now();
+        let none = oldest.choose(NOW, 9, began, |_| Ok(Vec::new()));
+        assert_eq!(none.expect("read"), []);
+        let later = Instant::now();
+        let receipted = |_| Ok(vec![(at(7), BucketId(3)), (NOW, BucketId(1))]);
+        let found = oldest.choose(at(8), 9, later, receipted);
+        assert_eq!(found.expect("read"), [(at(7), BucketId(3))]);
+        let too_new = oldest.choose(at(8), 9, later, |_| panic!("it was asked in this sweep"));
+        assert_eq!(too_new.expect("known"), []);
     }
 }

@@ -160,7 +160,7 @@ impl Tunnel {
         loop {
             let message = self.socket.next().await;
             match self.on_message(message).await? {
-                Some(ForwarderAction::Subscribe(hello)) => return Ok(hello),
+                Some(ForwarderAction::Subscribe(hello)) => return Ok(*hello),
                 Some(ForwarderAction::Acked(_)) | None => {}
             }
         }

@@ -11,7 +11,7 @@ use crate::{NEWEST_VERSION, OLDEST_VERSION};
 #[derive(Clone, Debug, PartialEq)]
 pub enum AgentAction {
     /// The subscription is live.
-    Welcomed(Welcome),
+    Welcomed(Box<Welcome>),
     /// There will be no session.
     Refused(Refused),
     /// Put these on disk, with the place they reach, then call [`AgentSession::persisted`].
@@ -66,7 +66,7 @@ impl AgentSession {
                     persisted,
                     pending: Vec::new(),
                 };
-                Ok(AgentAction::Welcomed(welcome))
+                Ok(AgentAction::Welcomed(Box::new(welcome)))
             }
             (Frame::Refused(refused), State::AwaitWelcome | State::Live { .. }) => {
                 self.state = State::Ended;

@@ -163,8 +163,8 @@ mod tests {
         }
     }
 
-    fn frames() -> impl Strategy<Value = Frame> {
-        let hello = (
+    fn hellos() -> impl Strategy<Value = Frame> {
+        (
             any::<[u16; 2]>(),
             ".{0,9}",
             any::<Option<u64>>(),
@@ -198,7 +198,10 @@ mod tests {
                     take_over: oldest > newest,
                     backlog: (oldest != 7).then_some(newest != 7),
                 })
-            });
+            })
+    }
+
+    fn frames() -> impl Strategy<Value = Frame> {
         let welcome = (any::<u16>(), ".{0,9}", any::<[u64; 2]>(), any::<i64>()).prop_map(
             |(version, forwarder, [start, waiting], clock)| {
                 Frame::Welcome(Welcome {
@@ -237,7 +240,7 @@ mod tests {
             },
         );
         prop_oneof![
-            hello,
+            hellos(),
             welcome,
             refused,
             batch,

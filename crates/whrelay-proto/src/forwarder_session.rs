@@ -13,7 +13,7 @@ use crate::{NEWEST_VERSION, OLDEST_VERSION};
 #[derive(Clone, Debug, PartialEq)]
 pub enum ForwarderAction {
     /// Look up the subscription, take its lease, and [`ForwarderSession::start`] or refuse.
-    Subscribe(Hello),
+    Subscribe(Box<Hello>),
     /// Record that the agent has everything up to here.
     Acked(u64),
 }
@@ -78,7 +78,7 @@ impl ForwarderSession {
                     window_events: (hello.window_events as usize).max(1),
                     window_bytes: hello.window_bytes,
                 };
-                Ok(ForwarderAction::Subscribe(hello))
+                Ok(ForwarderAction::Subscribe(Box::new(hello)))
             }
             (Frame::Ack(ack), State::Live(flight)) => {
                 flight.ack(ack.upto).map(ForwarderAction::Acked)

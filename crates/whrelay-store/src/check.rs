@@ -13,7 +13,7 @@ use crate::disk::Store;
 use crate::error::StoreError;
 use crate::events::{last_place, record_of};
 use crate::index::{self, DueKey, Wait};
-use crate::record::Seal;
+use crate::record::{self, Seal};
 use crate::retention;
 use crate::tables::{
     ATTEMPTS, DELIVERIES, DUE, EVENT_STATES, EVENTS, HEADS, QUARANTINE, REMOVALS, REMOVED,
@@ -34,6 +34,8 @@ pub struct Census {
     pub others: u64,
     /// Deliveries and attempts that are damaged.
     pub damaged_others: u64,
+    /// Buckets that can take nothing in, since what is known of their last places is damaged.
+    pub refusing_buckets: u64,
 }
 
 impl Census {
@@ -46,7 +48,7 @@ impl Census {
 
     /// Whether nothing is damaged, beside what is known to be lost.
     pub fn is_whole(&self) -> bool {
-        self.damaged_events == 0 && self.damaged_others == 0
+        self.damaged_events == 0 && self.damaged_others == 0 && self.refusing_buckets == 0
     }
 }
 
@@ -58,7 +60,10 @@ impl Store {
     pub fn census(&self) -> Result<Census, StoreError> {
         let mut census = Census::default();
         for bucket in self.buckets()? {
-            self.read(|tx| self.count_events(tx, bucket.id, &mut census))?;
+            census.refusing_buckets += self.refusing(&[bucket.id])?.len() as u64;
+            let counted = self.read(|tx| self.count_events(tx, bucket.id, &mut census));
+            // Where the last place is damaged, the bucket is counted with those that refuse.
+            record::undamaged(counted)?;
         }
         self.read(|tx| {
             for entry in tx.open_table(DELIVERIES)?.iter()? {

@@ -2,8 +2,6 @@
 //! hold.
 
 use std::fs::{self, File};
-use std::io::Read;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, RwLock};
@@ -15,9 +13,12 @@ use whrelay_core::limits;
 use whrelay_core::retention::Bound;
 
 use crate::error::{OpenError, StoreError};
+use crate::files::{check_magic, keep_name, remove_draft, taken};
+use crate::guard::{self, unpanicked};
+use crate::integrity::{Looks, Overlay};
 use crate::lock::DirLock;
 use crate::meta::{self, Epoch};
-use crate::private::{private_file, write_private};
+use crate::private::private_file;
 use crate::record::Seal;
 use crate::reserve::Reserve;
 use crate::shared::Shared;
@@ -27,9 +28,6 @@ use crate::tx::Tx;
 use crate::writer::{self, Effort, Message, Purpose, Writer};
 
 pub(crate) const FILE: &str = "store.redb";
-/// Keeps a store's own name beside it: without it nothing can be told to be the store's.
-const NAME: &str = "name";
-const REDB_MAGIC: &[u8; 9] = b"redb\x1A\x0A\xA9\x0D\x0A";
 
 /// Whose store it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +71,8 @@ pub struct Medium {
     open: Box<Opener>,
     /// Whether an empty medium may become a new store.
     pub(crate) may_create: bool,
+    /// How closely it is looked at when it is opened.
+    pub(crate) looks: Looks,
     /// Space to live on while the disk is full.
     pub(crate) reserve: Option<Reserve>,
     _lock: Option<DirLock>,
@@ -87,9 +87,30 @@ impl Medium {
             path: PathBuf::from("memory"),
             open: Box::new(open),
             may_create: true,
+            looks: Looks::Not,
             reserve: None,
             _lock: None,
         }
+    }
+
+    /// The file of a directory that is only read: what redb writes stays in memory.
+    pub(crate) fn read_only(dir: &Path, purpose: &str) -> Result<Self, OpenError> {
+        let lock = DirLock::take(dir, purpose)?;
+        let path = dir.join(FILE);
+        check_magic(&path)?;
+        let file = path.clone();
+        let open = move |builder: &Builder| {
+            let overlay = Overlay::open(&file).map_err(redb::StorageError::Io)?;
+            builder.create_with_backend(overlay)
+        };
+        Ok(Self {
+            path,
+            open: Box::new(open),
+            may_create: false,
+            looks: Looks::Not,
+            reserve: None,
+            _lock: Some(lock),
+        })
     }
 
     /// The file of a directory, created in one step where it is missing.
@@ -104,11 +125,13 @@ impl Medium {
         }
         check_magic(&path)?;
         let file = path.clone();
+        let looks = Looks::at(&path);
         let open = Box::new(move |builder: &Builder| builder.open(&file));
         Ok(Self {
             path,
             open,
             may_create: false,
+            looks,
             reserve: Some(Reserve::new(dir)),
             _lock: Some(lock),
         })
@@ -125,7 +148,7 @@ impl Medium {
     pub(crate) fn open(&self, cache: usize) -> Result<Database, OpenError> {
         let mut builder = Builder::new();
         builder.set_cache_size(cache);
-        let opened = catch_unwind(AssertUnwindSafe(|| (self.open)(&builder)));
+        let opened = guard::catch(|| (self.open)(&builder));
         let damaged = |detail: String| OpenError::Damaged {
             path: self.path.clone(),
             detail,
@@ -133,7 +156,7 @@ impl Medium {
         match opened {
             Ok(Ok(database)) => Ok(database),
             Ok(Err(error)) => Err(self.open_error(error)),
-            Err(_) => Err(damaged("its structure makes no sense".into())),
+            Err(why) => Err(damaged(why)),
         }
     }
 
@@ -167,19 +190,6 @@ impl Medium {
     }
 }
 
-/// The length of a file says little: redb makes it grow in strides, with nothing behind them.
-#[cfg(unix)]
-fn taken(path: &Path) -> std::io::Result<u64> {
-    use std::os::unix::fs::MetadataExt;
-    const BLOCK: u64 = 512;
-    fs::metadata(path).map(|file| file.blocks() * BLOCK)
-}
-
-#[cfg(not(unix))]
-fn taken(path: &Path) -> std::io::Result<u64> {
-    fs::metadata(path).map(|file| file.len())
-}
-
 /// A new store appears under its name only once it is complete, so that an empty or partial file
 /// there is never taken for a new one.
 fn create_file(dir: &Path, path: &Path, options: &Options) -> Result<(), OpenError> {
@@ -196,6 +206,7 @@ fn create_file(dir: &Path, path: &Path, options: &Options) -> Result<(), OpenErr
         path: draft.clone(),
         open,
         may_create: true,
+        looks: Looks::Not,
         reserve: None,
         _lock: lock,
     };
@@ -203,60 +214,6 @@ fn create_file(dir: &Path, path: &Path, options: &Options) -> Result<(), OpenErr
     File::open(&draft).and_then(|f| f.sync_all()).map_err(io)?;
     fs::rename(&draft, path).map_err(io)?;
     File::open(dir).and_then(|f| f.sync_all()).map_err(io)
-}
-
-/// Removes what a crash has left half done.
-pub(crate) fn remove_draft(draft: &Path) -> std::io::Result<()> {
-    match fs::remove_file(draft) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        Ok(()) | Err(_) => Ok(()),
-    }
-}
-
-/// A store's own name, from the randomness it is made of.
-pub(crate) fn name_from(seed: u128) -> String {
-    format!("{seed:032x}")
-}
-
-/// The name of the store in a directory, as it is kept beside it.
-pub(crate) fn kept_name(dir: &Path) -> Result<String, OpenError> {
-    let path = dir.join(NAME);
-    match fs::read_to_string(&path) {
-        Ok(name) => Ok(name.trim().to_owned()),
-        Err(error) => Err(OpenError::Io { path, error }),
-    }
-}
-
-/// Keeps a store's name beside it, where it is not kept yet.
-fn keep_name(dir: &Path, name: &str) -> Result<(), OpenError> {
-    if kept_name(dir).is_ok_and(|kept| kept == name) {
-        return Ok(());
-    }
-    let path = dir.join(NAME);
-    write_private(&path, name.as_bytes()).map_err(|error| OpenError::Io { path, error })
-}
-
-fn check_magic(path: &Path) -> Result<(), OpenError> {
-    let mut magic = Vec::new();
-    let read = File::open(path).and_then(|f| f.take(9).read_to_end(&mut magic));
-    read.map_err(|error| OpenError::Io {
-        path: path.to_owned(),
-        error,
-    })?;
-    if magic == REDB_MAGIC {
-        Ok(())
-    } else {
-        Err(OpenError::Foreign {
-            path: path.to_owned(),
-        })
-    }
-}
-
-/// redb may panic where a page makes no sense; that is damage, and no reason to take the process
-/// down before it can say so.
-pub(crate) fn unpanicked<T>(read: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
-    let damaged = || StoreError::Damaged("the structure of the store's file".to_owned());
-    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err(damaged()))
 }
 
 /// How much there is, as it was counted.
@@ -308,6 +265,7 @@ impl Store {
             moving: AtomicBool::new(false),
             commits: watch::Sender::new(0),
             broken: watch::Sender::new(None),
+            path: medium.path.clone(),
         });
         let (writes, waiting) = mpsc::channel(limits::MAX_WAITING_WRITES);
         Writer::start(medium, options, seal, Arc::clone(&shared), waiting);
@@ -423,14 +381,18 @@ impl Store {
         run: impl FnOnce(&ReadTransaction) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let database = database.ok_or(StoreError::Reopening)?;
-        let found = unpanicked(|| run(&begin_read(&database)?));
-        if matches!(found, Err(StoreError::Reopening)) {
-            // Where so much waits that there is no room for this, a write finds out instead.
-            let _ = self
-                .writes
-                .try_send(Message::Heal(Arc::downgrade(&database)));
+        let handle = Arc::downgrade(&database);
+        // The last who reads closes the file, which may panic as a read may.
+        let found = unpanicked(move || run(&begin_read(&database)?));
+        match found {
+            Err(StoreError::Reopening) => {
+                // Where so much waits that there is no room for this, a write finds out instead.
+                let _ = self.writes.try_send(Message::Heal(handle));
+                Err(StoreError::Reopening)
+            }
+            Err(error) if error.is_structure() => Err(self.shared.stop(error)),
+            found => found,
         }
-        found
     }
 
     /// A note of the process that uses the store, by name.
@@ -466,7 +428,7 @@ impl Store {
     /// When the store cannot be read.
     pub fn disk_used(&self, dir: &Path) -> Result<u64, StoreError> {
         let taken = taken(&dir.join(FILE));
-        taken.map_err(|e| StoreError::Broken(e.to_string()))
+        taken.map_err(|e| StoreError::Broken(e.to_string().into()))
     }
 
     /// Gives free space in the file back to the file system. Meanwhile nothing is written, and a read waits.

@@ -1,6 +1,6 @@
 //! What can go wrong with a store, and whether waiting helps. It must not know who shows it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Why a store could not be opened. Nothing on disk was changed.
 #[derive(Debug, thiserror::Error)]
@@ -99,16 +99,75 @@ pub enum StoreError {
     /// The store is being reopened.
     #[error("the store is being reopened")]
     Reopening,
-    /// An fsync or another system call failed: what is on disk is unknown, so the process must
-    /// stop and start anew.
-    #[error("the disk failed: {0}")]
-    Broken(String),
+    /// The store cannot go on, so that the process must stop.
+    #[error("{0}")]
+    Broken(Fault),
     /// One record does not have the bytes that were written.
     #[error("{0} is damaged on disk")]
     Damaged(String),
 }
 
+/// Why a store cannot go on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// An fsync or another system call failed: what is on disk is unknown, and must be read anew.
+    #[error("the disk failed: {0}")]
+    Failed(String),
+    /// The file's pages do not fit together, as in a copy that was made while they changed.
+    #[error("the structure of {} is damaged: {detail}", .file.display())]
+    Structure {
+        /// The file; empty where that is not known yet.
+        file: PathBuf,
+        /// What was found.
+        detail: String,
+    },
+}
+
+impl Fault {
+    /// Of a file that is not known yet.
+    pub(crate) fn structure(detail: impl Into<String>) -> Self {
+        Self::Structure {
+            file: PathBuf::new(),
+            detail: detail.into(),
+        }
+    }
+}
+
+impl From<String> for Fault {
+    fn from(why: String) -> Self {
+        Self::Failed(why)
+    }
+}
+
+impl From<&str> for Fault {
+    fn from(why: &str) -> Self {
+        Self::Failed(why.to_owned())
+    }
+}
+
+impl From<Fault> for StoreError {
+    fn from(fault: Fault) -> Self {
+        Self::Broken(fault)
+    }
+}
+
 impl StoreError {
+    /// The same, of this file.
+    pub(crate) fn of(self, path: &Path) -> Self {
+        if let Self::Broken(Fault::Structure { file, detail }) = &self
+            && file.as_os_str().is_empty()
+        {
+            let (file, detail) = (path.to_owned(), detail.clone());
+            return Fault::Structure { file, detail }.into();
+        }
+        self
+    }
+
+    /// Whether it is the structure of the file that is damaged.
+    pub(crate) fn is_structure(&self) -> bool {
+        matches!(self, Self::Broken(Fault::Structure { .. }))
+    }
+
     /// Whether the same operation may succeed later.
     pub fn is_retryable(&self) -> bool {
         match self {
@@ -128,10 +187,19 @@ impl StoreError {
                 ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
                     Self::Full
                 }
-                _ => Self::Broken(io.to_string()),
+                // A file that ends too early, or has other bytes than redb wrote.
+                ErrorKind::UnexpectedEof | ErrorKind::InvalidData => {
+                    Fault::structure(io.to_string()).into()
+                }
+                _ => Self::Broken(io.to_string().into()),
             },
             redb::Error::PreviousIo | redb::Error::DatabaseClosed => Self::Reopening,
-            other => Self::Broken(other.to_string()),
+            error @ (redb::Error::Corrupted(_)
+            | redb::Error::TableTypeMismatch { .. }
+            | redb::Error::TableIsMultimap(_)
+            | redb::Error::TypeDefinitionChanged { .. }
+            | redb::Error::TableDoesNotExist(_)) => Fault::structure(error.to_string()).into(),
+            other => Self::Broken(other.to_string().into()),
         }
     }
 }

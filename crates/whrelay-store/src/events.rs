@@ -191,6 +191,24 @@ impl Store {
         })
     }
 
+    /// Those of these buckets that take no event until the store is salvaged, since what is known of their last
+    /// places is damaged, and what is damaged.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn refusing(&self, buckets: &[BucketId]) -> Result<Vec<(BucketId, String)>, StoreError> {
+        self.read(|tx| {
+            let mut refusing = Vec::new();
+            for bucket in buckets.iter().copied() {
+                match takes_in(self.seal, tx, bucket) {
+                    Err(StoreError::Damaged(what)) => refusing.push((bucket, what)),
+                    looked => looked?,
+                }
+            }
+            Ok(refusing)
+        })
+    }
+
     /// Where an event is; nothing where retention has removed it.
     ///
     /// # Errors
@@ -354,6 +372,23 @@ fn is_new<T: ReadableTable<(u32, u64), &'static [u8]>>(
     Ok(!there && retention::upto(seal, removals, bucket, Part::Body)? == Seq(0))
 }
 
+/// Whether a bucket can take anything in: its last place is known, and the next one is free.
+fn takes_in(seal: Seal, tx: &ReadTransaction, bucket: BucketId) -> Result<(), StoreError> {
+    let next = last_place(seal, tx, bucket)? + 1;
+    let (events, heads) = (tx.open_table(EVENTS)?, tx.open_table(HEADS)?);
+    match record_of(&events, &heads, (bucket.0, next))? {
+        Some(_) => Err(given_before(bucket, next)),
+        None => Ok(()),
+    }
+}
+
+fn given_before(bucket: BucketId, place: u64) -> StoreError {
+    let bucket = bucket.0;
+    StoreError::Damaged(format!(
+        "the last place of bucket {bucket}, behind which {place} was given,"
+    ))
+}
+
 fn lost_sequence(bucket: BucketId) -> StoreError {
     StoreError::Damaged(format!("the last place of bucket {}", bucket.0))
 }
@@ -385,17 +420,14 @@ fn put_event(tx: &mut Tx<'_>, bucket: BucketId, new: Prepared) -> Result<Receipt
             return Err(lost_sequence(bucket));
         }
     }
+    let next = tx.last(bucket.0)? + 1;
+    if record_of(tx.events.open()?, tx.heads.open()?, (bucket.0, next))?.is_some() {
+        return Err(given_before(bucket, next));
+    }
     let seq = Seq(tx.next(bucket.0)?);
     let record = new.record.seal(tx.seal, &event_key(bucket, seq));
-    let taken = tx
-        .events
-        .open()?
-        .insert((bucket.0, seq.0), record.as_slice())?;
-    if taken.is_some() {
-        let why = format!("place {} of bucket {} was given before", seq.0, bucket.0);
-        return Err(StoreError::Broken(why));
-    }
-    drop(taken);
+    let place = (bucket.0, seq.0);
+    tx.events.open()?.insert(place, record.as_slice())?;
     tx.event_ids.open()?.insert(&id, (bucket.0, seq.0))?;
     tx.grow(bucket, retention::event_cost(record.len()));
     for (ordinal, delivery) in (0..).zip(new.deliveries) {

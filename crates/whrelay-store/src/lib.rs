@@ -5,14 +5,19 @@
 //! travels or is shown.
 
 mod attempts;
+mod briefs;
 mod buckets;
 mod check;
 mod deliveries;
 mod disk;
 mod error;
 mod events;
+mod examine;
+mod files;
+mod guard;
 mod incidents;
 mod index;
+mod integrity;
 mod join;
 mod line;
 mod lock;
@@ -37,11 +42,14 @@ mod tx;
 mod writer;
 
 pub use attempts::LoggedAttempt;
+pub use briefs::{Deliveries, LastAttempt};
 pub use check::Census;
 pub use deliveries::{Again, NewDelivery, StateCounts};
 pub use disk::{Medium, Options, Role, Store};
-pub use error::{OpenError, StoreError};
+pub use error::{Fault, OpenError, StoreError};
 pub use events::{Batch, NewEvent, Receipt, StoredEvent};
+pub use examine::{Examined, examine};
+pub use guard::{Panicked, judge};
 pub use incidents::Incident;
 pub use index::{DueScan, Release};
 pub use join::{Join, Joined};

@@ -5,8 +5,11 @@ use std::path::Path;
 use redb::{Database, ReadableDatabase, Table, WriteTransaction};
 use twox_hash::XxHash3_64;
 
-use crate::disk::{Medium, Options, Role, name_from, unpanicked};
-use crate::error::{OpenError, StoreError};
+use crate::disk::{Medium, Options, Role};
+use crate::error::{Fault, OpenError, StoreError};
+use crate::files::name_from;
+use crate::guard::{self, unpanicked};
+use crate::integrity;
 use crate::migrations;
 use crate::record::Seal;
 use crate::tables::{FORMAT, META, OLDEST_FORMAT, create_all};
@@ -27,6 +30,17 @@ pub struct Epoch {
 /// Opens the database and checks, or writes, whose it is and in which format; an older one is migrated.
 pub(crate) fn prepare(medium: &Medium, options: &Options) -> Result<(Database, Epoch), OpenError> {
     let database = medium.open(options.cache)?;
+    match begin(medium, &database, options) {
+        Ok(epoch) => Ok((database, epoch)),
+        Err(error) => {
+            // What is known to be damaged may not even let itself be closed.
+            let _ = guard::catch(|| drop(database));
+            Err(error)
+        }
+    }
+}
+
+fn begin(medium: &Medium, database: &Database, options: &Options) -> Result<Epoch, OpenError> {
     let path = || medium.path.clone();
     let fault = |error: StoreError| match error {
         StoreError::Full => OpenError::Io {
@@ -36,33 +50,37 @@ pub(crate) fn prepare(medium: &Medium, options: &Options) -> Result<(Database, E
         other @ (StoreError::Reopening
         | StoreError::Bound
         | StoreError::Share
-        | StoreError::Broken(_)
-        | StoreError::Damaged(_)) => OpenError::Damaged {
+        | StoreError::Damaged(_)
+        | StoreError::Broken(Fault::Failed(_))) => OpenError::Damaged {
             path: path(),
             detail: other.to_string(),
         },
+        StoreError::Broken(Fault::Structure { detail, .. }) => OpenError::Damaged {
+            path: path(),
+            detail,
+        },
     };
-    let meta = unpanicked(|| read(&database)).map_err(fault)?;
+    let meta = unpanicked(|| read(database)).map_err(fault)?;
     let (store, opens) = match meta {
         Some(meta) => {
             meta.check(options.role, &medium.path)?;
-            let opens = unpanicked(|| begin(&database, &meta)).map_err(fault)?;
+            let opens = unpanicked(|| count_opening(database, &meta)).map_err(fault)?;
             (meta.id, opens)
         }
         None if medium.may_create => {
             let id = name_from(options.name_seed);
-            init(&database, options.role, &id).map_err(fault)?;
+            init(database, options.role, &id).map_err(fault)?;
             (id, 1)
         }
         None => return Err(OpenError::Foreign { path: path() }),
     };
+    unpanicked(|| integrity::look(database, medium.looks)).map_err(fault)?;
     let instance = XxHash3_64::oneshot(&options.name_seed.to_le_bytes());
-    let epoch = Epoch {
+    Ok(Epoch {
         store,
         opens,
         instance,
-    };
-    Ok((database, epoch))
+    })
 }
 
 struct Meta {
@@ -125,7 +143,7 @@ fn read(database: &Database) -> Result<Option<Meta>, StoreError> {
 
 /// Migrates an older format and counts this opening, in one transaction. A full disk takes neither, and stops
 /// nobody who needs no migration. Answers how often the store was opened.
-fn begin(database: &Database, meta: &Meta) -> Result<u64, StoreError> {
+fn count_opening(database: &Database, meta: &Meta) -> Result<u64, StoreError> {
     let opens = meta.opens + 1;
     let begun = (|| {
         let tx = writer::begin(database)?;

@@ -24,7 +24,7 @@ impl Unsealed {
         let mut bytes = Vec::with_capacity(HEAD_LEN.end + 256 + body.len());
         bytes.push(VERSION);
         bytes.resize(HEAD_LEN.end, 0);
-        let unencodable = |e: postcard::Error| StoreError::Broken(e.to_string());
+        let unencodable = |e: postcard::Error| StoreError::Broken(e.to_string().into());
         let mut bytes = postcard::to_extend(head, bytes).map_err(unencodable)?;
         let head_len = u32::try_from(bytes.len() - HEAD_LEN.end).unwrap_or(u32::MAX);
         bytes[HEAD_LEN].copy_from_slice(&head_len.to_le_bytes());

@@ -154,33 +154,37 @@ impl Store {
         .await
     }
 
-    /// When the first event of a bucket was received of which that part could go at a forwarder, since every
-    /// subscription has receipted it. Where nobody has ever subscribed, everything is still to be delivered.
+    /// When the first event of each of these buckets was received of which that part could go at a forwarder,
+    /// since every subscription has receipted it. A bucket that has none is left out. Where nobody has ever
+    /// subscribed, everything is still to be delivered.
     ///
     /// # Errors
     /// When the store cannot be read.
     pub fn oldest_receipted(
         &self,
-        bucket: BucketId,
+        buckets: &[BucketId],
         part: Part,
         by: Timestamp,
-    ) -> Result<Option<Timestamp>, StoreError> {
+    ) -> Result<Vec<(Timestamp, BucketId)>, StoreError> {
         self.read(|tx| {
-            let receipted = tx.open_table(SUBSCRIPTIONS)?;
-            let receipted = subscriptions::removable_through(self.seal, &receipted, bucket, by)?;
-            let upto = upto(self.seal, &tx.open_table(REMOVALS)?, bucket, part)?;
-            if upto >= receipted {
-                return Ok(None);
-            }
+            let (subscribed, removals) = (tx.open_table(SUBSCRIPTIONS)?, tx.open_table(REMOVALS)?);
             let (events, heads) = (tx.open_table(EVENTS)?, tx.open_table(HEADS)?);
-            let first = Candidate::at(self.seal, &events, &heads, bucket, Seq(upto.0 + 1))?;
-            Ok(Some(first.received_at))
+            let mut oldest = Vec::new();
+            for bucket in buckets.iter().copied() {
+                let receipted =
+                    subscriptions::removable_through(self.seal, &subscribed, bucket, by)?;
+                let upto = upto(self.seal, &removals, bucket, part)?;
+                if upto < receipted {
+                    let first = Seq(upto.0 + 1);
+                    let first = Candidate::at(self.seal, &events, &heads, bucket, first)?;
+                    oldest.push((first.received_at, bucket));
+                }
+            }
+            Ok(oldest)
         })
     }
 
-    /// Removes the oldest events of a bucket, or only their bodies: of up to `max_events` places, until their
-    /// records had more than `max_bytes`, those that every subscription has receipted and that were received by
-    /// then. Answers how many.
+    /// Removes the oldest events of one bucket, as [`Store::remove_receipted_of`] does of many.
     ///
     /// # Errors
     /// When that is not on disk.
@@ -189,41 +193,94 @@ impl Store {
         bucket: BucketId,
         received_by: Timestamp,
         part: Part,
-        (max_events, max_bytes): (usize, usize),
+        most: (usize, usize),
     ) -> Result<u64, StoreError> {
-        self.write(
-            weight(part, max_events, max_bytes),
-            move |tx: &mut Tx<'_>| {
-                let mut row = read(tx.seal, tx.removals.open()?, bucket)?;
-                let table = tx.subscriptions.open()?;
-                let receipted =
-                    subscriptions::removable_through(tx.seal, table, bucket, received_by)?;
-                let places = removed_upto(&row, part).0 + 1..=receipted.0;
-                let (mut removed, mut bytes) = (0, 0);
-                for seq in places.take(max_events).map(Seq) {
-                    let (events, heads) = (tx.events.open()?, tx.heads.open()?);
-                    let found = Candidate::at(tx.seal, events, heads, bucket, seq)?;
-                    if found.received_at > received_by || bytes > max_bytes {
-                        break;
-                    }
-                    bytes += found.len;
-                    removed += u64::from(match part {
-                        Part::Body => {
-                            row.bare_upto = seq.0;
-                            remove_body(tx, bucket, seq, &mut row)?
-                        }
-                        Part::Whole => {
-                            row.upto = seq.0;
-                            remove_records(tx, bucket, seq, found.id, &mut row)?
-                        }
-                    });
+        let removed = self.remove_receipted_of(vec![bucket], received_by, part, most);
+        removed.await.map(|(removed, _)| removed)
+    }
+
+    /// Removes the oldest events of buckets, or only their bodies, one bucket after the other: of up to
+    /// `max_events` places, until their records had more than `max_bytes`, those that every subscription has
+    /// receipted and that were received by then. Answers how many, and how many of the buckets it came to.
+    ///
+    /// # Errors
+    /// When that is not on disk.
+    pub async fn remove_receipted_of(
+        &self,
+        buckets: Vec<BucketId>,
+        received_by: Timestamp,
+        part: Part,
+        (max_events, max_bytes): (usize, usize),
+    ) -> Result<(u64, usize), StoreError> {
+        let weight = weight(part, max_events, max_bytes);
+        self.write(weight, move |tx: &mut Tx<'_>| {
+            let (mut removed, mut looked_at) = (0, 0);
+            let mut left = Left {
+                events: max_events,
+                bytes: Some(max_bytes),
+            };
+            for bucket in buckets {
+                if left.is_nothing() {
+                    break;
                 }
-                put(tx, bucket, &row)?;
-                Ok(removed)
-            },
-        )
+                looked_at += 1;
+                removed += remove_in(tx, bucket, received_by, part, &mut left)?;
+            }
+            Ok((removed, looked_at))
+        })
         .await
     }
+}
+
+/// How much a step may still look at.
+struct Left {
+    events: usize,
+    /// None where more bytes were looked at than it could.
+    bytes: Option<usize>,
+}
+
+impl Left {
+    fn is_nothing(&self) -> bool {
+        self.events == 0 || self.bytes.is_none()
+    }
+}
+
+/// A step in one bucket.
+fn remove_in(
+    tx: &mut Tx<'_>,
+    bucket: BucketId,
+    received_by: Timestamp,
+    part: Part,
+    left: &mut Left,
+) -> Result<u64, StoreError> {
+    let mut row = read(tx.seal, tx.removals.open()?, bucket)?;
+    let table = tx.subscriptions.open()?;
+    let receipted = subscriptions::removable_through(tx.seal, table, bucket, received_by)?;
+    let mut removed = 0;
+    for seq in (removed_upto(&row, part).0 + 1..=receipted.0).map(Seq) {
+        if left.is_nothing() {
+            break;
+        }
+        let (events, heads) = (tx.events.open()?, tx.heads.open()?);
+        let found = Candidate::at(tx.seal, events, heads, bucket, seq)?;
+        if found.received_at > received_by {
+            break;
+        }
+        left.events -= 1;
+        left.bytes = left.bytes.and_then(|bytes| bytes.checked_sub(found.len));
+        removed += u64::from(match part {
+            Part::Body => {
+                row.bare_upto = seq.0;
+                remove_body(tx, bucket, seq, &mut row)?
+            }
+            Part::Whole => {
+                row.upto = seq.0;
+                remove_records(tx, bucket, seq, found.id, &mut row)?
+            }
+        });
+    }
+    put(tx, bucket, &row)?;
+    Ok(removed)
 }
 
 /// About how many bytes are written to remove that part of so many events.

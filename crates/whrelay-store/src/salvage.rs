@@ -21,9 +21,10 @@ use whrelay_core::time::Timestamp;
 
 use crate::attempts;
 use crate::deliveries::{self, NewDelivery};
-use crate::disk::{self, FILE, Role};
+use crate::disk::{FILE, Role};
 use crate::error::{OpenError, StoreError};
 use crate::events::record_of;
+use crate::files;
 use crate::index::Wait;
 use crate::lock::DirLock;
 use crate::meta;
@@ -133,8 +134,8 @@ fn save(
     draft: &Path,
     mut again: Again<impl FnMut() -> u128>,
 ) -> Result<Salvaged, SalvageError> {
-    let name = disk::kept_name(dir)?;
-    let new_name = disk::name_from((again.ids)());
+    let name = files::kept_name(dir)?;
+    let new_name = files::name_from((again.ids)());
     let io = |error| OpenError::Io {
         path: draft.to_owned(),
         error,
@@ -159,7 +160,7 @@ fn save(
 }
 
 fn create(draft: &Path) -> io::Result<Database> {
-    disk::remove_draft(draft)?;
+    files::remove_draft(draft)?;
     drop(private_file().open(draft)?);
     let mut builder = Builder::new();
     builder.set_cache_size(CACHE);

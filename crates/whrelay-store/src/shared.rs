@@ -1,5 +1,6 @@
 //! What the writer of a store and all its readers share. It must not know what either does.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
@@ -23,9 +24,26 @@ pub(crate) struct Shared {
     pub(crate) commits: watch::Sender<u64>,
     /// Why the store has stopped for good.
     pub(crate) broken: watch::Sender<Option<StoreError>>,
+    /// The store's file.
+    pub(crate) path: PathBuf,
 }
 
 impl Shared {
+    /// The store stops for good, and with it the process: what waits on would only be refused for ever. Answers
+    /// why, with the file.
+    pub(crate) fn stop(&self, error: StoreError) -> StoreError {
+        let error = error.of(&self.path);
+        self.broken.send_if_modified(|broken| {
+            let first = broken.is_none();
+            if first {
+                tracing::error!(%error, "the store has stopped");
+                *broken = Some(error.clone());
+            }
+            first
+        });
+        error
+    }
+
     fn current(&self) -> RwLockReadGuard<'_, Option<Arc<Database>>> {
         self.database.read().unwrap_or_else(PoisonError::into_inner)
     }

@@ -14,8 +14,9 @@ use whrelay_core::bucket::BucketId;
 use whrelay_core::limits;
 use whrelay_core::retention::Bound;
 
-use crate::disk::{Medium, Options, read_sizes, unpanicked};
-use crate::error::StoreError;
+use crate::disk::{Medium, Options, read_sizes};
+use crate::error::{Fault, OpenError, StoreError};
+use crate::guard::{self, unpanicked};
 use crate::record::Seal;
 use crate::shared::Shared;
 use crate::tx::Tx;
@@ -140,7 +141,7 @@ pub(crate) fn begin(database: &Database) -> Result<WriteTransaction, StoreError>
     let mut tx = database.begin_write()?;
     tx.set_quick_repair(true);
     tx.set_durability(Durability::Immediate)
-        .map_err(|error| StoreError::Broken(error.to_string()))?;
+        .map_err(|error| StoreError::Broken(error.to_string().into()))?;
     Ok(tx)
 }
 
@@ -224,10 +225,14 @@ impl Writer {
     /// A writer that panics must stop the process, or every write would wait for nobody.
     fn run_guarded(self, waiting: mpsc::Receiver<Message>) {
         let shared = Arc::clone(&self.shared);
-        if catch_unwind(AssertUnwindSafe(|| self.run(waiting))).is_err() {
-            let error = StoreError::Broken("the writer has panicked".into());
-            shared.broken.send_replace(Some(error));
-        }
+        let ran = catch_unwind(AssertUnwindSafe(|| guard::catch(|| self.run(waiting))));
+        let fault = match ran {
+            Ok(Ok(())) => return,
+            Ok(Err(detail)) => Fault::structure(detail),
+            Err(_) => "the writer has panicked".into(),
+        };
+        shared.stop(fault.into());
+        let _ = guard::catch(|| shared.replace(None));
     }
 
     fn run(mut self, mut waiting: mpsc::Receiver<Message>) {
@@ -249,8 +254,7 @@ impl Writer {
                 .and_then(|()| self.commit_group(group))
                 .and_then(|()| self.give_back(give_back));
             if let Err(error) = done {
-                tracing::error!(%error, "the store has stopped: what is on disk must be read anew");
-                self.shared.broken.send_replace(Some(error));
+                self.shared.stop(error);
                 break close;
             }
             if close.is_some() {
@@ -276,7 +280,7 @@ impl Writer {
             thread::sleep(limits::REOPEN_EVERY);
             self.full_until = None;
             if let Err(error) = self.reopen() {
-                self.shared.broken.send_replace(Some(error));
+                self.shared.stop(error);
                 return None;
             }
             if self.shared.database().is_some() {
@@ -415,14 +419,14 @@ impl Writer {
             }
         };
         let began = Instant::now();
-        let moved = catch_unwind(AssertUnwindSafe(|| {
+        let moved = guard::catch(|| {
             let moved = database.compact().map_err(|error| error.to_string())?;
             // So that a crash from here on costs no repair.
             let empty = begin(&database).map_err(|error| error.to_string())?;
             empty.commit().map_err(|error| error.to_string())?;
             Ok::<_, String>(moved)
-        }));
-        let moved = moved.unwrap_or_else(|_| Err("the file makes no sense".to_owned()));
+        });
+        let moved = moved.unwrap_or_else(Err);
         match moved {
             Ok(_) => {
                 tracing::info!(took = ?began.elapsed(), "free space was given back");
@@ -463,8 +467,8 @@ impl Writer {
         if group.is_empty() {
             return Ok(());
         }
-        let takes_in = |op: &Box<dyn Operation>| matches!(op.purpose(), Purpose::TakeIn(_));
-        let takes_in = group.iter().any(takes_in);
+        let mut purposes = group.iter().map(|op| op.purpose());
+        let takes_in = purposes.any(|purpose| matches!(purpose, Purpose::TakeIn(_)));
         let committed = self.try_commit(&mut group);
         for operation in group {
             operation.answer(committed.clone());
@@ -532,7 +536,10 @@ impl Writer {
             Err(error) if error.is_retryable() => {
                 tracing::warn!(%error, "the store cannot be reopened yet");
             }
-            Err(error) => return Err(StoreError::Broken(error.to_string())),
+            Err(OpenError::Damaged { path, detail }) => {
+                return Err(Fault::Structure { file: path, detail }.into());
+            }
+            Err(error) => return Err(StoreError::Broken(error.to_string().into())),
         }
         Ok(())
     }

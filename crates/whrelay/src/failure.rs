@@ -1,11 +1,12 @@
 //! What went wrong, for people and scripts: a code, one line, and where possible a hint. It must
 //! not know how to avoid it.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use whrelay_agent::control::Unanswered;
 use whrelay_agent::{AgentError, ManagementError};
-use whrelay_store::{OpenError, StoreError};
+use whrelay_store::{Fault, OpenError, StoreError};
 
 use crate::output::Output;
 
@@ -118,8 +119,9 @@ impl From<OpenError> for Failure {
             OpenError::Newer { .. } => {
                 Self::new(Code::Failed, message).hint("install the newer whrelay")
             }
-            OpenError::Damaged { .. } => Self::new(Code::Failed, message)
-                .hint("`whrelay doctor --salvage` saves what is whole in it"),
+            OpenError::Damaged { path, .. } => {
+                Self::new(Code::Failed, message).hint(see_doctor(&path))
+            }
             OpenError::Foreign { .. } | OpenError::Older { .. } | OpenError::Role { .. } => {
                 Self::new(Code::Failed, message)
                     .hint("move the file away to begin with an empty store")
@@ -130,7 +132,16 @@ impl From<OpenError> for Failure {
 
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
-        Self::new(Code::Failed, format!("the store failed: {error}"))
+        let failure = Self::new(Code::Failed, format!("the store failed: {error}"));
+        match error {
+            StoreError::Broken(Fault::Structure { file, .. }) => failure.hint(see_doctor(&file)),
+            StoreError::Damaged(_) => failure.hint("`whrelay doctor` says what is damaged"),
+            StoreError::Full
+            | StoreError::Bound
+            | StoreError::Share
+            | StoreError::Reopening
+            | StoreError::Broken(Fault::Failed(_)) => failure,
+        }
     }
 }
 
@@ -168,12 +179,18 @@ impl From<AgentError> for Failure {
             AgentError::Replaced(_) | AgentError::InUse(_) => Self::new(Code::InUse, message).hint(
                 "--name NAME gives this agent a subscription of its own; --take-over takes this one",
             ),
-            AgentError::Refused(_)
-            | AgentError::Store(_)
-            | AgentError::Tls(_)
-            | AgentError::Control(_) => Self::new(Code::Failed, message),
+            AgentError::Store(error) => Self::from(error),
+            AgentError::Refused(_) | AgentError::Tls(_) | AgentError::Control(_) => {
+                Self::new(Code::Failed, message)
+            }
         }
     }
+}
+
+/// What helps with a damaged file of a store.
+fn see_doctor(file: &Path) -> String {
+    let dir = file.parent().unwrap_or(file).display();
+    format!("`whrelay doctor {dir}` says what is damaged; with --salvage it saves what is whole")
 }
 
 /// What clap says is wrong, without its advice.

@@ -22,6 +22,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches};
 use tracing_subscriber::EnvFilter;
+use whrelay_store::Panicked;
 
 use crate::args::{Cli, Command};
 use crate::config::Config;
@@ -37,7 +38,8 @@ pub fn main() -> ExitCode {
     };
     let output = Output::new(&cli.global);
     log_to_stderr(&cli);
-    // A panic has told its story on stderr; the code tells scripts that it is our fault.
+    say_panics(output.clone());
+    // The hook has said what happened; the code tells scripts that it is a bug.
     let ran = catch_unwind(AssertUnwindSafe(|| run(cli.command, &config, &output)));
     match ran {
         Ok(Ok(())) => ExitCode::SUCCESS,
@@ -172,6 +174,33 @@ fn run(command: Command, config: &Config, output: &Output) -> Result<(), Failure
     // What still runs in the background has nothing left to say.
     runtime.shutdown_background();
     finished
+}
+
+/// Says a panic as every other error, and nothing of one that only means that a store's file is damaged: the store
+/// answers with an error.
+fn say_panics(output: Output) {
+    std::panic::set_hook(Box::new(move |info| match whrelay_store::judge(info) {
+        Panicked::Damage => {}
+        Panicked::DamageAgain => {
+            let failure = Failure::new(Code::Failed, "a store is damaged and cannot be closed");
+            let failure = failure.hint("`whrelay doctor` says which, and what is whole in it");
+            // The next thing that would happen is that the process is aborted.
+            let _ = failure.report(&output);
+            std::process::exit(Code::Failed as i32);
+        }
+        Panicked::Bug => {
+            let payload = info.payload();
+            let text = payload.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| payload.downcast_ref::<&str>().copied());
+            let message = text.unwrap_or("no message");
+            let place = info.location().map(ToString::to_string);
+            let place = place.unwrap_or_default();
+            output.error(
+                &format!("whrelay panicked, which is a bug: {message} ({place})"),
+                Some("no stored event is lost; please report this line"),
+            );
+        }
+    }));
 }
 
 fn log_to_stderr(cli: &Cli) {

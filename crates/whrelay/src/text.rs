@@ -6,7 +6,8 @@ use anstyle::{AnsiColor, Style};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use whrelay_agent::lines::{
-    AttemptLine, EndpointState, EventLine, GroupLine, Line, ReceivedLine, RemovedStatus, StatusLine,
+    AttemptLine, EndpointState, EventLine, GroupLine, Line, ReceivedLine, RemovedStatus,
+    StatusLine, TargetStatus,
 };
 use whrelay_core::delivery::State;
 
@@ -274,6 +275,24 @@ impl Writer {
         self.paint(style, state.as_str())
     }
 
+    fn target_status(&self, target: &TargetStatus) -> String {
+        let (name, waiting) = (&target.target, target.waiting);
+        let endpoint = target.endpoint;
+        let mut text = format!("\n  target     {name}  {endpoint}, {waiting} waiting");
+        if let Some(head) = &target.head {
+            let next = head.next_attempt_at.as_deref().map(|at| self.local(at));
+            let _ = write!(
+                text,
+                "\n  in order   all wait for {}: {}, attempt {}, next {}",
+                head.event,
+                self.state(head.state),
+                head.attempts,
+                next.unwrap_or_default()
+            );
+        }
+        text
+    }
+
     fn status(&self, line: &StatusLine) -> String {
         let pid = line
             .pid
@@ -288,23 +307,7 @@ impl Writer {
         }
         let _ = write!(text, "\n  forwarder  {}", shown(&line.forwarder));
         for target in &line.targets {
-            let (name, waiting) = (&target.target, target.waiting);
-            let _ = write!(
-                text,
-                "\n  target     {name}  {}, {waiting} waiting",
-                target.endpoint
-            );
-            if let Some(head) = &target.head {
-                let next = head.next_attempt_at.as_deref().map(|at| self.local(at));
-                let _ = write!(
-                    text,
-                    "\n  in order   all wait for {}: {}, attempt {}, next {}",
-                    head.event,
-                    self.state(head.state),
-                    head.attempts,
-                    next.unwrap_or_default()
-                );
-            }
+            text += &self.target_status(target);
         }
         let StatusLine {
             queued,

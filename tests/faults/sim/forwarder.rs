@@ -167,7 +167,7 @@ impl<V: Vault> World<V> {
         match action {
             Ok(ForwarderAction::Subscribe(hello)) => {
                 self.seen.note(Point::FrameHello);
-                self.subscribe(link, hello)
+                self.subscribe(link, *hello)
             }
             Ok(ForwarderAction::Acked(upto)) => {
                 self.seen.note(Point::FrameAck);

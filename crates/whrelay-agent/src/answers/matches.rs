@@ -1,8 +1,6 @@
 //! What a filter lets through: events and attempts, from the store's indexes. It must not know what is
 //! done with them.
 
-use std::collections::HashMap;
-
 use whrelay_core::bucket::Seq;
 use whrelay_core::delivery::{Attempt, Delivery, State, current};
 use whrelay_core::event::Event;
@@ -10,9 +8,9 @@ use whrelay_core::id::EventId;
 use whrelay_core::time::Timestamp;
 use whrelay_store::{Begin, LoggedAttempt, Search, StoreError};
 
-use super::{CHUNK, Local, Out, Stop, Targets, name};
+use super::{CHUNK, Local, Targets, name};
 use crate::control::Filter;
-use crate::lines::{EventLine, GroupLine, Line};
+use crate::lines::EventLine;
 
 /// An event that a filter wants.
 pub(super) struct Matched {
@@ -32,6 +30,22 @@ pub(super) enum Judge {
     Delivery,
 }
 
+/// The states under which events are found of which a delivery is in one of those that a filter wants: an event
+/// is found under the least finished of its deliveries'.
+pub(super) fn states_of(filter: &Filter) -> Vec<State> {
+    let last = filter.states().into_iter().max();
+    let upto = State::ALL.into_iter().filter(|s| Some(*s) <= last);
+    with_offline(upto.collect())
+}
+
+/// What waits for an endpoint that is offline is shown as stalled, and stored as it was.
+fn with_offline(mut states: Vec<State>) -> Vec<State> {
+    if states.contains(&State::Stalled) && !states.contains(&State::Queued) {
+        states.push(State::Queued);
+    }
+    states
+}
+
 /// Events that a filter wants, some at a time.
 pub(super) struct Matches<'a> {
     local: &'a Local,
@@ -45,19 +59,10 @@ pub(super) struct Matches<'a> {
 
 impl<'a> Matches<'a> {
     pub(super) fn new(local: &'a Local, filter: &'a Filter, begin: Begin, judge: Judge) -> Self {
-        let mut states = filter.states();
-        if judge == Judge::Delivery {
-            // The event is found under the least finished.
-            let last = states.iter().max().copied();
-            states = State::ALL
-                .into_iter()
-                .filter(|s| Some(*s) <= last)
-                .collect();
-        }
-        // What waits for an endpoint that is offline is shown as stalled, and stored as it was.
-        if states.contains(&State::Stalled) && !states.contains(&State::Queued) {
-            states.push(State::Queued);
-        }
+        let states = match judge {
+            Judge::Event => with_offline(filter.states()),
+            Judge::Delivery => states_of(filter),
+        };
         let wanted = filter.wants_bucket(local.bucket().name.as_str());
         let search = Search {
             bucket: local.bucket().id,
@@ -197,38 +202,5 @@ impl Local {
         }
         all.sort_by_key(|logged| std::cmp::Reverse((logged.attempt.at, logged.place)));
         Ok(all)
-    }
-
-    /// Deliveries that a filter is about, counted by what their last attempt came to, where, and why
-    /// they were given up.
-    pub(super) async fn groups(&self, filter: &Filter, out: &Out) -> Result<(), Stop> {
-        let targets = self.targets()?;
-        let mut matches = Matches::new(self, filter, Begin::Oldest, Judge::Delivery);
-        let mut groups: HashMap<GroupLine, (u64, String)> = HashMap::new();
-        while let Some(some) = matches.some(&targets)? {
-            for matched in some {
-                for delivery in matched.current(filter) {
-                    let last = self.store().attempts_of(delivery.key, 1)?.pop();
-                    let target = targets.get(&delivery.destination);
-                    let target = target.map_or("", String::as_str);
-                    let group = GroupLine::new(&delivery, last.map(|l| l.attempt), target);
-                    let id = matched.event.id.to_string();
-                    let (count, newest) = groups.entry(group).or_default();
-                    (*count, *newest) = (*count + 1, id);
-                }
-            }
-            tokio::task::yield_now().await;
-        }
-        let mut groups: Vec<_> = groups.into_iter().collect();
-        groups.sort_by(|(a, (n, _)), (b, (m, _))| (m, &a.url).cmp(&(n, &b.url)));
-        for (group, (count, newest)) in groups {
-            let line = GroupLine {
-                count,
-                newest,
-                ..group
-            };
-            out.line(Line::Group(line)).await?;
-        }
-        Ok(())
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use redb::StorageBackend;
 use redb::backends::{FileBackend, InMemoryBackend};
 use whrelay_core::bucket::Seq;
-use whrelay_store::{Medium, Options, Role, Store, StoreError};
+use whrelay_store::{Fault, Medium, Options, Role, Store, StoreError};
 
 use crate::setup::*;
 
@@ -17,6 +17,7 @@ const FULL: u8 = 1;
 const FSYNC_FAILS: u8 = 2;
 const FSYNC_HANGS: u8 = 3;
 const READ_FAILS: u8 = 4;
+const READS_NONSENSE: u8 = 5;
 
 #[derive(Debug, Clone)]
 struct Failing {
@@ -42,7 +43,11 @@ impl StorageBackend for Failing {
     }
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         self.check(READ_FAILS, io::ErrorKind::Other)?;
-        self.file.read(offset, out)
+        self.file.read(offset, out)?;
+        if self.check(READS_NONSENSE, io::ErrorKind::Other).is_err() {
+            out.fill(0x5a);
+        }
+        Ok(())
     }
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.file.set_len(len)
@@ -215,6 +220,30 @@ async fn a_failed_fsync_stops_the_store_for_good() {
         .await
         .expect_err("stopped");
     assert!(!after.is_retryable(), "{after}");
+}
+
+/// It served on, and answered 503 to every post for ever.
+#[tokio::test]
+async fn a_page_that_makes_no_sense_stops_the_store_for_good() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (store, mode) = failing(dir.path());
+    let bucket = bucket(&store).await;
+    let many = (1..=40).map(|n| {
+        let mut new = plain(n);
+        new.event.request.body = vec![7; 200_000].into();
+        new
+    });
+    let stored = store.append(bucket.id, many.collect(), None);
+    stored.await.expect("stored");
+    mode.store(READS_NONSENSE, Ordering::SeqCst);
+    // More than the cache holds, so that some page has to come from the disk.
+    let read = store.read_after(&bucket, Seq(0), usize::MAX, usize::MAX);
+    let error = read.expect_err("nonsense");
+    assert!(
+        matches!(&error, StoreError::Broken(Fault::Structure { file, .. }) if !file.as_os_str().is_empty()),
+        "{error:?}"
+    );
+    assert_eq!(store.broken().await.to_string(), error.to_string());
 }
 
 #[tokio::test]

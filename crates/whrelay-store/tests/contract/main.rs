@@ -1,6 +1,7 @@
 //! The store's promises, kept on every medium: memory, a real file, and a disk that is cut off at
 //! every sync.
 
+mod copies;
 mod crash;
 mod disk;
 mod faults;
@@ -12,4 +13,5 @@ mod rot;
 mod salvage;
 mod search;
 mod setup;
+mod steps;
 mod subscriptions;

@@ -158,6 +158,48 @@ async fn a_place_is_never_given_twice_though_the_last_one_rotted() {
     }
 }
 
+/// It stopped the process, which stopped again at the first event after each start.
+#[tokio::test]
+async fn a_bucket_whose_last_place_went_back_refuses_and_the_others_do_not() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (store, bucket, there) = filled(dir.path()).await;
+    let key = BucketKey::from_text("other");
+    let name = "other".parse().expect("a name");
+    let (other, _) = store.ensure_bucket(&name, key).await.expect("stored");
+    let all = [bucket.id, other.id];
+    assert_eq!(store.refusing(&all).expect("read"), []);
+    let mut earlier = None;
+    let store = altered(store, dir.path(), |tx| {
+        let table = tx.open_table(SEQUENCES).expect("the sequences");
+        let row = redb::ReadableTable::get(&table, bucket.id.0).expect("read");
+        earlier = row.map(|row| row.value());
+    })
+    .await;
+    let stored = store.append(bucket.id, vec![to(5, there)], None);
+    stored.await.expect("stored");
+    let store = altered(store, dir.path(), |tx| {
+        let mut table = tx.open_table(SEQUENCES).expect("the sequences");
+        let row = earlier.expect("four places were given");
+        table.insert(bucket.id.0, row).expect("put");
+    })
+    .await;
+    let refusing = store.refusing(&all).expect("read");
+    assert_eq!(refusing.len(), 1, "{refusing:?}");
+    assert_eq!(refusing[0].0, bucket.id);
+    for n in [6, 7] {
+        let refused = store.append(bucket.id, vec![to(n, there)], None).await;
+        let refused = refused.expect_err("its place was given before");
+        assert!(matches!(refused, StoreError::Damaged(_)), "{refused}");
+    }
+    let census = store.census().expect("read");
+    assert!(
+        !census.is_whole() && census.refusing_buckets == 1,
+        "{census:?}"
+    );
+    let stored = store.append(other.id, vec![to(8, there)], None);
+    stored.await.expect("the other bucket takes it in");
+}
+
 /// Nor where all that was at the places of a bucket has lost its body, or is gone.
 #[tokio::test]
 async fn a_place_is_never_given_twice_though_retention_emptied_it_and_the_last_one_is_lost() {

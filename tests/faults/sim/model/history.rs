@@ -33,6 +33,23 @@ impl Subscribed {
     }
 }
 
+/// Whether an agent that joins is this holder. One that says nothing of itself may be anyone.
+fn is_of(agent: Option<&Holder>, holder: &Holder) -> bool {
+    agent.is_none_or(|agent| agent.store == holder.store)
+}
+
+impl Subscribed {
+    /// How far the agent that joins has acknowledged.
+    fn own(&self, join: &Join) -> Option<Seq> {
+        if self.holders.is_empty() {
+            return Some(self.acked);
+        }
+        let mut holders = self.holders.iter();
+        let own = holders.rfind(|(one, _)| is_of(join.holder.as_ref(), one));
+        own.map(|(_, acked)| *acked)
+    }
+}
+
 impl Model {
     /// What the history has at a place.
     fn known(&self, bucket: BucketId, seq: Seq) -> Known {
@@ -51,18 +68,8 @@ impl Model {
             .as_ref()
             .map_or_else(Vec::new, |known| known.holders.clone());
         let before = holders.last().map(|(holder, _)| holder.clone());
-        let mine = |holder: &Holder| {
-            join.holder
-                .as_ref()
-                .is_none_or(|me| me.store == holder.store)
-        };
-        let own = match &before {
-            None => known.as_ref().map(|known| known.acked),
-            Some(_) => holders
-                .iter()
-                .rfind(|(one, _)| mine(one))
-                .map(|(_, acked)| *acked),
-        };
+        let mine = |holder: &Holder| is_of(join.holder.as_ref(), holder);
+        let own = known.as_ref().and_then(|known| known.own(&join));
         let is_last = before
             .as_ref()
             .is_some_and(|one| join.holder.is_some() && mine(one));

@@ -4,12 +4,15 @@ use std::path::Path;
 
 use whrelay_core::retry::RetryPolicy;
 use whrelay_delivery::Clock;
-use whrelay_store::{Census, Effort, OpenError, Role, SalvageError, Salvaged, Store, StoreError};
+use whrelay_store::{
+    Census, Effort, Examined, OpenError, Role, SalvageError, Salvaged, Store, StoreError, examine,
+};
 
 use super::Check;
 use crate::agents;
 use crate::args::DoctorArgs;
 use crate::embedded::store_options;
+use crate::failure::Failure;
 use crate::text::{deliveries as deliveries_of, events as events_of, size};
 
 const PURPOSE: &str = "doctor";
@@ -32,7 +35,7 @@ async fn check_records(
 ) -> Check {
     let what = dir.display().to_string();
     let check = |ok, result: String, hint| Check::new("store", &what, ok, result, hint);
-    let damage = match open(dir, role) {
+    let damage = match examined(dir, role).await {
         Err(error @ OpenError::InUse { .. }) => {
             return check(
                 !args.salvage && !args.compact,
@@ -42,32 +45,24 @@ async fn check_records(
         }
         Err(error @ (OpenError::Damaged { .. } | OpenError::Foreign { .. })) => error.to_string(),
         Err(error) => return check(false, error.to_string(), None),
-        Ok(store) => {
-            let taken = store.census();
-            // One that cannot be read says so below.
-            let incidents = store.incidents().unwrap_or_default();
+        Ok(found) => {
             history.extend(
-                incidents.iter().map(|incident| {
+                found.incidents.iter().map(|incident| {
                     super::happened(&what, &incident.at.to_string(), &incident.text)
                 }),
             );
-            let whole = taken.as_ref().is_ok_and(Census::is_whole);
-            let compacted = match whole && args.compact {
-                true => Some(compact(&store, dir).await),
-                false => None,
-            };
-            store.close().await;
-            match (taken, compacted) {
-                (Ok(census), None) if whole => return check(true, told(&census), None),
-                (Ok(census), Some(Ok(given))) => {
-                    let text = format!("{}; {} given back to the disk", told(&census), size(given));
-                    return check(true, text, None);
+            match judged(found) {
+                Ok(whole) if args.compact => {
+                    return match compact(dir, role).await {
+                        Ok(given) => {
+                            let text = format!("{whole}; {} given back to the disk", size(given));
+                            check(true, text, None)
+                        }
+                        Err(error) => check(false, format!("{whole}; {}", error.message()), None),
+                    };
                 }
-                (Ok(census), Some(Err(error))) => {
-                    return check(false, format!("{}; {error}", told(&census)), None);
-                }
-                (Ok(census), None) => told(&census),
-                (Err(error), _) => error.to_string(),
+                Ok(whole) => return check(true, whole, None),
+                Err(damage) => damage,
             }
         }
     };
@@ -80,11 +75,46 @@ async fn check_records(
     }
 }
 
+/// What a store holds, where all of it is whole, or else what is wrong with it.
+fn judged(found: Examined) -> Result<String, String> {
+    let Examined {
+        structure, census, ..
+    } = found;
+    let text = match &census {
+        Ok(census) => told(census),
+        Err(error) => error.to_string(),
+    };
+    match structure {
+        Err(why) => Err(format!("its structure is damaged ({why}); {text}")),
+        Ok(()) if census.is_ok_and(|census| census.is_whole()) => Ok(text),
+        Ok(()) => Err(text),
+    }
+}
+
+/// Reads the store without changing its file. A directory that was typed may be of either kind.
+async fn examined(dir: &Path, role: Option<Role>) -> Result<Examined, OpenError> {
+    let (agent, forwarder) = (agents::options(PURPOSE, None), store_options(PURPOSE, None));
+    match role {
+        Some(Role::Agent) => examine(dir, &agent).await,
+        Some(Role::Forwarder) => examine(dir, &forwarder).await,
+        None => match examine(dir, &agent).await {
+            Err(OpenError::Role { .. }) => examine(dir, &forwarder).await,
+            examined => examined,
+        },
+    }
+}
+
 /// Gives the space that is free in the file back, and says how many bytes.
-async fn compact(store: &Store, dir: &Path) -> Result<u64, StoreError> {
-    let before = store.disk_used(dir)?;
-    store.give_back(Effort::Whatever).await?;
-    Ok(before.saturating_sub(store.disk_used(dir)?))
+async fn compact(dir: &Path, role: Option<Role>) -> Result<u64, Failure> {
+    let store = open(dir, role)?;
+    let given = async {
+        let before = store.disk_used(dir)?;
+        store.give_back(Effort::Whatever).await?;
+        Ok(before.saturating_sub(store.disk_used(dir)?))
+    };
+    let given: Result<u64, StoreError> = given.await;
+    store.close().await;
+    Ok(given?)
 }
 
 /// A directory that was typed may be of either kind.
@@ -114,6 +144,7 @@ fn told(census: &Census) -> String {
         lost_events,
         others,
         damaged_others,
+        refusing_buckets,
     } = census;
     let mut text = format!(
         "{}, {others} deliveries and attempts whole",
@@ -123,6 +154,11 @@ fn told(census: &Census) -> String {
         text += &format!(
             ", {} and {damaged_others} deliveries or attempts damaged",
             events_of(*damaged_events)
+        );
+    }
+    if *refusing_buckets > 0 {
+        text += &format!(
+            ", {refusing_buckets} buckets take nothing in, since their last places are damaged"
         );
     }
     if *lost_events > 0 {

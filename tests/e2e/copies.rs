@@ -1,0 +1,225 @@
+//! Copies of a store that were made while it changed: they serve, or say that they are damaged. None is silent.
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde_json::Value;
+use tokio::sync::watch;
+use whrelay_tests::eventually;
+use whrelay_tests::process::{Cloud, Home, Process};
+use whrelay_tests::sender::{client, path_of};
+
+use crate::{home, text};
+
+const PAGE: usize = 4096;
+/// Bytes that are copied between two events.
+const STRIDE: usize = 256 * 1024;
+
+/// A forwarder that is written to all the time, and counts what it has answered with 200.
+struct Busy {
+    cloud: Cloud,
+    input: String,
+    stored: Arc<AtomicU64>,
+    /// Whether events are sent.
+    sends: watch::Sender<bool>,
+}
+
+impl Busy {
+    async fn start(home: &Home) -> Self {
+        let cloud = Cloud::start(home).await;
+        let token = std::fs::read_to_string(&cloud.token_file).unwrap();
+        let bucket = format!("{}/v1/buckets/shop", cloud.url);
+        let made = client().put(bucket).bearer_auth(token.trim()).send().await;
+        let made: Value = made.unwrap().json().await.unwrap();
+        let input = made["url"].as_str().unwrap().to_owned();
+        let (stored, sends) = (Arc::<AtomicU64>::default(), watch::Sender::new(true));
+        for _ in 0..2 {
+            let (input, stored) = (input.clone(), Arc::clone(&stored));
+            let mut sends = sends.subscribe();
+            tokio::spawn(async move {
+                let client = client();
+                while sends.wait_for(|sends| *sends).await.is_ok() {
+                    let n = stored.load(Ordering::Relaxed) as usize;
+                    let body = vec![b'x'; 100 + 997 * n % 20_000];
+                    let sent = client.post(&input).body(body).send().await;
+                    if sent.is_ok_and(|answer| answer.status() == 200) {
+                        stored.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+        Self {
+            cloud,
+            input,
+            stored,
+            sends,
+        }
+    }
+
+    async fn reach(&self, count: u64) {
+        let reached = || (self.stored.load(Ordering::Relaxed) >= count).then_some(());
+        eventually("events are stored", reached).await;
+    }
+
+    fn dir(&self) -> &Path {
+        Path::new(&self.cloud.token_file).parent().unwrap()
+    }
+
+    /// Copies the directory as `cp -r` does, slowly: events are stored meanwhile.
+    async fn copy(&self, to: &Path) {
+        std::fs::create_dir_all(to).unwrap();
+        self.sends.send_replace(true);
+        for entry in std::fs::read_dir(self.dir()).unwrap() {
+            let from = entry.unwrap().path();
+            let mut file = std::fs::File::open(&from).unwrap();
+            let mut copy = std::fs::File::create(to.join(from.file_name().unwrap())).unwrap();
+            let mut buffer = vec![0; STRIDE];
+            loop {
+                let read = file.read(&mut buffer).unwrap();
+                if read == 0 {
+                    break;
+                }
+                copy.write_all(&buffer[..read]).unwrap();
+                if from.ends_with("store.redb") {
+                    self.reach(self.stored.load(Ordering::Relaxed) + 1).await;
+                }
+            }
+        }
+        self.sends.send_replace(false);
+    }
+}
+
+/// What a copy's file is made of, beside how it was copied.
+fn alter(dir: &Path, before: Option<&Path>, how: usize) {
+    let path = dir.join("store.redb");
+    let mut bytes = std::fs::read(&path).unwrap();
+    match (how % 4, before) {
+        // Cut off, as when the copy did not end.
+        (1, _) => bytes.truncate(bytes.len() * 2 / 3 / PAGE * PAGE),
+        // Some pages of an earlier copy, as a tool leaves them that skips what it takes for unchanged.
+        (2, Some(before)) => {
+            let other = std::fs::read(before.join("store.redb")).unwrap();
+            let pages = bytes.chunks_mut(PAGE).zip(other.chunks(PAGE));
+            for (page, other) in pages.skip(1).step_by(5) {
+                page[..other.len()].copy_from_slice(other);
+            }
+        }
+        // The first pages of an earlier copy.
+        (3, Some(before)) => {
+            let other = std::fs::read(before.join("store.redb")).unwrap();
+            let len = (bytes.len() / 2).min(other.len());
+            bytes[..len].copy_from_slice(&other[..len]);
+        }
+        (_, _) => return,
+    }
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// What became of a copy that was started.
+#[derive(Debug, PartialEq, Eq)]
+enum Fate {
+    Refused,
+    Stopped,
+    Serves,
+    /// It says that it takes nothing in.
+    Names,
+}
+
+async fn started(home: &Home, dir: &Path, input: &str) -> (Fate, String) {
+    let dir_text = dir.to_str().unwrap();
+    let args = ["forwarder", "--json", "--bind", "127.0.0.1:0", "--data-dir"];
+    let mut process = home.start(&[&args[..], &[dir_text]].concat());
+    let settled = || {
+        let ready = process.all("ready").pop();
+        (ready.is_some() || process.has_ended()).then_some(ready)
+    };
+    let ready = eventually("it is ready or has ended", settled).await;
+    let Some(ready) = ready else {
+        return (Fate::Refused, refusal(&mut process, dir_text).await);
+    };
+    let url = ready["url"].as_str().unwrap();
+    for _ in 0..3 {
+        let sent = client()
+            .post(format!("{url}{}", path_of(input)))
+            .body("x")
+            .send()
+            .await;
+        let Ok(answer) = sent else {
+            return (Fate::Stopped, refusal(&mut process, dir_text).await);
+        };
+        if answer.status() == 200 {
+            continue;
+        }
+        let ready = client().get(format!("{url}/readyz")).send().await;
+        let said = match ready {
+            Ok(ready) => ready.text().await.unwrap_or_default(),
+            Err(_) => return (Fate::Stopped, refusal(&mut process, dir_text).await),
+        };
+        if said.contains("damaged") {
+            return (Fate::Names, process.stderr());
+        }
+        // It answered before it stopped.
+        return (Fate::Stopped, refusal(&mut process, dir_text).await);
+    }
+    let ended = process.terminate().await;
+    assert_eq!(ended, Some(0), "{}", process.stderr());
+    (Fate::Serves, process.stderr())
+}
+
+/// It has ended, and says why and what helps.
+async fn refusal(process: &mut Process, dir: &str) -> String {
+    let ended = process.ended().await;
+    let said = process.stderr();
+    assert_eq!(ended.code(), Some(1), "{said}");
+    assert!(said.contains("error: "), "{said}");
+    let hint = format!("hint: `whrelay doctor {dir}`");
+    assert!(said.contains(&hint), "{said}");
+    said
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_of_a_running_store_serves_or_says_that_it_is_damaged() {
+    let (there, here) = (home(), home());
+    let busy = Busy::start(&there).await;
+    busy.reach(300).await;
+    let mut before: Option<PathBuf> = None;
+    let (mut whole, mut damaged) = (0, 0);
+    for n in 0..12 {
+        let raw = here.path().join(format!("raw-{n}"));
+        busy.copy(&raw).await;
+        let dir = here.path().join(format!("copy-{n}"));
+        std::fs::create_dir(&dir).unwrap();
+        for entry in std::fs::read_dir(&raw).unwrap() {
+            let path = entry.unwrap().path();
+            std::fs::copy(&path, dir.join(path.file_name().unwrap())).unwrap();
+        }
+        alter(&dir, before.as_deref(), n);
+        let file = std::fs::read(dir.join("store.redb")).unwrap();
+
+        let doctor = here.run(&["doctor", dir.to_str().unwrap()]);
+        let said = text(&doctor.stdout) + &text(&doctor.stderr);
+        assert!(!said.contains("panicked"), "{n}: {said}");
+        let is_whole = match doctor.status.code() {
+            Some(0) => true,
+            Some(1) => false,
+            other => panic!("{n}: {other:?} {said}"),
+        };
+        assert!(is_whole || said.contains("damaged"), "{n}: {said}");
+        let after = std::fs::read(dir.join("store.redb")).unwrap();
+        assert!(file == after, "{n}: doctor has changed the file");
+
+        let (fate, log) = started(&here, &dir, &busy.input).await;
+        assert!(!log.contains("panicked"), "{n}: {log}");
+        if is_whole {
+            assert_eq!(fate, Fate::Serves, "{n}: {said}{log}");
+        }
+        (whole, damaged) = match is_whole {
+            true => (whole + 1, damaged),
+            false => (whole, damaged + 1),
+        };
+        before = Some(raw);
+    }
+    assert!(damaged >= 3, "{whole} whole, {damaged} damaged");
+}
