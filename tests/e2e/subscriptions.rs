@@ -176,6 +176,7 @@ async fn a_bucket_that_nobody_reads_stops_no_other_and_status_says_which_it_is()
     assert_eq!(refused.status(), 503);
     let problem = refused.text().await.unwrap();
     assert!(problem.contains("share"), "{problem}");
+    assert!(problem.contains("--subscription-ttl"), "{problem}");
     let to = receiver.target();
     let (listen, url) = home
         .listen(&flags(&cloud, &to, &["--bucket", "read"]))

@@ -19,6 +19,10 @@ use crate::seats::Seat;
 /// When a sender comes again after trouble of our own.
 pub(crate) const RETRY_SOON: Duration = Duration::from_secs(5);
 
+/// What frees space.
+const WAITS_FOR_AGENTS: &str = "`whrelay subscription ls` lists the agents that have not received events; \
+    `subscription rm` and `forwarder --subscription-ttl` end those that do not come back";
+
 /// A refused request.
 #[derive(Debug, Serialize)]
 pub(crate) struct Problem {
@@ -108,16 +112,15 @@ impl Problem {
 
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
-        // The sender is told 503, which all of them retry; a full disk is 507 (RFC 4918 section 11.5).
-        let logged = match error {
-            StoreError::Full | StoreError::Bound | StoreError::Share => {
-                StatusCode::INSUFFICIENT_STORAGE
-            }
-            StoreError::Reopening | StoreError::Broken(_) | StoreError::Damaged(_) => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
-        };
-        Self::unavailable(error.to_string(), RETRY_SOON).logged_as(logged)
+        let problem = Self::unavailable(error.to_string(), RETRY_SOON);
+        match error {
+            // The sender is told 503, which all of them retry; a full disk is 507 (RFC 4918 section 11.5).
+            StoreError::Full => problem.logged_as(StatusCode::INSUFFICIENT_STORAGE),
+            StoreError::Bound | StoreError::Share => problem
+                .logged_as(StatusCode::INSUFFICIENT_STORAGE)
+                .hint(WAITS_FOR_AGENTS),
+            StoreError::Reopening | StoreError::Broken(_) | StoreError::Damaged(_) => problem,
+        }
     }
 }
 
