@@ -27,12 +27,7 @@ impl Catching {
     /// From the first welcome of a process.
     pub(crate) fn new(wanted: Backlog, welcome: &Welcome) -> Self {
         Self {
-            cut: RwLock::new(Cut::new(
-                wanted,
-                &welcome.forwarder,
-                welcome.start,
-                welcome.waiting,
-            )),
+            cut: RwLock::new(welcome.cut(wanted)),
             passed_over: AtomicU64::new(0),
         }
     }
@@ -42,10 +37,12 @@ impl Catching {
         self.cut.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A later session starts, of an agent that had come to `reached`.
-    pub(crate) fn resume(&self, reached: u64, start: u64) {
+    /// A later session starts, of an agent that had come to `reached`. Answers whether the forwarder lost events
+    /// that the agent does not have either.
+    pub(crate) fn resume(&self, reached: u64, welcome: &Welcome) -> bool {
         let mut cut = self.cut.write().unwrap_or_else(PoisonError::into_inner);
-        cut.resume(reached, start);
+        let lost_end = welcome.noticed.backlog_end_lost;
+        cut.resume(&welcome.forwarder, reached, welcome.start, lost_end)
     }
 
     /// Counts what was passed over up to a place. Answers with all of it, once everything that was there

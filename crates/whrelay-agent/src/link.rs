@@ -13,8 +13,6 @@ use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
 use whrelay_core::backlog::Backlog;
-use whrelay_core::bucket::Seq;
-use whrelay_core::id::EventId;
 use whrelay_core::limits;
 use whrelay_core::retry::{Jitter, reconnect_pause};
 use whrelay_core::route::{Prefix, Route};
@@ -109,10 +107,12 @@ impl Link {
         let bucket = &self.lanes.bucket;
         let resume = self.resume()?;
         let reached = resume.as_ref().map(|r| (r.forwarder.clone(), r.seq));
+        let backlog_end = self.catching.cut().end();
         let hello = Hello {
             who: Some(self.who()),
             take_over: self.take_over.load(Ordering::Relaxed),
             backlog: self.config.wants_backlog,
+            backlog_end: backlog_end.map(Known::new),
             ..Hello::new(bucket.name.as_str(), subscription.as_str(), resume)
         };
         let mut socket = socket::open(forwarder, proxies, trust, token).await?;
@@ -133,11 +133,11 @@ impl Link {
             .await
             .unwrap_or_else(|_| Err(self.lost("no welcome in time")))?;
         self.take_over.store(false, Ordering::Relaxed);
-        if let Some((_, seq)) = reached.filter(|(name, _)| *name == welcome.forwarder) {
-            self.catching.resume(seq, welcome.start);
-        }
+        let reached = reached.filter(|(name, _)| *name == welcome.forwarder);
+        let reached = reached.map_or(0, |(_, seq)| seq);
+        let are_lost = self.catching.resume(reached, &welcome);
         let (store, now) = (&self.lanes.store, self.lanes.clock.now());
-        for text in noticed::take(store, &self.said, &welcome, now).await? {
+        for text in noticed::take(store, &self.said, (&welcome, are_lost), now).await? {
             (self.lanes.tell)(Line::warning(text));
         }
         Ok(Live {
@@ -167,9 +167,9 @@ impl Link {
             return Ok(None);
         };
         let epoch = noticed::known_epoch(store, &source.forwarder)?;
-        let known = |(seq, id): &(Seq, EventId)| Known(seq.0, id.to_bytes());
+        let entries = source.locator.entries().iter().copied();
         Ok(Some(Resume {
-            locator: source.locator.entries().iter().map(known).collect(),
+            locator: entries.map(Known::new).collect(),
             epoch,
             ..Resume::at(&source.forwarder, source.seq.0)
         }))

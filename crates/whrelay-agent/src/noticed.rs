@@ -38,12 +38,12 @@ pub(crate) fn known_epoch(store: &Store, forwarder: &str) -> Result<Option<Epoch
 pub(crate) async fn take(
     store: &Store,
     said: &Said,
-    welcome: &Welcome,
+    (welcome, are_lost): (&Welcome, bool),
     now: Timestamp,
 ) -> Result<Vec<String>, StoreError> {
     let mut new = Vec::new();
     let known = known_epoch(store, &welcome.forwarder)?;
-    for (kind, text) in texts(welcome, known) {
+    for (kind, text) in texts(welcome, known, are_lost) {
         if !said.is_new(&text) {
             continue;
         }
@@ -65,13 +65,18 @@ pub(crate) async fn take(
 }
 
 /// What there is to say, each with its kind where it is kept.
-fn texts(welcome: &Welcome, known: Option<Epoch>) -> Vec<(Option<&'static str>, String)> {
+fn texts(
+    welcome: &Welcome,
+    known: Option<Epoch>,
+    are_lost: bool,
+) -> Vec<(Option<&'static str>, String)> {
     let Noticed {
         forwarder_went_back,
         agent_went_back,
         copy_of,
         taken_from,
         skipped,
+        backlog_end_lost: _,
     } = &welcome.noticed;
     let mut texts = Vec::new();
     let start = welcome.start;
@@ -84,6 +89,11 @@ fn texts(welcome: &Welcome, known: Option<Epoch>) -> Vec<(Option<&'static str>, 
              place {from} that the forwarder does not have; they are kept here, and the forwarder sends \
              everything after place {start}"
         );
+        texts.push((Some("forwarder_went_back"), text));
+    } else if are_lost {
+        let text = "the forwarder's data directory went back to an earlier copy: it lost events that waited there \
+                    for this agent, and this agent does not have them either"
+            .to_owned();
         texts.push((Some("forwarder_went_back"), text));
     } else if is_earlier {
         let text =

@@ -74,14 +74,12 @@ impl Locator {
     pub fn compare<E>(&self, mut at: impl FnMut(Seq) -> Result<Known, E>) -> Result<Comparison, E> {
         let mut common = Comparison::default();
         for (seq, id) in self.0.iter().rev() {
-            match at(*seq)? {
-                Known::Event(there) if there == *id => {
-                    common.agreed = Some(*seq);
-                    return Ok(common);
-                }
-                Known::Event(_) | Known::Never => common.differs = true,
-                Known::Gone => {}
+            let there = at(*seq)?;
+            if there == Known::Event(*id) {
+                common.agreed = Some(*seq);
+                return Ok(common);
             }
+            common.differs |= there.differs_from(*id);
         }
         Ok(common)
     }
@@ -98,6 +96,18 @@ pub enum Known {
     Never,
 }
 
+impl Known {
+    /// Whether the history of someone who has this event there is another one. An event that nobody can name any
+    /// more says nothing.
+    pub fn differs_from(self, id: EventId) -> bool {
+        match self {
+            Self::Event(there) => there != id,
+            Self::Never => true,
+            Self::Gone => false,
+        }
+    }
+}
+
 /// What two histories have in common.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Comparison {
@@ -105,6 +115,16 @@ pub struct Comparison {
     pub agreed: Option<Seq>,
     /// Whether one has an event behind it that the other does not have.
     pub differs: bool,
+}
+
+impl Comparison {
+    /// How far a claim is about this history. Events that nobody can name any more do not belie it.
+    pub fn of(self, claim: &Claim) -> Seq {
+        match self.differs {
+            true => self.agreed.unwrap_or(Seq(0)),
+            false => claim.seq,
+        }
+    }
 }
 
 /// What an agent says it has.
@@ -121,9 +141,7 @@ pub struct Claim {
 pub struct Standing {
     /// Up to here the subscription has acknowledged; nothing where it is unknown here.
     pub acked: Option<Seq>,
-    /// Whether this same agent's store had it last.
-    pub by_this_agent: bool,
-    /// Up to here this same agent's store acknowledged it when it had it; nothing where it never did.
+    /// Up to here this same agent said that it has the events; nothing where it never had the subscription.
     pub own: Option<Seq>,
     /// Where a subscription starts that is unknown and claims nothing.
     pub first_start: Seq,
@@ -164,10 +182,11 @@ impl Standing {
             return self.at(after, None);
         };
         let agreed = common.agreed.unwrap_or(Seq(0));
-        let lost = self.own.filter(|own| claim.seq < *own);
+        let has = common.of(claim);
+        let lost = self.own.filter(|own| has < *own);
         let after = match self.acked {
             // What others acknowledged since is theirs, unless this one lost what it had itself.
-            Some(acked) if !self.by_this_agent && lost.is_none() => agreed.max(acked),
+            Some(acked) if lost.is_none() => agreed.max(acked),
             // Without events to compare, its word counts where it asks for more, never where it asks for less.
             Some(acked) if claim.locator.is_empty() => claim.seq.min(acked),
             Some(_) | None => agreed,
@@ -213,7 +232,6 @@ mod tests {
     fn standing(acked: u64) -> Standing {
         Standing {
             acked: Some(Seq(acked)),
-            by_this_agent: true,
             own: Some(Seq(acked)),
             first_start: Seq(0),
             pruned_through: Seq(0),
@@ -289,7 +307,6 @@ mod tests {
     #[test]
     fn another_agents_place_moves_a_subscription_only_forward() {
         let others = Standing {
-            by_this_agent: false,
             own: Some(Seq(20)),
             ..standing(40)
         };
@@ -304,6 +321,9 @@ mod tests {
         let start = others.start(Some(&claim), agreed(20));
         assert_eq!((start.after, start.went_back), (Seq(40), None));
         assert_eq!(others.start(Some(&claim), agreed(50)).after, Seq(50));
+        // It says the same again before it receives anything.
+        let start = others.start(Some(&claim), agreed(20));
+        assert_eq!((start.after, start.went_back), (Seq(40), None));
         // One that lost what it had acknowledged itself is sent that again.
         let lost = Standing {
             own: Some(Seq(25)),

@@ -9,7 +9,7 @@ use whrelay_core::history::WentBack;
 use whrelay_core::limits;
 use whrelay_core::time::Timestamp;
 use whrelay_proto::NEWEST_VERSION;
-use whrelay_proto::frame::{Epoch, Hello, Noticed, Other, RefusedCode, Welcome, Who};
+use whrelay_proto::frame::{Epoch, Hello, Known, Noticed, Other, RefusedCode, Welcome, Who};
 use whrelay_proto::lease::Rival;
 use whrelay_store::{Holder, Incident, Join, Joined};
 
@@ -101,6 +101,7 @@ pub(crate) async fn welcome(
         claim: resume.and_then(|resume| resume.claim(store.id())),
         is_empty: resume.is_none(),
         wants_backlog: hello.backlog,
+        backlog_end: hello.backlog_end.as_ref().map(Known::entry),
         now: shared.clock.now(),
     };
     let end = Arc::clone(&lease.end);
@@ -126,6 +127,7 @@ pub(crate) async fn welcome(
         waiting: joined.last.0.saturating_sub(joined.after.0),
         clock: shared.clock.now().as_micros(),
         oldest: oldest.map(|first| first.event.received_at.as_micros()),
+        newest: joined.newest.map(|id| Known::new((joined.last, id))),
         epoch: Some(Epoch {
             opens: epoch.opens,
             instance: epoch.instance,
@@ -143,6 +145,7 @@ fn noticed(
 ) -> Noticed {
     let mut noticed = Noticed {
         skipped: joined.skipped,
+        backlog_end_lost: joined.backlog_end_lost,
         ..Noticed::default()
     };
     match joined.went_back {

@@ -197,6 +197,7 @@ mod tests {
                     who,
                     take_over: oldest > newest,
                     backlog: (oldest != 7).then_some(newest != 7),
+                    backlog_end: seq.map(|seq| Known(seq, [8; 16])),
                 })
             })
     }
@@ -211,6 +212,7 @@ mod tests {
                     waiting,
                     clock,
                     oldest: (waiting > 0).then_some(clock),
+                    newest: (waiting > 0).then_some(Known(waiting, [9; 16])),
                     epoch: Some(Epoch {
                         opens: start,
                         instance: waiting,

@@ -3,6 +3,7 @@
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use whrelay_core::backlog::{Backlog, Cut};
 use whrelay_core::bucket::{BucketName, Seq};
 use whrelay_core::event::{Event, Header, Request};
 use whrelay_core::history::{Claim, Locator};
@@ -68,6 +69,10 @@ pub struct Hello {
     /// Whether it wants what came before, should its subscription be new; nothing where it does not say.
     #[serde(default)]
     pub backlog: Option<bool>,
+    /// The newest event that the forwarder had when this process of the agent began. The forwarder says whether it
+    /// has another one with that number.
+    #[serde(default)]
+    pub backlog_end: Option<Known>,
 }
 
 impl Hello {
@@ -85,6 +90,7 @@ impl Hello {
             who: None,
             take_over: false,
             backlog: None,
+            backlog_end: None,
         }
     }
 }
@@ -130,6 +136,18 @@ pub struct Resume {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Known(pub u64, #[serde(with = "serde_bytes")] pub [u8; 16]);
 
+impl Known {
+    /// An event at a place.
+    pub fn new((seq, id): (Seq, EventId)) -> Self {
+        Self(seq.0, id.to_bytes())
+    }
+
+    /// The same, in the words of the core.
+    pub fn entry(&self) -> (Seq, EventId) {
+        (Seq(self.0), EventId::from_bytes(self.1))
+    }
+}
+
 impl Resume {
     /// A place alone, which proves nothing.
     pub fn at(forwarder: &str, seq: u64) -> Self {
@@ -143,10 +161,9 @@ impl Resume {
 
     /// What it claims, where it is about this forwarder's store.
     pub fn claim(&self, forwarder: &str) -> Option<Claim> {
-        let entry = |Known(seq, id): &Known| (Seq(*seq), EventId::from_bytes(*id));
         (self.forwarder == forwarder).then(|| Claim {
             seq: Seq(self.seq),
-            locator: Locator::from_entries(self.locator.iter().map(entry)),
+            locator: Locator::from_entries(self.locator.iter().map(Known::entry)),
         })
     }
 }
@@ -167,12 +184,24 @@ pub struct Welcome {
     /// When the oldest of what waits was received, in microseconds since 1970.
     #[serde(default)]
     pub oldest: Option<i64>,
+    /// The newest event there.
+    #[serde(default)]
+    pub newest: Option<Known>,
     /// Which opening of the forwarder's store it runs on.
     #[serde(default)]
     pub epoch: Option<Epoch>,
     /// What the forwarder has noticed about the agent's directory, its own, or the subscription.
     #[serde(default)]
     pub noticed: Noticed,
+}
+
+impl Welcome {
+    /// What of the backlog is passed over, at the first welcome of a process.
+    pub fn cut(&self, wanted: Backlog) -> Cut {
+        let before = (self.start, self.waiting);
+        let newest = self.newest.as_ref().map(Known::entry);
+        Cut::new(wanted, &self.forwarder, before, newest.map(|(_, id)| id))
+    }
 }
 
 /// What a forwarder has noticed as an agent came.
@@ -193,6 +222,10 @@ pub struct Noticed {
     /// Events that are kept and not sent, since the subscription is new and begins now.
     #[serde(default)]
     pub skipped: u64,
+    /// Another event than the agent named, or none, has the number of the end of its backlog: the forwarder gives
+    /// numbers again.
+    #[serde(default)]
+    pub backlog_end_lost: bool,
 }
 
 /// Another agent, for people.

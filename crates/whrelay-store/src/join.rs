@@ -4,6 +4,7 @@
 use redb::ReadableTable;
 use whrelay_core::bucket::{BucketId, Seq};
 use whrelay_core::history::{Claim, Comparison, Known, Locator, Standing, Start, WentBack};
+use whrelay_core::id::EventId;
 use whrelay_core::limits;
 use whrelay_core::retention::Part;
 use whrelay_core::time::Timestamp;
@@ -31,6 +32,8 @@ pub struct Join {
     pub is_empty: bool,
     /// Whether it wants what came before, should it be new here; nothing to let the forwarder decide.
     pub wants_backlog: Option<bool>,
+    /// The newest event that was here when the agent began, as far as it knows.
+    pub backlog_end: Option<(Seq, EventId)>,
     /// Now.
     pub now: Timestamp,
 }
@@ -42,6 +45,10 @@ pub struct Joined {
     pub after: Seq,
     /// The last place given.
     pub last: Seq,
+    /// The event there, if it can still be named.
+    pub newest: Option<EventId>,
+    /// Whether another event than the agent named, or none, has the number of the end of its backlog.
+    pub backlog_end_lost: bool,
     /// Which directory went back to an earlier copy, if one did.
     pub went_back: Option<WentBack>,
     /// Who had the subscription before, and when that agent was last heard of.
@@ -81,8 +88,8 @@ impl Store {
                     pruned,
                 };
                 let rows = subscriptions::rows(tx.seal, tx.subscriptions.open()?, bucket)?;
-                let common = history.common(&asked, tx.events.open()?, tx.heads.open()?)?;
-                let Some((joined, row)) = history.plan(&asked, &rows, common) else {
+                let compared = history.compare(&asked, tx.events.open()?, tx.heads.open()?)?;
+                let Some((joined, row)) = history.plan(&asked, &rows, &compared) else {
                     return Ok(None);
                 };
                 if speaks() {
@@ -103,12 +110,20 @@ impl Store {
                 let rows = tx.open_table(SUBSCRIPTIONS)?;
                 let rows = subscriptions::rows(self.seal, &rows, bucket)?;
                 let (events, heads) = (tx.open_table(EVENTS)?, tx.open_table(HEADS)?);
-                let common = history.common(&join, &events, &heads)?;
-                Ok(history.plan(&join, &rows, common).map(|(joined, _)| joined))
+                let compared = history.compare(&join, &events, &heads)?;
+                let planned = history.plan(&join, &rows, &compared);
+                Ok(planned.map(|(joined, _)| joined))
             }),
             joined => joined,
         }
     }
+}
+
+/// How a bucket's history here compares with what an agent knows of it.
+struct Compared {
+    newest: Option<EventId>,
+    common: Comparison,
+    backlog_end_lost: bool,
 }
 
 /// A bucket's history here.
@@ -122,17 +137,14 @@ struct History {
 }
 
 impl History {
-    /// What it has in common with what an agent claims to have.
-    fn common<T: ReadableTable<(u32, u64), &'static [u8]>>(
+    /// Compares it with what an agent knows of it.
+    fn compare<T: ReadableTable<(u32, u64), &'static [u8]>>(
         &self,
         join: &Join,
         events: &T,
         heads: &T,
-    ) -> Result<Comparison, StoreError> {
-        let Some(claim) = &join.claim else {
-            return Ok(Comparison::default());
-        };
-        claim.locator.compare(|seq| {
+    ) -> Result<Compared, StoreError> {
+        let known = |seq: Seq| -> Result<Known, StoreError> {
             if seq > self.last {
                 return Ok(Known::Never);
             }
@@ -142,12 +154,32 @@ impl History {
             let key = event_key(self.bucket, seq);
             let opened = self.seal.open::<EventRow>("event", &key, record.value());
             Ok(opened.map_or(Known::Gone, |(row, _)| Known::Event(row.id())))
+        };
+        let newest = match known(self.last)? {
+            Known::Event(id) => Some(id),
+            Known::Gone | Known::Never => None,
+        };
+        let claim = join.claim.as_ref();
+        let common = claim.map(|claim| claim.locator.compare(known));
+        let backlog_end_lost = match join.backlog_end {
+            Some((seq, id)) => known(seq)?.differs_from(id),
+            None => false,
+        };
+        Ok(Compared {
+            newest,
+            common: common.transpose()?.unwrap_or_default(),
+            backlog_end_lost,
         })
     }
 
-    /// Where a new subscription begins that does not say where: beside others now, alone with everything that is
-    /// meant for nobody yet.
-    fn unasked_start(&self, rows: &[(String, Option<SubscriptionRow>)]) -> Seq {
+    /// Where a new subscription begins. One that does not say where begins now beside others, and alone with
+    /// everything that is meant for nobody yet.
+    fn first_start(&self, join: &Join, rows: &[(String, Option<SubscriptionRow>)]) -> Seq {
+        match join.wants_backlog {
+            Some(true) => return Seq(0),
+            Some(false) => return self.last,
+            None => {}
+        }
         let mut ended = Seq(0);
         for (_, row) in rows {
             match row.as_ref().map(|row| row.ended) {
@@ -163,56 +195,42 @@ impl History {
         &self,
         join: &Join,
         rows: &[(String, Option<SubscriptionRow>)],
-        common: Comparison,
+        compared: &Compared,
     ) -> Option<(Joined, SubscriptionRow)> {
         let row = rows.iter().find(|(name, _)| *name == join.name);
         let row = row.and_then(|(_, row)| row.as_ref());
         if row.is_none() && rows.len() >= limits::MAX_SUBSCRIPTIONS {
             return None;
         }
-        let mut holders = row.map_or_else(Vec::new, |row| row.holders.clone());
-        let before = holders.last().cloned();
-        let is_this = |holder: &HolderRow| {
-            // Versions that do not say who they are came alone.
-            join.holder
-                .as_ref()
-                .is_none_or(|this| this.store == holder.store)
-        };
+        let before = row.and_then(|row| row.holders.last()).cloned();
+        let this = row.and_then(|row| this_agent(join, row));
         let own = match before {
             None => row.map(|row| Seq(row.acked)),
-            Some(_) => holders
-                .iter()
-                .rfind(|one| is_this(one))
-                .map(|one| Seq(one.acked)),
+            Some(_) => this.map(|this| Seq(this.acked)),
         };
         // An agent that had acknowledged something and has nothing has lost it.
-        let is_known = before
-            .as_ref()
-            .is_some_and(|one| join.holder.is_some() && is_this(one));
-        let lost = row.filter(|_| join.is_empty && is_known).map(|row| Claim {
-            seq: Seq(row.since),
+        let can_lose = join.is_empty && join.holder.is_some();
+        let lost = this.filter(|this| can_lose && this.has_acked());
+        let lost = lost.map(|this| Claim {
+            seq: Seq(this.since),
             locator: Locator::default(),
         });
         let claim = join.claim.as_ref().or(lost.as_ref());
-        let first_start = match join.wants_backlog {
-            Some(true) => Seq(0),
-            Some(false) => self.last,
-            None => self.unasked_start(rows),
-        };
         let standing = Standing {
             acked: row.map(|row| Seq(row.acked)),
-            by_this_agent: before.as_ref().is_none_or(is_this),
             own,
-            first_start,
+            first_start: self.first_start(join, rows),
             pruned_through: self.pruned,
         };
-        let Start { after, went_back } = standing.start(claim, common);
-        let rewind = row.and_then(|row| row.rewind);
-        let after = rewind.map_or(after, |rewind| after.min(Seq(rewind)).max(self.pruned));
+        let Start { after, went_back } = standing.start(claim, compared.common);
+        let again = row.filter(|row| row.again_through.is_some());
+        let after = again.map_or(after, |row| after.min(Seq(row.acked)).max(self.pruned));
         let is_new = row.is_none() && join.claim.is_none();
         let joined = Joined {
             after,
             last: self.last,
+            newest: compared.newest,
+            backlog_end_lost: compared.backlog_end_lost,
             went_back,
             before: before.map(|holder| (holder.into(), row.and_then(SubscriptionRow::seen))),
             own_before: own,
@@ -222,20 +240,50 @@ impl History {
             },
             was_ended: row.is_some_and(|row| row.ended.is_some()),
         };
-        let since = row.map_or(after.0, |row| row.since.min(after.0));
+        let mut next = row.cloned().unwrap_or_else(|| SubscriptionRow {
+            since: after.0,
+            ..SubscriptionRow::default()
+        });
+        next.move_to(after.0);
+        next.ended = None;
+        next.seen_at = join.now.as_micros();
         if let Some(holder) = join.holder.clone() {
-            holders.retain(|one| one.store != holder.store);
-            holders.push(HolderRow::new(holder, after));
-            holders.drain(..holders.len().saturating_sub(limits::HOLDERS));
+            let held = self.held(join, this, compared, after);
+            next.holders.retain(|one| one.store != holder.store);
+            next.holders.push(HolderRow::new(holder, held));
+            let over = next.holders.len().saturating_sub(limits::HOLDERS);
+            next.holders.drain(..over);
         }
-        let row = SubscriptionRow {
-            acked: after.0,
-            since,
-            seen_at: join.now.as_micros(),
-            holders,
-            ended: None,
-            rewind: rewind.map(|_| after.0),
-        };
-        Some((joined, row))
+        Some((joined, next))
     }
+
+    /// After which place an agent began, and up to which one it says that it has the events. What others
+    /// acknowledged is not its own.
+    fn held(
+        &self,
+        join: &Join,
+        this: Option<&HolderRow>,
+        compared: &Compared,
+        after: Seq,
+    ) -> (Seq, Seq) {
+        let Some(claim) = &join.claim else {
+            let began = this.filter(|this| this.has_acked());
+            let since = began.map_or(after, |this| Seq(this.since).min(after));
+            return (since, after);
+        };
+        // Where it is unknown here, nobody knows any more where it began.
+        let since = this.map_or(self.pruned, |this| Seq(this.since).min(after));
+        (since, compared.common.of(claim).min(after))
+    }
+}
+
+/// What is known of the agent that joins.
+fn this_agent<'a>(join: &Join, row: &'a SubscriptionRow) -> Option<&'a HolderRow> {
+    let is_this = |holder: &&HolderRow| {
+        // Versions that do not say who they are came alone.
+        join.holder
+            .as_ref()
+            .is_none_or(|this| this.store == holder.store)
+    };
+    row.holders.iter().rfind(is_this)
 }

@@ -48,7 +48,7 @@ mod to_7 {
         since: u64,
     }
 
-    /// With the fields that format 7 adds: never seen, no holders, not ended, not rewound.
+    /// With the fields that format 7 adds: never seen, no holders, not ended, nothing sent again.
     #[derive(Serialize)]
     struct Subscription {
         acked: u64,
@@ -56,7 +56,7 @@ mod to_7 {
         seen_at: i64,
         holders: Vec<()>,
         ended: Option<()>,
-        rewind: Option<u64>,
+        again_through: Option<u64>,
     }
 
     #[derive(Deserialize)]
@@ -99,7 +99,7 @@ mod to_7 {
                     seen_at: 0,
                     holders: Vec::new(),
                     ended: None,
-                    rewind: None,
+                    again_through: None,
                 };
                 new.insert((bucket, name), seal.seal(&key, &row)?.as_slice())?;
             }

@@ -162,11 +162,22 @@ pub(crate) struct SubscriptionRow {
     /// The agents that had it, the last one last.
     pub(crate) holders: Vec<HolderRow>,
     pub(crate) ended: Option<EndedRow>,
-    /// Everything behind this number is sent again, until the agent has acknowledged some of it.
-    pub(crate) rewind: Option<u64>,
+    /// Everything that is not acknowledged up to here is sent again, to whichever agent comes: it was acknowledged
+    /// before, and whoever had it may have lost it.
+    pub(crate) again_through: Option<u64>,
 }
 
 impl SubscriptionRow {
+    /// Everything up to a place is acknowledged, and nothing behind it.
+    pub(crate) fn move_to(&mut self, place: u64) {
+        if place < self.acked {
+            self.again_through = self.again_through.max(Some(self.acked));
+            self.since = self.since.min(place);
+        }
+        self.again_through = self.again_through.filter(|through| *through > place);
+        self.acked = place;
+    }
+
     /// When its agent was last heard of, where that is known.
     pub(crate) fn seen(&self) -> Option<Timestamp> {
         (self.seen_at != 0).then_some(Timestamp::from_micros(self.seen_at))
@@ -181,6 +192,8 @@ pub(crate) struct HolderRow {
     pub(crate) instance: u64,
     pub(crate) host: String,
     pub(crate) user: String,
+    /// It began after this place.
+    pub(crate) since: u64,
     /// Up to here it acknowledged when it had it.
     pub(crate) acked: u64,
 }

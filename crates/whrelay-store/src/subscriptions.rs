@@ -160,11 +160,10 @@ impl Store {
             if row.acked >= upto.0 {
                 return Ok(());
             }
-            row.acked = upto.0;
+            row.move_to(upto.0);
             if let Some(holder) = row.holders.last_mut() {
                 holder.acked = upto.0;
             }
-            row.rewind = row.rewind.filter(|rewind| *rewind >= upto.0);
             put(tx, bucket, &name, &row)
         })
         .await
@@ -236,10 +235,8 @@ impl Store {
             };
             let behind = behind.max(pruned_through(tx, bucket)?).0;
             if behind < row.acked {
-                row.rewind = Some(row.rewind.map_or(behind, |before| before.min(behind)));
-                row.since = row.since.min(behind);
                 // From now on nothing that is asked for again is removed.
-                row.acked = behind;
+                row.move_to(behind);
                 put(tx, bucket, &name, &row)?;
             }
             Ok(Some(tx.last(bucket.0)?.saturating_sub(behind)))
@@ -326,7 +323,7 @@ fn into_subscription(name: String, row: SubscriptionRow) -> Subscription {
         seen_at: _,
         holders,
         ended,
-        rewind: _,
+        again_through: _,
     } = row;
     Subscription {
         name,
@@ -346,6 +343,7 @@ impl From<HolderRow> for Holder {
             instance,
             host,
             user,
+            since: _,
             acked: _,
         } = row;
         Self {
@@ -359,8 +357,13 @@ impl From<HolderRow> for Holder {
 }
 
 impl HolderRow {
-    /// A holder that has acknowledged up to a place.
-    pub(crate) fn new(holder: Holder, acked: Seq) -> Self {
+    /// Whether it acknowledged anything itself.
+    pub(crate) fn has_acked(&self) -> bool {
+        self.acked > self.since
+    }
+
+    /// A holder that began after a place, and has the events up to another one.
+    pub(crate) fn new(holder: Holder, (since, acked): (Seq, Seq)) -> Self {
         let Holder {
             store,
             opens,
@@ -374,6 +377,7 @@ impl HolderRow {
             instance,
             host,
             user,
+            since: since.0,
             acked: acked.0,
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use whrelay_core::backlog::Backlog;
+use whrelay_core::backlog::{Backlog, Cut};
 use whrelay_core::bucket::Seq;
 use whrelay_core::delivery::{DeadReason, Delivery, State};
 use whrelay_core::dispatch::Dispatcher;
@@ -124,9 +124,15 @@ impl<V: Vault> World<V> {
             self.seen.note(Point::DialFailed);
             return Ok(());
         }
-        let known = |(seq, id): &(Seq, EventId)| Known(seq.0, id.to_bytes());
+        let backlog_end = process.cut.as_ref().and_then(Cut::end);
         let resume = node.vault.source(node.bucket.id).map(|source| Resume {
-            locator: source.locator.entries().iter().map(known).collect(),
+            locator: source
+                .locator
+                .entries()
+                .iter()
+                .copied()
+                .map(Known::new)
+                .collect(),
             ..Resume::at(&source.forwarder, source.seq.0)
         });
         let who = Who {
@@ -142,6 +148,7 @@ impl<V: Vault> World<V> {
             take_over: self.chance.permille(300),
             // Each subscription is owed everything here, whenever it began.
             backlog: Some(true),
+            backlog_end: backlog_end.map(Known::new),
             ..Hello::new(node.bucket.name.as_str(), &node.subscription, resume)
         });
         let Frame::Hello(mut hello) = hello else {
@@ -186,10 +193,12 @@ impl<V: Vault> World<V> {
                 let source = node.vault.source(node.bucket.id);
                 let reached = source.filter(|source| source.forwarder == welcome.forwarder);
                 let cut = node.process.as_mut().and_then(|p| p.cut.as_mut());
-                if let (Some(reached), Some(cut)) = (reached, cut)
+                if let Some(cut) = cut
                     && self.planted != Some(Bug::BacklogOutlivesItsHistory)
                 {
-                    cut.resume(reached.seq.0, welcome.start);
+                    let reached = reached.map_or(0, |source| source.seq.0);
+                    let lost_end = welcome.noticed.backlog_end_lost;
+                    cut.resume(&welcome.forwarder, reached, welcome.start, lost_end);
                 }
                 let there = self.links[link].there;
                 self.catch_up(n, &welcome, there);
@@ -266,11 +275,8 @@ impl<V: Vault> World<V> {
         let Some(process) = &mut node.process else {
             return Ok(());
         };
-        let near = self
-            .links
-            .iter()
-            .find(|link| Some(link.id) == process.link)
-            .and_then(|link| link.near.as_ref());
+        let link = self.links.iter().find(|link| Some(link.id) == process.link);
+        let near = link.and_then(|link| link.near.as_ref());
         let forwarder = near.and_then(|near| near.forwarder.clone());
         let (Some(forwarder), Some(link)) = (forwarder, process.link) else {
             process.waiting.clear();
@@ -288,7 +294,9 @@ impl<V: Vault> World<V> {
                 (&forwarder, seq, event.received_at),
                 self.planted,
             );
-            self.ledger.caught_up(n, seq, &event, passed_over)?;
+            let there = self.forwarder.vault.find(event.id).is_some();
+            let place = (seq, there);
+            self.ledger.caught_up(n, place, &event, passed_over)?;
             if passed_over {
                 self.seen.note(Point::PassedOver);
             }

@@ -20,7 +20,19 @@ use crate::chance::Chance;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Begun {
     wanted: Backlog,
-    pub(crate) last: u64,
+    last: u64,
+    /// The forwarder's last place when it went back behind that.
+    kept: Option<u64>,
+}
+
+impl Begun {
+    /// The forwarder's directory went back to a copy with this last place.
+    pub(crate) fn went_back_to(&mut self, last: Seq) {
+        let last = last.0;
+        if last < self.kept.unwrap_or(self.last) {
+            self.kept = Some(last);
+        }
+    }
 }
 
 /// How much somebody wants of what came before.
@@ -62,9 +74,10 @@ impl<V: Vault> World<V> {
             return;
         };
         let wanted = process.wanted;
-        let cut = Cut::new(wanted, &welcome.forwarder, welcome.start, welcome.waiting);
+        let cut = welcome.cut(wanted);
         let last = there.0;
-        self.ledger.begun.insert(n, Begun { wanted, last });
+        let kept = None;
+        self.ledger.begun.insert(n, Begun { wanted, last, kept });
         let search = Search {
             bucket: node.bucket.id,
             states: vec![State::Queued, State::Stalled],
@@ -95,9 +108,26 @@ impl<V: Vault> World<V> {
 }
 
 impl Ledger {
-    /// C2: what comes after an agent began is never passed over, and of what came before exactly what was
-    /// not wanted.
-    pub(crate) fn caught_up(&self, n: usize, place: u64, event: &Event, passed: bool) -> Verdicts {
+    /// C2: what comes after an agent began is never passed over, and of what came before exactly what was not
+    /// wanted. Once the forwarder went back behind that, its numbers may be given to other events, of which
+    /// none is passed over; `is_there` says that it has this one.
+    pub(crate) fn caught_up(
+        &self,
+        n: usize,
+        (place, is_there): (u64, bool),
+        event: &Event,
+        passed: bool,
+    ) -> Verdicts {
+        let kept = self.begun.get(&n).and_then(|begun| begun.kept);
+        if let Some(kept) = kept {
+            let is_new = place > kept && is_there;
+            return hold(!(is_new && passed), "C2", || {
+                format!(
+                    "{} has a number that was given again, and is passed over",
+                    event.id
+                )
+            });
+        }
         let unwanted = self.begun.get(&n).is_some_and(|begun| {
             let Backlog { newest, since } = begun.wanted;
             let newer = begun.last.checked_sub(place);

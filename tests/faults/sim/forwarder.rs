@@ -5,7 +5,9 @@ use whrelay_core::bucket::{BucketId, Seq};
 use whrelay_core::event::{Event, Header, Request};
 use whrelay_core::history::WentBack;
 use whrelay_core::id::EventId;
-use whrelay_proto::frame::{Frame, Hello, Refused, RefusedCode, Welcome, Who, WireEvent};
+use whrelay_proto::frame::{
+    Frame, Hello, Known, Noticed, Refused, RefusedCode, Welcome, Who, WireEvent,
+};
 use whrelay_proto::lease::Rival;
 use whrelay_proto::{ForwarderAction, NEWEST_VERSION, codec};
 use whrelay_store::{Holder, Join, Joined, NewEvent};
@@ -236,6 +238,7 @@ impl<V: Vault> World<V> {
             is_empty: hello.resume.is_none(),
             claim: hello.resume.and_then(|resume| resume.claim(&name)),
             wants_backlog: hello.backlog,
+            backlog_end: hello.backlog_end.as_ref().map(Known::entry),
             now: process.clock.read(&self.forwarder.machine, self.time).now,
         };
         let write = Write::Join {
@@ -260,6 +263,11 @@ impl<V: Vault> World<V> {
             start: joined.after.0,
             waiting: joined.last.0 - joined.after.0,
             clock: self.forwarder.machine.wall(self.time).as_micros(),
+            newest: joined.newest.map(|id| Known::new((joined.last, id))),
+            noticed: Noticed {
+                backlog_end_lost: joined.backlog_end_lost,
+                ..Noticed::default()
+            },
             ..Welcome::default()
         };
         match joined.went_back {

@@ -46,6 +46,10 @@ impl<V: Vault> World<V> {
             return Ok(());
         };
         let again = keeps.then(|| (copy.copy(), memory.clone()));
+        for (n, begun) in &mut self.ledger.begun {
+            let bucket = self.forwarder.buckets[self.agents[*n].tenant].id;
+            begun.went_back_to(copy.last_seq(bucket));
+        }
         self.crash_forwarder();
         self.forwarder.vault = copy;
         self.forwarder.vault.reopen();
@@ -92,10 +96,6 @@ impl<V: Vault> World<V> {
             .filter(|(bucket, name)| vault.knows(*bucket, name))
             .collect();
         self.subscribed = known.into_iter().collect();
-        // Numbers that are given again are no backlog of anyone.
-        for begun in self.ledger.begun.values_mut() {
-            begun.last = 0;
-        }
     }
 }
 

@@ -115,6 +115,7 @@ pub(crate) fn attempt(delivery: &Delivery, verdict: Verdict) -> Attempt {
 /// An agent that comes with nothing and says no more than its name.
 pub(crate) fn join(name: &str) -> Join {
     Join {
+        backlog_end: None,
         name: name.into(),
         holder: None,
         claim: None,

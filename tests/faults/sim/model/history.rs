@@ -15,20 +15,45 @@ use super::Model;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Subscribed {
     pub(super) acked: Seq,
-    /// Each agent that had it, and how far it acknowledged; the last one last.
-    holders: Vec<(Holder, Seq)>,
+    /// Each agent that had it; the last one last.
+    holders: Vec<Held>,
     seen_at: Option<Timestamp>,
+    /// Up to here everything that is not acknowledged is sent again.
+    again_through: Option<Seq>,
+}
+
+/// What an agent had of a subscription.
+#[derive(Clone, Debug)]
+struct Held {
+    by: Holder,
+    /// It began after this place.
+    since: Seq,
+    acked: Seq,
+}
+
+impl Held {
+    fn has_acked(&self) -> bool {
+        self.acked > self.since
+    }
 }
 
 impl Subscribed {
+    fn move_to(&mut self, place: Seq) {
+        if place < self.acked {
+            self.again_through = self.again_through.max(Some(self.acked));
+        }
+        self.again_through = self.again_through.filter(|through| *through > place);
+        self.acked = place;
+    }
+
     pub(super) fn ack(&mut self, upto: Seq) {
         if upto > self.acked {
-            self.acked = upto;
+            self.move_to(upto);
             self.holders
                 .iter_mut()
                 .next_back()
                 .into_iter()
-                .for_each(|last| last.1 = upto);
+                .for_each(|last| last.acked = upto);
         }
     }
 }
@@ -39,14 +64,10 @@ fn is_of(agent: Option<&Holder>, holder: &Holder) -> bool {
 }
 
 impl Subscribed {
-    /// How far the agent that joins has acknowledged.
-    fn own(&self, join: &Join) -> Option<Seq> {
-        if self.holders.is_empty() {
-            return Some(self.acked);
-        }
+    /// What the agent that joins had of it.
+    fn own(&self, join: &Join) -> Option<&Held> {
         let mut holders = self.holders.iter();
-        let own = holders.rfind(|(one, _)| is_of(join.holder.as_ref(), one));
-        own.map(|(_, acked)| *acked)
+        holders.rfind(|held| is_of(join.holder.as_ref(), &held.by))
     }
 }
 
@@ -60,43 +81,45 @@ impl Model {
         }
     }
 
+    /// What is known of a subscription that an agent joins.
+    fn standing(&self, bucket: BucketId, join: &Join, known: Option<&Subscribed>) -> Standing {
+        let before = known.and_then(|known| known.holders.last());
+        let alone = !self.subscriptions.keys().any(|(of, _)| *of == bucket);
+        Standing {
+            acked: known.map(|known| known.acked),
+            own: match before {
+                None => known.map(|known| known.acked),
+                Some(_) => known.and_then(|known| known.own(join)).map(|own| own.acked),
+            },
+            first_start: match join.wants_backlog.unwrap_or(alone) {
+                true => Seq(0),
+                false => self.last_seq(bucket),
+            },
+            pruned_through: self.bare_upto(bucket),
+        }
+    }
+
     pub(super) fn join(&mut self, bucket: BucketId, join: Join) -> Done {
         let key = (bucket, join.name.clone());
         let known = self.subscriptions.get(&key).cloned();
         let (last, pruned) = (self.last_seq(bucket), self.bare_upto(bucket));
-        let mut holders = known
-            .as_ref()
-            .map_or_else(Vec::new, |known| known.holders.clone());
-        let before = holders.last().map(|(holder, _)| holder.clone());
-        let mine = |holder: &Holder| is_of(join.holder.as_ref(), holder);
-        let own = known.as_ref().and_then(|known| known.own(&join));
-        let is_last = before
-            .as_ref()
-            .is_some_and(|one| join.holder.is_some() && mine(one));
-        let nothing = Claim {
-            // Sessions here begin with everything.
-            seq: Seq(0),
+        let this = known.as_ref().and_then(|known| known.own(&join));
+        let this = this.cloned();
+        let can_lose = join.is_empty && join.holder.is_some();
+        let lost = this.as_ref().filter(|this| can_lose && this.has_acked());
+        let lost = lost.map(|this| Claim {
+            seq: this.since,
             locator: Locator::default(),
-        };
-        let lost = (join.is_empty && is_last).then_some(nothing);
+        });
         let claim = join.claim.as_ref().or(lost.as_ref());
-        let alone = !self.subscriptions.keys().any(|(of, _)| *of == bucket);
-        let standing = Standing {
-            acked: known.as_ref().map(|known| known.acked),
-            by_this_agent: before.as_ref().is_none_or(mine),
-            own,
-            first_start: match join.wants_backlog.unwrap_or(alone) {
-                true => Seq(0),
-                false => last,
-            },
-            pruned_through: pruned,
-        };
+        let standing = self.standing(bucket, &join, known.as_ref());
         let never = |error: std::convert::Infallible| match error {};
         let common = join.claim.as_ref().map(|claim| {
             let at = |seq| Ok(self.known(bucket, seq));
             claim.locator.compare(at).unwrap_or_else(never)
         });
-        let mut start = standing.start(claim, common.unwrap_or_default());
+        let common = common.unwrap_or_default();
+        let mut start = standing.start(claim, common);
         let claimed = join.claim.as_ref().map(|claim| claim.seq.min(last));
         match (self.planted, claimed) {
             (Some(Bug::ResumeFromTheEnd), _) => start.after = last,
@@ -105,28 +128,47 @@ impl Model {
             }
             _ => {}
         }
+        let (is_new, mut known) = (known.is_none(), known.unwrap_or_default());
+        if known.again_through.is_some() {
+            start.after = start.after.min(known.acked).max(pruned);
+        }
+        let before = known.holders.last().map(|held| held.by.clone());
         let joined = Joined {
             after: start.after,
             last,
+            newest: self.events.get(&(bucket, last)).map(|event| event.id),
+            backlog_end_lost: join
+                .backlog_end
+                .is_some_and(|(seq, id)| self.known(bucket, seq).differs_from(id)),
             went_back: start.went_back,
-            before: before.zip(Some(known.as_ref().and_then(|known| known.seen_at))),
-            own_before: own,
-            skipped: match known.is_none() && join.claim.is_none() {
+            before: before.map(|before| (before, known.seen_at)),
+            own_before: standing.own,
+            skipped: match is_new && join.claim.is_none() {
                 true => start.after.0 - pruned.0,
                 false => 0,
             },
             was_ended: false,
         };
-        if let Some(me) = join.holder {
-            holders.retain(|(one, _)| one.store != me.store);
-            holders.push((me, start.after));
-        }
-        let subscribed = Subscribed {
-            acked: start.after,
-            holders,
-            seen_at: Some(join.now),
+        let began = this.filter(|this| this.has_acked() || join.claim.is_some());
+        let held = |by| Held {
+            by,
+            since: match began {
+                Some(began) => began.since.min(start.after),
+                None if join.claim.is_some() => pruned,
+                None => start.after,
+            },
+            acked: match &join.claim {
+                Some(claim) => common.of(claim).min(start.after),
+                None => start.after,
+            },
         };
-        self.subscriptions.insert(key, subscribed);
+        if let Some(me) = join.holder {
+            known.holders.retain(|held| held.by.store != me.store);
+            known.holders.push(held(me));
+        }
+        known.move_to(start.after);
+        known.seen_at = Some(join.now);
+        self.subscriptions.insert(key, known);
         Done::Joined(Some(Box::new(joined)))
     }
 
