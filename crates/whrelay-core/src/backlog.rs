@@ -62,7 +62,7 @@ impl Cut {
             return false;
         }
         let is_lost = lost_end && !self.is_behind(reached);
-        self.before = (start, start);
+        self.before = (0, 0);
         self.last = None;
         is_lost
     }

@@ -197,6 +197,7 @@ impl<V: Vault> World<V> {
                     && self.planted != Some(Bug::BacklogOutlivesItsHistory)
                 {
                     let reached = reached.map_or(0, |source| source.seq.0);
+                    self.ledger.resumes(n, reached, welcome.start);
                     let lost_end = welcome.noticed.backlog_end_lost;
                     cut.resume(&welcome.forwarder, reached, welcome.start, lost_end);
                 }

@@ -108,6 +108,14 @@ impl<V: Vault> World<V> {
 }
 
 impl Ledger {
+    /// A later session of an agent that had come to `reached`. Events that are sent again are delivered.
+    pub(crate) fn resumes(&mut self, n: usize, reached: u64, start: u64) {
+        let begun = self.begun.get_mut(&n).filter(|_| start < reached);
+        begun
+            .into_iter()
+            .for_each(|begun| begun.went_back_to(Seq(start)));
+    }
+
     /// C2: what comes after an agent began is never passed over, and of what came before exactly what was not
     /// wanted. Once the forwarder went back behind that, its numbers may be given to other events, of which
     /// none is passed over; `is_there` says that it has this one.
