@@ -4,7 +4,7 @@ use whrelay_core::bucket::{Bucket, Seq};
 use whrelay_core::event::Event;
 use whrelay_core::history::{Claim, WentBack};
 use whrelay_core::id::EventId;
-use whrelay_store::{Join, Joined, NewEvent, Role, SourceMark, Store};
+use whrelay_store::{Join, NewEvent, Role, SourceMark, Store};
 
 use crate::setup::*;
 
@@ -34,17 +34,19 @@ async fn put_back() -> (Store, Bucket) {
     (store, bucket)
 }
 
-async fn joined(store: &Store, bucket: &Bucket, join: Join) -> Joined {
-    let joined = store.join(bucket.id, join, || true).await;
-    joined.expect("stored").expect("room")
-}
-
 fn as_agent(claim: Option<Claim>) -> Join {
     Join {
         holder: Some(holder("laptop")),
         is_empty: claim.is_none(),
         claim,
         ..join("laptop")
+    }
+}
+
+fn desktop(claim: Option<Claim>) -> Join {
+    Join {
+        holder: Some(holder("desktop")),
+        ..as_agent(claim)
     }
 }
 
@@ -108,25 +110,56 @@ async fn an_agent_that_went_back_to_before_its_first_event_is_sent_everything() 
 /// Found by the simulation: another agent had the subscription meanwhile, and its place counted.
 #[tokio::test]
 async fn an_agent_that_went_back_is_sent_what_it_lost_though_another_had_its_subscription() {
-    let (store, bucket) = put_back().await;
+    let (store, bucket) = with_events(30).await;
     joined(&store, &bucket, as_agent(None)).await;
     let ack = |upto| store.ack(bucket.id, "laptop", Seq(upto), || true);
     ack(20).await.expect("stored");
-    let desktop = Join {
-        holder: Some(holder("desktop")),
-        ..as_agent(None)
-    };
-    let taken = joined(&store, &bucket, desktop).await;
+    let taken = joined(&store, &bucket, desktop(None)).await;
     assert_eq!(taken.after, Seq(20), "it goes on where the other one was");
     ack(30).await.expect("stored");
-    let whole = joined(&store, &bucket, as_agent(Some(claim(20)))).await;
-    assert_eq!(
-        whole.after,
-        Seq(30),
-        "what the other one has is not sent twice"
-    );
+    // It comes twice and receives nothing in between: what the other one has is not its own to lose.
+    for _ in 0..2 {
+        let whole = joined(&store, &bucket, as_agent(Some(claim(20)))).await;
+        assert_eq!((whole.after, whole.went_back), (Seq(30), None));
+    }
     let lost = joined(&store, &bucket, as_agent(Some(claim(4)))).await;
     assert_eq!(lost.after, Seq(4));
+}
+
+/// Found by the simulation: another agent, which did not have them either, moved the subscription behind events
+/// that were still to be sent again.
+#[tokio::test]
+async fn what_an_agent_lost_is_sent_to_whichever_agent_comes() {
+    let (store, bucket) = with_events(30).await;
+    joined(&store, &bucket, as_agent(None)).await;
+    let ack = |upto| store.ack(bucket.id, "laptop", Seq(upto), || true);
+    ack(20).await.expect("stored");
+    joined(&store, &bucket, desktop(None)).await;
+    ack(30).await.expect("stored");
+    joined(&store, &bucket, as_agent(Some(claim(4)))).await;
+    ack(12).await.expect("stored");
+    let other = joined(&store, &bucket, desktop(Some(claim(30)))).await;
+    assert_eq!(other.after, Seq(12));
+    ack(30).await.expect("stored");
+    let other = joined(&store, &bucket, desktop(Some(claim(30)))).await;
+    assert_eq!(other.after, Seq(30), "all of them were sent");
+}
+
+/// Found by the simulation: an agent that discards its backlog took new events for old ones.
+#[tokio::test]
+async fn an_agent_hears_that_the_end_of_its_backlog_has_another_event_now() {
+    let (store, bucket) = put_back().await;
+    let ends = |seq, id| Join {
+        backlog_end: Some((Seq(seq), id)),
+        ..as_agent(Some(claim(3)))
+    };
+    let first = joined(&store, &bucket, ends(5, event(5).id)).await;
+    assert_eq!((first.last, first.newest), (Seq(30), Some(other(30).id)));
+    assert!(!first.backlog_end_lost);
+    for (seq, id) in [(20, event(20).id), (31, event(31).id)] {
+        let lost = joined(&store, &bucket, ends(seq, id)).await;
+        assert!(lost.backlog_end_lost && lost.went_back.is_none());
+    }
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use whrelay_core::history::{Claim, Locator};
 use whrelay_core::id::{DeliveryId, EventId};
 use whrelay_core::retry::Verdict;
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Holder, Join, Medium, NewDelivery, NewEvent, Options, Role, Store};
+use whrelay_store::{Holder, Join, Joined, Medium, NewDelivery, NewEvent, Options, Role, Store};
 
 pub(crate) const NOW: Timestamp = Timestamp::from_micros(1_700_000_000_000_000);
 
@@ -144,4 +144,18 @@ pub(crate) fn claim(last: u64) -> Claim {
         seq: Seq(last),
         locator,
     }
+}
+
+/// A forwarder with so many events.
+pub(crate) async fn with_events(count: u64) -> (Store, Bucket) {
+    let store = memory(Role::Forwarder);
+    let bucket = bucket(&store).await;
+    let events = (1..=count).map(plain).collect();
+    store.append(bucket.id, events, None).await.expect("stored");
+    (store, bucket)
+}
+
+pub(crate) async fn joined(store: &Store, bucket: &Bucket, join: Join) -> Joined {
+    let joined = store.join(bucket.id, join, || true).await;
+    joined.expect("stored").expect("room")
 }

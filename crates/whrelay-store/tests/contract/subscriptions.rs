@@ -6,26 +6,11 @@ use whrelay_core::bucket::{Bucket, BucketKey, Seq};
 use whrelay_core::limits;
 use whrelay_core::retention::{Bound, Part};
 use whrelay_core::time::Timestamp;
-use whrelay_store::{
-    Fate, Incident, Join, Joined, Medium, Options, Role, Store, StoreError, Subscription,
-};
+use whrelay_store::{Fate, Incident, Join, Medium, Options, Role, Store, StoreError, Subscription};
 
 use crate::setup::*;
 
 const HOUR: Duration = Duration::from_secs(3600);
-
-async fn with_events(count: u64) -> (Store, Bucket) {
-    let store = memory(Role::Forwarder);
-    let bucket = bucket(&store).await;
-    let events = (1..=count).map(plain).collect();
-    store.append(bucket.id, events, None).await.expect("stored");
-    (store, bucket)
-}
-
-async fn joined(store: &Store, bucket: &Bucket, join: Join) -> Joined {
-    let joined = store.join(bucket.id, join, || true).await;
-    joined.expect("stored").expect("room")
-}
 
 async fn ack(store: &Store, bucket: &Bucket, name: &str, upto: u64) {
     let acked = store.ack(bucket.id, name, Seq(upto), || true).await;
@@ -117,6 +102,8 @@ async fn a_rewound_subscription_is_sent_everything_behind_a_place_until_it_says_
     assert_eq!(joined(&store, &bucket, claims()).await.after, Seq(4));
     assert_eq!(prune(&store, &bucket, Timestamp::LAST).await, 4);
     ack(&store, &bucket, "a", 6).await;
+    assert_eq!(joined(&store, &bucket, claims()).await.after, Seq(6));
+    ack(&store, &bucket, "a", 9).await;
     assert_eq!(joined(&store, &bucket, claims()).await.after, Seq(9));
 }
 
