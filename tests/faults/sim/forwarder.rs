@@ -272,7 +272,11 @@ impl<V: Vault> World<V> {
         };
         match joined.went_back {
             Some(WentBack::Forwarder { .. }) => self.seen.note(Point::ForwarderWentBack),
-            Some(WentBack::Agent { .. }) => self.seen.note(Point::AgentWentBack),
+            Some(WentBack::Agent { .. }) => {
+                self.seen.note(Point::AgentWentBack);
+                let n = self.links[link].agent;
+                self.ledger.bury(n, &self.forwarder.vault);
+            }
             None => {}
         }
         self.links[link].there = joined.last;
