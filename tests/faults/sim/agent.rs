@@ -190,6 +190,7 @@ impl<V: Vault> World<V> {
                 self.seen.note(Point::FrameWelcome);
                 near.forwarder = Some(welcome.forwarder.clone());
                 let node = &mut self.agents[n];
+                node.went_back = false;
                 let source = node.vault.source(node.bucket.id);
                 let reached = source.filter(|source| source.forwarder == welcome.forwarder);
                 let cut = node.process.as_mut().and_then(|p| p.cut.as_mut());

@@ -193,6 +193,8 @@ pub(crate) struct AgentNode<V> {
     pub(crate) rests_until: Time,
     /// An earlier copy of its directory.
     pub(crate) backup: Option<V>,
+    /// Its directory was put back, and the forwarder has not heard from it since.
+    pub(crate) went_back: bool,
 }
 
 impl<V> AgentNode<V> {

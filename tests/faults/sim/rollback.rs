@@ -31,6 +31,7 @@ impl<V: Vault> World<V> {
                 self.agents[n].vault = copy;
                 self.agents[n].vault.reopen();
                 self.agents[n].backup = again;
+                self.agents[n].went_back = true;
                 self.seen.note(Point::AgentPutBack);
                 self.agent_went_back(n);
             }

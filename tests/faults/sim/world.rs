@@ -206,6 +206,7 @@ impl<V: Vault> World<V> {
                 instance: 0,
                 rests_until: 0,
                 backup: None,
+                went_back: false,
             });
         }
     }
@@ -356,9 +357,10 @@ impl<V: Vault> World<V> {
     }
 
     /// A twin keeps out of the way once it is calm: two that want one subscription take it from
-    /// each other for ever.
+    /// each other for ever. One that went back comes once more: only it knows that it lost events.
     fn may_dial(&self, n: usize) -> bool {
-        !(self.is_calm() && self.agents[n].twin)
+        let node = &self.agents[n];
+        !(self.is_calm() && node.twin) || node.went_back
     }
 
     /// When a lane's endpoint is to be probed, in the world's time.
