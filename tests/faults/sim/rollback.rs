@@ -1,6 +1,7 @@
 //! Directories that go back to an earlier copy, with the memory of their process or without, and what is owed
 //! after that: whatever still lies on a disk. It must not know how either side notices.
 
+use whrelay_core::bucket::Seq;
 use whrelay_core::id::EventId;
 
 use super::ledger::{Ledger, Track, Verdicts};
@@ -69,8 +70,13 @@ impl<V: Vault> World<V> {
         let node = &self.agents[n];
         let mine = self.ledger.accepted.iter();
         let mine = mine.filter(|(_, accepted)| accepted.bucket == node.tenant);
-        let lost = mine.filter(|(id, _)| node.vault.find(**id).is_none());
-        let lost: Vec<_> = lost.map(|(id, _)| (n, *id)).collect();
+        // Some that nobody was answered are at the forwarder, and were acknowledged.
+        let (vault, bucket) = (&self.forwarder.vault, &self.forwarder.buckets[node.tenant]);
+        let places = (1..=vault.last_seq(bucket.id).0).map(Seq);
+        let there = places.filter_map(|seq| vault.event_at(bucket, seq));
+        let all = there.map(|event| event.id).chain(mine.map(|(id, _)| *id));
+        let lost = all.filter(|id| node.vault.find(*id).is_none());
+        let lost: Vec<_> = lost.map(|id| (n, id)).collect();
         self.ledger.forgotten.extend(lost);
         self.ledger.begin_anew(n);
     }
