@@ -17,6 +17,8 @@ pub(crate) struct Intake {
     lanes: Arc<Lanes>,
     catching: Arc<Catching>,
     forwarder: String,
+    /// Where the session started.
+    start: Seq,
     events: Vec<NewEvent>,
     /// Their places at the forwarder.
     places: Vec<u64>,
@@ -29,11 +31,16 @@ pub(crate) struct Intake {
 }
 
 impl Intake {
-    pub(crate) fn new(lanes: Arc<Lanes>, catching: Arc<Catching>, forwarder: &str) -> Self {
+    pub(crate) fn new(
+        lanes: Arc<Lanes>,
+        catching: Arc<Catching>,
+        (forwarder, start): (&str, Seq),
+    ) -> Self {
         Self {
             lanes,
             catching,
             forwarder: forwarder.to_owned(),
+            start,
             events: Vec::new(),
             places: Vec::new(),
             sizes: Vec::new(),
@@ -116,6 +123,7 @@ impl Intake {
         let places = self.places[done..end].iter().map(|place| Seq(*place));
         let mark = SourceMark {
             forwarder: self.forwarder.clone(),
+            start: self.start,
             seq: Seq(self.place(end)),
             events: places.zip(events.iter().map(|new| new.event.id)).collect(),
         };

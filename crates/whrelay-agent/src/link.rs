@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
 use whrelay_core::backlog::Backlog;
+use whrelay_core::bucket::Seq;
 use whrelay_core::limits;
 use whrelay_core::retry::{Jitter, reconnect_pause};
 use whrelay_core::route::{Prefix, Route};
@@ -170,6 +171,7 @@ impl Link {
         let entries = source.locator.entries().iter().copied();
         Ok(Some(Resume {
             locator: entries.map(Known::new).collect(),
+            whole_after: source.whole_after.0,
             epoch,
             ..Resume::at(&source.forwarder, source.seq.0)
         }))
@@ -346,7 +348,7 @@ impl Link {
                 *failures = 0;
             }
             if appending.is_none() && !waiting.is_empty() {
-                *appending = Some(self.append(&welcome.forwarder, &mut waiting, over));
+                *appending = Some(self.append(&welcome, &mut waiting, over));
             }
             if self.lanes.clock.jumps() != jumps {
                 return Err(self.lost("the clock jumped: the machine may have slept"));
@@ -403,12 +405,13 @@ impl Link {
     /// Puts what waits on disk.
     fn append(
         &self,
-        forwarder: &str,
+        welcome: &Welcome,
         waiting: &mut VecDeque<(Vec<WireEvent>, u64)>,
         over: &CancellationToken,
     ) -> Appending {
         let (lanes, catching) = (Arc::clone(&self.lanes), Arc::clone(&self.catching));
-        let mut intake = Intake::new(lanes, catching, forwarder);
+        let begun = (welcome.forwarder.as_str(), Seq(welcome.start));
+        let mut intake = Intake::new(lanes, catching, begun);
         for (events, upto) in waiting.drain(..) {
             intake.add(events, upto);
         }

@@ -134,6 +134,8 @@ pub struct Claim {
     pub seq: Seq,
     /// Events up to there; empty where its version does not send any.
     pub locator: Locator,
+    /// Behind this number it was sent all of them. Others of its subscription were sent those before.
+    pub whole_after: Seq,
 }
 
 /// What a forwarder knows of a subscription and its bucket.
@@ -185,6 +187,8 @@ impl Standing {
         let has = common.of(claim);
         let lost = self.own.filter(|own| has < *own);
         let after = match self.acked {
+            // What others acknowledged before it came is not known here: it may lie nowhere else.
+            Some(acked) if lost.is_none() && acked < claim.whole_after => acked,
             // What others acknowledged since is theirs, unless this one lost what it had itself.
             Some(acked) if lost.is_none() => agreed.max(acked),
             // Without events to compare, its word counts where it asks for more, never where it asks for less.
@@ -263,6 +267,7 @@ mod tests {
             let claim = Claim {
                 seq: Seq(agent_last),
                 locator: noted(1..=agent_last, |seq| id(1, seq)),
+                whole_after: Seq(0),
             };
             let here = forked(fork);
             let at = |seq: Seq| Ok::<_, ()>(match seq.0 <= last {
@@ -295,6 +300,7 @@ mod tests {
         let claim = |seq| Claim {
             seq: Seq(seq),
             locator: Locator::default(),
+            whole_after: Seq(0),
         };
         let start = |seq| standing(10).start(Some(&claim(seq)), Comparison::default());
         assert_eq!(start(1 << 60).after, Seq(10));
@@ -313,6 +319,7 @@ mod tests {
         let claim = Claim {
             seq: Seq(20),
             locator: noted(1..=20, |seq| id(1, seq)),
+            whole_after: Seq(0),
         };
         let agreed = |seq| Comparison {
             agreed: Some(Seq(seq)),
@@ -335,6 +342,21 @@ mod tests {
     }
 
     #[test]
+    fn what_others_were_sent_before_an_agent_came_is_sent_again_where_nobody_knows_of_it() {
+        let claim = Claim {
+            seq: Seq(20),
+            locator: noted(15..=20, |seq| id(1, seq)),
+            whole_after: Seq(14),
+        };
+        let common = Comparison {
+            agreed: Some(Seq(20)),
+            differs: false,
+        };
+        let start = |acked| standing(acked).start(Some(&claim), common).after;
+        assert_eq!([start(3), start(14), start(18)], [Seq(3), Seq(20), Seq(20)]);
+    }
+
+    #[test]
     fn what_is_pruned_cannot_be_sent_and_a_claim_at_its_edge_is_no_step_back() {
         let pruned = Standing {
             pruned_through: Seq(20),
@@ -343,6 +365,7 @@ mod tests {
         let claim = Claim {
             seq: Seq(20),
             locator: noted(1..=20, |seq| id(1, seq)),
+            whole_after: Seq(0),
         };
         let common = claim.locator.compare(|_| Ok::<_, ()>(Known::Gone));
         let start = pruned.start(Some(&claim), common.expect("readable"));
@@ -361,6 +384,7 @@ mod tests {
         let claim = Claim {
             seq: Seq(9),
             locator: noted(1..=9, |seq| id(1, seq)),
+            whole_after: Seq(0),
         };
         let common = Comparison {
             agreed: Some(Seq(5)),

@@ -175,6 +175,7 @@ mod tests {
                 let resume = seq.map(|seq| Resume {
                     locator: vec![Known(seq, [7; 16])],
                     epoch,
+                    whole_after: seq,
                     ..Resume::at(&text, seq)
                 });
                 let who = epoch.map(|epoch| Who {

@@ -130,6 +130,9 @@ pub struct Resume {
     /// The opening of the forwarder's store that the agent knows, if it does.
     #[serde(default)]
     pub epoch: Option<Epoch>,
+    /// Behind this place the agent was sent all events; those before went to others of its subscription.
+    #[serde(default)]
+    pub whole_after: u64,
 }
 
 /// An event by its place and its id.
@@ -156,6 +159,7 @@ impl Resume {
             seq,
             locator: Vec::new(),
             epoch: None,
+            whole_after: 0,
         }
     }
 
@@ -164,6 +168,7 @@ impl Resume {
         (self.forwarder == forwarder).then(|| Claim {
             seq: Seq(self.seq),
             locator: Locator::from_entries(self.locator.iter().map(Known::entry)),
+            whole_after: Seq(self.whole_after),
         })
     }
 }

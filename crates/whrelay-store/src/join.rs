@@ -214,6 +214,7 @@ impl History {
         let lost = lost.map(|this| Claim {
             seq: Seq(this.since),
             locator: Locator::default(),
+            whole_after: Seq(0),
         });
         let claim = join.claim.as_ref().or(lost.as_ref());
         let standing = Standing {

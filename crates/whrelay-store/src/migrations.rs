@@ -70,6 +70,7 @@ mod to_7 {
         forwarder: String,
         seq: u64,
         locator: Vec<(u64, [u8; 16])>,
+        whole_after: u64,
     }
 
     pub(super) fn migrate(tx: &WriteTransaction, seal: Seal) -> Result<(), StoreError> {
@@ -122,6 +123,7 @@ mod to_7 {
                     forwarder,
                     seq,
                     locator: Vec::new(),
+                    whole_after: 0,
                 };
                 new.insert(bucket.value(), seal.seal(&key, &row)?.as_slice())?;
             }

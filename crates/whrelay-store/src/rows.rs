@@ -212,6 +212,8 @@ pub(crate) struct SourceRow {
     pub(crate) seq: u64,
     /// Events that came from there by their numbers there, as a locator keeps them.
     pub(crate) locator: Vec<(u64, [u8; 16])>,
+    /// Behind this number all events came here.
+    pub(crate) whole_after: u64,
 }
 
 /// What has happened to a directory that its owner should know of.

@@ -21,6 +21,8 @@ pub struct Source {
     pub seq: Seq,
     /// Events up to there, by their numbers at the forwarder.
     pub locator: Locator,
+    /// Behind this number all events came here; those before went to others of its subscription.
+    pub whole_after: Seq,
 }
 
 /// How much further an agent's store has come.
@@ -28,6 +30,8 @@ pub struct Source {
 pub struct SourceMark {
     /// The name of the forwarder's store.
     pub forwarder: String,
+    /// The session started after this number.
+    pub start: Seq,
     /// The last number on the agent's disk.
     pub seq: Seq,
     /// The events that came, by their numbers at the forwarder.
@@ -51,11 +55,13 @@ impl Store {
                     forwarder,
                     seq,
                     locator,
+                    whole_after,
                 } = row;
                 Source {
                     forwarder,
                     seq: Seq(seq),
                     locator: locator_of(&locator),
+                    whole_after: Seq(whole_after),
                 }
             }))
         })
@@ -78,6 +84,10 @@ pub(crate) fn put(tx: &mut Tx<'_>, bucket: BucketId, mark: &SourceMark) -> Resul
         None => None,
     };
     let before = before.filter(|row| row.forwarder == mark.forwarder);
+    let whole_after = match &before {
+        Some(row) if mark.start.0 <= row.seq => row.whole_after.min(mark.start.0),
+        Some(_) | None => mark.start.0,
+    };
     let mut locator = before.map_or_else(Locator::default, |row| locator_of(&row.locator));
     for (seq, id) in &mark.events {
         locator.note(*seq, *id);
@@ -88,6 +98,7 @@ pub(crate) fn put(tx: &mut Tx<'_>, bucket: BucketId, mark: &SourceMark) -> Resul
         forwarder: mark.forwarder.clone(),
         seq: mark.seq.0,
         locator: locator.entries().iter().map(entry).collect(),
+        whole_after,
     };
     put_row(tx, bucket, &row)
 }

@@ -133,6 +133,7 @@ impl<V: Vault> World<V> {
                 .copied()
                 .map(Known::new)
                 .collect(),
+            whole_after: source.whole_after.0,
             ..Resume::at(&source.forwarder, source.seq.0)
         });
         let who = Who {
@@ -162,6 +163,7 @@ impl<V: Vault> World<V> {
         let near = NearEnd {
             session,
             forwarder: None,
+            start: Seq(0),
             received: Vec::new(),
         };
         self.links.push(Link {
@@ -189,6 +191,7 @@ impl<V: Vault> World<V> {
             Ok(AgentAction::Welcomed(welcome)) => {
                 self.seen.note(Point::FrameWelcome);
                 near.forwarder = Some(welcome.forwarder.clone());
+                near.start = Seq(welcome.start);
                 let node = &mut self.agents[n];
                 node.went_back = false;
                 let source = node.vault.source(node.bucket.id);
@@ -279,8 +282,8 @@ impl<V: Vault> World<V> {
         };
         let link = self.links.iter().find(|link| Some(link.id) == process.link);
         let near = link.and_then(|link| link.near.as_ref());
-        let forwarder = near.and_then(|near| near.forwarder.clone());
-        let (Some(forwarder), Some(link)) = (forwarder, process.link) else {
+        let begun = near.and_then(|near| Some((near.forwarder.clone()?, near.start)));
+        let (Some((forwarder, start)), Some(link)) = (begun, process.link) else {
             process.waiting.clear();
             return Ok(());
         };
@@ -330,6 +333,7 @@ impl<V: Vault> World<V> {
             events: new,
             mark: Some(SourceMark {
                 forwarder,
+                start,
                 seq: Seq(reached),
                 events: noted,
             }),

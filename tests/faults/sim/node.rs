@@ -237,6 +237,8 @@ pub(crate) struct NearEnd {
     pub(crate) session: AgentSession,
     /// The forwarder's store, once it has welcomed this agent.
     pub(crate) forwarder: Option<String>,
+    /// Where the session started.
+    pub(crate) start: Seq,
     /// Events received on this link, and where they stand.
     pub(crate) received: Vec<(u64, whrelay_core::id::EventId)>,
 }

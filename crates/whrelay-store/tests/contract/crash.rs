@@ -118,6 +118,7 @@ async fn work(disk: &Recorded) -> Answered {
     for n in 1..=12u64 {
         let mark = SourceMark {
             forwarder: "f".into(),
+            start: Seq(0),
             seq: Seq(n),
             events: Vec::new(),
         };

@@ -168,6 +168,7 @@ async fn an_agent_keeps_events_by_number_until_numbers_are_given_again() {
     let bucket = bucket(&store).await;
     let mark = |events: &[Event], last| SourceMark {
         forwarder: "cloud".into(),
+        start: Seq(0),
         seq: Seq(last),
         events: (1..).map(Seq).zip(events.iter().map(|e| e.id)).collect(),
     };

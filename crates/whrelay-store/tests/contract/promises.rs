@@ -54,6 +54,7 @@ async fn an_event_is_stored_once_however_often_it_comes() {
     let mark = |seq| {
         Some(SourceMark {
             forwarder: "f".into(),
+            start: Seq(0),
             seq: Seq(seq),
             events: Vec::new(),
         })

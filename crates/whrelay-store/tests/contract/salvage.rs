@@ -66,6 +66,7 @@ async fn agent(dir: &Path) -> (Bucket, DestinationId) {
     for n in 1..=EVENTS {
         let mark = SourceMark {
             forwarder: "cloud".into(),
+            start: Seq(0),
             seq: Seq(n),
             events: Vec::new(),
         };

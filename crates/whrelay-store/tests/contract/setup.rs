@@ -143,6 +143,7 @@ pub(crate) fn claim(last: u64) -> Claim {
     Claim {
         seq: Seq(last),
         locator,
+        whole_after: Seq(0),
     }
 }
 

@@ -103,13 +103,13 @@ impl Model {
         let key = (bucket, join.name.clone());
         let known = self.subscriptions.get(&key).cloned();
         let (last, pruned) = (self.last_seq(bucket), self.bare_upto(bucket));
-        let this = known.as_ref().and_then(|known| known.own(&join));
-        let this = this.cloned();
+        let this = known.as_ref().and_then(|known| known.own(&join)).cloned();
         let can_lose = join.is_empty && join.holder.is_some();
         let lost = this.as_ref().filter(|this| can_lose && this.has_acked());
         let lost = lost.map(|this| Claim {
             seq: this.since,
             locator: Locator::default(),
+            whole_after: Seq(0),
         });
         let claim = join.claim.as_ref().or(lost.as_ref());
         let standing = self.standing(bucket, &join, known.as_ref());
@@ -175,11 +175,16 @@ impl Model {
     pub(super) fn advance(&mut self, bucket: BucketId, mark: SourceMark) {
         let SourceMark {
             forwarder,
+            start,
             seq,
             events,
         } = mark;
         let known = self.sources.remove(&bucket);
         let known = known.filter(|known| known.forwarder == forwarder);
+        let whole_after = match &known {
+            Some(known) if start <= known.seq => known.whole_after.min(start),
+            Some(_) | None => start,
+        };
         let mut locator = known.map(|known| known.locator).unwrap_or_default();
         let note = |(seq, id): (Seq, EventId)| locator.note(seq, id);
         events.into_iter().for_each(note);
@@ -188,6 +193,7 @@ impl Model {
             forwarder,
             seq,
             locator,
+            whole_after,
         };
         self.sources.insert(bucket, source);
     }
