@@ -94,7 +94,7 @@ pub struct Config {
     pub proxies: Proxies,
     /// Whom the tunnel trusts.
     pub trust: Trust,
-    /// What it is asked with.
+    /// The token it sends.
     pub token: Token,
     /// Whose events are wanted.
     pub bucket: BucketName,

@@ -13,7 +13,7 @@ use crate::error::{AgentError, chain};
 use crate::provision::{client, read};
 use crate::proxy::Proxies;
 
-/// How a forwarder is asked.
+/// A client of a forwarder's routes.
 #[derive(Clone, Debug)]
 pub struct Management {
     /// Where it is.
@@ -22,7 +22,7 @@ pub struct Management {
     pub proxies: Proxies,
     /// Whom to trust.
     pub trust: Trust,
-    /// What it is asked with.
+    /// The token it sends.
     pub token: Token,
 }
 

@@ -31,7 +31,7 @@ async fn fetch(config: &Config, id: EventId) -> Fetched {
     match ask(config, id).await {
         Ok(fetched) => fetched,
         Err(why) => {
-            tracing::warn!(%id, why, "a damaged event is asked for later");
+            tracing::warn!(%id, why, "a damaged event is fetched later");
             Fetched::Later
         }
     }

@@ -145,7 +145,7 @@ pub const MAX_STATUS_ANSWER: usize = 16 * 1024 * 1024;
 /// Bytes after which an agent reads no more of a forwarder's answer to a request.
 pub const MAX_API_ANSWER: usize = 64 * 1024;
 
-/// Buckets that a forwarder lists where nothing else is asked for: some ten kilobytes, which fit in a script's
+/// Buckets in one page of a forwarder's list by default: some ten kilobytes, which fit in a script's
 /// first look and in [`MAX_API_ANSWER`].
 pub const BUCKETS_LISTED: usize = 100;
 /// Most buckets that a forwarder lists in one answer: some hundred kilobytes.
@@ -168,7 +168,7 @@ pub const READ_ANSWER_TIME: Duration = Duration::from_secs(2);
 pub const MAX_ANSWER_HEAD: usize = 64 * 1024;
 /// Deliveries in flight to one destination by default.
 pub const MAX_IN_FLIGHT: usize = 16;
-/// Pause before a damaged event is asked for again whose forwarder could not be asked.
+/// Pause before a damaged event is fetched again, after its forwarder was not reached.
 pub const FETCH_AGAIN: Duration = Duration::from_secs(30);
 /// Attempts that a rate lets start in so much time may start together: timers are no finer.
 pub const PACE_SLACK: Duration = Duration::from_millis(10);

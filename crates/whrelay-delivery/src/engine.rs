@@ -81,7 +81,7 @@ pub enum Notice {
 /// Called with each notice; it must not block.
 pub type Notify = Arc<dyn Fn(Notice) + Send + Sync>;
 
-/// What became of an event that is asked for once more, since it is damaged on disk.
+/// The result of fetching a damaged event once more.
 #[derive(Clone, Debug)]
 pub enum Fetched {
     /// Whoever sent it still has it.

@@ -71,7 +71,7 @@ pub(crate) fn lease<'hub>(
     })
 }
 
-/// What an agent is told whose lease is lost.
+/// The refusal of an agent that has lost its lease.
 pub(crate) fn lost(name: &str, lost: Option<&Lost>) -> End {
     match lost {
         Some(Lost::To(who, at)) => {

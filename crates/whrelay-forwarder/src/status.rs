@@ -1,4 +1,4 @@
-//! How a forwarder stands: what waits in which bucket and for whom, what is refused and why, and what has happened.
+//! The state of a forwarder: events that wait, by bucket and subscription, refused requests and why, and incidents.
 //! The same for one that runs and for the store of one that does not. It must not show an event.
 
 use std::collections::BTreeMap;

@@ -192,7 +192,7 @@ fn start_of(seal: Seal, place: u64, record: &[u8]) -> Option<LastAttempt<'_>> {
             })
         });
     if start.is_none() {
-        tracing::error!(place, "an attempt is passed over: it is damaged on disk");
+        tracing::error!(place, "an attempt is damaged on disk and is skipped");
     }
     start
 }

@@ -1,4 +1,4 @@
-//! Sections in which a panic means that a store's file is damaged: redb may panic where a page makes no sense. It
+//! Sections in which a panic means that a store's file is damaged: redb may panic on a damaged page. It
 //! must not print; [`judge`] says to the hook of the process what a panic means.
 
 use std::cell::Cell;
@@ -61,7 +61,7 @@ pub(crate) fn catch<T>(run: impl FnOnce() -> T) -> Result<T, String> {
         let text = text.or_else(|| payload.downcast_ref::<&str>().copied());
         // One line of it, for an error.
         let line = text.and_then(|text| text.lines().next());
-        line.unwrap_or("a page makes no sense").to_owned()
+        line.unwrap_or("a damaged page").to_owned()
     })
 }
 
