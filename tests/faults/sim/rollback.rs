@@ -48,13 +48,13 @@ impl<V: Vault> World<V> {
             return Ok(());
         };
         let again = keeps.then(|| (copy.copy(), memory.clone()));
-        for (n, begun) in &mut self.ledger.begun {
-            let bucket = self.forwarder.buckets[self.agents[*n].tenant].id;
-            begun.went_back_to(copy.last_seq(bucket));
-        }
         self.crash_forwarder();
         self.forwarder.vault = copy;
         self.forwarder.vault.reopen();
+        for (n, begun) in &mut self.ledger.begun {
+            let bucket = self.forwarder.buckets[self.agents[*n].tenant].id;
+            begun.went_back_to(self.forwarder.vault.last_seq(bucket));
+        }
         self.forwarder.backup = again;
         self.seen.note(match memory {
             Some(_) => Point::ForwarderPutBackWithMemory,
