@@ -11,7 +11,6 @@ pub(crate) enum Bug {
     ForwarderForgetsOnSend,
     ResumeFromTheEnd,
     NumbersAloneAcknowledge,
-    BacklogOutlivesItsHistory,
     WrongTenant,
     OldSessionKeepsLease,
     CreditIgnored,
