@@ -181,7 +181,9 @@ impl Real {
         let mut text = String::new();
         for bucket in model.buckets() {
             let batch = vault.read_after(bucket, Seq(0), usize::MAX, usize::MAX);
-            let acked = ["default", "other"].map(|name| vault.acked(bucket.id, name));
+            let subscription =
+                |name| (vault.acked(bucket.id, name), vault.seen_at(bucket.id, name));
+            let acked = ["default", "other"].map(subscription);
             let source = vault.source(bucket.id);
             let bare = vault.bare_upto(bucket.id);
             text += &format!("{batch:?} {bare:?} {acked:?} {source:?}\n");
@@ -389,6 +391,12 @@ impl Vault for Real {
     fn knows(&self, bucket: BucketId, subscription: &str) -> bool {
         let all = self.look(|store| store.subscriptions(bucket));
         all.iter().any(|known| known.name == subscription)
+    }
+
+    fn seen_at(&self, bucket: BucketId, subscription: &str) -> Option<Timestamp> {
+        let all = self.look(|store| store.subscriptions(bucket));
+        let one = all.iter().find(|known| known.name == subscription);
+        one.and_then(|known| known.seen_at)
     }
 
     fn source(&self, bucket: BucketId) -> Option<Source> {

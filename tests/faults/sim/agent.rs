@@ -297,7 +297,7 @@ impl<V: Vault> World<V> {
                 (&forwarder, seq, event.received_at),
                 self.planted,
             );
-            let there = self.forwarder.vault.find(event.id).is_some();
+            let there = self.forwarder.has(event.id);
             let place = (seq, there);
             self.ledger.caught_up(n, place, &event, passed_over)?;
             if passed_over {

@@ -438,6 +438,11 @@ impl Vault for Model {
         self.subscriptions.contains_key(&key)
     }
 
+    fn seen_at(&self, bucket: BucketId, subscription: &str) -> Option<Timestamp> {
+        let key = (bucket, subscription.to_owned());
+        self.subscriptions.get(&key).and_then(|known| known.seen_at)
+    }
+
     fn source(&self, bucket: BucketId) -> Option<Source> {
         self.sources.get(&bucket).cloned()
     }

@@ -10,6 +10,7 @@ use whrelay_core::bucket::{Bucket, Seq};
 use whrelay_core::delivery::{Delivery, DeliveryKey, DestinationId};
 use whrelay_core::dispatch::Dispatcher;
 use whrelay_core::event::Event;
+use whrelay_core::id::EventId;
 use whrelay_core::outcome::Outcome;
 use whrelay_core::retry::DeliveryHistory;
 use whrelay_core::route::{self, Prefix};
@@ -18,7 +19,7 @@ use whrelay_proto::frame::{Who, WireEvent};
 use whrelay_proto::{AgentSession, ForwarderSession};
 
 use super::ledger::Recorded;
-use super::vault::{Done, Write};
+use super::vault::{Done, Vault, Write};
 
 /// Microseconds of the world's own time: nobody inside can read it.
 pub(crate) type Time = u64;
@@ -214,6 +215,13 @@ pub(crate) struct ForwarderNode<V> {
     pub(crate) instance: u64,
     /// An earlier copy of its directory, and of its memory.
     pub(crate) backup: Option<(V, Option<ForwarderProcess>)>,
+}
+
+impl<V: Vault> ForwarderNode<V> {
+    /// Whether it runs and has an event.
+    pub(crate) fn has(&self, event: EventId) -> bool {
+        self.process.is_some() && self.vault.find(event).is_some()
+    }
 }
 
 /// A connection between an agent and the forwarder, both ends of it.

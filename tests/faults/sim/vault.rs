@@ -96,6 +96,8 @@ pub(crate) trait Vault {
     fn bare_upto(&self, bucket: BucketId) -> Seq;
     fn acked(&self, bucket: BucketId, subscription: &str) -> Seq;
     fn knows(&self, bucket: BucketId, subscription: &str) -> bool;
+    /// When an agent joined the subscription last: no two joins are alike.
+    fn seen_at(&self, bucket: BucketId, subscription: &str) -> Option<Timestamp>;
     fn source(&self, bucket: BucketId) -> Option<Source>;
     fn find(&self, event: EventId) -> Option<(BucketId, Seq)>;
     fn event_at(&self, bucket: &Bucket, seq: Seq) -> Option<Event>;

@@ -17,7 +17,7 @@ pub(super) struct Subscribed {
     pub(super) acked: Seq,
     /// Each agent that had it; the last one last.
     holders: Vec<Held>,
-    seen_at: Option<Timestamp>,
+    pub(super) seen_at: Option<Timestamp>,
     /// Up to here everything that is not acknowledged is sent again.
     again_through: Option<Seq>,
 }
