@@ -108,8 +108,7 @@ async fn intact(gate: &Gate, subscription: &str, place: u64) -> Result<(), Strin
     }
 }
 
-/// What another store's place is worth: nothing; and a place past the end: the end, now and after
-/// it.
+/// A place alone acknowledges nothing: of another store, or past the end of this one.
 async fn resumes(gate: &Gate) -> Result<(), String> {
     let socket = begin(gate, hello(VICTIM, "asks", None)).await?;
     let own = socket
@@ -117,23 +116,21 @@ async fn resumes(gate: &Gate) -> Result<(), String> {
         .welcome
         .map(|welcome| welcome.forwarder)
         .unwrap_or_default();
-    for (n, forwarder, seq, start) in [
-        (0, "another", 9, 0),
-        (1, "another", u64::MAX, 0),
-        (2, &own, EVENTS + 89, EVENTS),
-        (3, &own, u64::MAX, EVENTS),
+    for (n, forwarder, seq) in [
+        (0, "another", 9),
+        (1, "another", u64::MAX),
+        (2, &own, EVENTS + 89),
+        (3, &own, u64::MAX),
     ] {
         let resume = Resume::at(forwarder, seq);
         let subscription = format!("resumes-{n}");
         let socket = begin(gate, hello(VICTIM, &subscription, Some(resume))).await?;
         let began = socket.heard.welcome.as_ref().map(|welcome| welcome.start);
-        if began != Some(start) {
-            return Err(format!("{forwarder} {seq} began at {began:?}, not {start}"));
+        if began != Some(0) {
+            return Err(format!("{forwarder} {seq} began at {began:?}, not 0"));
         }
-        if start == 0 {
-            drop(socket);
-            intact(gate, &subscription, 0).await?;
-        }
+        drop(socket);
+        intact(gate, &subscription, 0).await?;
     }
     Ok(())
 }
@@ -164,7 +161,8 @@ async fn newest_wins(gate: &Gate) -> Result<(), String> {
     new.until(WITHIN, |heard| heard.places.last() == Some(&EVENTS))
         .await;
     let due: Vec<_> = (5..=EVENTS).collect();
-    if new.heard.places != due {
+    // Where the forwarder had not read the ack, a place alone does not make up for it.
+    if !new.heard.places.ends_with(&due) {
         return Err(format!(
             "the newer was sent {:?}, not {due:?}",
             new.heard.places

@@ -100,7 +100,11 @@ impl Bystander {
     async fn start(home: &Home, cloud: &Cloud) -> Self {
         let receiver = Receiver::start().await;
         let to = receiver.target();
-        let args = [&["--to", &to, "--bucket", BYSTANDER], &cloud.flags()[..]].concat();
+        let args = [
+            &["--to", &to, "--bucket", BYSTANDER, "--name", "default"],
+            &cloud.flags()[..],
+        ]
+        .concat();
         let (listen, url) = home.listen(&args).await;
         let sending = Arc::new(AtomicBool::new(true));
         let on = Arc::clone(&sending);

@@ -36,9 +36,13 @@ struct Case {
     ends: Ends,
 }
 
-/// A good hello.
+/// A good hello of an agent that wants the whole backlog.
 pub(crate) fn hello(bucket: &str, subscription: &str, resume: Option<Resume>) -> Hello {
-    match AgentSession::begin(Hello::new(bucket, subscription, resume)).1 {
+    let hello = Hello {
+        backlog: Some(true),
+        ..Hello::new(bucket, subscription, resume)
+    };
+    match AgentSession::begin(hello).1 {
         Frame::Hello(hello) => hello,
         other @ (Frame::Welcome(_) | Frame::Refused(_) | Frame::Events(_) | Frame::Ack(_)) => {
             panic!("a session begins with {}", other.name())
