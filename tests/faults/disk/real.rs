@@ -44,6 +44,8 @@ pub(crate) struct Real {
     model: Model,
     /// What may be on the disk: nobody was told.
     unknown: Option<Write>,
+    /// The disk was full, and the store may not have seen yet that it no longer is.
+    was_full: bool,
     chance: Chance,
     runtime: Runtime,
 }
@@ -266,6 +268,7 @@ impl Vault for Real {
             disk,
             model: Model::birth(name),
             unknown: None,
+            was_full: false,
             chance: Chance::new(name as u64 ^ (name >> 64) as u64),
             runtime,
         }
@@ -285,7 +288,7 @@ impl Vault for Real {
         } else {
             self.disk.clone()
         };
-        self.store = None;
+        (self.store, self.was_full) = (None, false);
         if was_killed {
             (self.disk, self.store) = some(self.recover(before));
             self.reconcile();
@@ -312,6 +315,7 @@ impl Vault for Real {
             store: None,
             model: self.model.clone(),
             unknown: self.unknown.clone(),
+            was_full: self.was_full,
             chance: Chance::new(self.name as u64),
             runtime: { runtime }.build().expect("a runtime"),
         }
@@ -360,7 +364,10 @@ impl Vault for Real {
                 (Err(error), None) => panic!("no fault was armed: {error}"),
             };
             let healed = armed == Some(Fault::Full);
-            let before = healed.then(|| self.model.clone());
+            self.was_full |= healed;
+            let before = self.was_full.then(|| self.model.clone());
+            // What is tried again until there is space says that there is some; a join is not.
+            self.was_full &= healed || matches!(write, Write::Join { .. });
             let expected = self.model.commit(vec![write.clone()]);
             let expected = expected.ok().and_then(|mut done| done.pop());
             // A write that was tried again may have been on disk already, and then says so.
