@@ -143,12 +143,23 @@ pub struct Claim {
 pub struct Standing {
     /// Up to here the subscription has acknowledged; nothing where it is unknown here.
     pub acked: Option<Seq>,
-    /// Up to here this same agent said that it has the events; nothing where it never had the subscription.
-    pub own: Option<Seq>,
+    /// What this same agent said that it has; nothing where it never had the subscription.
+    pub own: Option<Own>,
     /// Where a subscription starts that is unknown and claims nothing.
     pub first_start: Seq,
     /// Up to here nothing can be sent any more.
     pub pruned_through: Seq,
+}
+
+/// Which events an agent said that it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Own {
+    /// It began behind this number.
+    pub since: Seq,
+    /// Behind this number it had all of them.
+    pub whole_after: Seq,
+    /// Up to here.
+    pub acked: Seq,
 }
 
 /// Where a session starts, and what was noticed.
@@ -185,7 +196,8 @@ impl Standing {
         };
         let agreed = common.agreed.unwrap_or(Seq(0));
         let has = common.of(claim);
-        let lost = self.own.filter(|own| has < *own);
+        let is_earlier = |own: &Own| has < own.acked || own.whole_after < claim.whole_after;
+        let lost = self.own.filter(is_earlier);
         let after = match self.acked {
             // What others acknowledged before it came is not known here: it may lie nowhere else.
             Some(acked) if lost.is_none() && acked < claim.whole_after => acked,
@@ -193,11 +205,16 @@ impl Standing {
             Some(acked) if lost.is_none() => agreed.max(acked),
             // Without events to compare, its word counts where it asks for more, never where it asks for less.
             Some(acked) if claim.locator.is_empty() => claim.seq.min(acked),
-            Some(_) | None => agreed,
+            // The copy may be of a time before it was sent what others have of it.
+            Some(_) => match lost {
+                Some(own) if own.since < claim.whole_after => agreed.min(own.since),
+                _ => agreed,
+            },
+            None => agreed,
         };
         let went_back = match lost {
             _ if common.differs => Some(WentBack::Forwarder { from: claim.seq }),
-            lost => lost.map(|from| WentBack::Agent { from }),
+            lost => lost.map(|own| WentBack::Agent { from: own.acked }),
         };
         self.at(after, went_back)
     }
@@ -233,10 +250,18 @@ mod tests {
         locator
     }
 
+    fn own(acked: u64) -> Option<Own> {
+        Some(Own {
+            since: Seq(0),
+            whole_after: Seq(14),
+            acked: Seq(acked),
+        })
+    }
+
     fn standing(acked: u64) -> Standing {
         Standing {
             acked: Some(Seq(acked)),
-            own: Some(Seq(acked)),
+            own: own(acked),
             first_start: Seq(0),
             pruned_through: Seq(0),
         }
@@ -313,7 +338,7 @@ mod tests {
     #[test]
     fn another_agents_place_moves_a_subscription_only_forward() {
         let others = Standing {
-            own: Some(Seq(20)),
+            own: own(20),
             ..standing(40)
         };
         let claim = Claim {
@@ -333,7 +358,7 @@ mod tests {
         assert_eq!((start.after, start.went_back), (Seq(40), None));
         // One that lost what it had acknowledged itself is sent that again.
         let lost = Standing {
-            own: Some(Seq(25)),
+            own: own(25),
             ..others
         };
         let start = lost.start(Some(&claim), agreed(20));
@@ -354,6 +379,25 @@ mod tests {
         };
         let start = |acked| standing(acked).start(Some(&claim), common).after;
         assert_eq!([start(3), start(14), start(18)], [Seq(3), Seq(20), Seq(20)]);
+        // An agent that had more of it once, and is a copy of a time before that.
+        let more = Own {
+            since: Seq(4),
+            whole_after: Seq(16),
+            acked: Seq(25),
+        };
+        // Or that was sent the rest once more, and had not come as far again.
+        let again = Own {
+            whole_after: Seq(4),
+            acked: Seq(18),
+            ..more
+        };
+        for own in [more, again] {
+            let went_back = Standing {
+                own: Some(own),
+                ..standing(25)
+            };
+            assert_eq!(went_back.start(Some(&claim), common).after, Seq(4));
+        }
     }
 
     #[test]

@@ -323,7 +323,7 @@ impl Drop for Grant {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::seats::tests::{age, seat};
+    use crate::seats::tests::{age, aged, seat};
     use crate::seats::{Phase, Seats};
 
     const TOTAL: usize = 1 << 20;
@@ -357,7 +357,7 @@ mod tests {
 
     #[test]
     fn the_slowest_of_the_bucket_that_holds_most_is_closed_first() {
-        let (budget, seats) = (budget(), Arc::<Seats>::default());
+        let (budget, seats) = (budget(), aged(100));
         let big = [holder(&seats, 1, 1), holder(&seats, 2, 1)];
         let small = holder(&seats, 3, 2);
         let mut grants: Vec<_> = big.iter().map(|h| budget.begin(h.clone())).collect();
@@ -367,9 +367,9 @@ mod tests {
         let mut rest = budget.begin(holder(&seats, 4, 3));
         assert!(rest.try_add(TOTAL / 4));
         rest.holder.seat.enter(Phase::Busy);
-        age(&small.seat, Phase::Body, Duration::from_millis(3));
-        std::thread::sleep(Duration::from_millis(2));
-        big[0].seat.enter(Phase::Body);
+        for (holder, stalled) in [(&small, 9), (&big[1], 5), (&big[0], 1)] {
+            age(&holder.seat, Phase::Body, Duration::from_secs(stalled));
+        }
         let mut new = budget.begin(holder(&seats, 5, 4));
         assert!(!new.demand(1000));
         let gone = [&big[0], &big[1], &small].map(|holder| holder.seat.is_evicted());

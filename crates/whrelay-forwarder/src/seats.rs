@@ -274,7 +274,8 @@ pub(crate) mod tests {
         seat.state.store(state, Ordering::Relaxed);
     }
 
-    fn aged(seconds: u64) -> Arc<Seats> {
+    /// Seats that have been there for so long.
+    pub(crate) fn aged(seconds: u64) -> Arc<Seats> {
         let now = Instant::now();
         Arc::new(Seats {
             epoch: now.checked_sub(Duration::from_secs(seconds)).unwrap_or(now),

@@ -3,7 +3,7 @@
 
 use redb::ReadableTable;
 use whrelay_core::bucket::{BucketId, Seq};
-use whrelay_core::history::{Claim, Comparison, Known, Locator, Standing, Start, WentBack};
+use whrelay_core::history::{Claim, Comparison, Known, Locator, Own, Standing, Start, WentBack};
 use whrelay_core::id::EventId;
 use whrelay_core::limits;
 use whrelay_core::retention::Part;
@@ -205,8 +205,12 @@ impl History {
         let before = row.and_then(|row| row.holders.last()).cloned();
         let this = row.and_then(|row| this_agent(join, row));
         let own = match before {
-            None => row.map(|row| Seq(row.acked)),
-            Some(_) => this.map(|this| Seq(this.acked)),
+            None => row.map(|row| Own {
+                since: Seq(row.since),
+                whole_after: Seq(row.since),
+                acked: Seq(row.acked),
+            }),
+            Some(_) => this.map(HolderRow::own),
         };
         // An agent that had acknowledged something and has nothing has lost it.
         let can_lose = join.is_empty && join.holder.is_some();
@@ -234,7 +238,7 @@ impl History {
             backlog_end_lost: compared.backlog_end_lost,
             went_back,
             before: before.map(|holder| (holder.into(), row.and_then(SubscriptionRow::seen))),
-            own_before: own,
+            own_before: own.map(|own| own.acked),
             skipped: match is_new {
                 true => after.0.saturating_sub(self.pruned.0),
                 false => 0,
@@ -258,23 +262,25 @@ impl History {
         Some((joined, next))
     }
 
-    /// After which place an agent began, and up to which one it says that it has the events. What others
-    /// acknowledged is not its own.
-    fn held(
-        &self,
-        join: &Join,
-        this: Option<&HolderRow>,
-        compared: &Compared,
-        after: Seq,
-    ) -> (Seq, Seq) {
+    /// Which events an agent says that it has. What others acknowledged is not its own.
+    fn held(&self, join: &Join, this: Option<&HolderRow>, compared: &Compared, after: Seq) -> Own {
         let Some(claim) = &join.claim else {
             let began = this.filter(|this| this.has_acked());
-            let since = began.map_or(after, |this| Seq(this.since).min(after));
-            return (since, after);
+            return Own {
+                since: began.map_or(after, |this| Seq(this.since).min(after)),
+                whole_after: after,
+                acked: after,
+            };
         };
-        // Where it is unknown here, nobody knows any more where it began.
-        let since = this.map_or(self.pruned, |this| Seq(this.since).min(after));
-        (since, compared.common.of(claim).min(after))
+        Own {
+            // Where it is unknown here, nobody knows any more where it began.
+            since: this.map_or(self.pruned, |this| Seq(this.since).min(after)),
+            whole_after: match after > claim.seq {
+                true => after,
+                false => claim.whole_after,
+            },
+            acked: compared.common.of(claim).min(after),
+        }
     }
 }
 

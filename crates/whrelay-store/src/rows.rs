@@ -194,6 +194,8 @@ pub(crate) struct HolderRow {
     pub(crate) user: String,
     /// It began after this place.
     pub(crate) since: u64,
+    /// Behind this place it had all events.
+    pub(crate) whole_after: u64,
     /// Up to here it acknowledged when it had it.
     pub(crate) acked: u64,
 }

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use redb::ReadableTable;
 use whrelay_core::bucket::{BucketId, Seq};
+use whrelay_core::history::Own;
 use whrelay_core::retention::Part;
 use whrelay_core::time::Timestamp;
 
@@ -160,10 +161,11 @@ impl Store {
             if row.acked >= upto.0 {
                 return Ok(());
             }
-            row.move_to(upto.0);
             if let Some(holder) = row.holders.last_mut() {
+                holder.whole_after = holder.whole_after.min(row.acked);
                 holder.acked = upto.0;
             }
+            row.move_to(upto.0);
             put(tx, bucket, &name, &row)
         })
         .await
@@ -344,6 +346,7 @@ impl From<HolderRow> for Holder {
             host,
             user,
             since: _,
+            whole_after: _,
             acked: _,
         } = row;
         Self {
@@ -362,8 +365,16 @@ impl HolderRow {
         self.acked > self.since
     }
 
-    /// A holder that began after a place, and has the events up to another one.
-    pub(crate) fn new(holder: Holder, (since, acked): (Seq, Seq)) -> Self {
+    /// Which events it had.
+    pub(crate) fn own(&self) -> Own {
+        Own {
+            since: Seq(self.since),
+            whole_after: Seq(self.whole_after),
+            acked: Seq(self.acked),
+        }
+    }
+
+    pub(crate) fn new(holder: Holder, own: Own) -> Self {
         let Holder {
             store,
             opens,
@@ -377,8 +388,9 @@ impl HolderRow {
             instance,
             host,
             user,
-            since: since.0,
-            acked: acked.0,
+            since: own.since.0,
+            whole_after: own.whole_after.0,
+            acked: own.acked.0,
         }
     }
 }

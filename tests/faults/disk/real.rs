@@ -251,8 +251,11 @@ impl Real {
         } else if found != Self::dump(&self.model, &self.model) {
             let done = self.model.commit(vec![write]);
             assert!(done.is_ok(), "a model's commits succeed");
-            let held = found == Self::dump(&self.model, &self.model);
-            assert!(held, "the disk holds the write neither once nor twice");
+            assert_eq!(
+                found,
+                Self::dump(&self.model, &self.model),
+                "the disk holds the write neither once nor twice"
+            );
         }
     }
 }

@@ -197,7 +197,9 @@ impl<V: Vault> World<V> {
                 let source = node.vault.source(node.bucket.id);
                 let reached = source.filter(|source| source.forwarder == welcome.forwarder);
                 let cut = node.process.as_mut().and_then(|p| p.cut.as_mut());
-                if let Some(cut) = cut {
+                if let Some(cut) = cut
+                    && self.planted != Some(Bug::BacklogOutlivesItsHistory)
+                {
                     let reached = reached.map_or(0, |source| source.seq.0);
                     self.ledger.resumes(n, reached, welcome.start);
                     let lost_end = welcome.noticed.backlog_end_lost;

@@ -274,8 +274,6 @@ impl<V: Vault> World<V> {
             Some(WentBack::Forwarder { .. }) => self.seen.note(Point::ForwarderWentBack),
             Some(WentBack::Agent { .. }) => {
                 self.seen.note(Point::AgentWentBack);
-                let n = self.links[link].agent;
-                self.ledger.bury(n, &self.forwarder.vault);
             }
             None => {}
         }

@@ -158,9 +158,6 @@ pub(crate) struct Ledger {
     /// What an agent lost with its directory, or the forwarder with its own: it is owed only as long as the
     /// forwarder has it.
     pub(crate) forgotten: HashSet<(usize, EventId)>,
-    /// What an agent lost that the forwarder could not send any more when it returned. A still older copy of the
-    /// forwarder may have it again; nobody promises that it is sent then.
-    buried: HashSet<(usize, EventId)>,
     /// When attempts of the running process started, for each agent and target.
     starts: HashMap<(usize, DestinationId), Vec<Time>>,
     /// Targets that were offline when the running process of an agent began, and that it has not probed.
@@ -417,7 +414,6 @@ impl Ledger {
                 let Some((_, seq)) = node.vault.find(*event) else {
                     let forgotten = self.forgotten.contains(&(*n, *event));
                     found |= self.gone.contains(&(*n, *event));
-                    found |= self.buried.contains(&(*n, *event));
                     found |= forgotten && !can_send(forwarder, *event);
                     continue;
                 };
@@ -440,15 +436,6 @@ impl Ledger {
 }
 
 /// Whether a forwarder can send an event: it has it, with its body.
-impl Ledger {
-    /// An agent that lost events is back.
-    pub(crate) fn bury<V: Vault>(&mut self, n: usize, forwarder: &V) {
-        let of_this = self.forgotten.iter().filter(|(of, _)| *of == n);
-        let beyond = of_this.filter(|(_, event)| !can_send(forwarder, *event));
-        self.buried.extend(beyond.copied());
-    }
-}
-
 fn can_send<V: Vault>(forwarder: &V, event: EventId) -> bool {
     let place = forwarder.find(event);
     place.is_some_and(|(bucket, seq)| seq > forwarder.bare_upto(bucket))

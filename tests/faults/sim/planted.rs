@@ -11,6 +11,7 @@ pub(crate) enum Bug {
     ForwarderForgetsOnSend,
     ResumeFromTheEnd,
     NumbersAloneAcknowledge,
+    BacklogOutlivesItsHistory,
     WrongTenant,
     OldSessionKeepsLease,
     CreditIgnored,

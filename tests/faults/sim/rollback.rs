@@ -47,6 +47,11 @@ impl<V: Vault> World<V> {
             self.forwarder.backup = Some((self.forwarder.vault.copy(), memory));
             return Ok(());
         };
+        if self.chance.permille(300) {
+            // Agents that begin now know a later end of the backlog than the copy has.
+            self.forwarder.backup = Some((copy, memory));
+            return (0..self.agents.len()).try_for_each(|n| self.crash_agent(n));
+        }
         let again = keeps.then(|| (copy.copy(), memory.clone()));
         self.crash_forwarder();
         self.forwarder.vault = copy;
@@ -61,6 +66,8 @@ impl<V: Vault> World<V> {
             None => Point::ForwarderPutBack,
         });
         self.forwarder.process = memory;
+        // Its numbers are given again.
+        self.posts_left += self.chance.below(10) as u32;
         self.forwarder_went_back();
         Ok(())
     }
@@ -83,6 +90,10 @@ impl<V: Vault> World<V> {
 
     /// What the forwarder no longer has, it owes to nobody; who has it delivers it.
     fn forwarder_went_back(&mut self) {
+        // It forgot what an agent may have told it of its own going back.
+        self.agents
+            .iter_mut()
+            .for_each(|node| node.went_back = true);
         let vault = &self.forwarder.vault;
         let accepted = self.ledger.accepted.iter();
         let lost = accepted.filter(|(id, _)| vault.find(**id).is_none());

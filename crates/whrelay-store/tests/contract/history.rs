@@ -50,6 +50,18 @@ fn desktop(claim: Option<Claim>) -> Join {
     }
 }
 
+/// A forwarder whose subscription had one agent up to place 20, and then another one.
+async fn taken_over() -> (Store, Bucket) {
+    let (store, bucket) = with_events(30).await;
+    let ack = |upto| store.ack(bucket.id, "laptop", Seq(upto), || true);
+    joined(&store, &bucket, as_agent(None)).await;
+    ack(20).await.expect("stored");
+    let taken = joined(&store, &bucket, desktop(None)).await;
+    assert_eq!(taken.after, Seq(20), "it goes on where the other one was");
+    ack(30).await.expect("stored");
+    (store, bucket)
+}
+
 #[tokio::test]
 async fn numbers_that_are_given_twice_acknowledge_nothing() {
     let (store, bucket) = put_back().await;
@@ -110,13 +122,7 @@ async fn an_agent_that_went_back_to_before_its_first_event_is_sent_everything() 
 /// Found by the simulation: another agent had the subscription meanwhile, and its place counted.
 #[tokio::test]
 async fn an_agent_that_went_back_is_sent_what_it_lost_though_another_had_its_subscription() {
-    let (store, bucket) = with_events(30).await;
-    joined(&store, &bucket, as_agent(None)).await;
-    let ack = |upto| store.ack(bucket.id, "laptop", Seq(upto), || true);
-    ack(20).await.expect("stored");
-    let taken = joined(&store, &bucket, desktop(None)).await;
-    assert_eq!(taken.after, Seq(20), "it goes on where the other one was");
-    ack(30).await.expect("stored");
+    let (store, bucket) = taken_over().await;
     // It comes twice and receives nothing in between: what the other one has is not its own to lose.
     for _ in 0..2 {
         let whole = joined(&store, &bucket, as_agent(Some(claim(20)))).await;
@@ -130,12 +136,8 @@ async fn an_agent_that_went_back_is_sent_what_it_lost_though_another_had_its_sub
 /// that were still to be sent again.
 #[tokio::test]
 async fn what_an_agent_lost_is_sent_to_whichever_agent_comes() {
-    let (store, bucket) = with_events(30).await;
-    joined(&store, &bucket, as_agent(None)).await;
+    let (store, bucket) = taken_over().await;
     let ack = |upto| store.ack(bucket.id, "laptop", Seq(upto), || true);
-    ack(20).await.expect("stored");
-    joined(&store, &bucket, desktop(None)).await;
-    ack(30).await.expect("stored");
     joined(&store, &bucket, as_agent(Some(claim(4)))).await;
     ack(12).await.expect("stored");
     let other = joined(&store, &bucket, desktop(Some(claim(30)))).await;
@@ -143,6 +145,33 @@ async fn what_an_agent_lost_is_sent_to_whichever_agent_comes() {
     ack(30).await.expect("stored");
     let other = joined(&store, &bucket, desktop(Some(claim(30)))).await;
     assert_eq!(other.after, Seq(30), "all of them were sent");
+}
+
+/// Found by the simulation: both agents of a subscription went back, one after the other, and the copy of the second
+/// one was of a time before it had been sent what only the first one had.
+#[tokio::test]
+async fn an_agent_that_lost_what_it_was_sent_after_another_went_back_is_sent_that_again() {
+    let (store, bucket) = taken_over().await;
+    let ack = |upto| store.ack(bucket.id, "laptop", Seq(upto), || true);
+    // As its source says before the events up to 20 come to it, too.
+    let copy = Claim {
+        whole_after: Seq(20),
+        ..claim(30)
+    };
+    joined(&store, &bucket, as_agent(Some(claim(4)))).await;
+    let again = joined(&store, &bucket, desktop(Some(copy.clone()))).await;
+    assert_eq!((again.after, again.went_back), (Seq(4), None));
+    ack(16).await.expect("stored");
+    let back = joined(&store, &bucket, desktop(Some(copy.clone()))).await;
+    assert_eq!(back.went_back, Some(WentBack::Agent { from: Seq(16) }));
+    assert!(back.after <= Seq(4), "{:?}", back.after);
+    ack(30).await.expect("stored");
+    let whole = Claim {
+        whole_after: back.after,
+        ..copy
+    };
+    let whole = joined(&store, &bucket, desktop(Some(whole))).await;
+    assert_eq!((whole.after, whole.went_back), (Seq(30), None));
 }
 
 /// Found by the simulation: an agent that discards its backlog took new events for old ones.

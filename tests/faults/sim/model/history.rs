@@ -2,7 +2,7 @@
 //! whatever one side has and the other has not is sent. It must not know who asks.
 
 use whrelay_core::bucket::{BucketId, Seq};
-use whrelay_core::history::{Claim, Known, Locator, Standing};
+use whrelay_core::history::{Claim, Comparison, Known, Locator, Own, Standing};
 use whrelay_core::id::EventId;
 use whrelay_core::time::Timestamp;
 use whrelay_store::{Holder, Join, Joined, Source, SourceMark};
@@ -26,14 +26,12 @@ pub(super) struct Subscribed {
 #[derive(Clone, Debug)]
 struct Held {
     by: Holder,
-    /// It began after this place.
-    since: Seq,
-    acked: Seq,
+    own: Own,
 }
 
 impl Held {
     fn has_acked(&self) -> bool {
-        self.acked > self.since
+        self.own.acked > self.own.since
     }
 }
 
@@ -48,12 +46,10 @@ impl Subscribed {
 
     pub(super) fn ack(&mut self, upto: Seq) {
         if upto > self.acked {
+            if let Some(Held { own, .. }) = self.holders.last_mut() {
+                (own.whole_after, own.acked) = (own.whole_after.min(self.acked), upto);
+            }
             self.move_to(upto);
-            self.holders
-                .iter_mut()
-                .next_back()
-                .into_iter()
-                .for_each(|last| last.acked = upto);
         }
     }
 }
@@ -68,6 +64,27 @@ impl Subscribed {
     fn own(&self, join: &Join) -> Option<&Held> {
         let mut holders = self.holders.iter();
         holders.rfind(|held| is_of(join.holder.as_ref(), &held.by))
+    }
+}
+
+/// What an agent has that joins and is sent what is behind a place. Up to another one nothing is left of it here.
+fn owned(join: &Join, began: Option<Held>, common: Comparison, (pruned, after): (Seq, Seq)) -> Own {
+    let since = began.map(|began| began.own.since.min(after));
+    let Some(claim) = &join.claim else {
+        return Own {
+            since: since.unwrap_or(after),
+            whole_after: after,
+            acked: after,
+        };
+    };
+    Own {
+        since: since.unwrap_or(pruned),
+        whole_after: if claim.seq < after {
+            after
+        } else {
+            claim.whole_after
+        },
+        acked: common.of(claim).min(after),
     }
 }
 
@@ -88,8 +105,12 @@ impl Model {
         Standing {
             acked: known.map(|known| known.acked),
             own: match before {
-                None => known.map(|known| known.acked),
-                Some(_) => known.and_then(|known| known.own(join)).map(|own| own.acked),
+                None => known.map(|known| Own {
+                    since: Seq(0),
+                    whole_after: Seq(0),
+                    acked: known.acked,
+                }),
+                Some(_) => known.and_then(|known| known.own(join)).map(|held| held.own),
             },
             first_start: match join.wants_backlog.unwrap_or(alone) {
                 true => Seq(0),
@@ -107,7 +128,7 @@ impl Model {
         let can_lose = join.is_empty && join.holder.is_some();
         let lost = this.as_ref().filter(|this| can_lose && this.has_acked());
         let lost = lost.map(|this| Claim {
-            seq: this.since,
+            seq: this.own.since,
             locator: Locator::default(),
             whole_after: Seq(0),
         });
@@ -142,7 +163,7 @@ impl Model {
                 .is_some_and(|(seq, id)| self.known(bucket, seq).differs_from(id)),
             went_back: start.went_back,
             before: before.map(|before| (before, known.seen_at)),
-            own_before: standing.own,
+            own_before: standing.own.map(|own| own.acked),
             skipped: match is_new && join.claim.is_none() {
                 true => start.after.0 - pruned.0,
                 false => 0,
@@ -150,21 +171,10 @@ impl Model {
             was_ended: false,
         };
         let began = this.filter(|this| this.has_acked() || join.claim.is_some());
-        let held = |by| Held {
-            by,
-            since: match began {
-                Some(began) => began.since.min(start.after),
-                None if join.claim.is_some() => pruned,
-                None => start.after,
-            },
-            acked: match &join.claim {
-                Some(claim) => common.of(claim).min(start.after),
-                None => start.after,
-            },
-        };
+        let own = owned(&join, began, common, (pruned, start.after));
         if let Some(me) = join.holder {
             known.holders.retain(|held| held.by.store != me.store);
-            known.holders.push(held(me));
+            known.holders.push(Held { by: me, own });
         }
         known.move_to(start.after);
         known.seen_at = Some(join.now);
