@@ -44,8 +44,6 @@ pub(crate) struct Real {
     model: Model,
     /// What may be on the disk: nobody was told.
     unknown: Option<Write>,
-    /// The disk was full, and the store may not have seen yet that it no longer is.
-    was_full: bool,
     chance: Chance,
     runtime: Runtime,
 }
@@ -241,6 +239,14 @@ impl Real {
 }
 
 impl Real {
+    /// Until the store has seen that its disk is no longer full, an agent's join writes nothing: that would depend
+    /// on how fast this runs.
+    fn wait_for_space(&self) {
+        let nobody = || self.store().note_seen(BucketId(0), "", Timestamp::EPOCH);
+        let seen = again_until_healed(|| self.runtime.block_on(nobody()));
+        assert!(seen.is_ok(), "a disk with space");
+    }
+
     /// A full disk may have failed a write that was on it already; tried again, an attempt is then logged
     /// twice. An agent joins a full store and nothing is written.
     fn may_be_twice(&mut self, write: Write, before: Model) {
@@ -271,7 +277,6 @@ impl Vault for Real {
             disk,
             model: Model::birth(name),
             unknown: None,
-            was_full: false,
             chance: Chance::new(name as u64 ^ (name >> 64) as u64),
             runtime,
         }
@@ -291,7 +296,7 @@ impl Vault for Real {
         } else {
             self.disk.clone()
         };
-        (self.store, self.was_full) = (None, false);
+        self.store = None;
         if was_killed {
             (self.disk, self.store) = some(self.recover(before));
             self.reconcile();
@@ -318,7 +323,6 @@ impl Vault for Real {
             store: None,
             model: self.model.clone(),
             unknown: self.unknown.clone(),
-            was_full: self.was_full,
             chance: Chance::new(self.name as u64),
             runtime: { runtime }.build().expect("a runtime"),
         }
@@ -367,10 +371,7 @@ impl Vault for Real {
                 (Err(error), None) => panic!("no fault was armed: {error}"),
             };
             let healed = armed == Some(Fault::Full);
-            self.was_full |= healed;
-            let before = self.was_full.then(|| self.model.clone());
-            // What is tried again until there is space says that there is some; a join is not.
-            self.was_full &= healed || matches!(write, Write::Join { .. });
+            let before = healed.then(|| self.model.clone());
             let expected = self.model.commit(vec![write.clone()]);
             let expected = expected.ok().and_then(|mut done| done.pop());
             // A write that was tried again may have been on disk already, and then says so.
@@ -380,6 +381,7 @@ impl Vault for Real {
             );
             if let Some(before) = before {
                 self.may_be_twice(write, before);
+                self.wait_for_space();
             }
             all.push(done);
         }
