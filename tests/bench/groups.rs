@@ -6,11 +6,11 @@ use std::time::Instant;
 use tokio::sync::mpsc;
 use whrelay_agent::control::{Ask, Filter, Piece};
 use whrelay_agent::{Manner, Offline};
-use whrelay_core::bucket::{Bucket, BucketKey};
+use whrelay_core::bucket::Bucket;
 use whrelay_core::delivery::{Attempt, DeadReason, State};
-use whrelay_store::{Options, Role, Store};
+use whrelay_store::{Role, Store};
 
-use crate::lists::{BATCH, event};
+use crate::lists::{BATCH, event, store, with_destination};
 
 /// Asked so often; the best counts.
 const TRIES: usize = 5;
@@ -22,19 +22,8 @@ pub(crate) async fn run() {
 
 async fn measure(events: u64) {
     let dir = tempfile::tempdir_in(".").unwrap();
-    let options = Options {
-        role: Role::Agent,
-        cache: 8 << 20,
-        name_seed: 7,
-        purpose: "benchmark",
-        bound: None,
-    };
-    let store = Store::open(dir.path(), &options).unwrap();
-    let name = "shop".parse().unwrap();
-    let key = BucketKey::from_text("shop");
-    let (bucket, _) = store.ensure_bucket(&name, key).await.unwrap();
-    let there = store.ensure_destination(bucket.id, "http://localhost:1");
-    let there = there.await.unwrap();
+    let store = store(dir.path(), Role::Agent, 8 << 20);
+    let (bucket, there) = with_destination(&store).await;
     for first in (1..=events).step_by(BATCH as usize) {
         let some = (first..first + BATCH).map(|n| event(n, there)).collect();
         let stored = store.append(bucket.id, some, None).await.unwrap();

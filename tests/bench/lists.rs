@@ -26,21 +26,31 @@ pub(crate) async fn run() {
     }
 }
 
-async fn measure(events: u64) {
-    let dir = tempfile::tempdir_in(".").unwrap();
+/// A new store that keeps so much of its file in memory.
+pub(crate) fn store(dir: &Path, role: Role, cache: usize) -> Store {
     let options = Options {
-        role: Role::Agent,
-        cache: 8 << 20,
+        role,
+        cache,
         name_seed: 7,
         purpose: "benchmark",
         bound: None,
     };
-    let store = Store::open(dir.path(), &options).unwrap();
+    Store::open(dir, &options).unwrap()
+}
+
+/// A bucket of an agent, and where its events go.
+pub(crate) async fn with_destination(store: &Store) -> (Bucket, DestinationId) {
     let name = "shop".parse().unwrap();
     let key = BucketKey::from_text("shop");
     let (bucket, _) = store.ensure_bucket(&name, key).await.unwrap();
     let there = store.ensure_destination(bucket.id, "http://localhost:1");
-    let there = there.await.unwrap();
+    (bucket, there.await.unwrap())
+}
+
+async fn measure(events: u64) {
+    let dir = tempfile::tempdir_in(".").unwrap();
+    let store = store(dir.path(), Role::Agent, 8 << 20);
+    let (bucket, there) = with_destination(&store).await;
 
     fill(&store, &bucket, there, events).await;
     let none = Default::default();

@@ -9,9 +9,9 @@ use whrelay_core::delivery::DestinationId;
 use whrelay_core::limits;
 use whrelay_core::retention::Retention;
 use whrelay_forwarder::Config;
-use whrelay_store::{NewEvent, Options, Role, Store};
+use whrelay_store::{NewEvent, Role, Store};
 
-use crate::lists::event;
+use crate::lists::{event, store};
 
 const EVENTS: u64 = 300_000;
 
@@ -23,14 +23,7 @@ pub(crate) async fn run() {
 
 async fn measure(buckets: u64) {
     let dir = tempfile::tempdir_in(".").unwrap();
-    let options = Options {
-        role: Role::Forwarder,
-        cache: 64 << 20,
-        name_seed: 7,
-        purpose: "benchmark",
-        bound: None,
-    };
-    let store = Store::open(dir.path(), &options).unwrap();
+    let store = store(dir.path(), Role::Forwarder, 64 << 20);
     fill(&store, buckets).await;
     let (stop, listener) = (CancellationToken::new(), TcpListener::bind("127.0.0.1:0"));
     let config = Config {

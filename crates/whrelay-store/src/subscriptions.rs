@@ -181,11 +181,11 @@ impl Store {
         name: &str,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        self.change(bucket, name, move |row| {
+        let seen = self.with_subscription(bucket, name.to_owned(), move |tx, name, mut row| {
             row.seen_at = row.seen_at.max(now.as_micros());
-        })
-        .await
-        .map(|_| ())
+            put(tx, bucket, name, &row)
+        });
+        seen.await.map(|_| ())
     }
 
     /// Ends a subscription: it keeps no event from being removed any more. What it has not acknowledged is
@@ -199,22 +199,18 @@ impl Store {
         name: &str,
         now: Timestamp,
     ) -> Result<Option<u64>, StoreError> {
-        let name = name.to_owned();
-        self.write(64, move |tx: &mut Tx<'_>| {
-            let Some(mut row) = get(tx.seal, tx.subscriptions.open()?, bucket, &name)? else {
-                return Ok(None);
-            };
+        self.with_subscription(bucket, name.to_owned(), move |tx, name, mut row| {
             let (last, pruned) = (tx.last(bucket.0)?, pruned_through(tx, bucket)?.0);
             let through = row.ended.map_or(last, |ended| ended.through);
             let unclaimed = through.saturating_sub(row.acked.max(pruned));
             if unclaimed == 0 {
-                remove(tx, bucket, &name)?;
-                return Ok(Some(0));
+                remove(tx, bucket, name)?;
+                return Ok(0);
             }
             let at = now.as_micros();
             row.ended = row.ended.or(Some(EndedRow { at, through }));
-            put(tx, bucket, &name, &row)?;
-            Ok(Some(unclaimed))
+            put(tx, bucket, name, &row)?;
+            Ok(unclaimed)
         })
         .await
     }
@@ -230,18 +226,14 @@ impl Store {
         name: &str,
         behind: Seq,
     ) -> Result<Option<u64>, StoreError> {
-        let name = name.to_owned();
-        self.write(64, move |tx: &mut Tx<'_>| {
-            let Some(mut row) = get(tx.seal, tx.subscriptions.open()?, bucket, &name)? else {
-                return Ok(None);
-            };
+        self.with_subscription(bucket, name.to_owned(), move |tx, name, mut row| {
             let behind = behind.max(pruned_through(tx, bucket)?).0;
             if behind < row.acked {
                 // From now on nothing that is asked for again is removed.
                 row.move_to(behind);
-                put(tx, bucket, &name, &row)?;
+                put(tx, bucket, name, &row)?;
             }
-            Ok(Some(tx.last(bucket.0)?.saturating_sub(behind)))
+            Ok(tx.last(bucket.0)?.saturating_sub(behind))
         })
         .await
     }
@@ -293,21 +285,16 @@ impl Store {
         self.read(|tx| last_place(self.seal, tx, bucket).map(Seq))
     }
 
-    /// Changes a subscription that is there. Answers whether it was.
-    async fn change(
+    /// Works in one transaction on a subscription, where there is one of that name.
+    async fn with_subscription<T: Send + 'static>(
         &self,
         bucket: BucketId,
-        name: &str,
-        change: impl FnOnce(&mut SubscriptionRow) + Send + 'static,
-    ) -> Result<bool, StoreError> {
-        let name = name.to_owned();
+        name: String,
+        work: impl FnOnce(&mut Tx<'_>, &str, SubscriptionRow) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<Option<T>, StoreError> {
         self.write(64, move |tx: &mut Tx<'_>| {
-            let Some(mut row) = get(tx.seal, tx.subscriptions.open()?, bucket, &name)? else {
-                return Ok(false);
-            };
-            change(&mut row);
-            put(tx, bucket, &name, &row)?;
-            Ok(true)
+            let row = get(tx.seal, tx.subscriptions.open()?, bucket, &name)?;
+            row.map(|row| work(tx, &name, row)).transpose()
         })
         .await
     }

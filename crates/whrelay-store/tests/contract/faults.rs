@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use redb::StorageBackend;
 use redb::backends::{FileBackend, InMemoryBackend};
-use whrelay_core::bucket::Seq;
+use whrelay_core::bucket::{Bucket, Seq};
 use whrelay_store::{Fault, Medium, Options, Role, Store, StoreError};
 
 use crate::setup::*;
@@ -178,21 +178,23 @@ async fn a_write_that_was_given_up_before_it_began_is_left_undone() {
     assert_eq!(stored, [1, 3].map(event));
 }
 
-#[tokio::test]
-async fn a_handle_that_a_read_has_spoilt_is_replaced_though_nothing_is_written() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let (store, mode) = failing(dir.path());
-    let bucket = bucket(&store).await;
+/// So that some page has to come from the disk when they are read.
+async fn append_more_than_is_cached(store: &Store, bucket: &Bucket) {
     let many = (1..=40).map(|n| {
         let mut new = plain(n);
         new.event.request.body = vec![7; 200_000].into();
         new
     });
-    store
-        .append(bucket.id, many.collect(), None)
-        .await
-        .expect("stored");
-    // More than the cache holds, so that some page has to come from the disk.
+    let stored = store.append(bucket.id, many.collect(), None);
+    stored.await.expect("stored");
+}
+
+#[tokio::test]
+async fn a_handle_that_a_read_has_spoilt_is_replaced_though_nothing_is_written() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (store, mode) = failing(dir.path());
+    let bucket = bucket(&store).await;
+    append_more_than_is_cached(&store, &bucket).await;
     let read = || store.read_after(&bucket, Seq(0), usize::MAX, usize::MAX);
     mode.store(READ_FAILS, Ordering::SeqCst);
     assert!(matches!(read(), Err(StoreError::Broken(_))));
@@ -228,15 +230,8 @@ async fn a_page_that_makes_no_sense_stops_the_store_for_good() {
     let dir = tempfile::tempdir().expect("a directory");
     let (store, mode) = failing(dir.path());
     let bucket = bucket(&store).await;
-    let many = (1..=40).map(|n| {
-        let mut new = plain(n);
-        new.event.request.body = vec![7; 200_000].into();
-        new
-    });
-    let stored = store.append(bucket.id, many.collect(), None);
-    stored.await.expect("stored");
+    append_more_than_is_cached(&store, &bucket).await;
     mode.store(READS_NONSENSE, Ordering::SeqCst);
-    // More than the cache holds, so that some page has to come from the disk.
     let read = store.read_after(&bucket, Seq(0), usize::MAX, usize::MAX);
     let error = read.expect_err("nonsense");
     assert!(
