@@ -78,7 +78,7 @@ async fn a_second_agent_of_one_name_is_refused_unless_it_takes_over() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_subscription_nobody_uses_is_ended_and_what_it_missed_goes_to_another() {
     let (home, receiver) = (home(), Receiver::start().await);
-    let cloud = Cloud::start(&home).await;
+    let mut cloud = Cloud::start(&home).await;
     let to = receiver.target();
     let (mut old, url) = home.listen(&flags(&cloud, &to, &["--name", "old"])).await;
     let received = send(&url, "received").await;
@@ -91,7 +91,7 @@ async fn a_subscription_nobody_uses_is_ended_and_what_it_missed_goes_to_another(
     eventually("its agent is away", away).await;
     assert_eq!(named(&list(&home, &cloud), "old")["waiting"], 2);
 
-    let (new, _) = home.listen(&flags(&cloud, &to, &["--name", "new"])).await;
+    let (mut new, _) = home.listen(&flags(&cloud, &to, &["--name", "new"])).await;
     let (code, said) = told(&home, &in_use);
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("2 events"), "{said}");
@@ -117,13 +117,22 @@ async fn a_subscription_nobody_uses_is_ended_and_what_it_missed_goes_to_another(
         new.wait_state(event, "sent").await;
     }
     assert_eq!(receiver.count(), 3);
-    for (args, code) in [
-        (["subscription", "rm", "nobody"], 3),
-        (["subscription", "replay", "nobody"], 3),
-        (["subscription", "rm", "No Name"], 2),
-    ] {
-        let args = [&args[..], &cloud.flags()[..]].concat();
-        assert_eq!(told(&home, &args).0, Some(code), "{args:?}");
+    assert_eq!(new.terminate().await, Some(0));
+    let wrong = [
+        (&["rm", "nobody"][..], 3),
+        (&["replay", "nobody"], 3),
+        (&["replay", "new", "--to", "old"], 6),
+        (&["ls", "--bucket", "unknown"], 3),
+        (&["rm", "No Name"], 2),
+    ];
+    // A forwarder that does not run says the same as one that runs.
+    for place in [&cloud.flags()[..], &[]] {
+        for (args, code) in wrong {
+            let args = [&["subscription"], args, place].concat();
+            let (found, said) = told(&home, &args);
+            assert_eq!(found, Some(code), "{args:?}: {said}");
+        }
+        cloud.process.terminate().await;
     }
 }
 

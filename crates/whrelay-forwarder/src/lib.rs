@@ -42,6 +42,7 @@ pub use access::{TokenFileError, admin_token};
 use budget::Budget;
 use refusals::Reason;
 pub use status::{BucketStatus, IncidentView, Status, of_store};
+pub use subscriptions::{ReplayError, SubscriptionView, replay_subscription, subscriptions_of};
 
 /// How a forwarder runs.
 #[derive(Clone, Debug)]

@@ -7,9 +7,9 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
-use whrelay_core::bucket::{Bucket, BucketName, Seq};
+use whrelay_core::bucket::{Bucket, BucketId, BucketName, Seq};
 use whrelay_core::time::Timestamp;
-use whrelay_store::{StoreError, Subscription};
+use whrelay_store::{Store, StoreError, Subscription};
 
 use crate::Shared;
 use crate::access;
@@ -17,7 +17,7 @@ use crate::problem::Problem;
 
 /// A subscription, to one who may use its bucket.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct SubscriptionView {
+pub struct SubscriptionView {
     pub(crate) name: String,
     /// `connected`, `away` or `ended`.
     pub(crate) state: &'static str,
@@ -30,16 +30,29 @@ pub(crate) struct SubscriptionView {
     pub(crate) ended_at: Option<String>,
 }
 
-/// The subscriptions of a bucket.
-pub(crate) fn views(shared: &Shared, bucket: &Bucket) -> Result<Vec<SubscriptionView>, StoreError> {
-    let store = &shared.store;
-    let (last, pruned) = (store.last_seq(bucket.id)?, store.bare_upto(bucket.id)?);
+/// The subscriptions of a bucket of a forwarder that does not run.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn subscriptions_of(
+    store: &Store,
+    bucket: BucketId,
+) -> Result<Vec<SubscriptionView>, StoreError> {
+    views(store, bucket, |_| None)
+}
+
+/// The subscriptions of a bucket, and since when the agent of each is connected.
+pub(crate) fn views(
+    store: &Store,
+    bucket: BucketId,
+    connected: impl Fn(&str) -> Option<Timestamp>,
+) -> Result<Vec<SubscriptionView>, StoreError> {
+    let (last, pruned) = (store.last_seq(bucket)?, store.bare_upto(bucket)?);
     let view = |subscription: Subscription| {
-        let connected = shared.hub.connected(bucket.id, &subscription.name);
+        let connected = connected(&subscription.name);
         view(subscription, connected, last, pruned)
     };
-    let all = store.subscriptions(bucket.id)?;
-    Ok(all.into_iter().map(view).collect())
+    Ok(store.subscriptions(bucket)?.into_iter().map(view).collect())
 }
 
 pub(crate) fn view(
@@ -99,7 +112,8 @@ pub(crate) async fn list(
 ) -> Result<Json<Vec<SubscriptionView>>, Problem> {
     access::check(&shared.store, &headers)?;
     let bucket = bucket(&shared, &name)?;
-    Ok(Json(views(&shared, &bucket)?))
+    let connected = |name: &str| shared.hub.connected(bucket.id, name);
+    Ok(Json(views(&shared.store, bucket.id, connected)?))
 }
 
 /// The end of a subscription.
@@ -148,6 +162,45 @@ pub(crate) struct ReplayView {
     events: u64,
 }
 
+/// Why a subscription is not replayed.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayError {
+    /// The bucket has no subscription of that name.
+    #[error("the bucket has no subscription `{0}`")]
+    Unknown(String),
+    /// The one that was to get the events has ended.
+    #[error("subscription `{0}` has ended: name an active one")]
+    Ended(String),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Has a subscription sent what another one has not received, or everything that is kept. Answers how many
+/// events that are at most.
+///
+/// # Errors
+/// When there is no such subscription, when that which is to get the events has ended, and when the store fails.
+pub async fn replay_subscription(
+    store: &Store,
+    bucket: BucketId,
+    (name, to): (&str, &str),
+    all: bool,
+) -> Result<u64, ReplayError> {
+    let subscriptions = store.subscriptions(bucket)?;
+    let known = |name: &str| {
+        let known = subscriptions.iter().find(|known| known.name == name);
+        known.ok_or_else(|| ReplayError::Unknown(name.to_owned()))
+    };
+    let of = known(name)?;
+    if known(to)?.ended.is_some() {
+        return Err(ReplayError::Ended(to.to_owned()));
+    }
+    let behind = if all { Seq(0) } else { of.acked };
+    let rewound = store.rewind_subscription(bucket, to, behind).await?;
+    rewound.ok_or_else(|| ReplayError::Unknown(to.to_owned()))
+}
+
 /// `POST /v1/buckets/{bucket}/subscriptions/{name}/replay`: another subscription, or the same, is sent what this
 /// one had not received.
 pub(crate) async fn replay(
@@ -160,19 +213,13 @@ pub(crate) async fn replay(
     let Json(ReplayAsked { to, all }) =
         body.map_err(|e| Problem::new(StatusCode::BAD_REQUEST, e.body_text()))?;
     let bucket = bucket(&shared, &bucket_name)?;
-    let known = shared.store.subscriptions(bucket.id)?;
-    let of = known.iter().find(|known| known.name == name);
-    let of = of.ok_or_else(|| unknown(&name, &bucket))?;
     let to = to.unwrap_or_else(|| name.clone());
-    let target = known.iter().find(|known| known.name == to);
-    let target = target.ok_or_else(|| unknown(&to, &bucket))?;
-    if target.ended.is_some() {
-        let why = format!("subscription `{to}` was ended: name one that is not");
-        return Err(Problem::new(StatusCode::CONFLICT, why));
-    }
-    let behind = if all { Seq(0) } else { of.acked };
-    let rewound = shared.store.rewind_subscription(bucket.id, &to, behind);
-    let events = rewound.await?.ok_or_else(|| unknown(&to, &bucket))?;
+    let replayed = replay_subscription(&shared.store, bucket.id, (&name, &to), all);
+    let events = replayed.await.map_err(|error| match error {
+        ReplayError::Unknown(name) => unknown(&name, &bucket),
+        ReplayError::Ended(_) => Problem::new(StatusCode::CONFLICT, error.to_string()),
+        ReplayError::Store(error) => error.into(),
+    })?;
     // A session that is live goes on where it was; the next one begins where it is to.
     shared
         .hub

@@ -10,6 +10,7 @@ use whrelay_agent::{Management, Method};
 use whrelay_core::bucket::BucketName;
 use whrelay_core::token::Token;
 use whrelay_delivery::{Clock, Trust};
+use whrelay_forwarder::ReplayError;
 use whrelay_store::{OpenError, Store};
 
 use crate::args::ForwarderChoice;
@@ -123,6 +124,22 @@ impl Door {
         }
     }
 
+    /// The subscriptions of a bucket, as `GET /v1/buckets/NAME/subscriptions` lists them.
+    pub(crate) async fn subscriptions(&self, bucket: &BucketName) -> Result<Vec<Value>, Failure> {
+        let listed = match self {
+            Self::Running(management) => {
+                let path = ["v1", "buckets", bucket.as_str(), "subscriptions"];
+                management.ask(Method::GET, &path, None).await?
+            }
+            Self::Idle(store) => {
+                let all = whrelay_forwarder::subscriptions_of(store, stored(store, bucket)?)?;
+                serde_json::to_value(all).map_err(|e| Failure::new(Code::Bug, e.to_string()))?
+            }
+        };
+        let strange = || Failure::new(Code::Unreachable, "the forwarder's answer is no list");
+        listed.as_array().cloned().ok_or_else(strange)
+    }
+
     /// Ends a subscription. Answers how many events are unclaimed.
     pub(crate) async fn end(&self, bucket: &BucketName, name: &str) -> Result<u64, Failure> {
         match self {
@@ -163,17 +180,14 @@ impl Door {
                 Ok(asked["events"].as_u64().unwrap_or(0))
             }
             Self::Idle(store) => {
+                let names = (name, to.unwrap_or(name));
                 let of = stored(store, bucket)?;
-                let known = store.subscriptions(of)?;
-                let known = known.iter().find(|known| known.name == name);
-                let known = known.ok_or_else(|| unknown(bucket, name))?;
-                let behind = match all {
-                    true => whrelay_core::bucket::Seq(0),
-                    false => known.acked,
-                };
-                let to = to.unwrap_or(name);
-                let asked = store.rewind_subscription(of, to, behind).await?;
-                asked.ok_or_else(|| unknown(bucket, to))
+                let asked = whrelay_forwarder::replay_subscription(store, of, names, all);
+                asked.await.map_err(|error| match error {
+                    ReplayError::Unknown(name) => unknown(bucket, &name),
+                    ReplayError::Ended(_) => Failure::new(Code::InUse, error.to_string()),
+                    ReplayError::Store(error) => error.into(),
+                })
             }
         }
     }

@@ -17,7 +17,8 @@ A subscription keeps every event until its agent has received it. Ending one tha
 forwarder remove its events after --retain; until then `replay` sends them to another subscription.
 
 Exit codes: 0 done, 2 wrong use, 3 there is no such bucket or subscription, 4 the token is missing or not \
-valid, 5 the forwarder cannot be reached, 6 an agent is connected with the subscription")]
+valid, 5 the forwarder cannot be reached, 6 an agent is connected with the subscription, or the one that is to get \
+the events has ended")]
 pub(crate) struct SubscriptionArgs {
     #[command(subcommand)]
     pub(crate) command: SubscriptionCommand,
@@ -44,7 +45,7 @@ pub(crate) enum SubscriptionCommand {
         /// The subscription that gets them [default: the same]
         #[arg(long, value_name = "NAME")]
         to: Option<BucketName>,
-        /// All events that the forwarder still has
+        /// Send all events that the forwarder still has, not only those that it has not received
         #[arg(long)]
         all: bool,
         #[command(flatten)]

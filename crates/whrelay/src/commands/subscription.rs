@@ -35,10 +35,7 @@ async fn carry_out(
                     "state": "ended", "waiting": unclaimed,
                 }));
             }
-            output.data(&format!(
-                "ended {name}: {} it had not received",
-                events(unclaimed)
-            ))
+            output.data(&format!("ended {name}: {} unclaimed", events(unclaimed)))
         }
         SubscriptionCommand::Replay {
             name,
@@ -57,7 +54,7 @@ async fn carry_out(
                 }));
             }
             output.data(&format!(
-                "{} at most are sent to {to}; its agent delivers those that it does not have",
+                "sending at most {} to {to}; its agent delivers those that it does not have",
                 events(count)
             ))
         }
@@ -65,13 +62,7 @@ async fn carry_out(
 }
 
 async fn list(place: &BucketPlace, door: &Door, output: &Output) -> Result<(), Failure> {
-    let status = door.status().await?;
-    let buckets = status["buckets"].as_array().cloned().unwrap_or_default();
-    let mine = buckets
-        .into_iter()
-        .find(|bucket| bucket["bucket"] == place.bucket.as_str());
-    let all = mine.and_then(|mut mine| mine["subscriptions"].take().as_array().cloned());
-    let all = all.unwrap_or_default();
+    let all = door.subscriptions(&place.bucket).await?;
     if all.is_empty() {
         output.tell(&format!("bucket {} has no subscriptions", place.bucket));
     }
@@ -91,7 +82,11 @@ async fn list(place: &BucketPlace, door: &Door, output: &Output) -> Result<(), F
 pub(crate) fn line(subscription: &Value) -> String {
     let text = |key: &str| subscription[key].as_str().map(shown);
     let (name, state) = (text("name"), text("state"));
-    let waiting = events(subscription["waiting"].as_u64().unwrap_or(0));
+    let count = events(subscription["waiting"].as_u64().unwrap_or(0));
+    let what = match subscription["state"].as_str() {
+        Some("ended") => "unclaimed",
+        Some(_) | None => "waiting",
+    };
     let who = match (text("user"), text("host")) {
         (Some(user), Some(host)) => format!("  {user}@{host}"),
         _ => String::new(),
@@ -101,7 +96,7 @@ pub(crate) fn line(subscription: &Value) -> String {
     let seen = text("seen_at").map(|at| format!("  seen {at}"));
     let when = since.or(ended).or(seen).unwrap_or_default();
     format!(
-        "{}  {}  {waiting} waiting{who}{when}",
+        "{}  {}  {count} {what}{who}{when}",
         name.unwrap_or_default(),
         state.unwrap_or_default()
     )
