@@ -112,6 +112,8 @@ pub const SILENCE: Duration = Duration::from_secs(25);
 pub const MAX_LABEL: usize = 64;
 /// Silence after which an agent that is connected keeps its subscription from nobody: a ping and a little more.
 pub const PRESENCE: Duration = Duration::from_secs(13);
+/// How long agents have to return to a forwarder that has started, before it ends subscriptions of those that stay away.
+pub const TTL_GRACE: Duration = Duration::from_secs(600);
 /// How often a forwarder writes down that a connected agent is there.
 pub const NOTE_SEEN_EVERY: Duration = Duration::from_secs(600);
 /// How long a peer may take over hello and welcome.

@@ -70,9 +70,23 @@ impl Room {
         bucket: BucketId,
         stop: &CancellationToken,
     ) -> Result<Whole, Problem> {
+        // From here on it waits for its sender, not for us.
+        seat.enter(Phase::Body);
+        let read = self.read_waiting(body, seat, bucket, stop).await;
+        seat.enter(Phase::Busy);
+        read
+    }
+
+    async fn read_waiting(
+        &self,
+        body: Body,
+        seat: &Arc<Seat>,
+        bucket: BucketId,
+        stop: &CancellationToken,
+    ) -> Result<Whole, Problem> {
         let declared = body.size_hint().lower();
         if declared > limits::MAX_BODY as u64 {
-            return Err(too_large(body, declared).await);
+            return Err(too_large(body, declared, seat, stop).await);
         }
         let holder = Holder {
             seat: Arc::clone(seat),
@@ -90,10 +104,7 @@ impl Room {
             began: Instant::now(),
             hurried: None,
         };
-        seat.enter(Phase::Body);
-        let read = reading.all().await;
-        seat.enter(Phase::Busy);
-        read
+        reading.all().await
     }
 }
 
@@ -110,7 +121,7 @@ impl Reading<'_> {
             };
             let all = self.gathered.len() + data.len();
             if all > limits::MAX_BODY {
-                return Err(too_large(self.body, all as u64).await);
+                return Err(too_large(self.body, all as u64, self.seat, self.stop).await);
             }
             self.reserve(data.len()).await?;
             self.gathered.add(data);
@@ -246,7 +257,8 @@ fn time_for(received: usize) -> Duration {
     (limits::BODY_GRACE + earned).min(limits::BODY_TIMEOUT)
 }
 
-async fn too_large(mut body: Body, seen: u64) -> Problem {
+/// Takes some more of it, so that its sender reads the answer instead of a broken connection.
+async fn too_large(mut body: Body, seen: u64, seat: &Seat, stop: &CancellationToken) -> Problem {
     let mut left = DISCARD_BYTES;
     let discard = async {
         while let Some(Ok(frame)) = body.frame().await {
@@ -259,7 +271,11 @@ async fn too_large(mut body: Body, seen: u64) -> Problem {
     };
     if seen <= DISCARD_BYTES as u64 {
         // Whether all of it came in time changes nothing.
-        let _ = timeout(DISCARD_TIME, discard).await;
+        tokio::select! {
+            _ = timeout(DISCARD_TIME, discard) => {}
+            _ = seat.until_evicted() => {}
+            () = stop.cancelled() => {}
+        }
     }
     let why = format!(
         "the body is larger than {} bytes: {seen} were sent or announced",

@@ -105,6 +105,10 @@ impl Budget {
 
     /// Takes bytes, where all shares have room for them.
     fn try_take(&self, state: &mut State, holder: &Holder, bytes: usize) -> bool {
+        if bytes == 0 {
+            // A holder of nothing gives nothing back, and would be kept here for ever.
+            return true;
+        }
         if self.pressed(state, holder, bytes).is_some() {
             return false;
         }
@@ -353,6 +357,16 @@ mod tests {
         let state = budget.state();
         assert_eq!((state.held, state.holders.len()), (0, 0));
         assert!(state.buckets.is_empty() && state.peers.is_empty());
+    }
+
+    #[test]
+    fn a_holder_of_nothing_is_not_kept() {
+        let (budget, seats) = (budget(), Arc::<Seats>::default());
+        let mut none = budget.begin(holder(&seats, 1, 1));
+        assert!(none.try_add(0));
+        drop(none);
+        let state = budget.state();
+        assert!(state.holders.is_empty() && state.peers.is_empty() && state.buckets.is_empty());
     }
 
     #[test]

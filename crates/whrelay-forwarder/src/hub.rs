@@ -34,6 +34,8 @@ struct Live {
     who: Option<Who>,
     since: Timestamp,
     heard: Instant,
+    /// It is being sent something, which is bounded by itself.
+    writes: bool,
     end: Arc<End>,
 }
 
@@ -103,7 +105,7 @@ impl Hub {
             rival: Rival::of(who, live.who.as_ref()),
         });
         if let (Some(live), Some(incumbent)) = (leases.live.get(&key), &incumbent) {
-            let is_heard = live.heard.elapsed() < limits::PRESENCE;
+            let is_heard = live.writes || live.heard.elapsed() < limits::PRESENCE;
             if is_heard && !incumbent.rival.replaces(take_over) {
                 return Err(incumbent.clone());
             }
@@ -115,6 +117,7 @@ impl Hub {
             who: who.cloned(),
             since: now,
             heard: Instant::now(),
+            writes: false,
             end: Arc::clone(&end),
         };
         if let Some(before) = leases.live.insert(key.clone(), live) {
@@ -168,12 +171,31 @@ impl Hub {
 impl Lease<'_> {
     /// Notes that the session's agent was heard of.
     pub(crate) fn heard(&self) {
+        self.change(|live| live.heard = Instant::now());
+    }
+
+    /// Notes that the session's agent is being sent something, until the answer is dropped.
+    pub(crate) fn writes(&self) -> Writes<'_> {
+        self.change(|live| live.writes = true);
+        Writes(self)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Live)) {
         let mut leases = self.hub.leases();
-        if let Some(live) = leases.live.get_mut(&self.key)
-            && live.epoch == self.epoch
-        {
-            live.heard = Instant::now();
+        let live = leases.live.get_mut(&self.key);
+        if let Some(live) = live.filter(|live| live.epoch == self.epoch) {
+            change(live);
         }
+    }
+}
+
+/// Something is being sent.
+#[derive(Debug)]
+pub(crate) struct Writes<'lease>(&'lease Lease<'lease>);
+
+impl Drop for Writes<'_> {
+    fn drop(&mut self) {
+        self.0.change(|live| live.writes = false);
     }
 }
 
@@ -228,6 +250,20 @@ mod tests {
         drop(first);
         let third = lease(&hub, "a", &who("x", 3), false).expect("its successor");
         assert!(second.end.lost.is_cancelled() && !third.end.lost.is_cancelled());
+    }
+
+    #[test]
+    fn an_agent_that_is_sent_something_large_says_nothing_and_keeps_its_subscription() {
+        let hub = Hub::default();
+        let first = lease(&hub, "a", &who("x", 1), false).expect("free");
+        let long_ago = Instant::now().checked_sub(limits::PRESENCE * 2);
+        first.change(|live| live.heard = long_ago.expect("a machine that is up"));
+        let writes = first.writes();
+        let refused = lease(&hub, "a", &who("y", 1), false).expect_err("in use");
+        assert_eq!(refused.rival, Rival::Other);
+        drop(writes);
+        let _second = lease(&hub, "a", &who("y", 1), false).expect("nobody has heard of the first");
+        assert!(first.end.lost.is_cancelled());
     }
 
     #[test]

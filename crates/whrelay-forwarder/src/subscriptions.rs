@@ -4,16 +4,18 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::body::Body;
+use axum::extract::{Extension, Path, State};
+use axum::http::{HeaderMap, Request, StatusCode};
 use serde::{Deserialize, Serialize};
 use whrelay_core::bucket::{Bucket, BucketId, BucketName, Seq};
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Store, StoreError, Subscription};
+use whrelay_store::{Ending, Store, StoreError, Subscription};
 
 use crate::Shared;
 use crate::access;
 use crate::problem::Problem;
+use crate::seats::Seat;
 
 /// A subscription, to one who may use its bucket.
 #[derive(Clone, Debug, Serialize)]
@@ -132,13 +134,20 @@ pub(crate) async fn end(
 ) -> Result<Json<EndedView>, Problem> {
     access::check(&shared.store, &headers)?;
     let bucket = bucket(&shared, &bucket_name)?;
-    if shared.hub.connected(bucket.id, &name).is_some() {
-        let why = format!("an agent is connected with subscription `{name}`: stop it first");
-        return Err(Problem::new(StatusCode::CONFLICT, why));
-    }
     let now = shared.clock.now();
-    let ended = shared.store.end_subscription(bucket.id, &name, now).await?;
-    let unclaimed = ended.ok_or_else(|| unknown(&name, &bucket))?;
+    let (hub, id, of) = (Arc::clone(&shared), bucket.id, name.clone());
+    let is_away = move |_| hub.hub.connected(id, &of).is_none();
+    let ended = shared
+        .store
+        .end_subscription(bucket.id, &name, now, is_away);
+    let unclaimed = match ended.await? {
+        Ending::Unknown => return Err(unknown(&name, &bucket)),
+        Ending::InUse => {
+            let why = format!("an agent is connected with subscription `{name}`: stop it first");
+            return Err(Problem::new(StatusCode::CONFLICT, why));
+        }
+        Ending::Ended { unclaimed } => unclaimed,
+    };
     tracing::info!(bucket = %bucket.name, subscription = %name.escape_debug(), unclaimed, "subscription ended");
     Ok(Json(EndedView { name, unclaimed }))
 }
@@ -176,8 +185,8 @@ pub enum ReplayError {
     Store(#[from] StoreError),
 }
 
-/// Has a subscription sent what another one has not received, or everything that is kept. Answers how many
-/// events that are at most.
+/// Has a subscription sent what another one has not received, or everything that is kept; `then` ends its session.
+/// Answers how many events that are at most.
 ///
 /// # Errors
 /// When there is no such subscription, when that which is to get the events has ended, and when the store fails.
@@ -186,6 +195,7 @@ pub async fn replay_subscription(
     bucket: BucketId,
     (name, to): (&str, &str),
     all: bool,
+    then: impl FnOnce() + Send + 'static,
 ) -> Result<u64, ReplayError> {
     let subscriptions = store.subscriptions(bucket)?;
     let known = |name: &str| {
@@ -197,7 +207,7 @@ pub async fn replay_subscription(
         return Err(ReplayError::Ended(to.to_owned()));
     }
     let behind = if all { Seq(0) } else { of.acked };
-    let rewound = store.rewind_subscription(bucket, to, behind).await?;
+    let rewound = store.rewind_subscription(bucket, to, behind, then).await?;
     rewound.ok_or_else(|| ReplayError::Unknown(to.to_owned()))
 }
 
@@ -206,24 +216,26 @@ pub async fn replay_subscription(
 pub(crate) async fn replay(
     State(shared): State<Arc<Shared>>,
     Path((bucket_name, name)): Path<(String, String)>,
-    headers: HeaderMap,
-    body: Result<Json<ReplayAsked>, axum::extract::rejection::JsonRejection>,
+    Extension(seat): Extension<Arc<Seat>>,
+    request: Request<Body>,
 ) -> Result<Json<ReplayView>, Problem> {
-    access::check(&shared.store, &headers)?;
-    let Json(ReplayAsked { to, all }) =
-        body.map_err(|e| Problem::new(StatusCode::BAD_REQUEST, e.body_text()))?;
+    let (parts, body) = request.into_parts();
+    access::check(&shared.store, &parts.headers)?;
     let bucket = bucket(&shared, &bucket_name)?;
+    let body = shared.bodies.read(body, &seat, bucket.id, &shared.stop);
+    let asked = serde_json::from_slice(&body.await?.bytes);
+    let ReplayAsked { to, all } =
+        asked.map_err(|e| Problem::new(StatusCode::BAD_REQUEST, format!("the body: {e}")))?;
     let to = to.unwrap_or_else(|| name.clone());
-    let replayed = replay_subscription(&shared.store, bucket.id, (&name, &to), all);
+    // A session that is live would go on where it was, and acknowledge that.
+    let (hub, id, of) = (Arc::clone(&shared), bucket.id, to.clone());
+    let then = move || hub.hub.end(id, &of, "the subscription is replayed");
+    let replayed = replay_subscription(&shared.store, bucket.id, (&name, &to), all, then);
     let events = replayed.await.map_err(|error| match error {
         ReplayError::Unknown(name) => unknown(&name, &bucket),
         ReplayError::Ended(_) => Problem::new(StatusCode::CONFLICT, error.to_string()),
         ReplayError::Store(error) => error.into(),
     })?;
-    // A session that is live goes on where it was; the next one begins where it is to.
-    shared
-        .hub
-        .end(bucket.id, &to, "the subscription is replayed");
     tracing::info!(bucket = %bucket.name, subscription = %to.escape_debug(), events, "subscription replayed");
     Ok(Json(ReplayView { to, events }))
 }

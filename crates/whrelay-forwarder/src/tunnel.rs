@@ -108,15 +108,28 @@ impl Tunnel {
         let welcome = joining::welcome(shared, &subscription, hello, &lease, incumbent).await?;
         let frame = self.session.start(welcome);
         self.send(Message::Binary(codec::encode(frame))).await?;
+        let ended = self.stream(shared, &subscription, &lease).await;
+        note_seen(shared, &subscription);
+        ended
+    }
+
+    /// Sends what there is, and hears what the agent says, until one of them ends it.
+    async fn stream(
+        &mut self,
+        shared: &Arc<Shared>,
+        subscription: &Subscription,
+        lease: &Lease<'_>,
+    ) -> Result<(), End> {
         let mut seen = Instant::now();
         let mut wakes = shared.hub.wakes(subscription.bucket.id);
         let mut liveness = Liveness::new(Instant::now());
         loop {
             wakes.mark_unchanged();
-            let (began, more) = (
-                Instant::now(),
-                self.push(shared, &subscription.bucket).await?,
-            );
+            let began = Instant::now();
+            // An agent that is sent something large is not away, though it says nothing meanwhile.
+            let writes = lease.writes();
+            let more = self.push(shared, &subscription.bucket).await?;
+            drop(writes);
             if began.elapsed() > limits::PING_EVERY {
                 // It took long to send, and the agent took all of it: that is no silence.
                 liveness.heard(Instant::now());
@@ -143,10 +156,10 @@ impl Tunnel {
                     lease.heard();
                     if seen.elapsed() > limits::NOTE_SEEN_EVERY {
                         seen = Instant::now();
-                        note_seen(shared, &subscription);
+                        note_seen(shared, subscription);
                     }
                     if let Some(ForwarderAction::Acked(upto)) = self.on_message(message).await? {
-                        self.record_ack(shared, &subscription, &lease, Seq(upto));
+                        self.record_ack(shared, subscription, lease, Seq(upto));
                     }
                 }
                 Ok(()) = wakes.changed(), if !more => {}

@@ -181,7 +181,11 @@ impl History {
             None => {}
         }
         let mut ended = Seq(0);
-        for (_, row) in rows {
+        for (name, row) in rows {
+            // Its own was damaged: ids absorb what it is sent again.
+            if *name == join.name {
+                return Seq(0);
+            }
             match row.as_ref().map(|row| row.ended) {
                 Some(Some(end)) => ended = ended.max(Seq(end.through)),
                 Some(None) | None => return self.last,

@@ -61,5 +61,5 @@ pub use retention::{Removals, Swept};
 pub use salvage::{SalvageError, Salvaged, salvage};
 pub use sources::{Source, SourceMark};
 pub use states::{Begin, Found, Search};
-pub use subscriptions::{Fate, Holder, Subscription};
+pub use subscriptions::{Ending, Fate, Holder, Subscription};
 pub use writer::Effort;

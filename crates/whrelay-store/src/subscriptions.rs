@@ -88,6 +88,20 @@ impl Subscription {
     }
 }
 
+/// What became of a subscription that was to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// There is none of that name.
+    Unknown,
+    /// It may not be ended now.
+    InUse,
+    /// It has ended.
+    Ended {
+        /// Events that it had not received, and that are still there.
+        unclaimed: u64,
+    },
+}
+
 impl Store {
     /// The place up to which a subscription has acknowledged; a new one begins before everything.
     ///
@@ -188,8 +202,9 @@ impl Store {
         seen.await.map(|_| ())
     }
 
-    /// Ends a subscription: it keeps no event from being removed any more. What it has not acknowledged is
-    /// unclaimed. Answers how many events that are, or nothing where there is no such subscription.
+    /// Ends a subscription, if it may still be ended when that is written, by when its agent was last heard of: it
+    /// keeps no event from being removed any more. What it has not acknowledged is unclaimed. One that had ended
+    /// already and has no unclaimed events, or whose record is damaged, is forgotten.
     ///
     /// # Errors
     /// When it is not on disk.
@@ -198,25 +213,42 @@ impl Store {
         bucket: BucketId,
         name: &str,
         now: Timestamp,
-    ) -> Result<Option<u64>, StoreError> {
-        self.with_subscription(bucket, name.to_owned(), move |tx, name, mut row| {
-            let (last, pruned) = (tx.last(bucket.0)?, pruned_through(tx, bucket)?.0);
-            let through = row.ended.map_or(last, |ended| ended.through);
-            let unclaimed = through.saturating_sub(row.acked.max(pruned));
-            if unclaimed == 0 {
-                remove(tx, bucket, name)?;
-                return Ok(0);
+        may_end: impl FnOnce(Option<Timestamp>) -> bool + Send + 'static,
+    ) -> Result<Ending, StoreError> {
+        let name = name.to_owned();
+        self.write(64, move |tx: &mut Tx<'_>| {
+            let rows = rows(tx.seal, tx.subscriptions.open()?, bucket)?;
+            let Some((_, row)) = rows.into_iter().find(|(known, _)| *known == name) else {
+                return Ok(Ending::Unknown);
+            };
+            if !may_end(row.as_ref().and_then(SubscriptionRow::seen)) {
+                return Ok(Ending::InUse);
             }
-            let at = now.as_micros();
-            row.ended = row.ended.or(Some(EndedRow { at, through }));
-            put(tx, bucket, name, &row)?;
-            Ok(unclaimed)
+            let Some(mut row) = row else {
+                remove(tx, bucket, &name)?;
+                return Ok(Ending::Ended { unclaimed: 0 });
+            };
+            let pruned = pruned_through(tx, bucket)?.0;
+            let unclaimed = |through: u64| through.saturating_sub(row.acked.max(pruned));
+            if let Some(before) = row.ended {
+                let unclaimed = unclaimed(before.through);
+                if unclaimed == 0 {
+                    remove(tx, bucket, &name)?;
+                }
+                return Ok(Ending::Ended { unclaimed });
+            }
+            let (at, through) = (now.as_micros(), tx.last(bucket.0)?);
+            let unclaimed = unclaimed(through);
+            row.ended = Some(EndedRow { at, through });
+            put(tx, bucket, &name, &row)?;
+            Ok(Ending::Ended { unclaimed })
         })
         .await
     }
 
-    /// Has a subscription sent again everything behind a place that is still there. Answers how many events
-    /// that are at most, or nothing where there is no such subscription.
+    /// Has a subscription sent again everything behind a place that is still there; `then` ends the session that
+    /// could acknowledge the same events again. Answers how many events that are at most, or nothing where there is
+    /// no such subscription.
     ///
     /// # Errors
     /// When it is not on disk.
@@ -225,6 +257,7 @@ impl Store {
         bucket: BucketId,
         name: &str,
         behind: Seq,
+        then: impl FnOnce() + Send + 'static,
     ) -> Result<Option<u64>, StoreError> {
         self.with_subscription(bucket, name.to_owned(), move |tx, name, mut row| {
             let behind = behind.max(pruned_through(tx, bucket)?).0;
@@ -233,25 +266,20 @@ impl Store {
                 row.move_to(behind);
                 put(tx, bucket, name, &row)?;
             }
+            then();
             Ok(tx.last(bucket.0)?.saturating_sub(behind))
         })
         .await
     }
 
-    /// Forgets subscriptions that were ended by then, and those whose unclaimed events are gone. Answers their
-    /// names.
+    /// Forgets ended subscriptions of which nothing is kept any more: until then they say which events nobody else
+    /// waits for. Answers their names.
     ///
     /// # Errors
     /// When it is not on disk.
-    pub async fn forget_ended(
-        &self,
-        bucket: BucketId,
-        by: Timestamp,
-    ) -> Result<Vec<String>, StoreError> {
+    pub async fn forget_ended(&self, bucket: BucketId) -> Result<Vec<String>, StoreError> {
         let is_over = move |row: &SubscriptionRow, pruned: Seq| {
-            row.ended.is_some_and(|ended| {
-                ended.at <= by.as_micros() || ended.through <= pruned.0.max(row.acked)
-            })
+            row.ended.is_some_and(|ended| ended.through <= pruned.0)
         };
         let pruned = self.bare_upto(bucket)?;
         let none = self.read(|tx| {

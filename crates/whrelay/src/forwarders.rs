@@ -11,7 +11,7 @@ use whrelay_core::bucket::BucketName;
 use whrelay_core::token::Token;
 use whrelay_delivery::{Clock, Trust};
 use whrelay_forwarder::ReplayError;
-use whrelay_store::{OpenError, Store};
+use whrelay_store::{Ending, OpenError, Store};
 
 use crate::args::ForwarderChoice;
 use crate::commands::listen::{given_token, proxies};
@@ -151,8 +151,11 @@ impl Door {
             Self::Idle(store) => {
                 let now = Clock::default().now();
                 let of = stored(store, bucket)?;
-                let ended = store.end_subscription(of, name, now).await?;
-                ended.ok_or_else(|| unknown(bucket, name))
+                let ended = store.end_subscription(of, name, now, |_| true);
+                match ended.await? {
+                    Ending::Ended { unclaimed } => Ok(unclaimed),
+                    Ending::Unknown | Ending::InUse => Err(unknown(bucket, name)),
+                }
             }
         }
     }
@@ -182,7 +185,7 @@ impl Door {
             Self::Idle(store) => {
                 let names = (name, to.unwrap_or(name));
                 let of = stored(store, bucket)?;
-                let asked = whrelay_forwarder::replay_subscription(store, of, names, all);
+                let asked = whrelay_forwarder::replay_subscription(store, of, names, all, || ());
                 asked.await.map_err(|error| match error {
                     ReplayError::Unknown(name) => unknown(bucket, &name),
                     ReplayError::Ended(_) => Failure::new(Code::InUse, error.to_string()),

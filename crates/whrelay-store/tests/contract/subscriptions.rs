@@ -6,7 +6,9 @@ use whrelay_core::bucket::{Bucket, BucketKey, Seq};
 use whrelay_core::limits;
 use whrelay_core::retention::{Bound, Part};
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Fate, Incident, Join, Medium, Options, Role, Store, StoreError, Subscription};
+use whrelay_store::{
+    Ending, Fate, Incident, Join, Medium, Options, Role, Store, StoreError, Subscription,
+};
 
 use crate::setup::*;
 
@@ -20,6 +22,11 @@ async fn ack(store: &Store, bucket: &Bucket, name: &str, upto: u64) {
 fn known(store: &Store, bucket: &Bucket, name: &str) -> Option<Subscription> {
     let all = store.subscriptions(bucket.id).expect("read");
     all.into_iter().find(|known| known.name == name)
+}
+
+async fn end(store: &Store, bucket: &Bucket, name: &str) -> Ending {
+    let ended = store.end_subscription(bucket.id, name, NOW, |_| true);
+    ended.await.expect("stored")
 }
 
 async fn prune(store: &Store, bucket: &Bucket, by: Timestamp) -> u64 {
@@ -49,8 +56,10 @@ async fn what_an_ended_subscription_had_not_received_is_unclaimed_kept_and_then_
     joined(&store, &bucket, join("gone")).await;
     ack(&store, &bucket, "gone", 2).await;
     assert_eq!(prune(&store, &bucket, Timestamp::LAST).await, 2);
-    let ended = store.end_subscription(bucket.id, "gone", NOW).await;
-    assert_eq!(ended.expect("stored"), Some(7));
+    assert_eq!(
+        end(&store, &bucket, "gone").await,
+        Ending::Ended { unclaimed: 7 }
+    );
     let gone = known(&store, &bucket, "gone").expect("kept");
     assert_eq!(gone.fate(Seq(3)), Fate::Unclaimed);
     // Nobody subscribes: what comes after the end is kept for who does.
@@ -58,7 +67,7 @@ async fn what_an_ended_subscription_had_not_received_is_unclaimed_kept_and_then_
     store.append(bucket.id, later, None).await.expect("stored");
     assert_eq!(prune(&store, &bucket, NOW.before(HOUR)).await, 0);
     assert_eq!(prune(&store, &bucket, NOW.after(HOUR)).await, 7);
-    let forgotten = store.forget_ended(bucket.id, NOW.after(HOUR)).await;
+    let forgotten = store.forget_ended(bucket.id).await;
     assert_eq!(forgotten.expect("stored"), ["gone"]);
     let next = joined(&store, &bucket, join("next")).await;
     assert_eq!(next.after, Seq(9), "the tenth event is still to come");
@@ -75,15 +84,69 @@ async fn an_ended_subscription_pins_nothing_and_its_agent_goes_on_if_it_returns(
     joined(&store, &bucket, all).await;
     ack(&store, &bucket, "here", 9).await;
     assert_eq!(prune(&store, &bucket, Timestamp::LAST).await, 0, "pinned");
-    let ended = store.end_subscription(bucket.id, "gone", NOW).await;
-    assert_eq!(ended.expect("stored"), Some(9));
+    assert_eq!(
+        end(&store, &bucket, "gone").await,
+        Ending::Ended { unclaimed: 9 }
+    );
     let back = joined(&store, &bucket, join("gone")).await;
     assert!(back.was_ended && back.after == Seq(0));
-    let ended = store.end_subscription(bucket.id, "gone", NOW).await;
-    assert_eq!(ended.expect("stored"), Some(9));
+    assert_eq!(
+        end(&store, &bucket, "gone").await,
+        Ending::Ended { unclaimed: 9 }
+    );
     assert_eq!(prune(&store, &bucket, Timestamp::LAST).await, 9);
-    let none = store.end_subscription(bucket.id, "nobody", NOW).await;
-    assert_eq!(none.expect("stored"), None);
+    assert_eq!(end(&store, &bucket, "nobody").await, Ending::Unknown);
+}
+
+/// A subscription is ended at the very moment its agent returns.
+#[tokio::test]
+async fn a_subscription_ends_only_if_it_still_may_when_that_is_written() {
+    let (store, bucket) = with_events(2).await;
+    joined(&store, &bucket, join("back")).await;
+    let never = |seen| {
+        assert_eq!(seen, Some(NOW), "it is told when the agent was last seen");
+        false
+    };
+    let ended = store.end_subscription(bucket.id, "back", NOW, never).await;
+    assert_eq!(ended.expect("stored"), Ending::InUse);
+    assert_eq!(prune(&store, &bucket, Timestamp::LAST).await, 0);
+}
+
+/// Its row was forgotten before its events were removed: they stayed for ever, and the next agent got them.
+#[tokio::test]
+async fn an_ended_subscription_is_forgotten_only_once_its_events_are_gone() {
+    let (store, bucket) = with_events(9).await;
+    joined(&store, &bucket, join("gone")).await;
+    ack(&store, &bucket, "gone", 2).await;
+    end(&store, &bucket, "gone").await;
+    let forgotten = store.forget_ended(bucket.id).await.expect("stored");
+    assert!(forgotten.is_empty(), "{forgotten:?}");
+    assert_eq!(prune(&store, &bucket, Timestamp::LAST).await, 9);
+    let forgotten = store.forget_ended(bucket.id).await.expect("stored");
+    assert_eq!(forgotten, ["gone"]);
+}
+
+/// The only subscription had received everything and was ended; the next agent was sent all of that again.
+#[tokio::test]
+async fn what_an_ended_subscription_had_received_is_not_sent_to_the_next_one() {
+    let (store, bucket) = with_events(9).await;
+    joined(&store, &bucket, join("done")).await;
+    ack(&store, &bucket, "done", 9).await;
+    assert_eq!(
+        end(&store, &bucket, "done").await,
+        Ending::Ended { unclaimed: 0 }
+    );
+    store
+        .append(bucket.id, vec![plain(10)], None)
+        .await
+        .expect("stored");
+    assert_eq!(joined(&store, &bucket, join("next")).await.after, Seq(9));
+    // Asked once more, it is forgotten.
+    assert_eq!(
+        end(&store, &bucket, "done").await,
+        Ending::Ended { unclaimed: 0 }
+    );
+    assert!(known(&store, &bucket, "done").is_none());
 }
 
 #[tokio::test]
@@ -91,7 +154,12 @@ async fn a_rewound_subscription_is_sent_everything_behind_a_place_until_it_says_
     let (store, bucket) = with_events(9).await;
     joined(&store, &bucket, join("a")).await;
     ack(&store, &bucket, "a", 9).await;
-    let count = store.rewind_subscription(bucket.id, "a", Seq(4)).await;
+    let (rewound, heard) = tokio::sync::oneshot::channel();
+    let then = move || rewound.send(()).expect("heard");
+    let count = store
+        .rewind_subscription(bucket.id, "a", Seq(4), then)
+        .await;
+    heard.await.expect("told within the write");
     assert_eq!(count.expect("stored"), Some(5));
     let claims = || Join {
         claim: Some(claim(9)),
