@@ -113,7 +113,7 @@ impl Home {
         });
         let said = Arc::<Mutex<String>>::default();
         let (heard, mut err) = (Arc::clone(&said), child.stderr.take().unwrap());
-        std::thread::spawn(move || {
+        let hearing = std::thread::spawn(move || {
             let mut buffer = [0; 1024];
             while let Ok(n @ 1..) = err.read(&mut buffer) {
                 heard
@@ -124,7 +124,7 @@ impl Home {
         });
         Process {
             child,
-            reading,
+            reading: [reading, hearing],
             lines,
             printed,
             said,
@@ -182,7 +182,8 @@ impl Cloud {
 /// A running command.
 pub struct Process {
     child: Child,
-    reading: JoinHandle<()>,
+    /// What reads stdout and stderr.
+    reading: [JoinHandle<()>; 2],
     lines: Arc<Mutex<Vec<Value>>>,
     printed: Arc<Mutex<Vec<u8>>>,
     said: Arc<Mutex<String>>,
@@ -281,13 +282,11 @@ impl Process {
         self.child.try_wait().unwrap().is_some()
     }
 
-    /// Waits until it has ended and all that it printed is read.
+    /// Waits until it has ended and all that it printed and said is read.
     pub async fn ended(&mut self) -> ExitStatus {
         let status = eventually("the process ends", || self.child.try_wait().unwrap()).await;
-        eventually("its stdout ends", || {
-            self.reading.is_finished().then_some(())
-        })
-        .await;
+        let all_read = || self.reading.iter().all(JoinHandle::is_finished);
+        eventually("its output ends", || all_read().then_some(())).await;
         status
     }
 }

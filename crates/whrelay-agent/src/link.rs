@@ -156,6 +156,7 @@ impl Link {
                 opens: epoch.opens,
                 instance: epoch.instance,
             },
+            follows: epoch.follows,
             host: label.host.clone(),
             user: label.user.clone(),
         }

@@ -199,6 +199,8 @@ impl Standing {
         let is_earlier = |own: &Own| has < own.acked || own.whole_after < claim.whole_after;
         let lost = self.own.filter(is_earlier);
         let after = match self.acked {
+            // Its store was salvaged: what it had is found out by sending it.
+            _ if claim.seq == Seq(0) => Seq(0),
             // What others acknowledged before it came is not known here: it may lie nowhere else.
             Some(acked) if lost.is_none() && acked < claim.whole_after => acked,
             // What others acknowledged since is theirs, unless this one lost what it had itself.
@@ -414,6 +416,23 @@ mod tests {
         let common = claim.locator.compare(|_| Ok::<_, ()>(Known::Gone));
         let start = pruned.start(Some(&claim), common.expect("readable"));
         assert_eq!((start.after, start.went_back), (Seq(20), None));
+    }
+
+    #[test]
+    fn a_claim_of_nothing_is_sent_everything() {
+        let nothing = Claim {
+            seq: Seq(0),
+            locator: Locator::default(),
+            whole_after: Seq(0),
+        };
+        let others = Standing {
+            own: None,
+            ..standing(10)
+        };
+        for standing in [standing(10), others] {
+            let start = standing.start(Some(&nothing), Comparison::default());
+            assert_eq!(start.after, Seq(0));
+        }
     }
 
     #[test]

@@ -225,6 +225,7 @@ mod tests {
                 opens,
                 instance: opens,
             },
+            follows: opens.checked_sub(1),
             ..Who::default()
         }
     }

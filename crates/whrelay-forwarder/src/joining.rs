@@ -260,6 +260,7 @@ fn holder(who: &Who) -> Holder {
     let Who {
         store,
         epoch,
+        follows: _,
         host,
         user,
     } = who;

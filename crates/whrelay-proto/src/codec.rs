@@ -181,6 +181,7 @@ mod tests {
                 let who = epoch.map(|epoch| Who {
                     store: text.clone(),
                     epoch,
+                    follows: seq,
                     host: text.clone(),
                     user: text.clone(),
                 });

@@ -102,6 +102,9 @@ pub struct Who {
     pub store: String,
     /// Which opening of that store it runs on.
     pub epoch: Epoch,
+    /// The instance of the opening before it, where that is known.
+    #[serde(default)]
+    pub follows: Option<u64>,
     /// Its machine, for people.
     pub host: String,
     /// Its user there, for people.

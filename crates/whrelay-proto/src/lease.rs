@@ -7,9 +7,9 @@ use crate::frame::Who;
 pub enum Rival {
     /// The same process, over a new connection.
     Itself,
-    /// The same directory, opened again since: the process that had it is gone, or runs on an earlier copy.
+    /// The same directory, opened next: the process that had it is gone.
     Successor,
-    /// The same directory, not opened since: one of them runs on a copy of it.
+    /// The same directory, opened otherwise: one of them runs on a copy of it.
     Copy,
     /// Another directory.
     Other,
@@ -25,7 +25,7 @@ impl Rival {
             Self::Other
         } else if new.epoch.instance == holder.epoch.instance {
             Self::Itself
-        } else if new.epoch.opens > holder.epoch.opens {
+        } else if new.follows == Some(holder.epoch.instance) {
             Self::Successor
         } else {
             Self::Copy
@@ -47,23 +47,25 @@ mod tests {
     use super::*;
     use crate::frame::Epoch;
 
-    fn who(store: &str, opens: u64, instance: u64) -> Who {
+    fn who(store: &str, instance: u64, follows: u64) -> Who {
         Who {
             store: store.into(),
-            epoch: Epoch { opens, instance },
+            epoch: Epoch { opens: 5, instance },
+            follows: Some(follows),
             ..Who::default()
         }
     }
 
     #[test]
     fn only_its_own_directory_replaces_an_agent_unasked() {
-        let holder = who("a", 5, 1);
+        let holder = who("a", 4, 3);
         let rival = |new: &Who| Rival::of(Some(new), Some(&holder));
         assert_eq!(rival(&holder), Rival::Itself);
-        assert_eq!(rival(&who("a", 6, 2)), Rival::Successor);
-        assert_eq!(rival(&who("a", 5, 2)), Rival::Copy);
-        assert_eq!(rival(&who("a", 4, 2)), Rival::Copy);
-        assert_eq!(rival(&who("b", 9, 2)), Rival::Other);
+        assert_eq!(rival(&who("a", 5, 4)), Rival::Successor);
+        // A copy of the opening before, and that copy opened once more.
+        assert_eq!(rival(&who("a", 6, 3)), Rival::Copy);
+        assert_eq!(rival(&who("a", 7, 6)), Rival::Copy);
+        assert_eq!(rival(&who("b", 5, 4)), Rival::Other);
         for (rival, replaces) in [
             (Rival::Itself, true),
             (Rival::Successor, true),

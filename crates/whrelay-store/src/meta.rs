@@ -25,12 +25,25 @@ pub struct Epoch {
     pub opens: u64,
     /// Random: no other opening has it.
     pub instance: u64,
+    /// The instance of the opening before it, where that is known.
+    pub follows: Option<u64>,
 }
 
 /// Opens the database and checks, or writes, whose it is and in which format; an older one is migrated.
 pub(crate) fn prepare(medium: &Medium, options: &Options) -> Result<(Database, Epoch), OpenError> {
-    let database = medium.open(options.cache)?;
-    match begin(medium, &database, options) {
+    let mut database = medium.open(options.cache)?;
+    let begun = begin(medium, &database, options);
+    if matches!(begun, Ok(Begun { is_full: true, .. })) {
+        // redb refuses everything on a handle whose commit has failed.
+        drop(database);
+        database = medium.open(options.cache)?;
+    }
+    let looked = begun.and_then(|begun| {
+        let looked = unpanicked(|| integrity::look(&database, medium.looks));
+        looked.map_err(|error| fault(medium, error))?;
+        Ok(begun.epoch)
+    });
+    match looked {
         Ok(epoch) => Ok((database, epoch)),
         Err(error) => {
             // What is known to be damaged may not even let itself be closed.
@@ -40,11 +53,11 @@ pub(crate) fn prepare(medium: &Medium, options: &Options) -> Result<(Database, E
     }
 }
 
-fn begin(medium: &Medium, database: &Database, options: &Options) -> Result<Epoch, OpenError> {
-    let path = || medium.path.clone();
-    let fault = |error: StoreError| match error {
+fn fault(medium: &Medium, error: StoreError) -> OpenError {
+    let path = medium.path.clone();
+    match error {
         StoreError::Full => OpenError::Io {
-            path: path(),
+            path,
             error: std::io::Error::from(std::io::ErrorKind::StorageFull),
         },
         other @ (StoreError::Reopening
@@ -52,35 +65,45 @@ fn begin(medium: &Medium, database: &Database, options: &Options) -> Result<Epoc
         | StoreError::Share
         | StoreError::Damaged(_)
         | StoreError::Broken(Fault::Failed(_))) => OpenError::Damaged {
-            path: path(),
+            path,
             detail: other.to_string(),
         },
-        StoreError::Broken(Fault::Structure { detail, .. }) => OpenError::Damaged {
-            path: path(),
-            detail,
-        },
-    };
-    let meta = unpanicked(|| read(database)).map_err(fault)?;
-    let (store, opens) = match meta {
+        StoreError::Broken(Fault::Structure { detail, .. }) => OpenError::Damaged { path, detail },
+    }
+}
+
+struct Begun {
+    epoch: Epoch,
+    /// Whether the disk was too full to write that it was opened.
+    is_full: bool,
+}
+
+fn begin(medium: &Medium, database: &Database, options: &Options) -> Result<Begun, OpenError> {
+    let fault = |error| fault(medium, error);
+    let instance = XxHash3_64::oneshot(&options.name_seed.to_le_bytes());
+    match unpanicked(|| read(database)).map_err(fault)? {
         Some(meta) => {
             meta.check(options.role, &medium.path)?;
-            let opens = unpanicked(|| count_opening(database, &meta)).map_err(fault)?;
-            (meta.id, opens)
+            unpanicked(|| count_opening(database, meta, instance)).map_err(fault)
         }
         None if medium.may_create => {
-            let id = name_from(options.name_seed);
-            init(database, options.role, &id).map_err(fault)?;
-            (id, 1)
+            let store = name_from(options.name_seed);
+            init(database, options.role, &store, instance).map_err(fault)?;
+            let epoch = Epoch {
+                store,
+                opens: 1,
+                instance,
+                follows: None,
+            };
+            Ok(Begun {
+                epoch,
+                is_full: false,
+            })
         }
-        None => return Err(OpenError::Foreign { path: path() }),
-    };
-    unpanicked(|| integrity::look(database, medium.looks)).map_err(fault)?;
-    let instance = XxHash3_64::oneshot(&options.name_seed.to_le_bytes());
-    Ok(Epoch {
-        store,
-        opens,
-        instance,
-    })
+        None => Err(OpenError::Foreign {
+            path: medium.path.clone(),
+        }),
+    }
 }
 
 struct Meta {
@@ -88,6 +111,8 @@ struct Meta {
     role: String,
     id: String,
     opens: u64,
+    /// Of the last opening; nothing where that was before it was kept.
+    instance: Option<u64>,
 }
 
 impl Meta {
@@ -138,12 +163,14 @@ fn read(database: &Database) -> Result<Option<Meta>, StoreError> {
         role: text("role")?,
         id: text("id")?,
         opens: text("opens")?.parse().unwrap_or(0),
+        instance: text("instance")?.parse().ok(),
     }))
 }
 
 /// Migrates an older format and counts this opening, in one transaction. A full disk takes neither, and stops
-/// nobody who needs no migration. Answers how often the store was opened.
-fn count_opening(database: &Database, meta: &Meta) -> Result<u64, StoreError> {
+/// nobody who needs no migration: this counts as the opening before, then, since a number that stays where it was
+/// would look like that of a copy.
+fn count_opening(database: &Database, meta: Meta, instance: u64) -> Result<Begun, StoreError> {
     let opens = meta.opens + 1;
     let begun = (|| {
         let tx = writer::begin(database)?;
@@ -152,13 +179,26 @@ fn count_opening(database: &Database, meta: &Meta) -> Result<u64, StoreError> {
             put(&tx, "format", &FORMAT.to_string())?;
         }
         put(&tx, "opens", &opens.to_string())?;
+        put(&tx, "instance", &instance.to_string())?;
         Ok(tx.commit()?)
     })();
-    match begun {
-        Ok(()) => Ok(opens),
-        Err(StoreError::Full) if meta.format == FORMAT => Ok(meta.opens),
-        Err(error) => Err(error),
-    }
+    let (opens, instance, follows) = match begun {
+        Ok(()) => (opens, instance, meta.instance),
+        Err(StoreError::Full) if meta.format == FORMAT => {
+            (meta.opens, meta.instance.unwrap_or(instance), None)
+        }
+        Err(error) => return Err(error),
+    };
+    let epoch = Epoch {
+        store: meta.id,
+        opens,
+        instance,
+        follows,
+    };
+    Ok(Begun {
+        epoch,
+        is_full: begun.is_err(),
+    })
 }
 
 fn put(tx: &WriteTransaction, name: &str, value: &str) -> Result<(), StoreError> {
@@ -166,13 +206,14 @@ fn put(tx: &WriteTransaction, name: &str, value: &str) -> Result<(), StoreError>
     Ok(())
 }
 
-fn init(database: &Database, role: Role, id: &str) -> Result<(), StoreError> {
+fn init(database: &Database, role: Role, id: &str, instance: u64) -> Result<(), StoreError> {
     let tx = writer::begin(database)?;
     create_all(&tx)?;
     {
         let mut meta = tx.open_table(META)?;
         write(&mut meta, role, id)?;
         meta.insert("opens", "1".as_bytes())?;
+        meta.insert("instance", instance.to_string().as_bytes())?;
     }
     Ok(tx.commit()?)
 }

@@ -265,7 +265,10 @@ impl<I: FnMut() -> u128> Salvage<I> {
             Found::Subscription(bucket, name, row) => {
                 let key = (bucket, name.to_string());
                 let known = kept.subscriptions.get(&key);
-                if known.is_none_or(|known| known.acked < row.acked) {
+                // A place moves back, too: the latest join says more than the furthest place.
+                let rank =
+                    |row: &SubscriptionRow| (row.seen_at, row.again_through.is_some(), row.acked);
+                if known.is_none_or(|known| rank(known) < rank(&row)) {
                     kept.subscriptions.insert(key, row);
                 }
             }

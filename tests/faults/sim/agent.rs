@@ -36,6 +36,7 @@ impl<V: Vault> World<V> {
     pub(crate) fn start_agent(&mut self, n: usize) -> Verdicts {
         let node = &mut self.agents[n];
         node.vault.reopen();
+        node.follows = Some(node.instance);
         node.instance = self.chance.bits();
         let mut clock = ProcessClock::start(&node.machine, self.time);
         let now = clock.read(&node.machine, self.time);
@@ -142,6 +143,7 @@ impl<V: Vault> World<V> {
                 opens: node.vault.opens(),
                 instance: node.instance,
             },
+            follows: node.follows,
             ..Who::default()
         };
         let (session, hello) = AgentSession::begin(Hello {

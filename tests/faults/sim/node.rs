@@ -190,10 +190,12 @@ pub(crate) struct AgentNode<V> {
     pub(crate) twin: bool,
     /// Which opening of its store its process runs on.
     pub(crate) instance: u64,
+    /// The opening before it.
+    pub(crate) follows: Option<u64>,
     /// Whoever starts it again after it ended waits until then.
     pub(crate) rests_until: Time,
     /// An earlier copy of its directory.
-    pub(crate) backup: Option<V>,
+    pub(crate) backup: Option<(V, u64)>,
     /// Its directory was put back, and the forwarder has not heard from it since.
     pub(crate) went_back: bool,
 }

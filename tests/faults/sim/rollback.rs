@@ -24,12 +24,15 @@ impl<V: Vault> World<V> {
             return self.turn_forwarder(keeps);
         }
         match self.agents[n].backup.take() {
-            None => self.agents[n].backup = Some(self.agents[n].vault.copy()),
-            Some(copy) => {
+            None => {
+                let node = &mut self.agents[n];
+                node.backup = Some((node.vault.copy(), node.instance));
+            }
+            Some((copy, instance)) => {
                 // The same copy may be put back again and again.
-                let again = keeps.then(|| copy.copy());
+                let again = keeps.then(|| (copy.copy(), instance));
                 self.crash_agent(n)?;
-                self.agents[n].vault = copy;
+                (self.agents[n].vault, self.agents[n].instance) = (copy, instance);
                 self.agents[n].vault.reopen();
                 self.agents[n].backup = again;
                 self.agents[n].went_back = true;

@@ -204,6 +204,7 @@ impl<V: Vault> World<V> {
                 process: None,
                 twin,
                 instance: 0,
+                follows: None,
                 rests_until: 0,
                 backup: None,
                 went_back: false,

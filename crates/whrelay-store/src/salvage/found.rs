@@ -156,7 +156,9 @@ fn read_small(seal: Seal, key: &[u8], record: &[u8]) -> Option<Found> {
     {
         return Some(Found::Destination(id, row, Unsealed::of(record)));
     }
-    if let Some(row) = whole::<SourceRow>(seal, &key, record)
+    let source = whole::<SourceRow>(seal, &key, record)
+        .or_else(|| Some(whole::<of_6::Source>(seal, &key, record)?.into()));
+    if let Some(row) = source
         && row.forwarder.bytes().all(|byte| byte.is_ascii_graphic())
     {
         return Some(Found::Source(BucketId(id), row));
@@ -168,8 +170,50 @@ fn read_subscription(seal: Seal, key: &[u8], record: &[u8]) -> Option<Found> {
     let (bucket, name) = key.split_at_checked(4)?;
     let bucket = BucketId(u32::from_le_bytes(number(bucket)?));
     let name: BucketName = std::str::from_utf8(name).ok()?.parse().ok()?;
-    let row: SubscriptionRow = whole(seal, &subscriptions::key(bucket, name.as_str()), record)?;
+    let key = subscriptions::key(bucket, name.as_str());
+    let row = whole::<SubscriptionRow>(seal, &key, record)
+        .or_else(|| Some(whole::<of_6::Subscription>(seal, &key, record)?.into()))?;
     Some(Found::Subscription(bucket, name, row))
+}
+
+/// Rows as format 6 has them: a store that is damaged cannot be migrated first.
+mod of_6 {
+    use serde::Deserialize;
+
+    use crate::rows::{SourceRow, SubscriptionRow};
+
+    #[derive(Deserialize)]
+    pub(super) struct Subscription {
+        acked: u64,
+        since: u64,
+    }
+
+    impl From<Subscription> for SubscriptionRow {
+        fn from(Subscription { acked, since }: Subscription) -> Self {
+            Self {
+                acked,
+                since,
+                ..Self::default()
+            }
+        }
+    }
+
+    #[derive(Deserialize)]
+    pub(super) struct Source {
+        forwarder: String,
+        seq: u64,
+    }
+
+    impl From<Source> for SourceRow {
+        fn from(Source { forwarder, seq }: Source) -> Self {
+            Self {
+                forwarder,
+                seq,
+                locator: Vec::new(),
+                whole_after: 0,
+            }
+        }
+    }
 }
 
 fn read_last(seal: Seal, key: &[u8], value: &[u8]) -> Option<Found> {

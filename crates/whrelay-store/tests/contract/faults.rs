@@ -18,6 +18,8 @@ const FSYNC_FAILS: u8 = 2;
 const FSYNC_HANGS: u8 = 3;
 const READ_FAILS: u8 = 4;
 const READS_NONSENSE: u8 = 5;
+const FULL_AT_ITS_SECOND_SYNC: u8 = 6;
+const FULL_AT_ITS_NEXT_SYNC: u8 = 7;
 
 #[derive(Debug, Clone)]
 struct Failing {
@@ -54,6 +56,14 @@ impl StorageBackend for Failing {
     }
     fn sync_data(&self) -> io::Result<()> {
         self.check(FSYNC_FAILS, io::ErrorKind::Other)?;
+        match self.mode.load(Ordering::SeqCst) {
+            FULL_AT_ITS_SECOND_SYNC => self.mode.store(FULL_AT_ITS_NEXT_SYNC, Ordering::SeqCst),
+            FULL_AT_ITS_NEXT_SYNC => {
+                self.mode.store(FINE, Ordering::SeqCst);
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            _ => {}
+        }
         while self.mode.load(Ordering::SeqCst) == FSYNC_HANGS {
             std::thread::yield_now();
         }
@@ -74,7 +84,12 @@ impl StorageBackend for Failing {
 
 fn failing(dir: &std::path::Path) -> (Store, Arc<AtomicU8>) {
     let mode = Arc::new(AtomicU8::new(FINE));
-    let (path, switch) = (dir.join("disk"), Arc::clone(&mode));
+    (opened(dir, &mode, 1), mode)
+}
+
+/// The store on a disk of that mode.
+fn opened(dir: &std::path::Path, mode: &Arc<AtomicU8>, name_seed: u128) -> Store {
+    let (path, switch) = (dir.join("disk"), Arc::clone(mode));
     let allocated = Arc::new(AtomicU64::new(0));
     let open = move |builder: &redb::Builder| {
         let file = std::fs::OpenOptions::new()
@@ -90,10 +105,33 @@ fn failing(dir: &std::path::Path) -> (Store, Arc<AtomicU8>) {
         };
         builder.create_with_backend(backend)
     };
-    (
-        Store::open_on(Medium::custom(open), &options(Role::Forwarder)).expect("opens"),
-        mode,
-    )
+    let options = Options {
+        name_seed,
+        ..options(Role::Forwarder)
+    };
+    Store::open_on(Medium::custom(open), &options).expect("opens")
+}
+
+/// Its opening could not be written: its number stayed where it was, as that of a copy would, and redb refused every
+/// read of the handle.
+#[tokio::test]
+async fn a_store_on_a_full_disk_opens_and_is_no_copy_of_itself() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (store, mode) = failing(dir.path());
+    let bucket = bucket(&store).await;
+    let stored = store.append(bucket.id, vec![plain(1)], None);
+    stored.await.expect("stored");
+    let before = store.epoch().clone();
+    store.close().await;
+    // The first one is of opening the file.
+    mode.store(FULL_AT_ITS_SECOND_SYNC, Ordering::SeqCst);
+    let store = opened(dir.path(), &mode, 2);
+    assert_eq!(*store.epoch(), before);
+    assert_eq!(store.last_seq(bucket.id).expect("read"), Seq(1));
+    store.close().await;
+    let next = opened(dir.path(), &mode, 3);
+    assert_eq!(next.epoch().opens, before.opens + 1);
+    assert_eq!(next.epoch().follows, Some(before.instance));
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ use crate::setup::*;
 const LATER: Timestamp = Timestamp::from_micros(i64::MAX);
 const EVENTS: u64 = 60;
 
-fn save(dir: &Path) -> Result<Salvaged, SalvageError> {
+pub(crate) fn save(dir: &Path) -> Result<Salvaged, SalvageError> {
     let mut n = 1000;
     let ids = || {
         n += 1;
@@ -33,7 +33,7 @@ fn file(dir: &Path) -> std::path::PathBuf {
 }
 
 /// Makes redb's own structure senseless: what leads to the leaves is at the front.
-fn behead(dir: &Path) {
+pub(crate) fn behead(dir: &Path) {
     let mut bytes = fs::read(file(dir)).expect("a store");
     bytes[..4096].fill(0xee);
     fs::write(file(dir), bytes).expect("written");
