@@ -67,6 +67,28 @@ impl Management {
         path: &[&str],
         body: Option<&Value>,
     ) -> Result<Value, ManagementError> {
+        self.exchange(method, path, &[], body).await
+    }
+
+    /// Reads a path below the forwarder's address, with a query.
+    ///
+    /// # Errors
+    /// As [`Management::ask`].
+    pub async fn look(
+        &self,
+        path: &[&str],
+        query: &[(&str, &str)],
+    ) -> Result<Value, ManagementError> {
+        self.exchange(Method::GET, path, query, None).await
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &[&str],
+        query: &[(&str, &str)],
+        body: Option<&Value>,
+    ) -> Result<Value, ManagementError> {
         let unreachable = |why: String| AgentError::Unreachable {
             forwarder: self.forwarder.to_string(),
             why,
@@ -74,6 +96,9 @@ impl Management {
         let mut address = self.forwarder.clone();
         if let Ok(mut segments) = address.path_segments_mut() {
             segments.pop_if_empty().extend(path);
+        }
+        if !query.is_empty() {
+            address.query_pairs_mut().extend_pairs(query);
         }
         let tls = client_config(&self.trust).map_err(AgentError::from)?;
         let client = client(&self.forwarder, &self.proxies, tls);

@@ -59,6 +59,13 @@ impl Intake {
         self.troubles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Why the last event of a bucket was refused, if it was.
+    pub(crate) fn refusal(&self, bucket: BucketId) -> Option<String> {
+        let troubles = self.troubles();
+        let of_bucket = || troubles.buckets.get(&bucket).cloned();
+        troubles.store.clone().or_else(of_bucket)
+    }
+
     /// The buckets that take in no event, with why; or why none does. The store is asked only at the start and while
     /// something is wrong.
     pub(crate) async fn check(&self, shared: &Shared) -> Result<Vec<String>, String> {

@@ -41,7 +41,7 @@ pub struct Status {
 }
 
 /// How a bucket stands.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub struct BucketStatus {
     /// Its name.
     pub bucket: String,
@@ -91,7 +91,8 @@ pub(crate) async fn show(
         page.map_err(|e| Problem::new(StatusCode::BAD_REQUEST, e.body_text()))?;
     let connected = |bucket, name: &str| shared.hub.connected(bucket, name);
     let limit = limit.min(limits::MAX_STATUS_BUCKETS);
-    let status = of(&shared.store, connected, after.as_deref(), limit)?;
+    let refuses = |bucket| shared.intake.refusal(bucket);
+    let status = of(&shared.store, connected, refuses, (after.as_deref(), limit))?;
     let refused = shared.refusals.snapshot().into_iter();
     Ok(Json(Status {
         refused: refused.filter(|(_, count)| *count > 0).collect(),
@@ -106,23 +107,34 @@ pub(crate) async fn show(
 /// # Errors
 /// When the store cannot be read.
 pub fn of_store(store: &Store) -> Result<Status, StoreError> {
-    of(store, |_, _| None, None, limits::MAX_STATUS_BUCKETS)
+    of(store, |_, _| None, |_| None, (None, usize::MAX))
 }
 
 fn of(
     store: &Store,
     connected: impl Fn(BucketId, &str) -> Option<Timestamp>,
-    after: Option<&str>,
-    limit: usize,
+    refuses: impl Fn(BucketId) -> Option<String>,
+    (after, limit): (Option<&str>, usize),
 ) -> Result<Status, StoreError> {
     let mut all = store.buckets()?;
     all.retain(|bucket| after.is_none_or(|after| bucket.name.as_str() > after));
     all.sort_by(|a, b| a.name.cmp(&b.name));
     let more = all.len() > limit;
     all.truncate(limit);
-    let buckets = all
-        .iter()
-        .map(|bucket| of_bucket(store, bucket, &connected));
+    let buckets = all.iter().map(|bucket| {
+        let name = bucket.name.to_string();
+        let mut status = match of_bucket(store, bucket, &connected) {
+            // One that is damaged must not hide the others.
+            Err(StoreError::Damaged(what)) => BucketStatus {
+                bucket: name,
+                refuses: Some(StoreError::Damaged(what).to_string()),
+                ..BucketStatus::default()
+            },
+            status => status?,
+        };
+        status.refuses = refuses(bucket.id).or(status.refuses);
+        Ok(status)
+    });
     let incident = |Incident { at, kind, text }: Incident| IncidentView {
         at: at.to_string(),
         kind,
@@ -133,7 +145,7 @@ fn of(
         pid: None,
         stored_bytes: store.size(),
         max_disk: store.bound().map(|bound| bound.bytes),
-        buckets: buckets.collect::<Result<_, _>>()?,
+        buckets: buckets.collect::<Result<_, StoreError>>()?,
         more,
         refused: BTreeMap::new(),
         incidents: store.incidents()?.into_iter().map(incident).collect(),

@@ -203,8 +203,8 @@ impl Store {
     }
 
     /// Ends a subscription, if it may still be ended when that is written, by when its agent was last heard of: it
-    /// keeps no event from being removed any more. What it has not acknowledged is unclaimed. One that had ended
-    /// already and has no unclaimed events, or whose record is damaged, is forgotten.
+    /// keeps no event from being removed any more. What it has not acknowledged is unclaimed. One without
+    /// unclaimed events is forgotten unless it was the last, and so is one whose record is damaged.
     ///
     /// # Errors
     /// When it is not on disk.
@@ -217,10 +217,11 @@ impl Store {
     ) -> Result<Ending, StoreError> {
         let name = name.to_owned();
         self.write(64, move |tx: &mut Tx<'_>| {
-            let rows = rows(tx.seal, tx.subscriptions.open()?, bucket)?;
-            let Some((_, row)) = rows.into_iter().find(|(known, _)| *known == name) else {
+            let mut rows = rows(tx.seal, tx.subscriptions.open()?, bucket)?;
+            let Some(at) = rows.iter().position(|(known, _)| *known == name) else {
                 return Ok(Ending::Unknown);
             };
+            let (_, row) = rows.swap_remove(at);
             if !may_end(row.as_ref().and_then(SubscriptionRow::seen)) {
                 return Ok(Ending::InUse);
             }
@@ -241,6 +242,19 @@ impl Store {
             let unclaimed = unclaimed(through);
             row.ended = Some(EndedRow { at, through });
             put(tx, bucket, &name, &row)?;
+            // Of those that had received everything, the last one says where the next one begins.
+            let is_active = |(_, row): &(String, Option<SubscriptionRow>)| {
+                row.as_ref().is_some_and(|row| row.ended.is_none())
+            };
+            if unclaimed == 0 && rows.iter().any(is_active) {
+                remove(tx, bucket, &name)?;
+            }
+            for (name, row) in rows {
+                let ended = row.and_then(|row| Some((row.acked, row.ended?.through)));
+                if ended.is_some_and(|(acked, through)| through <= acked) {
+                    remove(tx, bucket, &name)?;
+                }
+            }
             Ok(Ending::Ended { unclaimed })
         })
         .await

@@ -337,7 +337,10 @@ impl ListenArgs {
 #[derive(Debug, Args)]
 #[command(after_help = examples::STATUS)]
 pub(crate) struct StatusArgs {
-    /// JSON Lines: one for each agent
+    /// Where the forwarder of this machine has its store
+    #[arg(long, value_name = "DIR", env = "WHRELAY_FORWARDER_DATA_DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// JSON Lines: one for each agent and forwarder
     #[arg(long)]
     pub(crate) json: bool,
 }

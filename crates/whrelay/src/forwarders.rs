@@ -31,11 +31,12 @@ pub(crate) enum Door {
 }
 
 impl Door {
-    /// The forwarder that has a bucket: the configured one, else that of this machine, else the embedded one.
+    /// The forwarder that has a bucket: the configured one, else that of this machine, whose directory may be
+    /// given, else the embedded one.
     pub(crate) async fn of(
         choice: &ForwarderChoice,
         trust: Trust,
-        bucket: &BucketName,
+        (bucket, dir): (&BucketName, Option<&Path>),
         output: &Output,
     ) -> Result<Self, Failure> {
         if let Some(forwarder) = &choice.url {
@@ -54,7 +55,8 @@ impl Door {
             }));
         }
         let paths = Paths::resolve()?;
-        for dir in [paths.forwarder(), paths.embedded(bucket)] {
+        let here = dir.map_or_else(|| paths.forwarder(), Path::to_owned);
+        for dir in [here, paths.embedded(bucket)] {
             if let Some(door) = Self::open(&dir)? {
                 if door.has(bucket).await? {
                     return Ok(door);
@@ -111,11 +113,24 @@ impl Door {
         }
     }
 
-    /// How it stands, as `GET /v1/status` says it.
+    /// How it stands, as `GET /v1/status` says it, with all its buckets.
     pub(crate) async fn status(&self) -> Result<Value, Failure> {
         match self {
             Self::Running(management) => {
-                Ok(management.ask(Method::GET, &["v1", "status"], None).await?)
+                let page =
+                    async |query: &[(&str, &str)]| management.look(&["v1", "status"], query).await;
+                let mut status = page(&[]).await?;
+                while let Some(last) = last_of_page(&status) {
+                    let mut next = page(&[("after", &last)]).await?;
+                    if let (Some(all), Some(more)) = (
+                        status["buckets"].as_array_mut(),
+                        next["buckets"].as_array_mut(),
+                    ) {
+                        all.append(more);
+                    }
+                    status["more"] = next["more"].take();
+                }
+                Ok(status)
             }
             Self::Idle(store) => {
                 let status = whrelay_forwarder::of_store(store)?;
@@ -204,11 +219,23 @@ impl Door {
     }
 }
 
-/// The directories of forwarders on this machine.
-pub(crate) fn on_this_machine() -> Result<Vec<PathBuf>, Failure> {
+/// The last bucket of a status that says that there are more.
+fn last_of_page(status: &Value) -> Option<String> {
+    let buckets = status["buckets"]
+        .as_array()
+        .filter(|_| status["more"] == true);
+    Some(buckets?.last()?["bucket"].as_str()?.to_owned())
+}
+
+/// The directories of forwarders on this machine, with one that is given.
+pub(crate) fn on_this_machine(given: Option<PathBuf>) -> Result<Vec<PathBuf>, Failure> {
     let all = Paths::resolve()?.all_stores().into_iter();
     let forwarders = all.filter(|(_, role)| *role == whrelay_store::Role::Forwarder);
-    Ok(forwarders.map(|(dir, _)| dir).collect())
+    let mut dirs: Vec<_> = forwarders.map(|(dir, _)| dir).collect();
+    if let Some(given) = given.filter(|given| !dirs.contains(given)) {
+        dirs.push(given);
+    }
+    Ok(dirs)
 }
 
 fn stored(store: &Store, bucket: &BucketName) -> Result<whrelay_core::bucket::BucketId, Failure> {

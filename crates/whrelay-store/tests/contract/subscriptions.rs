@@ -141,7 +141,32 @@ async fn what_an_ended_subscription_had_received_is_not_sent_to_the_next_one() {
         .await
         .expect("stored");
     assert_eq!(joined(&store, &bucket, join("next")).await.after, Seq(9));
-    // Asked once more, it is forgotten.
+    // It is forgotten once another one says where the next one begins, or when it is asked for again.
+    store
+        .append(bucket.id, vec![plain(11)], None)
+        .await
+        .expect("stored");
+    ack(&store, &bucket, "next", 11).await;
+    assert_eq!(
+        end(&store, &bucket, "next").await,
+        Ending::Ended { unclaimed: 0 }
+    );
+    assert!(known(&store, &bucket, "done").is_none());
+    assert_eq!(joined(&store, &bucket, join("third")).await.after, Seq(11));
+    assert_eq!(
+        end(&store, &bucket, "next").await,
+        Ending::Ended { unclaimed: 0 }
+    );
+    assert!(known(&store, &bucket, "next").is_none());
+}
+
+#[tokio::test]
+async fn a_subscription_that_had_received_everything_is_forgotten_beside_an_active_one() {
+    let (store, bucket) = with_events(9).await;
+    for name in ["stays", "done"] {
+        joined(&store, &bucket, join(name)).await;
+    }
+    ack(&store, &bucket, "done", 9).await;
     assert_eq!(
         end(&store, &bucket, "done").await,
         Ending::Ended { unclaimed: 0 }

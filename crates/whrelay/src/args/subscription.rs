@@ -1,5 +1,7 @@
 //! The flags of `whrelay subscription`. It must not know what becomes of them.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 use whrelay_core::bucket::BucketName;
 
@@ -61,6 +63,9 @@ pub(crate) struct BucketPlace {
     pub(crate) bucket: BucketName,
     #[command(flatten)]
     pub(crate) forwarder: ForwarderChoice,
+    /// Where the forwarder of this machine has its store
+    #[arg(long, value_name = "DIR", env = "WHRELAY_FORWARDER_DATA_DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
     /// Certificates (PEM) to trust beside the machine's
     #[arg(long, value_name = "FILE", env = "WHRELAY_CA_FILE", value_parser = ca_file)]
     pub(crate) ca_file: Option<CaFile>,

@@ -12,13 +12,16 @@ use crate::output::Output;
 use crate::paths::Paths;
 use crate::text::{events, shown, size};
 
+/// Buckets shown to people.
+const SHOWN: usize = 100;
+
 pub(crate) async fn run(args: StatusArgs, output: &Output) -> Result<(), Failure> {
     let (dirs, forwarders) = (
         Paths::resolve()?.all_agents(),
-        forwarders::on_this_machine()?,
+        forwarders::on_this_machine(args.data_dir.clone())?,
     );
     if dirs.is_empty() && forwarders.is_empty() {
-        output.tell("no agent has run here yet: whrelay listen --to localhost:3000");
+        output.tell("no agent or forwarder has run here yet: whrelay listen --to localhost:3000");
     }
     let mut round = Round::default();
     for dir in dirs {
@@ -74,7 +77,10 @@ fn text(status: &Value) -> String {
         "\n  stored     {}{most}",
         size(number(&status["stored_bytes"]))
     );
-    for bucket in status["buckets"].as_array().into_iter().flatten() {
+    let mut buckets: Vec<_> = status["buckets"].as_array().into_iter().flatten().collect();
+    buckets.sort_by_key(|bucket| bucket["refuses"].is_null());
+    let more = buckets.len().saturating_sub(SHOWN);
+    for bucket in buckets.into_iter().take(SHOWN) {
         let waiting = events(number(&bucket["waiting"]));
         let oldest = match bucket["oldest_waiting_at"].as_str() {
             Some(at) if number(&bucket["waiting"]) > 0 => format!(", the oldest of {}", shown(at)),
@@ -85,15 +91,19 @@ fn text(status: &Value) -> String {
             word(&bucket["bucket"])
         );
         if let Some(why) = bucket["refuses"].as_str() {
-            let hint = "`whrelay subscription ls` shows who keeps its events";
-            text += &format!("\n    refuses  new events: {}; {hint}", shown(why));
+            text += &format!("\n    refuses  new events: {}", shown(why));
+            if number(&bucket["waiting"]) > 0 {
+                let hint = "`whrelay subscription rm NAME` ends a subscription that nobody uses, \
+                            `whrelay forwarder --subscription-ttl DUR` all of them";
+                text += &format!("; {hint}");
+            }
         }
         for known in bucket["subscriptions"].as_array().into_iter().flatten() {
             text += &format!("\n    {}", subscription::line(known));
         }
     }
-    if status["more"] == true {
-        text += "\n  and more buckets";
+    if more > 0 {
+        text += &format!("\n  and {more} more buckets: `whrelay status --json` shows all");
     }
     if let Some(refused) = status["refused"].as_object().filter(|all| !all.is_empty()) {
         let counts = refused.iter().map(|(why, count)| format!("{count} {why}"));

@@ -14,7 +14,8 @@ pub(crate) async fn run(args: SubscriptionArgs, output: &Output) -> Result<(), F
     | SubscriptionCommand::Rm { place, .. }
     | SubscriptionCommand::Replay { place, .. }) = &args.command;
     let trust = place.ca_file.clone().map(|ca| ca.0).unwrap_or_default();
-    let door = Door::of(&place.forwarder, trust, &place.bucket, output).await?;
+    let dir = place.data_dir.as_deref();
+    let door = Door::of(&place.forwarder, trust, (&place.bucket, dir), output).await?;
     let did = carry_out(&args.command, &door, output).await;
     door.close().await;
     did

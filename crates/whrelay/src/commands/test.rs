@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::process::Command;
 use tokio::sync::mpsc;
@@ -26,6 +27,10 @@ use crate::output::Output;
 use crate::paths::{Paths, Scratch};
 use crate::shutdown;
 use crate::text::events;
+
+/// How long a forwarder may take to notice that an agent is gone, and how often it is asked.
+const LEAVES_WITHIN: Duration = Duration::from_secs(5);
+const ASK_AGAIN: Duration = Duration::from_millis(50);
 
 pub(crate) async fn run(args: TestArgs, output: &Output) -> Result<(), Failure> {
     shutdown::unless_insisted(test(args, output)).await
@@ -76,13 +81,22 @@ async fn end_subscription(args: &TestArgs, name: &BucketName, output: &Output) {
     }
     let ended = async {
         let trust = args.requests.tunnel_trust();
-        let door = Door::of(&args.forwarder, trust, &args.bucket, output).await?;
-        door.end(&args.bucket, name.as_str()).await
+        let door = Door::of(&args.forwarder, trust, (&args.bucket, None), output).await?;
+        let until = Instant::now() + LEAVES_WITHIN;
+        loop {
+            match door.end(&args.bucket, name.as_str()).await {
+                // The forwarder has not noticed yet that the agent is gone.
+                Err(failure) if failure.is_in_use() && Instant::now() < until => {
+                    tokio::time::sleep(ASK_AGAIN).await;
+                }
+                ended => return ended,
+            }
+        }
     };
     if let Err(failure) = ended.await {
         let why = failure.message();
         output.tell(&format!(
-            "warning: subscription {name} is left behind: {why}"
+            "warning: could not end subscription {name}: {why}"
         ));
     }
 }
