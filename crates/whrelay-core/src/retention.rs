@@ -33,10 +33,14 @@ impl Bound {
         }
     }
 
-    /// Whether a bucket that has `own` bytes may take in more, in a store that has `total`. In the last quarter
-    /// only one that holds less than what is left may, so that there is always something left for another.
-    pub fn takes_in(self, total: u64, own: u64) -> bool {
-        total < self.most() || (self.shared && own < self.bytes.saturating_sub(total))
+    /// Whether a bucket that has `own` bytes may take in so many more, in a store that has `total`. In the last
+    /// quarter only one that then holds no more than what is left may, so that there is always something left for
+    /// another.
+    pub fn takes_in(self, total: u64, own: u64, more: u64) -> bool {
+        if !self.shared {
+            return total < self.bytes;
+        }
+        total + more <= self.most() || own + more <= self.bytes.saturating_sub(total)
     }
 }
 
@@ -147,7 +151,7 @@ mod tests {
         };
         let fill = |total: u64| {
             let mut own = 0;
-            while shared.takes_in(total + own, own) {
+            while shared.takes_in(total + own, own, 1) {
                 own += 1;
             }
             own
@@ -161,7 +165,8 @@ mod tests {
             shared: false,
             ..shared
         };
-        assert!(alone.takes_in(999, 999) && !alone.takes_in(1000, 0));
+        assert!(alone.takes_in(999, 999, 9) && !alone.takes_in(1000, 0, 1));
+        assert!(!shared.takes_in(740, 740, 300), "one event may be large");
     }
 
     #[test]

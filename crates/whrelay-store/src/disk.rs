@@ -339,7 +339,7 @@ impl Store {
         T: Send + 'static,
         F: FnOnce(&mut Tx<'_>) -> Result<T, StoreError> + Send + 'static,
     {
-        self.ask(Purpose::TakeIn(bucket), weight, run).await
+        self.ask(Purpose::TakeIn(bucket, weight), weight, run).await
     }
 
     async fn ask<T, F>(&self, purpose: Purpose, weight: usize, run: F) -> Result<T, StoreError>

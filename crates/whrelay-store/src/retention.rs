@@ -18,6 +18,7 @@ use crate::error::StoreError;
 use crate::events::record_of;
 use crate::record::{self, Seal, Unsealed};
 use crate::rows::{EventRow, RemovalsRow};
+use crate::sizes::Coming;
 use crate::states::{self, Found};
 use crate::subscriptions;
 use crate::tables::{EVENTS, HEADS, REMOVALS, REMOVED, SUBSCRIPTIONS, event_key};
@@ -57,7 +58,8 @@ impl Store {
 
     /// Why a bucket takes nothing new in, where its bound or its share of it is reached.
     pub fn over_bound(&self, bucket: BucketId) -> Option<StoreError> {
-        self.shared.sizes.refusal(self.bound(), bucket)
+        let none = Coming::default();
+        self.shared.sizes.refusal(self.bound(), bucket, &none, 1)
     }
 
     /// The same of one bucket.

@@ -23,6 +23,24 @@ struct Inner {
     buckets: HashMap<BucketId, u64>,
 }
 
+/// What a group of writes takes in that is not stored yet.
+#[derive(Debug, Default)]
+pub(crate) struct Coming {
+    total: u64,
+    buckets: HashMap<BucketId, u64>,
+}
+
+impl Coming {
+    fn of(&self, bucket: BucketId) -> u64 {
+        self.buckets.get(&bucket).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn add(&mut self, bucket: BucketId, bytes: usize) {
+        self.total += bytes as u64;
+        *self.buckets.entry(bucket).or_default() += bytes as u64;
+    }
+}
+
 impl Sizes {
     /// As they were stored. Nothing rests on them, so that one which is damaged counts as nothing.
     pub(crate) fn read(
@@ -60,10 +78,20 @@ impl Sizes {
         self.inner().buckets.get(&bucket).copied().unwrap_or(0)
     }
 
-    /// Why a bucket takes nothing new in, where the bound or its share of it is reached.
-    pub(crate) fn refusal(&self, bound: Option<Bound>, bucket: BucketId) -> Option<StoreError> {
+    /// Why a bucket does not take in so many bytes, where the bound or its share of it is reached.
+    pub(crate) fn refusal(
+        &self,
+        bound: Option<Bound>,
+        bucket: BucketId,
+        coming: &Coming,
+        bytes: usize,
+    ) -> Option<StoreError> {
         let bound = bound?;
-        if bound.takes_in(self.total(), self.of(bucket)) {
+        let (total, own) = (
+            self.total() + coming.total,
+            self.of(bucket) + coming.of(bucket),
+        );
+        if bound.takes_in(total, own, bytes as u64) {
             return None;
         }
         Some(match bound.shared {

@@ -25,8 +25,11 @@ fn most(bound: Option<Bound>) -> u64 {
     share.min(limits::TOMBSTONES)
 }
 
-/// Removes the oldest kept ids where there are too many. Ids are in order of age, so that those of events that
-/// are still there and older are few.
+/// Up to which id the last step looked. Ids of events that are still there are passed over once, and not again in
+/// each step.
+const LOOKED_UPTO: &str = "tombstones";
+
+/// Removes the oldest kept ids where there are too many. Ids are in order of age.
 pub(crate) fn trim(tx: &mut Tx<'_>, bound: Option<Bound>) -> Result<(), StoreError> {
     let events = tx.events.open()?.len()? + tx.heads.open()?.len()?;
     let kept = tx.event_ids.open()?.len()?.saturating_sub(events);
@@ -34,26 +37,40 @@ pub(crate) fn trim(tx: &mut Tx<'_>, bound: Option<Bound>) -> Result<(), StoreErr
     if excess == 0 {
         return Ok(());
     }
-    let mut oldest: Vec<([u8; 16], (u32, u64))> = Vec::new();
+    let from = tx.meta.open()?.get(LOOKED_UPTO)?;
+    let from = from.and_then(|from| from.value().try_into().ok());
+    let from: [u8; 16] = from.unwrap_or_default();
+    let mut some: Vec<([u8; 16], (u32, u64))> = Vec::new();
     for entry in tx
         .event_ids
         .open()?
-        .iter()?
+        .range::<&[u8; 16]>(&from..)?
         .take(limits::TOMBSTONES_LOOKED_AT)
     {
         let (id, place) = entry?;
-        oldest.push((*id.value(), place.value()));
+        some.push((*id.value(), place.value()));
     }
+    // Behind the newest it begins anew.
+    let mut looked_upto = match some.len() < limits::TOMBSTONES_LOOKED_AT {
+        true => [0; 16],
+        false => some.last().map_or([0; 16], |(id, _)| *id),
+    };
     let mut removed = 0;
-    for (id, place) in oldest {
-        let there = record_of(tx.events.open()?, tx.heads.open()?, place)?.is_some();
-        if there || removed == excess {
+    for (id, place) in some {
+        if removed == excess {
+            looked_upto = id;
+            break;
+        }
+        if record_of(tx.events.open()?, tx.heads.open()?, place)?.is_some() {
             continue;
         }
         tx.event_ids.open()?.remove(&id)?;
         tx.shrink(BucketId(place.0), COST);
         removed += 1;
     }
+    tx.meta
+        .open()?
+        .insert(LOOKED_UPTO, looked_upto.as_slice())?;
     Ok(())
 }
 

@@ -19,6 +19,7 @@ use crate::error::{Fault, OpenError, StoreError};
 use crate::guard::{self, unpanicked};
 use crate::record::Seal;
 use crate::shared::Shared;
+use crate::sizes::Coming;
 use crate::tx::Tx;
 
 /// What the writer is asked.
@@ -45,8 +46,8 @@ struct Round {
 /// What a write is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// Something new comes into this bucket.
-    TakeIn(BucketId),
+    /// Something new comes into this bucket, about so many bytes.
+    TakeIn(BucketId, usize),
     /// What is there moves on: it is recorded, receipted, begun again.
     Drain,
 }
@@ -339,7 +340,7 @@ impl Writer {
         taken.saturating_sub(2 * self.shared.sizes.total())
     }
 
-    /// While the disk is full, answers writes that take something in, and keeps the others.
+    /// Answers writes that take something in where the disk is full or the bound is reached, and keeps the others.
     fn refuse_new(&mut self, group: &mut Vec<Box<dyn Operation>>) {
         let asks = match self.spare {
             Spare::Reserve => false,
@@ -351,24 +352,31 @@ impl Writer {
         if asks {
             self.take_reserve();
         }
-        let is_refused =
-            |operation: &mut Box<dyn Operation>| self.refusal(operation.purpose()).is_some();
-        for refused in group.extract_if(.., is_refused) {
-            if let Some(why) = self.refusal(refused.purpose()) {
-                refused.answer(Err(why));
+        if self.bound.is_none() && !matches!(self.spare, Spare::Nothing { .. }) {
+            return;
+        }
+        let mut coming = Coming::default();
+        for operation in std::mem::take(group) {
+            match self.refusal(operation.purpose(), &mut coming) {
+                Some(why) => operation.answer(Err(why)),
+                None => group.push(operation),
             }
         }
     }
 
-    /// Why a write is not carried out, where it is not.
-    fn refusal(&self, purpose: Purpose) -> Option<StoreError> {
-        let Purpose::TakeIn(bucket) = purpose else {
+    /// Why a write is not carried out, where it is not, beside those of its group that are.
+    fn refusal(&self, purpose: Purpose, coming: &mut Coming) -> Option<StoreError> {
+        let Purpose::TakeIn(bucket, bytes) = purpose else {
             return None;
         };
         if matches!(self.spare, Spare::Nothing { .. }) {
             return Some(StoreError::Full);
         }
-        self.shared.sizes.refusal(self.bound, bucket)
+        let refused = self.shared.sizes.refusal(self.bound, bucket, coming, bytes);
+        if refused.is_none() {
+            coming.add(bucket, bytes);
+        }
+        refused
     }
 
     /// Compacts the file if it is to be, or if at least half of it is free and what it holds is moved in a
@@ -468,7 +476,7 @@ impl Writer {
             return Ok(());
         }
         let mut purposes = group.iter().map(|op| op.purpose());
-        let takes_in = purposes.any(|purpose| matches!(purpose, Purpose::TakeIn(_)));
+        let takes_in = purposes.any(|purpose| matches!(purpose, Purpose::TakeIn(..)));
         let committed = self.try_commit(&mut group);
         for operation in group {
             operation.answer(committed.clone());

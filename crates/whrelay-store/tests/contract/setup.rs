@@ -23,10 +23,14 @@ pub(crate) fn options(role: Role) -> Options {
 }
 
 pub(crate) fn memory(role: Role) -> Store {
+    in_memory(&options(role))
+}
+
+pub(crate) fn in_memory(options: &Options) -> Store {
     let open = |builder: &redb::Builder| {
         builder.create_with_backend(redb::backends::InMemoryBackend::new())
     };
-    Store::open_on(Medium::custom(open), &options(role)).expect("a store in memory")
+    Store::open_on(Medium::custom(open), options).expect("a store in memory")
 }
 
 pub(crate) async fn bucket(store: &Store) -> Bucket {

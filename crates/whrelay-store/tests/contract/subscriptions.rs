@@ -6,9 +6,7 @@ use whrelay_core::bucket::{Bucket, BucketKey, Seq};
 use whrelay_core::limits;
 use whrelay_core::retention::{Bound, Part};
 use whrelay_core::time::Timestamp;
-use whrelay_store::{
-    Ending, Fate, Incident, Join, Medium, Options, Role, Store, StoreError, Subscription,
-};
+use whrelay_store::{Ending, Fate, Incident, Join, Options, Role, Store, StoreError, Subscription};
 
 use crate::setup::*;
 
@@ -213,9 +211,6 @@ async fn a_bucket_has_so_many_subscriptions_and_no_more() {
 
 #[tokio::test]
 async fn a_bucket_that_nobody_reads_leaves_room_for_one_that_is_read() {
-    let open = |builder: &redb::Builder| {
-        builder.create_with_backend(redb::backends::InMemoryBackend::new())
-    };
     let options = Options {
         bound: Some(Bound {
             bytes: 100_000,
@@ -223,9 +218,18 @@ async fn a_bucket_that_nobody_reads_leaves_room_for_one_that_is_read() {
         }),
         ..options(Role::Forwarder)
     };
-    let store = Store::open_on(Medium::custom(open), &options).expect("opens");
+    let store = in_memory(&options);
     let unread = bucket(&store).await;
-    let mut n = 0;
+    let large = |n| {
+        let mut new = plain(n);
+        new.event.request.body = vec![7; 60_000].into();
+        vec![new]
+    };
+    // Each has room, both do not: they come in one group.
+    let [one, other] = [1, 2].map(|n| store.append(unread.id, large(n), None));
+    let (one, other) = tokio::join!(one, other);
+    assert_ne!(one.is_ok(), other.is_ok(), "{one:?} {other:?}");
+    let mut n = 2;
     let refused = loop {
         n += 1;
         if let Err(error) = store.append(unread.id, vec![plain(n)], None).await {
