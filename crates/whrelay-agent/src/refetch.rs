@@ -31,7 +31,7 @@ async fn fetch(config: &Config, id: EventId) -> Fetched {
     match ask(config, id).await {
         Ok(fetched) => fetched,
         Err(why) => {
-            tracing::warn!(%id, why, "a damaged event is fetched later");
+            tracing::warn!(%id, why, "could not fetch a damaged event; trying again later");
             Fetched::Later
         }
     }
@@ -51,7 +51,8 @@ async fn ask(config: &Config, id: EventId) -> Result<Fetched, String> {
     let root = forwarder.as_str().trim_end_matches('/');
     let request = client
         .get(format!("{root}/v1/buckets/{bucket}/events/{id}"))
-        .bearer_auth(token.expose());
+        .bearer_auth(token.expose())
+        .timeout(limits::FETCH_TIMEOUT);
     let failed = |e: reqwest::Error| e.without_url().to_string();
     let answer = request.send().await.map_err(failed)?;
     match answer.status() {

@@ -112,6 +112,12 @@ pub const SILENCE: Duration = Duration::from_secs(25);
 pub const MAX_LABEL: usize = 64;
 /// Silence after which an agent that is connected keeps its subscription from nobody: a ping and a little more.
 pub const PRESENCE: Duration = Duration::from_secs(13);
+/// Agents that take a subscription from each other so often within such a time are warned.
+pub const TAKEN_AGAIN: usize = 3;
+/// See [`TAKEN_AGAIN`].
+pub const TAKEN_LATELY: Duration = Duration::from_secs(600);
+/// How long an agent waits for a damaged event that it asks its forwarder for.
+pub const FETCH_TIMEOUT: Duration = Duration::from_secs(300);
 /// How long agents have to return to a forwarder that has started, before it ends subscriptions of those that stay away.
 pub const TTL_GRACE: Duration = Duration::from_secs(600);
 /// How often a forwarder writes down that a connected agent is there.

@@ -526,9 +526,13 @@ impl Engine {
 
     /// Asks for a damaged event once more, and puts it in its place; it is dead only if nobody has it.
     async fn fetch_again(&self, key: DeliveryKey, what: &str) -> Result<Finished, StoreError> {
-        let Ok(Some(delivery)) = self.store.delivery(key) else {
-            return self.quarantine(key, what).await;
+        let delivery = match self.store.delivery(key) {
+            Ok(Some(delivery)) => delivery,
+            // The store is being reopened; the delivery stays due.
+            Err(error) if error.is_retryable() => return Ok(Finished { key, outcome: None }),
+            Ok(None) | Err(_) => return self.quarantine(key, what).await,
         };
+        let is_over = self.clock.moment().certain > delivery.deadline_at;
         let bucket = &self.destination.bucket;
         match (self.fetch)(delivery.event).await {
             Fetched::Event(event) if event.id == delivery.event => {
@@ -536,6 +540,7 @@ impl Engine {
                 (self.notify)(Notice::Fetched(key));
             }
             Fetched::Event(_) | Fetched::Gone => return self.quarantine(key, what).await,
+            Fetched::Later if is_over => return self.quarantine(key, what).await,
             Fetched::Later => {
                 let later = self.clock.now().after(limits::FETCH_AGAIN);
                 persist(|| self.store.postpone(key, later)).await?;

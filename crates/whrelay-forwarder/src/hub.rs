@@ -36,6 +36,8 @@ struct Live {
     heard: Instant,
     /// It is being sent something, which is bounded by itself.
     writes: bool,
+    /// When agents took the subscription from others that were connected, lately.
+    taken: Vec<Instant>,
     end: Arc<End>,
 }
 
@@ -84,6 +86,8 @@ pub(crate) struct Lease<'hub> {
     key: Key,
     epoch: u64,
     pub(crate) end: Arc<End>,
+    /// How often agents took it from others that were connected, lately.
+    pub(crate) taken: usize,
 }
 
 impl Hub {
@@ -110,6 +114,17 @@ impl Hub {
                 return Err(incumbent.clone());
             }
         }
+        let mut taken = leases
+            .live
+            .get(&key)
+            .map_or_else(Vec::new, |live| live.taken.clone());
+        taken.retain(|at| at.elapsed() < limits::TAKEN_LATELY);
+        let from_another =
+            |incumbent: &Incumbent| matches!(incumbent.rival, Rival::Copy | Rival::Other);
+        if incumbent.as_ref().is_some_and(from_another) {
+            taken.push(Instant::now());
+        }
+        let times = taken.len();
         leases.last += 1;
         let (epoch, end) = (leases.last, Arc::new(End::default()));
         let live = Live {
@@ -118,6 +133,7 @@ impl Hub {
             since: now,
             heard: Instant::now(),
             writes: false,
+            taken,
             end: Arc::clone(&end),
         };
         if let Some(before) = leases.live.insert(key.clone(), live) {
@@ -128,6 +144,7 @@ impl Hub {
             key,
             epoch,
             end,
+            taken: times,
         };
         Ok((lease, incumbent))
     }
@@ -273,6 +290,13 @@ mod tests {
         let first = lease(&hub, "a", &who("x", 1), false).expect("free");
         let refused = lease(&hub, "a", &who("y", 1), false).expect_err("in use");
         assert_eq!(refused.rival, Rival::Other);
+        let takes = |name: &str| {
+            let (key, who) = ((BucketId(2), "a"), who(name, 1));
+            let leased = hub.lease(key, Some(&who), true, Timestamp::EPOCH);
+            leased.expect("asked for").0
+        };
+        let again = ["x", "y", "x", "y"].map(takes);
+        assert_eq!(again.each_ref().map(|lease| lease.taken), [0, 1, 2, 3]);
         assert!(!first.end.lost.is_cancelled());
         let _taken = lease(&hub, "a", &who("y", 1), true).expect("taken over");
         assert!(first.end.lost.is_cancelled());

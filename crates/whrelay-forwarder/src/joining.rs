@@ -114,6 +114,16 @@ pub(crate) async fn welcome(
     })?;
     let noticed = noticed(shared, &hello, &joined, incumbent.as_ref());
     tell(shared, subscription, &hello, &joined, &noticed);
+    let again = lease.taken >= limits::TAKEN_AGAIN;
+    if let Some(other) = noticed.taken_from.as_ref().filter(|_| again) {
+        let (this, other) = (person(hello.who.as_ref()), named(&other.host, &other.user));
+        let text = format!(
+            "agents take subscription `{name}` of bucket `{}` from each other again and again, {this} and \
+             {other}: give one of them another --name",
+            bucket.name
+        );
+        note(shared, "taken_again", text);
+    }
     let oldest = match store.read_after(bucket, joined.after, 1, 0) {
         // The store is being reopened. It is only for people to read.
         Err(error) if error.is_retryable() => None,
@@ -212,6 +222,19 @@ fn tell(
         "agent connected"
     );
     let about = format!("subscription `{name}` of bucket `{}`", bucket.name);
+    let claimed = hello
+        .resume
+        .as_ref()
+        .filter(|resume| resume.forwarder == shared.store.id());
+    if let Some(claimed) = claimed.filter(|claimed| claimed.seq > joined.last.0) {
+        tracing::warn!(
+            bucket = %bucket.name,
+            subscription = %name,
+            claimed = claimed.seq,
+            last = joined.last.0,
+            "an agent says that it has events that this forwarder never had"
+        );
+    }
     if let Some(from) = noticed.forwarder_went_back {
         let text = format!(
             "this forwarder's directory went back to an earlier copy: the agent of {about} ({who}) has \

@@ -204,7 +204,8 @@ pub(crate) struct Shown {
 impl Shown {
     /// A request's path: of a bucket its name and the tail, of an unknown key its first characters.
     pub(crate) fn new(registry: &Registry, uri: &Uri) -> Self {
-        let Some(rest) = uri.path().strip_prefix("/in/") else {
+        // A proxy before the forwarder may leave its own prefix there.
+        let Some((prefix, rest)) = uri.path().split_once("/in/") else {
             return Self {
                 bucket: None,
                 path: printable(uri.path()),
@@ -220,7 +221,7 @@ impl Shown {
             },
         };
         Self {
-            path: printable(&format!("/in/{key}{tail}")),
+            path: printable(&format!("{prefix}/in/{key}{tail}")),
             bucket,
         }
     }

@@ -45,16 +45,18 @@ pub fn draw_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// When it is not on disk; then the one before is still there.
 pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let draft = path.with_extension("new");
+    let mut draft = path.as_os_str().to_owned();
+    draft.push(".new");
+    let draft = Path::new(&draft);
     // One that was left behind may be readable by others.
-    match fs::remove_file(&draft) {
+    match fs::remove_file(draft) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         Ok(()) | Err(_) => {}
     }
-    let mut file = private_file().create_new(true).open(&draft)?;
+    let mut file = private_file().create_new(true).open(draft)?;
     file.write_all(bytes)?;
     file.sync_all()?;
-    fs::rename(&draft, path)?;
+    fs::rename(draft, path)?;
     #[cfg(unix)]
     if let Some(dir) = path.parent() {
         File::open(dir)?.sync_all()?;
