@@ -49,6 +49,23 @@ async fn two_machines_without_a_name_each_get_their_own_subscription() {
     assert_eq!(list(&server, &cloud).len(), 2);
 }
 
+/// Its queue is in the store of that name.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_has_a_store_under_the_old_default_name_keeps_it() {
+    let (home, receiver) = (home(), Receiver::start().await);
+    let cloud = Cloud::start(&home).await;
+    let to = receiver.target();
+    let named = flags(&cloud, &to, &["--name", "default"]);
+    let (mut before, _) = home.listen(&named).await;
+    assert_eq!(before.terminate().await, Some(0));
+    let (listen, url) = home.listen(&flags(&cloud, &to, &[])).await;
+    let event = send(&url, "x").await;
+    listen.wait_state(&event, "sent").await;
+    let names = list(&home, &cloud);
+    let names: Vec<_> = names.iter().map(|one| &one["name"]).collect();
+    assert_eq!(names, ["default"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_agent_of_one_name_is_refused_unless_it_takes_over() {
     let (one, other, receiver) = (home(), home(), Receiver::start().await);
@@ -157,7 +174,14 @@ async fn subscriptions_whose_agents_stay_away_end_by_themselves() {
     cloud.start_again(&home).await;
     let ended = || (named(&list(&home, &cloud), "gone")["state"] == "ended").then_some(());
     eventually("it is ended", ended).await;
-    assert!(cloud.process.stderr().contains("--subscription-ttl"));
+    let said = || {
+        cloud
+            .process
+            .stderr()
+            .contains("--subscription-ttl")
+            .then_some(())
+    };
+    eventually("the log says so", said).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

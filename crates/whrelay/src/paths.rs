@@ -146,9 +146,9 @@ fn is_fleeting(dir: &Path) -> Option<&'static str> {
         let there = dir.ancestors().find(|dir| dir.exists())?;
         match rustix::fs::statfs(there).ok()?.f_type {
             OVERLAY => {
-                Some("on the file system of a container and goes with it: mount a volume there")
+                Some("on a container's own file system and is lost with it: mount a volume there")
             }
-            TMPFS | RAMFS => Some("in memory and goes with this machine: choose another one"),
+            TMPFS | RAMFS => Some("in memory and is lost at a reboot: choose another directory"),
             _ => None,
         }
     }
