@@ -1,12 +1,10 @@
 //! Copies of a store that were made while it changed: they serve, or say that they are damaged. None is silent.
 
+use std::cell::Cell;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::Value;
-use tokio::sync::watch;
 use whrelay_tests::eventually;
 use whrelay_tests::process::{Cloud, Home, Process};
 use whrelay_tests::sender::{client, path_of};
@@ -17,13 +15,12 @@ const PAGE: usize = 4096;
 /// Bytes that are copied between two events.
 const STRIDE: usize = 256 * 1024;
 
-/// A forwarder that is written to all the time, and counts what it has answered with 200.
+/// A forwarder that is written to while it is copied.
 struct Busy {
     cloud: Cloud,
     input: String,
-    stored: Arc<AtomicU64>,
-    /// Whether events are sent.
-    sends: watch::Sender<bool>,
+    client: reqwest::Client,
+    stored: Cell<usize>,
 }
 
 impl Busy {
@@ -33,34 +30,21 @@ impl Busy {
         let bucket = format!("{}/v1/buckets/shop", cloud.url);
         let made = client().put(bucket).bearer_auth(token.trim()).send().await;
         let made: Value = made.unwrap().json().await.unwrap();
-        let input = made["url"].as_str().unwrap().to_owned();
-        let (stored, sends) = (Arc::<AtomicU64>::default(), watch::Sender::new(true));
-        for _ in 0..2 {
-            let (input, stored) = (input.clone(), Arc::clone(&stored));
-            let mut sends = sends.subscribe();
-            tokio::spawn(async move {
-                let client = client();
-                while sends.wait_for(|sends| *sends).await.is_ok() {
-                    let n = stored.load(Ordering::Relaxed) as usize;
-                    let body = vec![b'x'; 100 + 997 * n % 20_000];
-                    let sent = client.post(&input).body(body).send().await;
-                    if sent.is_ok_and(|answer| answer.status() == 200) {
-                        stored.fetch_add(1, Ordering::Relaxed);
-                    }
-                }
-            });
-        }
         Self {
             cloud,
-            input,
-            stored,
-            sends,
+            input: made["url"].as_str().unwrap().to_owned(),
+            client: client(),
+            stored: Cell::default(),
         }
     }
 
-    async fn reach(&self, count: u64) {
-        let reached = || (self.stored.load(Ordering::Relaxed) >= count).then_some(());
-        eventually("events are stored", reached).await;
+    async fn store(&self, events: usize) {
+        for _ in 0..events {
+            let n = self.stored.replace(self.stored.get() + 1);
+            let body = vec![b'x'; 100 + 997 * n % 20_000];
+            let sent = self.client.post(&self.input).body(body).send().await;
+            assert_eq!(sent.unwrap().status(), 200);
+        }
     }
 
     fn dir(&self) -> &Path {
@@ -70,7 +54,6 @@ impl Busy {
     /// Copies the directory as `cp -r` does, slowly: events are stored meanwhile.
     async fn copy(&self, to: &Path) {
         std::fs::create_dir_all(to).unwrap();
-        self.sends.send_replace(true);
         for entry in std::fs::read_dir(self.dir()).unwrap() {
             let from = entry.unwrap().path();
             let mut file = std::fs::File::open(&from).unwrap();
@@ -83,11 +66,10 @@ impl Busy {
                 }
                 copy.write_all(&buffer[..read]).unwrap();
                 if from.ends_with("store.redb") {
-                    self.reach(self.stored.load(Ordering::Relaxed) + 1).await;
+                    self.store(2).await;
                 }
             }
         }
-        self.sends.send_replace(false);
     }
 }
 
@@ -183,7 +165,7 @@ async fn refusal(process: &mut Process, dir: &str) -> String {
 async fn a_copy_of_a_running_store_serves_or_says_that_it_is_damaged() {
     let (there, here) = (home(), home());
     let busy = Busy::start(&there).await;
-    busy.reach(300).await;
+    busy.store(300).await;
     let mut before: Option<PathBuf> = None;
     let (mut whole, mut damaged) = (0, 0);
     for n in 0..12 {

@@ -85,9 +85,8 @@ fn texts(
         .is_some_and(|(known, now)| now.instance != known.instance && now.opens <= known.opens);
     if let Some(from) = forwarder_went_back {
         let text = format!(
-            "the forwarder's data directory went back to an earlier copy: this agent has events up to \
-             place {from} that the forwarder does not have; they are kept here, and the forwarder sends \
-             everything after place {start}"
+            "the forwarder's data directory went back to an earlier copy: events up to number {from} that \
+             only this agent has are kept here; the forwarder sends every event after number {start}"
         );
         texts.push((Some("forwarder_went_back"), text));
     } else if are_lost {
@@ -98,14 +97,14 @@ fn texts(
     } else if is_earlier {
         let text =
             "the forwarder runs on an earlier copy of its data directory, or two forwarders run \
-                    on copies of one; nothing of what this agent has is missing there"
+                    on copies of one; that copy has every event that this agent has"
                 .to_owned();
         texts.push((Some("forwarder_went_back"), text));
     }
     if let Some(from) = agent_went_back {
         let text = format!(
             "this agent's data directory went back to an earlier copy: it had confirmed events up to \
-             place {from}; the forwarder sends again what it still has after place {start}, so that events \
+             number {from}; the forwarder sends again what it still has after number {start}, so that events \
              may be delivered twice; attempt numbers continue from the copy"
         );
         texts.push((Some("agent_went_back"), text));
@@ -131,8 +130,12 @@ fn texts(
     }
     if *skipped > 0 {
         let text = format!(
-            "this subscription is new and begins now: {skipped} older events are not delivered; \
-             `--name NEW --backlog all` delivers those that the forwarder still has"
+            "this subscription is new: {} not delivered; \
+             `--name NEW --backlog all` delivers those that the forwarder still has",
+            match skipped {
+                1 => "1 older event is".to_owned(),
+                many => format!("{many} older events are"),
+            }
         );
         texts.push((None, text));
     }

@@ -222,7 +222,7 @@ pub(crate) async fn event_frame(
     let gone = || {
         Problem::new(
             StatusCode::NOT_FOUND,
-            format!("{id} is not kept here any more"),
+            format!("this forwarder no longer has event {id}"),
         )
     };
     let bucket = name.parse().ok();

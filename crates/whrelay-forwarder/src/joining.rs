@@ -238,14 +238,14 @@ fn tell(
     if let Some(from) = noticed.forwarder_went_back {
         let text = format!(
             "this forwarder's directory went back to an earlier copy: the agent of {about} ({who}) has \
-             its events up to place {from}; both agree up to place {after}, and what follows is sent"
+             its events up to number {from}; both agree up to number {after}, and what follows is sent"
         );
         note(shared, "forwarder_went_back", text);
     }
     if let Some(from) = noticed.agent_went_back {
         let text = format!(
             "the directory of the agent of {about} ({who}) went back to an earlier copy: it had \
-             confirmed events up to place {from}; it continues after place {after}"
+             confirmed events up to number {from}; it continues after number {after}"
         );
         note(shared, "agent_went_back", text);
     }
@@ -274,7 +274,7 @@ fn note(shared: &Shared, kind: &'static str, text: String) {
     };
     tokio::spawn(async move {
         if let Err(error) = store.add_incident(incident).await {
-            tracing::warn!(%error, "an incident was not kept");
+            tracing::warn!(%error, "could not save an incident");
         }
     });
 }

@@ -150,7 +150,7 @@ fn log_damaged(store: &Store, registry: &registry::Registry) -> Result<(), Store
     let all: Vec<_> = registry.all().iter().map(|bucket| bucket.id).collect();
     for (id, why) in store.refusing(&all)? {
         if let Some(bucket) = registry.by_id(id) {
-            tracing::error!(bucket = %bucket.name, why, "the bucket takes no events: `whrelay doctor` helps");
+            tracing::error!(bucket = %bucket.name, why, "this bucket takes no events; run `whrelay doctor`");
         }
     }
     Ok(())

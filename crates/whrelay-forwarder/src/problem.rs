@@ -20,8 +20,8 @@ use crate::seats::Seat;
 pub(crate) const RETRY_SOON: Duration = Duration::from_secs(5);
 
 /// What frees space.
-const WAITS_FOR_AGENTS: &str = "`whrelay subscription ls` lists the agents that have not received events; \
-    `subscription rm` and `forwarder --subscription-ttl` end those that do not come back";
+const WAITS_FOR_AGENTS: &str = "`whrelay subscription ls` lists subscriptions with waiting events; \
+    `whrelay subscription rm NAME` or `whrelay forwarder --subscription-ttl DUR` ends unused ones";
 
 /// A refused request.
 #[derive(Debug, Serialize)]

@@ -395,7 +395,7 @@ fn note_seen(shared: &Arc<Shared>, subscription: &Subscription) {
     tokio::spawn(async move {
         let now = shared.clock.now();
         if let Err(error) = shared.store.note_seen(bucket, &name, now).await {
-            tracing::debug!(%error, "it was not written down that an agent is there");
+            tracing::debug!(%error, "could not record that an agent is connected");
         }
     });
 }

@@ -385,12 +385,12 @@ fn takes_in(seal: Seal, tx: &ReadTransaction, bucket: BucketId) -> Result<(), St
 fn given_before(bucket: BucketId, place: u64) -> StoreError {
     let bucket = bucket.0;
     StoreError::Damaged(format!(
-        "the last place of bucket {bucket}, behind which {place} was given,"
+        "the last number of bucket {bucket} (number {place} was given already)"
     ))
 }
 
 fn lost_sequence(bucket: BucketId) -> StoreError {
-    StoreError::Damaged(format!("the last place of bucket {}", bucket.0))
+    StoreError::Damaged(format!("the last number of bucket {}", bucket.0))
 }
 
 /// An event's record: whole, or what is left of it without its body.

@@ -85,7 +85,7 @@ fn look_at<K: Key + 'static, V: Value + 'static>(
         return Ok(());
     }
     let name = redb::TableHandle::name(&table).to_owned();
-    let why = format!("the table {name} says that it has {len} rows, and has {rows}");
+    let why = format!("table {name} should have {len} rows and has {rows}");
     Err(Fault::structure(why).into())
 }
 
@@ -119,7 +119,7 @@ pub(crate) fn verify(path: &Path, cache: usize) -> Result<(), String> {
         let mut database = opened.map_err(|e| e.to_string())?;
         match database.check_integrity() {
             Ok(true) => Ok(()),
-            Ok(false) => Err("its newest commit is not whole".to_owned()),
+            Ok(false) => Err("its newest commit is incomplete".to_owned()),
             Err(error) => Err(error.to_string()),
         }
     });

@@ -91,7 +91,7 @@ pub(crate) enum Command {
     Replay(ReplayArgs),
     /// Give up what waits
     Discard(DiscardArgs),
-    /// Show how the agents and forwarders on this machine stand
+    /// Show the state of the agents and forwarders on this machine
     Status(StatusArgs),
     /// List, end or replay the subscriptions of a bucket
     Subscription(SubscriptionArgs),
@@ -171,7 +171,7 @@ pub(crate) struct ListenArgs {
     #[command(flatten)]
     pub(crate) forwarder: ForwarderChoice,
     /// How many of the events from before are delivered: all, none, or newest=N; the rest is discarded
-    /// [default: all that are queued for this subscription; a second subscription of a bucket begins now]
+    /// [default: all that are queued for this subscription; a later subscription of a bucket starts with new events]
     #[arg(long, value_name = "WHICH", env = "WHRELAY_BACKLOG", value_parser = backlog)]
     pub(crate) backlog: Option<Newest>,
     /// Of what came before, only what was received since: a duration back from now (2h) or a time
@@ -206,7 +206,7 @@ pub(crate) struct RetentionArgs {
     retain: Duration,
     /// Bytes that a store may hold, such as 2GB; at least 1MB. Before that, what has ended goes, the oldest
     /// first and bodies before the rest; what waits never does, and once only that is left, nothing new is
-    /// taken in [default: no bound]
+    /// taken in. A forwarder's buckets share it: a bucket can be refused at three quarters [default: no bound]
     #[arg(long, value_name = "SIZE", env = "WHRELAY_MAX_DISK", value_parser = bytes)]
     max_disk: Option<u64>,
 }
@@ -388,7 +388,7 @@ pub(crate) struct ForwarderArgs {
     pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) retention: RetentionArgs,
-    /// End subscriptions whose agents have not come back for so long [default: never]
+    /// End subscriptions whose agents have been away longer than this [default: never]
     #[arg(long, value_name = "DUR", env = "WHRELAY_SUBSCRIPTION_TTL", value_parser = some_time)]
     pub(crate) subscription_ttl: Option<Duration>,
 }

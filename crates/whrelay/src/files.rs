@@ -2,10 +2,9 @@
 
 use whrelay_core::limits;
 
-/// Raises the limit of open files as far as the system allows, and says where connections do not all fit.
-pub(crate) fn raise() {
-    raise_limit();
-    let connections = connections();
+/// Connections that a forwarder of this process serves at once. Says so where they are fewer than it could serve.
+pub(crate) fn connections() -> usize {
+    let connections = fitting(allowed());
     if connections < limits::MAX_CONNECTIONS {
         tracing::warn!(
             "this process may open only {} files: it serves {connections} connections at once instead of {} \
@@ -14,11 +13,7 @@ pub(crate) fn raise() {
             limits::MAX_CONNECTIONS
         );
     }
-}
-
-/// Connections that a forwarder of this process serves at once.
-pub(crate) fn connections() -> usize {
-    fitting(allowed())
+    connections
 }
 
 /// Connections that fit, beside what the store and an agent need.
@@ -43,8 +38,9 @@ fn allowed() -> Option<u64> {
     None
 }
 
+/// Raises the limit of open files as far as the system allows.
 #[cfg(unix)]
-fn raise_limit() {
+pub(crate) fn raise_limit() {
     use rustix::process::{Resource, getrlimit, setrlimit};
 
     let limit = getrlimit(Resource::Nofile);
@@ -60,7 +56,7 @@ fn raise_limit() {
 }
 
 #[cfg(not(unix))]
-fn raise_limit() {}
+pub(crate) fn raise_limit() {}
 
 #[cfg(test)]
 mod tests {

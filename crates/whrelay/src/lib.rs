@@ -146,7 +146,7 @@ fn run(command: Command, config: &Config, output: &Output) -> Result<(), Failure
         .build()
         .map_err(|e| Failure::new(Code::Failed, format!("no runtime: {e}")))?;
     if matches!(command, Command::Listen(_) | Command::Forwarder(_)) {
-        files::raise();
+        files::raise_limit();
     }
     let finished = runtime.block_on(async {
         match command {
@@ -183,7 +183,8 @@ fn say_panics(output: Output) {
         Panicked::Damage => {}
         Panicked::DamageAgain => {
             let failure = Failure::new(Code::Failed, "a store is damaged and cannot be closed");
-            let failure = failure.hint("`whrelay doctor` says which, and what is whole in it");
+            let failure =
+                failure.hint("run `whrelay doctor`: it names the store and what can be saved");
             // The next thing that would happen is that the process is aborted.
             let _ = failure.report(&output);
             std::process::exit(Code::Failed as i32);
@@ -197,7 +198,7 @@ fn say_panics(output: Output) {
             let place = place.unwrap_or_default();
             output.error(
                 &format!("whrelay panicked, which is a bug: {message} ({place})"),
-                Some("no stored event is lost; please report this line"),
+                Some("please report this line"),
             );
         }
     }));

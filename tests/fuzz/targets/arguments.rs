@@ -2,6 +2,11 @@
 
 #![no_main]
 
+#[expect(
+    dead_code,
+    unused_imports,
+    reason = "what is parsed is not carried out here"
+)]
 #[path = "../../../crates/whrelay/src/args.rs"]
 mod args;
 

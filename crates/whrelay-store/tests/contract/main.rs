@@ -7,6 +7,7 @@ mod disk;
 mod faults;
 mod formats;
 mod history;
+mod ids;
 mod promises;
 mod retention;
 mod rot;

@@ -157,9 +157,8 @@ fn told(census: &Census) -> String {
         );
     }
     if *refusing_buckets > 0 {
-        text += &format!(
-            ", {refusing_buckets} buckets take nothing in, since their last places are damaged"
-        );
+        text +=
+            &format!(", {refusing_buckets} buckets take no events: their last numbers are damaged");
     }
     if *lost_events > 0 {
         text += &format!(", {} lost before", events_of(*lost_events));
