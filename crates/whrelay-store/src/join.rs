@@ -87,9 +87,9 @@ impl Store {
                     last,
                     pruned,
                 };
-                let rows = subscriptions::rows(tx.seal, tx.subscriptions.open()?, bucket)?;
+                let known = history.known(&asked, tx.subscriptions.open()?)?;
                 let compared = history.compare(&asked, tx.events.open()?, tx.heads.open()?)?;
-                let Some((joined, row)) = history.plan(&asked, &rows, &compared) else {
+                let Some((joined, row)) = history.plan(&asked, &known, &compared) else {
                     return Ok(None);
                 };
                 if speaks() {
@@ -107,16 +107,22 @@ impl Store {
                     last: Seq(last_place(self.seal, tx, bucket)?),
                     pruned: retention::upto(self.seal, &removals, bucket, Part::Body)?,
                 };
-                let rows = tx.open_table(SUBSCRIPTIONS)?;
-                let rows = subscriptions::rows(self.seal, &rows, bucket)?;
+                let known = history.known(&join, &tx.open_table(SUBSCRIPTIONS)?)?;
                 let (events, heads) = (tx.open_table(EVENTS)?, tx.open_table(HEADS)?);
                 let compared = history.compare(&join, &events, &heads)?;
-                let planned = history.plan(&join, &rows, &compared);
+                let planned = history.plan(&join, &known, &compared);
                 Ok(planned.map(|(joined, _)| joined))
             }),
             joined => joined,
         }
     }
+}
+
+/// What is known of a subscription that an agent joins.
+enum Subscribed {
+    Own(Box<SubscriptionRow>),
+    /// Nothing; of others by name, where it is whole.
+    Others(Vec<(String, Option<SubscriptionRow>)>),
 }
 
 /// How a bucket's history here compares with what an agent knows of it.
@@ -172,20 +178,34 @@ impl History {
         })
     }
 
+    /// The row of a subscription, or where it has none, those of the others.
+    fn known(
+        &self,
+        join: &Join,
+        table: &impl ReadableTable<(u32, &'static str), &'static [u8]>,
+    ) -> Result<Subscribed, StoreError> {
+        Ok(
+            match subscriptions::get(self.seal, table, self.bucket, &join.name)? {
+                Some(row) => Subscribed::Own(Box::new(row)),
+                None => Subscribed::Others(subscriptions::rows(self.seal, table, self.bucket)?),
+            },
+        )
+    }
+
     /// Where a new subscription begins. One that does not say where begins now beside others, and alone with
     /// everything that is meant for nobody yet.
     fn first_start(&self, join: &Join, rows: &[(String, Option<SubscriptionRow>)]) -> Seq {
+        if rows.iter().any(|(name, _)| *name == join.name) {
+            // Its own was damaged: ids absorb what it is sent again.
+            return Seq(0);
+        }
         match join.wants_backlog {
             Some(true) => return Seq(0),
             Some(false) => return self.last,
             None => {}
         }
         let mut ended = Seq(0);
-        for (name, row) in rows {
-            // Its own was damaged: ids absorb what it is sent again.
-            if *name == join.name {
-                return Seq(0);
-            }
+        for (_, row) in rows {
             match row.as_ref().map(|row| row.ended) {
                 Some(Some(end)) => ended = ended.max(Seq(end.through)),
                 Some(None) | None => return self.last,
@@ -198,12 +218,14 @@ impl History {
     fn plan(
         &self,
         join: &Join,
-        rows: &[(String, Option<SubscriptionRow>)],
+        known: &Subscribed,
         compared: &Compared,
     ) -> Option<(Joined, SubscriptionRow)> {
-        let row = rows.iter().find(|(name, _)| *name == join.name);
-        let row = row.and_then(|(_, row)| row.as_ref());
-        if row.is_none() && rows.len() >= limits::MAX_SUBSCRIPTIONS {
+        let (row, others) = match known {
+            Subscribed::Own(row) => (Some(row.as_ref()), &[][..]),
+            Subscribed::Others(others) => (None, others.as_slice()),
+        };
+        if others.len() >= limits::MAX_SUBSCRIPTIONS {
             return None;
         }
         let before = row.and_then(|row| row.holders.last()).cloned();
@@ -228,7 +250,7 @@ impl History {
         let standing = Standing {
             acked: row.map(|row| Seq(row.acked)),
             own,
-            first_start: self.first_start(join, rows),
+            first_start: self.first_start(join, others),
             pruned_through: self.pruned,
         };
         let Start { after, went_back } = standing.start(claim, compared.common);

@@ -8,13 +8,15 @@ use redb::{Database, TableDefinition};
 use whrelay_core::bucket::{Bucket, BucketKey, Seq};
 use whrelay_core::delivery::DestinationId;
 use whrelay_core::retention::Part;
-use whrelay_store::{Role, Store, StoreError};
+use whrelay_store::{Ending, Role, Store, StoreError};
 
 use crate::setup::*;
 
 const BUCKETS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("buckets_v1");
 const DESTINATIONS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("destinations_v1");
 const EVENTS: TableDefinition<'_, (u32, u64), &[u8]> = TableDefinition::new("events_v1");
+const SUBSCRIPTIONS: TableDefinition<'_, (u32, &str), &[u8]> =
+    TableDefinition::new("subscriptions_v3");
 const HEADS: TableDefinition<'_, (u32, u64), &[u8]> = TableDefinition::new("heads_v1");
 const DUE: TableDefinition<'_, (u32, i64, u32, u64, u32), u8> = TableDefinition::new("due_v2");
 const SEQUENCES: TableDefinition<'_, u32, (u64, u64)> = TableDefinition::new("sequences_v1");
@@ -223,6 +225,41 @@ async fn a_place_is_never_given_twice_though_retention_emptied_it_and_the_last_o
         let read = store.read_after(&bucket, Seq(0), 9, usize::MAX);
         assert!(read.is_err(), "{part:?}: {read:?}");
     }
+}
+
+/// It began now, as a new one beside others does, and what was queued for it was skipped; and as long as nobody could
+/// read its place, nothing of its bucket was ever removed.
+#[tokio::test]
+async fn a_subscription_whose_record_is_damaged_is_sent_everything_or_can_be_ended() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path(), &options(Role::Forwarder)).expect("opens");
+    let bucket = bucket(&store).await;
+    let stored = store.append(bucket.id, (1..=4).map(plain).collect(), None);
+    stored.await.expect("stored");
+    for name in ["a", "damaged", "gone"] {
+        joined(&store, &bucket, join(name)).await;
+    }
+    let store = altered_role(store, dir.path(), Role::Forwarder, |tx| {
+        let mut table = tx.open_table(SUBSCRIPTIONS).expect("the subscriptions");
+        for name in ["damaged", "gone"] {
+            table.insert((bucket.id.0, name), &b"rot"[..]).expect("put");
+        }
+    })
+    .await;
+    assert_eq!(joined(&store, &bucket, join("damaged")).await.after, Seq(0));
+    for name in ["a", "damaged"] {
+        let acked = store.ack(bucket.id, name, Seq(4), || true).await;
+        acked.expect("stored");
+    }
+    let remove = || store.remove_receipted(bucket.id, NOW, Part::Whole, (9, usize::MAX));
+    assert_eq!(
+        remove().await.expect("stored"),
+        0,
+        "nobody knows what it has"
+    );
+    let ended = store.end_subscription(bucket.id, "gone", NOW, |_| true);
+    assert_eq!(ended.await.expect("stored"), Ending::Ended { unclaimed: 0 });
+    assert_eq!(remove().await.expect("stored"), 4);
 }
 
 #[tokio::test]
