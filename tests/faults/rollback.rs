@@ -40,7 +40,11 @@ pub(crate) fn run(binary: &str) -> bool {
                 let ended = runtime.block_on(world.live());
                 total.accepted += world.accepted;
                 total.put_back += world.put_back;
+                total.shown += usize::from(world.is_shown());
                 failed = failed.or(ended.err().map(|why| format!("seed {seed}: {why}")));
+            }
+            if total.shown == 0 {
+                failed = failed.or(Some("no side shows that a directory went back".to_owned()));
             }
             let whose = match sides {
                 Sides::Forwarder => "the forwarder's directory goes",
@@ -50,8 +54,8 @@ pub(crate) fn run(binary: &str) -> bool {
             held &= report::judge(
                 &format!("{whose} back to an earlier copy, again and again, --retain {retain}"),
                 format!(
-                    "{} times, {} events accepted",
-                    total.put_back, total.accepted
+                    "{} times, {} events accepted, shown in {} of {SEEDS} worlds",
+                    total.put_back, total.accepted, total.shown
                 ),
                 began,
                 failed.map_or(Ok("all that lay on a disk arrived".to_owned()), Err),
@@ -65,6 +69,8 @@ pub(crate) fn run(binary: &str) -> bool {
 struct Totals {
     accepted: usize,
     put_back: usize,
+    /// Worlds of which a side shows it.
+    shown: usize,
 }
 
 /// A copy of a directory, and the events that are in it.
@@ -125,12 +131,12 @@ impl World {
     async fn live(&mut self) -> Result<(), String> {
         for _ in 0..STEPS {
             match self.chance.below(4) {
-                0 | 1 => self.post().await,
+                0 | 1 => self.post().await?,
                 2 => self.back_up(),
-                _ => self.go_back().await?,
+                _ => self.go_back().await,
             }
         }
-        self.post().await;
+        self.post().await?;
         self.arrive().await?;
         let mut times: HashMap<String, usize> = HashMap::new();
         for event in self.receiver.events() {
@@ -143,16 +149,21 @@ impl World {
         }
     }
 
-    async fn post(&mut self) {
-        for n in 0..1 + self.chance.below(20) {
+    /// Posts so many events at most, of which all arrive in half of the cases before anything else happens.
+    async fn post(&mut self) -> Result<(), String> {
+        self.post_some(20).await;
+        match self.chance.permille(500) {
+            true => self.arrive().await,
+            false => Ok(()),
+        }
+    }
+
+    async fn post_some(&mut self, most: u64) {
+        for n in 0..1 + self.chance.below(most) {
             let id = sender::send(&self.url, format!("{n}")).await;
             self.accepted += 1;
             self.at_forwarder.insert(id.clone());
             self.owed.insert(id);
-        }
-        if self.chance.permille(500) {
-            // Whether all of it arrives is asked at the end.
-            let _ = self.arrive().await;
         }
     }
 
@@ -207,7 +218,7 @@ impl World {
         }
     }
 
-    async fn go_back(&mut self) -> Result<(), String> {
+    async fn go_back(&mut self) {
         let both = self.sides == Sides::Both && self.chance.permille(300);
         let forwarder_first = self.chance.permille(500);
         let sides = match (both, forwarder_first) {
@@ -224,7 +235,6 @@ impl World {
                 false => self.agent_goes_back().await,
             }
         }
-        Ok(())
     }
 
     async fn forwarder_goes_back(&mut self) {
@@ -252,7 +262,7 @@ impl World {
         self.cloud.start_again(&self.there).await;
         if is_away {
             if self.chance.permille(500) {
-                self.post_few().await;
+                self.post_some(5).await;
             }
             self.agent = listen(&self.here, &self.cloud, &self.receiver).await;
         }
@@ -279,18 +289,17 @@ impl World {
         };
         self.owed.retain(is_somewhere);
         if self.chance.permille(500) {
-            self.post_few().await;
+            self.post_some(5).await;
         }
         self.agent = listen(&self.here, &self.cloud, &self.receiver).await;
     }
 
-    async fn post_few(&mut self) {
-        for n in 0..1 + self.chance.below(5) {
-            let id = sender::send(&self.url, format!("{n}")).await;
-            self.accepted += 1;
-            self.at_forwarder.insert(id.clone());
-            self.owed.insert(id);
-        }
+    /// Whether either side shows that a directory went back.
+    fn is_shown(&self) -> bool {
+        [&self.there, &self.here].into_iter().any(|home| {
+            let shown = home.run(&["status", "--json"]).stdout;
+            String::from_utf8_lossy(&shown).contains("went back to an earlier copy")
+        })
     }
 }
 

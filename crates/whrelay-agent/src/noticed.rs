@@ -82,7 +82,7 @@ fn texts(
     let start = welcome.start;
     let is_earlier = known
         .zip(welcome.epoch)
-        .is_some_and(|(known, now)| now.instance != known.instance && now.opens <= known.opens);
+        .is_some_and(|(known, now)| now.is_earlier_than(known));
     if let Some(from) = forwarder_went_back {
         let text = format!(
             "the forwarder's data directory went back to an earlier copy: events up to number {from} that \

@@ -11,7 +11,7 @@ use whrelay_core::time::Timestamp;
 use whrelay_proto::NEWEST_VERSION;
 use whrelay_proto::frame::{Epoch, Hello, Known, Noticed, Other, RefusedCode, Welcome, Who};
 use whrelay_proto::lease::Rival;
-use whrelay_store::{Holder, Incident, Join, Joined};
+use whrelay_store::{Holder, Incident, Join, Joined, Store};
 
 use crate::Shared;
 use crate::hub::{Incumbent, Lease, Lost};
@@ -129,7 +129,6 @@ pub(crate) async fn welcome(
         Err(error) if error.is_retryable() => None,
         oldest => oldest?.events.into_iter().next(),
     };
-    let epoch = store.epoch();
     Ok(Welcome {
         version: NEWEST_VERSION,
         forwarder: store.id().to_owned(),
@@ -138,10 +137,7 @@ pub(crate) async fn welcome(
         clock: shared.clock.now().as_micros(),
         oldest: oldest.map(|first| first.event.received_at.as_micros()),
         newest: joined.newest.map(|id| Known::new((joined.last, id))),
-        epoch: Some(Epoch {
-            opens: epoch.opens,
-            instance: epoch.instance,
-        }),
+        epoch: Some(epoch_of(store)),
         noticed,
     })
 }
@@ -163,12 +159,12 @@ fn noticed(
         Some(WentBack::Agent { from }) => noticed.agent_went_back = Some(from.0),
         None => {}
     }
-    let here = shared.store.epoch();
-    let known = hello.resume.as_ref().filter(|r| r.forwarder == here.store);
+    let store = &shared.store;
+    let known = hello.resume.as_ref().filter(|r| r.forwarder == store.id());
     if let Some(known) = known
         && known
             .epoch
-            .is_some_and(|known| is_earlier(here.opens, here.instance, known))
+            .is_some_and(|known| epoch_of(store).is_earlier_than(known))
     {
         noticed.forwarder_went_back = noticed.forwarder_went_back.or(Some(known.seq));
     }
@@ -188,7 +184,7 @@ fn noticed(
     };
     if before.store != who.store {
         noticed.taken_from = Some(other);
-    } else if is_earlier(who.epoch.opens, who.epoch.instance, before_epoch) {
+    } else if who.epoch.is_earlier_than(before_epoch) {
         let own = joined.own_before.map(|own| own.0);
         noticed.agent_went_back = noticed.agent_went_back.or(own);
         if live {
@@ -198,9 +194,12 @@ fn noticed(
     noticed
 }
 
-/// Whether an opening belongs to an earlier copy of the directory than one that is known.
-fn is_earlier(opens: u64, instance: u64, known: Epoch) -> bool {
-    instance != known.instance && opens <= known.opens
+fn epoch_of(store: &Store) -> Epoch {
+    let epoch = store.epoch();
+    Epoch {
+        opens: epoch.opens,
+        instance: epoch.instance,
+    }
 }
 
 /// Says in the log, and keeps, what was noticed.

@@ -120,6 +120,13 @@ pub struct Epoch {
     pub instance: u64,
 }
 
+impl Epoch {
+    /// Whether it belongs to an earlier copy of a directory that had this opening.
+    pub fn is_earlier_than(self, known: Self) -> bool {
+        self.instance != known.instance && self.opens <= known.opens
+    }
+}
+
 /// How far an agent has come with one forwarder's store.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Resume {
