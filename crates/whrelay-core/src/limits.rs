@@ -112,6 +112,8 @@ pub const SILENCE: Duration = Duration::from_secs(25);
 pub const MAX_LABEL: usize = 64;
 /// Silence after which an agent that is connected keeps its subscription from nobody: a ping and a little more.
 pub const PRESENCE: Duration = Duration::from_secs(13);
+/// Pause after a connection that could not be accepted: a lack of file descriptors passes.
+pub const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 /// Agents that take a subscription from each other so often within such a time are warned.
 pub const TAKEN_AGAIN: usize = 3;
 /// See [`TAKEN_AGAIN`].

@@ -72,10 +72,13 @@ impl Places {
         loop {
             match listener.accept().await {
                 Ok((stream, peer)) => return (stream, peer, permit),
+                // One that was reset while it waited is nothing.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
                     // Where files are missing, those of idle connections will do.
                     self.seats.evict(self.at_once());
-                    pause_after(&error).await;
+                    tracing::error!(%error, "no connection can be accepted");
+                    tokio::time::sleep(limits::ACCEPT_AGAIN).await;
                 }
             }
         }
@@ -96,14 +99,6 @@ impl Places {
                 return permit;
             }
         }
-    }
-}
-
-/// A connection that was reset while it waited is nothing; a lack of file descriptors passes.
-async fn pause_after(error: &io::Error) {
-    if error.kind() != io::ErrorKind::ConnectionAborted {
-        tracing::error!(%error, "no connection can be accepted");
-        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
