@@ -157,6 +157,11 @@ async fn a_subscription_nobody_uses_is_ended_and_what_it_missed_goes_to_another(
         }
         cloud.process.terminate().await;
     }
+    assert_eq!(told(&home, &["subscription", "rm", "new"]).0, Some(0));
+    let status = json_lines(&home.run(&["status", "--json"]).stdout);
+    let forwarder = status.iter().find(|line| line["type"] == "forwarder");
+    let bucket = &forwarder.unwrap()["buckets"][0];
+    assert_eq!(bucket["waiting"], 0, "for nobody: {bucket}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

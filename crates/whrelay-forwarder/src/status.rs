@@ -160,8 +160,11 @@ fn of_bucket(
     let (last, pruned) = (store.last_seq(bucket.id)?, store.bare_upto(bucket.id)?);
     let all = store.subscriptions(bucket.id)?;
     let active = all.iter().filter(|known| known.ended.is_none());
-    let behind = active.map(|known| known.acked).min().unwrap_or(Seq(0));
-    let behind = behind.max(pruned);
+    // Nobody waits for what came before the last end.
+    let ended = || all.iter().filter_map(|known| known.ended);
+    let last_end = || ended().map(|(_, through)| through).max();
+    let behind = active.map(|known| known.acked).min().or_else(last_end);
+    let behind = behind.unwrap_or(Seq(0)).max(pruned);
     let oldest = store.read_after(bucket, behind, 1, 0)?.events;
     let subscribed = |known: Subscription| {
         let connected = connected(bucket.id, &known.name);
