@@ -89,6 +89,7 @@ together "wire --seeds $wires" "network --binary $target/whrelay" \
 attack storm --binary "$target/whrelay" --kills "$kills"
 attack storm --binary "$target/whrelay" --cuts "$cuts"
 attack rollback --binary "$target/whrelay"
+attack neighbours --binary "$target/whrelay"
 attack restart --binary "$target/whrelay" --gigabytes "$gigabytes"
 attack receivers --binary "$target/whrelay"
 attack senders --binary "$target/whrelay"

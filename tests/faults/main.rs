@@ -9,6 +9,7 @@ mod clocks;
 mod disk;
 mod ground;
 mod injection;
+mod neighbours;
 mod network;
 mod peers;
 mod receivers;
@@ -31,7 +32,7 @@ use sim::model::Model;
 const USAGE: &str = "usage: whrelay-faults sim|disk --lifetimes N | sim|disk --seed N | planted
        whrelay-faults flips --tries N | wire --seeds N
        whrelay-faults storm --binary FILE --kills|--cuts N | inject --binary FILE --upto N --step N
-       whrelay-faults full|rollback|clocks|network|receivers|senders --binary FILE | peers --binary FILE [--agents N]
+       whrelay-faults full|rollback|neighbours|clocks|network|receivers|senders --binary FILE | peers --binary FILE [--agents N]
        whrelay-faults soak --binary FILE --minutes N | restart --binary FILE --gigabytes N";
 
 /// Steps of a single world that are told.
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
         ["peers", "--binary", binary, "--agents", n] => peers::run(binary, n.parse().unwrap()),
         ["senders", "--binary", binary] => senders::run(binary),
         ["full", "--binary", binary] => starvation::run(binary),
+        ["neighbours", "--binary", binary] => neighbours::run(binary),
         ["rollback", "--binary", binary] => rollback::run(binary),
         [
             "fuzzed",
