@@ -36,8 +36,10 @@ impl<V: Vault> World<V> {
     pub(crate) fn start_agent(&mut self, n: usize) -> Verdicts {
         let node = &mut self.agents[n];
         node.vault.reopen();
-        node.follows = Some(node.instance);
-        node.instance = self.chance.bits();
+        if !std::mem::take(&mut node.goes_on) {
+            node.follows = Some(node.instance);
+            node.instance = self.chance.bits();
+        }
         let mut clock = ProcessClock::start(&node.machine, self.time);
         let now = clock.read(&node.machine, self.time);
         let (mut desk, mut lanes) = (Desk::default(), Vec::new());

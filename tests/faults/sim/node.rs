@@ -190,6 +190,8 @@ pub(crate) struct AgentNode<V> {
     pub(crate) twin: bool,
     /// Which opening of its store its process runs on.
     pub(crate) instance: u64,
+    /// It goes on as that opening: its machine was restored with its memory.
+    pub(crate) goes_on: bool,
     /// The opening before it.
     pub(crate) follows: Option<u64>,
     /// Whoever starts it again after it ended waits until then.

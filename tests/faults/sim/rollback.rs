@@ -35,6 +35,7 @@ impl<V: Vault> World<V> {
                 (self.agents[n].vault, self.agents[n].instance) = (copy, instance);
                 self.agents[n].vault.reopen();
                 self.agents[n].backup = again;
+                self.agents[n].goes_on = self.chance.permille(300);
                 self.agents[n].went_back = true;
                 self.seen.note(Point::AgentPutBack);
                 self.agent_went_back(n);

@@ -205,6 +205,7 @@ impl<V: Vault> World<V> {
                 twin,
                 instance: 0,
                 follows: None,
+                goes_on: false,
                 rests_until: 0,
                 backup: None,
                 went_back: false,
