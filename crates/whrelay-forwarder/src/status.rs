@@ -91,6 +91,8 @@ pub(crate) async fn show(
         page.map_err(|e| Problem::new(StatusCode::BAD_REQUEST, e.body_text()))?;
     let connected = |bucket, name: &str| shared.hub.connected(bucket, name);
     let limit = limit.min(limits::MAX_STATUS_BUCKETS);
+    // What was refused before may be taken in by now; what it answers is read from its notes, bucket by bucket.
+    let _ = shared.intake.check(&shared).await;
     let refuses = |bucket| shared.intake.refusal(bucket);
     let status = of(&shared.store, connected, refuses, (after.as_deref(), limit))?;
     let refused = shared.refusals.snapshot().into_iter();
