@@ -1,6 +1,7 @@
 //! A forwarder in this process, on a free port, with its store in a directory of its own.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -82,9 +83,15 @@ impl Relay {
 
     /// A new one on a medium of the test's own.
     pub async fn start_on(medium: Medium) -> Self {
+        Self::start_expiring(medium, None).await
+    }
+
+    /// The same; it ends subscriptions whose agents were not seen for so long.
+    pub async fn start_expiring(medium: Medium, ttl: Option<Duration>) -> Self {
         let store = Store::open_on(medium, &options()).unwrap();
         let dir = tempfile::tempdir().unwrap();
-        Self::run(dir, store, Port::hold(), limits::MAX_CONNECTIONS).await
+        let (port, most) = (Port::hold(), limits::MAX_CONNECTIONS);
+        Self::run_expiring(dir, store, port, most, ttl).await
     }
 
     /// Stops it, and starts it again on the same port and data.
@@ -105,6 +112,16 @@ impl Relay {
     }
 
     async fn run(dir: TempDir, store: Store, port: Port, max_connections: usize) -> Self {
+        Self::run_expiring(dir, store, port, max_connections, None).await
+    }
+
+    async fn run_expiring(
+        dir: TempDir,
+        store: Store,
+        port: Port,
+        max_connections: usize,
+        subscription_ttl: Option<Duration>,
+    ) -> Self {
         let path = dir.path().join("admin-token");
         let (token, _) = whrelay_forwarder::admin_token(&store, &path).await.unwrap();
         let (listener, address) = (port.listen(), port.address);
@@ -112,7 +129,7 @@ impl Relay {
         let config = Config {
             public_url: format!("http://{address}"),
             retention: Retention::ALL,
-            subscription_ttl: None,
+            subscription_ttl,
             max_connections,
         };
         let task = tokio::spawn(whrelay_forwarder::run(

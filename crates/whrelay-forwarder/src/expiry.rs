@@ -11,36 +11,62 @@ use whrelay_store::{Ending, StoreError, Subscription};
 
 use crate::Shared;
 
+/// What becomes of a subscription that is looked at.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Keep,
+    /// It was never seen since this is kept: it has all its time before it.
+    NoteSeen,
+    /// Its agent was not seen for so long.
+    End(Duration),
+    /// It was ended, and is forgotten once nothing of it is kept.
+    Forget,
+}
+
 /// Looks every minute until the forwarder stops.
 pub(crate) async fn run(shared: &Arc<Shared>) -> Result<(), StoreError> {
     let began = Instant::now();
-    // While the forwarder was down no agent could be heard of.
-    let grace = shared.config.subscription_ttl;
-    let grace = grace.map_or(Duration::ZERO, |ttl| ttl.min(limits::TTL_GRACE));
+    let grace = shared.config.subscription_ttl.map_or(Duration::ZERO, grace);
     while !shared.stop.is_cancelled() {
-        let wait = grace.checked_sub(began.elapsed());
-        match look(shared, wait.is_none()).await {
+        let up = began.elapsed();
+        match look(shared, up).await {
             Err(error) if !error.is_retryable() => return Err(error),
             Err(error) => {
                 tracing::warn!(%error, "could not check subscriptions; trying again in a minute");
             }
             Ok(()) => {}
         }
-        let next = wait.map_or(limits::RETENTION_EVERY, |wait| {
-            wait.min(limits::RETENTION_EVERY)
-        });
+        let rest = grace.checked_sub(up).unwrap_or(limits::RETENTION_EVERY);
         tokio::select! {
             () = shared.stop.cancelled() => {}
-            () = tokio::time::sleep(next) => {}
+            () = tokio::time::sleep(rest.min(limits::RETENTION_EVERY)) => {}
         }
     }
     Ok(())
 }
 
-async fn look(shared: &Arc<Shared>, may_end: bool) -> Result<(), StoreError> {
+/// While the forwarder was down no agent could be heard of.
+fn grace(ttl: Duration) -> Duration {
+    ttl.min(limits::TTL_GRACE)
+}
+
+/// Judges a subscription, so long after the forwarder was started.
+fn judge(known: &Subscription, ttl: Option<Duration>, up: Duration, now: Timestamp) -> Verdict {
+    match (known.ended, ttl, known.seen_at) {
+        (Some(_), _, _) => Verdict::Forget,
+        (None, None, _) => Verdict::Keep,
+        (None, Some(_), None) => Verdict::NoteSeen,
+        (None, Some(ttl), Some(seen)) if up >= grace(ttl) && is_over(seen, ttl, now) => {
+            Verdict::End(ttl)
+        }
+        (None, Some(_), Some(_)) => Verdict::Keep,
+    }
+}
+
+async fn look(shared: &Arc<Shared>, up: Duration) -> Result<(), StoreError> {
     for (bucket, known) in shared.store.all_subscriptions()? {
         let name = known.name.clone();
-        match look_at(shared, bucket, known, may_end).await {
+        match look_at(shared, bucket, known, up).await {
             // One bucket must not stop the others.
             Err(StoreError::Damaged(what)) => {
                 tracing::warn!(
@@ -60,36 +86,41 @@ async fn look_at(
     shared: &Arc<Shared>,
     bucket: BucketId,
     known: Subscription,
-    may_end: bool,
+    up: Duration,
 ) -> Result<(), StoreError> {
-    let (store, name) = (&shared.store, known.name);
+    let store = &shared.store;
     // A wrong clock must not end anything.
     let now = shared.clock.moment().certain;
-    if known.ended.is_some() {
-        for name in store.forget_ended(bucket).await? {
-            tracing::info!(
-                bucket = bucket.0,
-                subscription = name,
-                "removed an ended subscription"
-            );
+    match judge(&known, shared.config.subscription_ttl, up, now) {
+        Verdict::Keep => Ok(()),
+        Verdict::NoteSeen => store.note_seen(bucket, &known.name, now).await,
+        Verdict::End(ttl) => end(shared, (bucket, known.name), ttl, now).await,
+        Verdict::Forget => {
+            for name in store.forget_ended(bucket).await? {
+                tracing::info!(
+                    bucket = bucket.0,
+                    subscription = name,
+                    "removed an ended subscription"
+                );
+            }
+            Ok(())
         }
-        return Ok(());
     }
-    let Some(ttl) = shared.config.subscription_ttl else {
-        return Ok(());
-    };
-    match known.seen_at {
-        // One that was never seen since this is kept has all its time before it.
-        None => return store.note_seen(bucket, &name, now).await,
-        Some(seen) if may_end && is_over(seen, ttl, now) => {}
-        Some(_) => return Ok(()),
-    }
+}
+
+/// Ends a subscription unless its agent has come meanwhile.
+async fn end(
+    shared: &Arc<Shared>,
+    (bucket, name): (BucketId, String),
+    ttl: Duration,
+    now: Timestamp,
+) -> Result<(), StoreError> {
     let (hub, of) = (Arc::clone(shared), name.clone());
     let is_away = move |seen: Option<Timestamp>| {
         hub.hub.connected(bucket, &of).is_none() && seen.is_none_or(|seen| is_over(seen, ttl, now))
     };
-    let ended = store.end_subscription(bucket, &name, now, is_away).await?;
-    if let Ending::Ended { unclaimed } = ended {
+    let ended = shared.store.end_subscription(bucket, &name, now, is_away);
+    if let Ending::Ended { unclaimed } = ended.await? {
         tracing::warn!(
             bucket = bucket.0,
             subscription = name,
@@ -102,4 +133,56 @@ async fn look_at(
 
 fn is_over(seen: Timestamp, ttl: Duration, now: Timestamp) -> bool {
     now.since(seen) > ttl
+}
+
+#[cfg(test)]
+mod tests {
+    use whrelay_core::bucket::Seq;
+
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn seen_at(seen: Option<Timestamp>) -> Subscription {
+        Subscription {
+            name: "laptop".to_owned(),
+            since: Seq(0),
+            acked: Seq(0),
+            seen_at: seen,
+            holder: None,
+            ended: None,
+        }
+    }
+
+    /// After a night in which the forwarder was down, it ended subscriptions whose agents were about to come back.
+    #[test]
+    fn agents_have_time_to_return_after_a_start() {
+        let now = Timestamp::from_micros(1_800_000_000_000_000);
+        let known = seen_at(Some(now.before(HOUR * 9)));
+        let after = |ttl, up| judge(&known, Some(ttl), up, now);
+        assert_eq!(after(HOUR * 8, Duration::ZERO), Verdict::Keep);
+        let short = limits::TTL_GRACE.saturating_sub(Duration::from_millis(1));
+        assert_eq!(after(HOUR * 8, short), Verdict::Keep);
+        assert_eq!(after(HOUR * 8, limits::TTL_GRACE), Verdict::End(HOUR * 8));
+        // Nobody waits longer than the time itself.
+        let second = Duration::from_secs(1);
+        assert_eq!(after(second, Duration::ZERO), Verdict::Keep);
+        assert_eq!(after(second, second), Verdict::End(second));
+        assert_eq!(after(HOUR * 10, HOUR), Verdict::Keep);
+    }
+
+    #[test]
+    fn who_was_never_seen_is_not_ended_and_without_a_time_nobody_is() {
+        let now = Timestamp::from_micros(1_800_000_000_000_000);
+        let never = seen_at(None);
+        assert_eq!(judge(&never, Some(HOUR), HOUR, now), Verdict::NoteSeen);
+        assert_eq!(judge(&never, None, HOUR, now), Verdict::Keep);
+        let ended = Subscription {
+            ended: Some((now, Seq(3))),
+            ..never
+        };
+        for ttl in [None, Some(HOUR)] {
+            assert_eq!(judge(&ended, ttl, Duration::ZERO, now), Verdict::Forget);
+        }
+    }
 }
