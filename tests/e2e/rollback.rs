@@ -157,6 +157,40 @@ async fn an_agent_put_back_to_a_backup_is_sent_again_what_it_lost() {
     assert!(cloud.process.stderr().contains("went back"));
 }
 
+/// It comes before anything new is posted: it has events of numbers that nobody was given here.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forwarder_logs_that_an_agent_has_events_that_it_never_had() {
+    let (home, receiver) = (home(), Receiver::start().await);
+    let mut cloud = Cloud::start(&home).await;
+    let place = Path::new(&cloud.token_file).parent().unwrap().to_owned();
+    let copied = home.path().join("backup");
+    let args = flags(&cloud, &receiver, &[]);
+    let (mut agent, url) = listen(&home, &args).await;
+    let first = post(&url, 5).await;
+    arrive(&receiver, &first).await;
+    agent.terminate().await;
+    cloud.process.terminate().await;
+    copy(&place, &copied);
+    cloud.start_again(&home).await;
+    let (mut agent, _) = listen(&home, &args).await;
+    let lost = post(&url, 5).await;
+    arrive(&receiver, &lost).await;
+    agent.terminate().await;
+    cloud.process.terminate().await;
+    put_back(&copied, &place);
+    cloud.start_again(&home).await;
+    let (_agent, _) = listen(&home, &args).await;
+    let says = || {
+        let log = cloud.process.stderr();
+        let line = log.lines().find(|line| line.contains("never had"))?;
+        Some(line.to_owned())
+    };
+    let line = eventually("the forwarder says so", says).await;
+    assert!(line.contains("claimed=10 last=5"), "{line}");
+    let later = post(&url, 5).await;
+    arrive(&receiver, &later).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn two_agents_on_copies_of_one_directory_are_told_apart() {
     let (one, other) = (home(), home());

@@ -6,8 +6,10 @@
 mod arrivals;
 mod chance;
 mod clocks;
+mod copies;
 mod disk;
 mod ground;
+mod hangups;
 mod injection;
 mod neighbours;
 mod network;
@@ -32,7 +34,7 @@ use sim::model::Model;
 const USAGE: &str = "usage: whrelay-faults sim|disk --lifetimes N | sim|disk --seed N | planted
        whrelay-faults flips --tries N | wire --seeds N
        whrelay-faults storm --binary FILE --kills|--cuts N | inject --binary FILE --upto N --step N
-       whrelay-faults full|rollback|neighbours|clocks|network|receivers|senders --binary FILE | peers --binary FILE [--agents N]
+       whrelay-faults full|rollback|copies|neighbours|hangups|clocks|network|receivers|senders --binary FILE | peers --binary FILE [--agents N]
        whrelay-faults soak --binary FILE --minutes N | restart --binary FILE --gigabytes N";
 
 /// Steps of a single world that are told.
@@ -68,6 +70,8 @@ fn main() -> ExitCode {
         ["senders", "--binary", binary] => senders::run(binary),
         ["full", "--binary", binary] => starvation::run(binary),
         ["neighbours", "--binary", binary] => neighbours::run(binary),
+        ["copies", "--binary", binary] => copies::run(binary),
+        ["hangups", "--binary", binary] => hangups::run(binary),
         ["rollback", "--binary", binary] => rollback::run(binary),
         [
             "fuzzed",

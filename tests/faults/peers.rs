@@ -19,7 +19,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Instant;
 
-use socket::Gate;
+pub(crate) use socket::Gate;
 use whrelay_agent::Proxies;
 use whrelay_core::bucket::BucketName;
 use whrelay_core::token::Token;

@@ -11,6 +11,7 @@
 )]
 
 pub mod agent;
+pub mod copies;
 pub mod port;
 pub mod process;
 pub mod proxy;

@@ -32,7 +32,7 @@ impl Damaged {
         };
         let store = Store::open(dir.path(), &options).unwrap();
         for name in ["shop", "other"] {
-            let key = BucketKey::from_text(&format!("{name}-key"));
+            let key = BucketKey::from_text(format!("{name}-key"));
             let bucket = store.ensure_bucket(&name.parse().unwrap(), key).await;
             let bucket = bucket.unwrap().0.id;
             let acked = store.ack(bucket, "laptop", Seq(1), || true).await;

@@ -68,3 +68,97 @@ async fn ask(config: &Config, id: EventId) -> Result<Fetched, String> {
     let event = batch.events.pop().ok_or("it answered with no event")?;
     Ok(Fetched::Event(Box::new(event.into_event(bucket.clone()))))
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test panics where it has to fail")]
+mod tests {
+    use std::path::PathBuf;
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio::time::{Instant, sleep};
+    use whrelay_core::event::{Event, Request};
+    use whrelay_core::time::Timestamp;
+    use whrelay_core::token::Token;
+    use whrelay_proto::frame::{Events, WireEvent};
+
+    use super::*;
+    use crate::{Label, Manner, Proxies};
+
+    fn event() -> Event {
+        Event {
+            id: EventId::from_bytes([7; 16]),
+            bucket: "default".parse().unwrap(),
+            received_at: Timestamp::from_micros(1),
+            request: Request {
+                method: "POST".to_owned(),
+                tail: String::new(),
+                query: None,
+                headers: Vec::new(),
+                body: Bytes::from(vec![b'x'; 100_000]),
+            },
+            removed_body: None,
+        }
+    }
+
+    /// A forwarder that sends its answer in two parts, and waits so long between them.
+    async fn slow_forwarder(pause: Duration) -> Config {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 4096];
+            assert!(stream.read(&mut request).await.unwrap() > 0);
+            let body = codec::encode(Frame::Events(Events {
+                after: 0,
+                upto: 1,
+                events: vec![WireEvent::new(1, event())],
+            }));
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+            let (first, rest) = body.split_at(body.len() / 2);
+            stream.write_all(head.as_bytes()).await.unwrap();
+            stream.write_all(first).await.unwrap();
+            sleep(pause).await;
+            // Whoever asked may have given up.
+            let _ = stream.write_all(rest).await;
+        });
+        Config {
+            forwarder: format!("http://{address}").parse().unwrap(),
+            proxies: Proxies::none(),
+            trust: whrelay_delivery::Trust::default(),
+            token: Token::mint(&[1; 53]),
+            bucket: "default".parse().unwrap(),
+            subscription: "laptop".parse().unwrap(),
+            label: Label::default(),
+            take_over: false,
+            wants_backlog: None,
+            routes: Vec::new(),
+            backlog: whrelay_core::backlog::Backlog::default(),
+            exit_on_disconnect: None,
+            manner: Manner::default(),
+            retention: whrelay_core::retention::Retention::ALL,
+            dir: PathBuf::new(),
+        }
+    }
+
+    /// The time for management requests is too short for a large event over a slow line.
+    #[tokio::test(start_paused = true)]
+    async fn a_damaged_event_may_come_slowly() {
+        let pause = limits::FETCH_TIMEOUT - Duration::from_secs(1);
+        let config = slow_forwarder(pause).await;
+        let began = Instant::now();
+        let fetched = ask(&config, event().id).await.unwrap();
+        assert!(began.elapsed() >= pause);
+        assert!(matches!(fetched, Fetched::Event(found) if *found == event()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_forwarder_that_says_nothing_more_is_asked_again_later() {
+        let config = slow_forwarder(limits::FETCH_TIMEOUT * 2).await;
+        let began = Instant::now();
+        let fetched = fetch(&config, event().id).await;
+        assert!(matches!(fetched, Fetched::Later), "{fetched:?}");
+        assert!(began.elapsed() < limits::FETCH_TIMEOUT * 2);
+    }
+}

@@ -15,7 +15,6 @@ use whrelay_core::bucket::{Bucket, Seq};
 use whrelay_core::delivery::{Attempt, DeadReason, Delivery, DeliveryKey, DestinationId, Step};
 use whrelay_core::dispatch::{Dispatcher, Order};
 use whrelay_core::event::Event;
-use whrelay_core::id::EventId;
 use whrelay_core::limits;
 use whrelay_core::outcome::Outcome;
 use whrelay_core::pace::Rate;
@@ -25,6 +24,7 @@ use whrelay_store::{DueScan, Head, Release, Store, StoreError, persist};
 
 use crate::clock::Clock;
 use crate::http::{Client, Reply};
+use crate::repair::{Fetch, Repair, repair};
 
 /// How one destination is delivered to.
 #[derive(Clone, Debug)]
@@ -80,21 +80,6 @@ pub enum Notice {
 
 /// Called with each notice; it must not block.
 pub type Notify = Arc<dyn Fn(Notice) + Send + Sync>;
-
-/// The result of fetching a damaged event once more.
-#[derive(Clone, Debug)]
-pub enum Fetched {
-    /// Whoever sent it still has it.
-    Event(Box<Event>),
-    /// Nobody has it any more.
-    Gone,
-    /// Whoever may have it cannot be asked now.
-    Later,
-}
-
-/// Asks for an event once more.
-pub type Fetch =
-    Arc<dyn Fn(EventId) -> Pin<Box<dyn Future<Output = Fetched> + Send>> + Send + Sync>;
 
 /// Delivers what is due at one destination.
 pub struct Engine {
@@ -534,14 +519,13 @@ impl Engine {
         };
         let is_over = self.clock.moment().certain > delivery.deadline_at;
         let bucket = &self.destination.bucket;
-        match (self.fetch)(delivery.event).await {
-            Fetched::Event(event) if event.id == delivery.event => {
+        match repair((self.fetch)(delivery.event).await, delivery.event, is_over) {
+            Repair::Restore(event) => {
                 persist(|| self.store.restore_event(bucket, key.seq, (*event).clone())).await?;
                 (self.notify)(Notice::Fetched(key));
             }
-            Fetched::Event(_) | Fetched::Gone => return self.quarantine(key, what).await,
-            Fetched::Later if is_over => return self.quarantine(key, what).await,
-            Fetched::Later => {
+            Repair::GiveUp => return self.quarantine(key, what).await,
+            Repair::AskAgain => {
                 let later = self.clock.now().after(limits::FETCH_AGAIN);
                 persist(|| self.store.postpone(key, later)).await?;
             }

@@ -9,6 +9,7 @@ mod dial;
 mod engine;
 mod headers;
 mod http;
+mod repair;
 mod retention;
 mod strays;
 mod tls;
@@ -16,8 +17,9 @@ mod wire;
 
 pub use clock::Clock;
 pub use dial::{DialError, Dialer};
-pub use engine::{Destination, Engine, Fetch, Fetched, Notice, Notify, Takes};
+pub use engine::{Destination, Engine, Notice, Notify, Takes};
 pub use headers::{Field, FieldError, Fields, HostField, travelling};
 pub use http::{Client, Reply};
+pub use repair::{Fetch, Fetched};
 pub use retention::{Removed, Step, Sweep, Sweeper, Why, keep};
 pub use tls::{NoCertificate, Trust, client_config};

@@ -65,8 +65,18 @@ pub(crate) fn check_magic(path: &Path) -> Result<(), OpenError> {
     if magic == REDB_MAGIC {
         Ok(())
     } else {
-        Err(OpenError::Foreign {
-            path: path.to_owned(),
-        })
+        Err(unknown(path))
+    }
+}
+
+/// A file that nothing in it says to be a store: a damaged one where a store's name lies beside it.
+pub(crate) fn unknown(path: &Path) -> OpenError {
+    let path = path.to_owned();
+    match path.parent().is_some_and(|dir| kept_name(dir).is_ok()) {
+        true => OpenError::Damaged {
+            path,
+            detail: "nothing in it says any more what it is".to_owned(),
+        },
+        false => OpenError::Foreign { path },
     }
 }

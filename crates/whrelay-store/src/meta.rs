@@ -7,7 +7,7 @@ use twox_hash::XxHash3_64;
 
 use crate::disk::{Medium, Options, Role};
 use crate::error::{Fault, OpenError, StoreError};
-use crate::files::name_from;
+use crate::files::{name_from, unknown};
 use crate::guard::{self, unpanicked};
 use crate::integrity;
 use crate::migrations;
@@ -100,9 +100,7 @@ fn begin(medium: &Medium, database: &Database, options: &Options) -> Result<Begu
                 is_full: false,
             })
         }
-        None => Err(OpenError::Foreign {
-            path: medium.path.clone(),
-        }),
+        None => Err(unknown(&medium.path)),
     }
 }
 

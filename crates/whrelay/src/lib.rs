@@ -183,8 +183,8 @@ fn say_panics(output: Output) {
         Panicked::Damage => {}
         Panicked::DamageAgain => {
             let failure = Failure::new(Code::Failed, "a store is damaged and cannot be closed");
-            let failure =
-                failure.hint("run `whrelay doctor`: it names the store and what can be saved");
+            let failure = failure
+                .hint("`whrelay doctor <data-directory>` says which, and saves what is whole");
             // The next thing that would happen is that the process is aborted.
             let _ = failure.report(&output);
             std::process::exit(Code::Failed as i32);

@@ -82,6 +82,25 @@ async fn a_redb_file_of_someone_else_is_refused() {
     assert!(matches!(refused, OpenError::Foreign { .. }), "{refused}");
 }
 
+/// It was called no store, and moving it away was advised.
+#[tokio::test]
+async fn a_store_that_nothing_in_it_names_any_more_is_damaged() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path(), &options(Role::Agent)).expect("opened");
+    store.close().await;
+    let file = dir.path().join("store.redb");
+    fs::remove_file(&file).expect("removed");
+    drop(redb::Database::create(&file).expect("created"));
+    let without_tables = fs::read(&file).expect("there");
+    for content in [&without_tables[..], b"redb"] {
+        fs::write(&file, content).expect("written");
+        let refused = Store::open(dir.path(), &options(Role::Agent))
+            .err()
+            .expect("refused");
+        assert!(matches!(refused, OpenError::Damaged { .. }), "{refused}");
+    }
+}
+
 #[tokio::test]
 async fn a_newer_format_and_an_older_one_are_refused() {
     let dir = tempfile::tempdir().expect("a directory");
