@@ -1,16 +1,20 @@
 #!/bin/sh
-# Installs whrelay: built from the checkout this script stands in, or from a release archive whose
-# checksum fits when it stands alone. Run it again to update; --uninstall takes it away.
+# Installs whrelay with its manual pages and completions: built from the checkout this script stands in, or from a
+# release archive when it stands alone. Run it again to update; --uninstall takes it away.
 set -eu
 
 usage() {
     cat <<'TEXT'
-usage: install.sh [--prefix DIR] [--version X.Y.Z --base-url URL] [--uninstall]
+usage: install.sh [--prefix DIR] [--version X.Y.Z --base-url URL [--signed-by KEY]] [--uninstall]
 
   --prefix DIR     install below DIR [default: ~/.local, so ~/.local/bin/whrelay]
   --version X.Y.Z  install this release instead of building the checkout
-  --base-url URL   where release archives and their SHA256SUMS are
+  --base-url URL   where release archives and their SHA256SUMS are (https, or file)
+  --signed-by KEY  the public SSH key that must have signed SHA256SUMS, as in 'ssh-ed25519 AAAA…'
   --uninstall      remove what was installed; events and settings stay
+
+The checksum shows that an archive arrived as it is at that address. Who made it shows only a signature: give
+--signed-by with a key that you have from elsewhere (checked by ssh-keygen).
 TEXT
 }
 
@@ -22,10 +26,11 @@ fail() { # fail MESSAGE HINT
 say() { printf '%s\n' "$*"; }
 
 fetch() { # fetch URL FILE
+    # No redirect may leave https.
     if command -v curl >/dev/null; then
-        curl -fsSL --retry 3 -o "$2" "$1"
+        curl -fsSL --retry 3 --proto '=https,file' --proto-redir '=https' --tlsv1.2 -o "$2" "$1"
     elif command -v wget >/dev/null; then
-        wget -q -O "$2" "$1"
+        wget -q --https-only -O "$2" "$1"
     else
         fail "neither curl nor wget is here" "install one of them"
     fi || fail "cannot download $1" "is the address right, and the network there?"
@@ -47,6 +52,10 @@ sha256() {
 
 from_archive() { # from_archive: leaves the binary at $scratch/whrelay
     [ -n "$base_url" ] || fail "where are the archives of $version?" "say so with --base-url URL"
+    case "$base_url" in
+        https://* | file://*) ;;
+        *) fail "$base_url is not https" "whoever is on the way could replace what comes from there" ;;
+    esac
     archive="whrelay-$version-$(platform).tar.gz"
     fetch "$base_url/$archive" "$scratch/$archive"
     fetch "$base_url/SHA256SUMS" "$scratch/SHA256SUMS"
@@ -55,7 +64,23 @@ from_archive() { # from_archive: leaves the binary at $scratch/whrelay
     if [ "$(sha256 "$scratch/$archive")" != "$expected" ]; then
         fail "the checksum of $archive does not fit" "download it again; if that does not help, do not trust it"
     fi
+    check_signature
     tar -xzf "$scratch/$archive" -C "$scratch" whrelay
+}
+
+check_signature() { # check_signature: of $scratch/SHA256SUMS, and says what is known now
+    say "verified: $archive has the checksum in SHA256SUMS of $base_url"
+    if [ -z "$signed_by" ]; then
+        say "not verified: who made it (--signed-by KEY checks the signature of SHA256SUMS)"
+        return
+    fi
+    command -v ssh-keygen >/dev/null || fail "ssh-keygen is not here" "install openssh-client, or leave --signed-by away"
+    fetch "$base_url/SHA256SUMS.sig" "$scratch/SHA256SUMS.sig"
+    printf 'whrelay namespaces="file" %s\n' "$signed_by" >"$scratch/signers"
+    ssh-keygen -Y verify -q -n file -I whrelay -f "$scratch/signers" -s "$scratch/SHA256SUMS.sig" \
+        <"$scratch/SHA256SUMS" >/dev/null 2>&1 ||
+        fail "SHA256SUMS was not signed by the key of --signed-by" "do not trust this release, or check the key"
+    say "verified: SHA256SUMS was signed by the key of --signed-by"
 }
 
 from_checkout() { # from_checkout: leaves the binary at $scratch/whrelay
@@ -72,6 +97,7 @@ install_binary() {
     # A rename replaces the old binary in one step, also while it runs.
     cp "$scratch/whrelay" "$prefix/bin/.whrelay.new" || fail "cannot write to $prefix/bin" "choose another place with --prefix"
     mv -f "$prefix/bin/.whrelay.new" "$prefix/bin/whrelay"
+    install_pages
     say "installed $("$prefix/bin/whrelay" --version) as $prefix/bin/whrelay"
     case ":$PATH:" in
         *":$prefix/bin:"*) say "next: whrelay listen --to localhost:3000" ;;
@@ -79,7 +105,26 @@ install_binary() {
     esac
 }
 
+completions() { # completions: a shell and its file, a line each
+    say "bash share/bash-completion/completions/whrelay"
+    say "fish share/fish/vendor_completions.d/whrelay.fish"
+    say "zsh share/zsh/site-functions/_whrelay"
+}
+
+install_pages() { # install_pages: manual pages and completions, as this binary has them
+    pages="$prefix/share/man/man1"
+    rm -f "$pages"/whrelay.1 "$pages"/whrelay-*.1
+    mkdir -p "$pages" && "$prefix/bin/whrelay" man --dir "$pages" ||
+        fail "cannot write to $pages" "choose another place with --prefix"
+    completions | while read -r shell file; do
+        mkdir -p "$(dirname "$prefix/$file")" && "$prefix/bin/whrelay" completions "$shell" >"$prefix/$file" ||
+            fail "cannot write $prefix/$file" "choose another place with --prefix"
+    done
+}
+
 uninstall() {
+    rm -f "$prefix/share/man/man1"/whrelay.1 "$prefix/share/man/man1"/whrelay-*.1
+    completions | while read -r _ file; do rm -f "$prefix/$file"; done
     if [ -e "$prefix/bin/whrelay" ]; then
         rm "$prefix/bin/whrelay"
         say "removed $prefix/bin/whrelay; events and settings were left where they are"
@@ -89,15 +134,16 @@ uninstall() {
 }
 
 main() {
-    prefix="${HOME:-}/.local" version="" base_url="${WHRELAY_INSTALL_BASE_URL:-}" action=install
+    prefix="${HOME:-}/.local" version="" base_url="${WHRELAY_INSTALL_BASE_URL:-}" signed_by="" action=install
     while [ $# -gt 0 ]; do
         case "$1" in
-            --prefix | --version | --base-url)
+            --prefix | --version | --base-url | --signed-by)
                 [ $# -ge 2 ] || fail "$1 needs a value" "install.sh --help"
                 case "$1" in
                     --prefix) prefix=$2 ;;
                     --version) version=$2 ;;
                     --base-url) base_url=${2%/} ;;
+                    --signed-by) signed_by=$2 ;;
                 esac
                 shift
                 ;;

@@ -15,9 +15,14 @@ for shell in dash bash; do
     "$shell" ./install.sh --prefix "$prefix" >"$scratch/said" || fail "$shell: from the checkout"
     "$prefix/bin/whrelay" --version >/dev/null || fail "$shell: the installed binary does not run"
     grep -qF "$prefix/bin/whrelay" "$scratch/said" || fail "$shell: it does not say what it did"
+    for file in man/man1/whrelay.1 man/man1/whrelay-listen.1 bash-completion/completions/whrelay \
+        fish/vendor_completions.d/whrelay.fish zsh/site-functions/_whrelay; do
+        [ -s "$prefix/share/$file" ] || fail "$shell: share/$file is missing"
+    done
     "$shell" ./install.sh --prefix "$prefix" >/dev/null || fail "$shell: not idempotent"
     "$shell" ./install.sh --prefix "$prefix" --uninstall >/dev/null || fail "$shell: uninstall"
-    [ ! -e "$prefix/bin/whrelay" ] || fail "$shell: uninstall leaves the binary"
+    left=$(find "$prefix" ! -type d)
+    [ -z "$left" ] || fail "$shell: uninstall leaves $left"
     "$shell" ./install.sh --prefix "$prefix" --uninstall >/dev/null || fail "$shell: uninstall twice"
     pass "$shell: from the checkout, twice, and out again"
 done
@@ -33,11 +38,30 @@ alone() {
     (cd "$scratch/alone" && sh ./install.sh --version 9.9.9 --base-url "file://$release" --prefix "$scratch/archive" "$@")
 }
 
-alone >/dev/null || fail "from an archive"
+alone >"$scratch/said" || fail "from an archive"
+grep -q '^not verified: who made it' "$scratch/said" || fail "it does not say what is not verified"
 "$scratch/archive/bin/whrelay" --version >/dev/null || fail "the archive's binary does not run"
 pass "from an archive whose checksum fits"
 
 alone --uninstall >/dev/null
+for who in maker stranger; do ssh-keygen -q -t ed25519 -N '' -f "$scratch/$who"; done
+ssh-keygen -q -Y sign -n file -f "$scratch/maker" "$release/SHA256SUMS" 2>/dev/null
+alone --signed-by "$(cut -d ' ' -f 1-2 "$scratch/maker.pub")" >"$scratch/said" || fail "a good signature is refused"
+grep -q '^verified: SHA256SUMS was signed' "$scratch/said" || fail "it does not say that it is signed"
+alone --uninstall >/dev/null
+if alone --signed-by "$(cat "$scratch/stranger.pub")" >/dev/null 2>"$scratch/said"; then
+    fail "a stranger's signature was taken"
+fi
+grep -q '^error: SHA256SUMS was not signed by' "$scratch/said" || fail "a wrong signature gets no error"
+[ ! -e "$scratch/archive/bin/whrelay" ] || fail "what was not signed was installed"
+pass "a signature is checked where a key is given"
+
+if sh "$scratch/alone/install.sh" --version 9.9.9 --base-url http://127.0.0.1:1 >/dev/null 2>"$scratch/said"; then
+    fail "http passed"
+fi
+grep -q 'is not https' "$scratch/said" || fail "http gets no error"
+pass "only https"
+
 printf 'x' >>"$release/whrelay-9.9.9-$target.tar.gz"
 if alone >/dev/null 2>"$scratch/said"; then fail "a damaged archive was installed"; fi
 grep -q '^error: ' "$scratch/said" || fail "a damaged archive gets no error"

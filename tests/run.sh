@@ -27,6 +27,7 @@ need curl curl
 need dash dash
 need ps procps
 need tmux tmux
+need ssh-keygen openssh-client
 # Of every platform: the dependencies are checked for all.
 cargo fetch --locked --quiet
 npm ci --prefix tests/payloads --ignore-scripts --no-audit --no-fund --loglevel=error

@@ -3,8 +3,8 @@
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 use whrelay_tests::eventually;
-use whrelay_tests::port::{self, Port};
-use whrelay_tests::process::{Cloud, Process};
+use whrelay_tests::port::Port;
+use whrelay_tests::process::Cloud;
 use whrelay_tests::receiver::{Receiver, Reply};
 use whrelay_tests::sender::send;
 
@@ -40,48 +40,23 @@ async fn a_follower_shows_what_an_agent_that_was_killed_has_on_disk() {
     follow.wait_state(&id, "sent").await;
 }
 
+/// They shared its forwarder, and the second gave its token to whoever answered at the port.
 #[tokio::test(flavor = "multi_thread")]
-async fn two_that_start_at_once_on_a_fresh_machine_share_a_forwarder() {
-    let (home, one, two) = (home(), Receiver::start().await, Receiver::start().await);
-    let (to_one, to_two) = (one.target(), two.target());
-    let named_one = ["--to", &to_one, "--name", "one"];
-    let named_two = ["--to", &to_two, "--name", "two"];
-    let ((_first, url), (_second, same)) =
-        tokio::join!(home.listen(&named_one), home.listen(&named_two),);
-    assert_eq!(url, same);
-    let id = send(&url, "x").await;
-    let both = || (one.events() == [id.clone()] && two.events() == [id.clone()]).then_some(());
-    eventually("both get it", both).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn one_that_goes_on_takes_the_shared_forwarder_over() {
-    let (home, one, two) = (home(), Receiver::start().await, Receiver::start().await);
-    let (to_one, to_two) = (one.target(), two.target());
-    let named_one = ["--to", &to_one, "--name", "one"];
-    let named_two = ["--to", &to_two, "--name", "two"];
-    let again = |listen: &Process| {
-        let connected = |line: &&Value| line["state"] == "connected";
-        (listen.all("link").iter().filter(connected).count() >= 2).then_some(())
-    };
-    // A port that nobody else takes while it is free.
-    let bind = port::quiet();
-    let first_args = [&named_one[..], &["--bind", &bind]].concat();
-    let (mut first, url) = home.listen(&first_args).await;
-    let (mut second, _) = home.listen(&named_two).await;
-    first.kill();
-    eventually("it is connected again", || again(&second)).await;
-    let id = send(&url, "x").await;
-    second.wait_state(&id, "sent").await;
-    // What the first one missed is sent to it by the other's forwarder, which the other takes with it.
-    let (mut first, same) = home.listen(&first_args).await;
-    assert_eq!(same, url);
-    first.wait_state(&id, "sent").await;
-    assert_eq!(second.terminate().await, Some(0));
-    eventually("it is connected again", || again(&first)).await;
-    let id = send(&url, "y").await;
-    first.wait_state(&id, "sent").await;
-    assert_eq!(first.terminate().await, Some(0));
+async fn a_second_listen_of_an_embedded_bucket_says_how_to_add_a_target() {
+    let (home, receiver) = (home(), Receiver::start().await);
+    let to = receiver.target();
+    let (first, _url) = home.listen(&["--to", &to]).await;
+    for more in [&[][..], &["--name", "other"]] {
+        let args = [&["listen", "--to", &to][..], more].concat();
+        let (code, said) = told(&home, &args);
+        assert_eq!(code, Some(6), "{said}");
+        assert!(said.contains(&format!("pid {}", first.pid())), "{said}");
+        assert!(said.contains("hint: "), "{said}");
+    }
+    let (code, said) = told(&home, &["listen", "--to", &to, "--name", "other"]);
+    assert!(code == Some(6) && said.contains("--to A --to B"), "{said}");
+    // Another bucket has a forwarder of its own.
+    let (_other, _) = home.listen(&["--to", &to, "--bucket", "other"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -158,6 +133,11 @@ async fn an_agent_that_is_not_let_in_any_more_says_so() {
     let (code, said) = told(&here, &["doctor"]);
     assert!(code == Some(1) && said.contains(why), "{said}");
     assert_eq!(forwarder, cloud.url);
+    // A new one in its file is used without a restart.
+    std::fs::copy(&cloud.token_file, &token).unwrap();
+    let connected = |line: &&Value| line["state"] == "connected";
+    let again = || (listen.all("link").iter().filter(connected).count() > 1).then_some(());
+    eventually("it is let in again", again).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -242,11 +222,7 @@ async fn flags_of_the_command_that_a_test_runs_are_its_own() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_where_no_agent_runs_is_made_as_the_files_say() {
     let (home, receiver, other) = (home(), Receiver::start().await, Receiver::start().await);
-    std::fs::write(
-        home.path().join("whrelay.toml"),
-        "header = [\"X-Plan: gold\"]\n",
-    )
-    .unwrap();
+    home.configure("header = [\"X-Plan: gold\"]\n");
     let (mut listen, url) = home.listen(&["--to", &receiver.target()]).await;
     let id = send(&url, "x").await;
     listen.wait_state(&id, "sent").await;
@@ -334,9 +310,11 @@ async fn what_is_given_up_while_it_arrives_has_arrived() {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_event_of_two_subscriptions_is_one_line_and_goes_again_to_both() {
     let (home, one, two) = (home(), Receiver::start().await, Receiver::start().await);
-    let (to_one, to_two) = (one.target(), two.target());
-    let (first, url) = home.listen(&["--to", &to_one]).await;
-    let (second, _) = home.listen(&["--to", &to_two, "--name", "other"]).await;
+    let (to_one, to_two, there) = (one.target(), two.target(), crate::home());
+    let cloud = Cloud::start(&there).await;
+    let named = |to, name| [&cloud.flags()[..], &["--to", to, "--name", name]].concat();
+    let (first, url) = home.listen(&named(&to_one, "one")).await;
+    let (second, _) = home.listen(&named(&to_two, "two")).await;
     let id = send(&url, "x").await;
     first.wait_state(&id, "sent").await;
     second.wait_state(&id, "sent").await;

@@ -1,7 +1,7 @@
 //! The interactive view in a real terminal, driven by keys.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -214,11 +214,11 @@ async fn it_leaves_the_terminal_to_others_while_it_runs_in_the_background() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_ends_while_someone_keeps_its_door_open() {
+async fn it_ends_while_someone_keeps_its_control_socket_open() {
     let (home, receiver) = (home(), Receiver::start().await);
     let terminal = Terminal::start(&home, &[], &["--to", &receiver.target()]);
     terminal.shows("Send webhooks to").await;
-    let mut visitor = TcpStream::connect(door(&home)).unwrap();
+    let mut visitor = UnixStream::connect(control(&home)).unwrap();
     let head = [
         "POST /v1/ask HTTP/1.1",
         "Host: door",
@@ -237,8 +237,8 @@ async fn it_ends_while_someone_keeps_its_door_open() {
     drop(visitor);
 }
 
-/// Where an agent answers other commands.
-fn door(home: &Home) -> String {
+/// The socket on which an agent answers other commands.
+fn control(home: &Home) -> String {
     let found = Command::new("find")
         .arg(home.path())
         .args(["-name", "control.json"])
@@ -246,5 +246,5 @@ fn door(home: &Home) -> String {
         .unwrap();
     let notice = std::fs::read(text(&found.stdout).trim_end()).unwrap();
     let notice: Value = serde_json::from_slice(&notice).unwrap();
-    notice["address"].as_str().unwrap().to_owned()
+    notice["socket"].as_str().unwrap().to_owned()
 }

@@ -6,6 +6,7 @@
 mod commands;
 mod company;
 mod copies;
+mod doors;
 mod interactive;
 mod refusals;
 mod replays;
@@ -125,10 +126,8 @@ async fn a_forwarder_of_its_own_is_killed_and_nothing_is_lost() {
     let mode = std::fs::metadata(&token_file).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode, 0o600);
     let token = std::fs::read_to_string(&token_file).unwrap();
-    assert!(
-        cloud.process.stderr().contains(token.trim()),
-        "shown once on the first start"
-    );
+    let said = cloud.process.stderr();
+    assert!(said.contains(&cloud.token_file), "where it is: {said}");
     let forwarder = cloud.url.clone();
     let to = receiver.target();
     let flags = [
@@ -326,21 +325,7 @@ async fn two_buckets_side_by_side_and_the_same_twice_refused() {
         said.starts_with("error: ") && said.contains(&format!("pid {}", first.pid())),
         "{said}"
     );
-    let third = Receiver::start().await;
-    let (_named, same) = home
-        .listen(&[
-            "--to",
-            &third.target(),
-            "--name",
-            "other",
-            "--backlog",
-            "all",
-        ])
-        .await;
-    assert_eq!(same, url_one, "another name joins the bucket's forwarder");
-    send(&url_one, "3").await;
-    eventually("it gets every event", || (third.count() == 2).then_some(())).await;
-    assert_eq!(json_lines(&home.run(&["status", "--json"]).stdout).len(), 3);
+    assert_eq!(json_lines(&home.run(&["status", "--json"]).stdout).len(), 2);
     drop(second);
 }
 

@@ -75,7 +75,7 @@ fn incidents(home: &Home, kind: &str) -> Vec<Value> {
 async fn a_forwarder_put_back_to_a_backup_loses_nothing_it_accepted_since() {
     for retain in ["7d", "1ms"] {
         let (home, receiver) = (home(), Receiver::start().await);
-        home_set_retain(&home, retain);
+        home.configure(&format!("retain = \"{retain}\"\n"));
         let mut cloud = Cloud::start(&home).await;
         let place = Path::new(&cloud.token_file).parent().unwrap().to_owned();
         let copied = home.path().join("backup");
@@ -112,14 +112,6 @@ async fn a_forwarder_put_back_to_a_backup_loses_nothing_it_accepted_since() {
         assert!(doctor.contains("went back to an earlier copy"), "{doctor}");
         agent.terminate().await;
     }
-}
-
-fn home_set_retain(home: &Home, retain: &str) {
-    std::fs::write(
-        home.path().join("whrelay.toml"),
-        format!("retain = \"{retain}\"\n"),
-    )
-    .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

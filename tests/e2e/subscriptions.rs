@@ -167,12 +167,7 @@ async fn a_subscription_nobody_uses_is_ended_and_what_it_missed_goes_to_another(
 #[tokio::test(flavor = "multi_thread")]
 async fn subscriptions_whose_agents_stay_away_end_by_themselves() {
     let (home, receiver) = (home(), Receiver::start().await);
-    home.run(&["--version"]);
-    std::fs::write(
-        home.path().join("whrelay.toml"),
-        "subscription_ttl = \"1ms\"\n",
-    )
-    .unwrap();
+    home.configure("subscription_ttl = \"1ms\"\n");
     let mut cloud = Cloud::start(&home).await;
     let to = receiver.target();
     let (mut gone, url) = home.listen(&flags(&cloud, &to, &["--name", "gone"])).await;
@@ -197,7 +192,7 @@ async fn subscriptions_whose_agents_stay_away_end_by_themselves() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bucket_that_nobody_reads_stops_no_other_and_status_says_which_it_is() {
     let (home, receiver) = (home(), Receiver::start().await);
-    std::fs::write(home.path().join("whrelay.toml"), "max_disk = \"2MB\"\n").unwrap();
+    home.configure("max_disk = \"2MB\"\n");
     let cloud = Cloud::start(&home).await;
     let token = std::fs::read_to_string(&cloud.token_file).unwrap();
     let put = client().put(format!("{}/v1/buckets/unread", cloud.url));

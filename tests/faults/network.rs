@@ -115,6 +115,7 @@ impl Stage {
         }
         hosts.resolve(scene.named[0]);
         let mut home = Home::new(binary);
+        home.set("WHRELAY_ALLOW_PLAIN_HTTP", "1");
         let (forwarder, token_file) = start_forwarder(&hosts, &mut home, binary).await;
         let mut proxy = None;
         let mut run = format!("exec {binary} \"$@\"");

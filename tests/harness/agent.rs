@@ -1,5 +1,6 @@
 //! An agent in this process, with its store in a directory of its own.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 use whrelay_agent::lines::{AttemptLine, Line};
-use whrelay_agent::{AgentError, Config, Label, Manner, Proxies};
+use whrelay_agent::{Access, AgentError, Config, Label, Manner, Proxies};
 use whrelay_core::backlog::Backlog;
 use whrelay_core::dispatch::Order;
 use whrelay_core::retention::Retention;
@@ -28,6 +29,8 @@ pub struct Setup {
     pub forwarder: Url,
     /// Its token.
     pub token: Token,
+    /// Where it may be read again.
+    pub token_file: Option<PathBuf>,
     /// Its bucket.
     pub bucket: String,
     /// Its place in the bucket.
@@ -61,6 +64,7 @@ impl Setup {
         Self {
             forwarder: relay.url(),
             token: relay.token.clone(),
+            token_file: None,
             bucket: "default".into(),
             name: "default".into(),
             targets: vec![target.into()],
@@ -121,7 +125,7 @@ impl Agent {
             forwarder: setup.forwarder,
             proxies: Proxies::none(),
             trust: Trust::default(),
-            token: setup.token,
+            access: Access::new(setup.token, setup.token_file),
             bucket: setup.bucket.parse().unwrap(),
             subscription: setup.name.parse().unwrap(),
             label: Label::default(),
@@ -133,6 +137,7 @@ impl Agent {
             manner: setup.manner,
             retention: Retention::ALL,
             dir: dir.path().to_owned(),
+            runtime_dirs: Vec::new(),
         };
         let (lines, stop) = (Arc::<Mutex<Vec<Line>>>::default(), CancellationToken::new());
         let told = Arc::clone(&lines);

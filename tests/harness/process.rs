@@ -48,6 +48,13 @@ impl Home {
         self.set.push((name.to_owned(), value.to_owned()));
     }
 
+    /// Writes the user's configuration file.
+    pub fn configure(&self, text: &str) {
+        let dir = self.path().join(".config/whrelay");
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("config.toml"), text).unwrap();
+    }
+
     /// Its directory.
     pub fn path(&self) -> &Path {
         self.dir.path()

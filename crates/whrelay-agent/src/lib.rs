@@ -7,6 +7,7 @@
 pub mod control;
 pub mod lines;
 
+mod access;
 mod answers;
 mod backlog;
 mod error;
@@ -37,10 +38,10 @@ use whrelay_core::pace::Rate;
 use whrelay_core::retention::Retention;
 use whrelay_core::retry::RetryPolicy;
 use whrelay_core::route::Route;
-use whrelay_core::token::Token;
 use whrelay_delivery::{Fields, Trust};
 use whrelay_store::{Store, persist};
 
+pub use access::Access;
 pub use answers::{Local, Offline};
 pub use error::{AgentError, chain};
 pub use management::{Management, ManagementError};
@@ -95,7 +96,7 @@ pub struct Config {
     /// Whom the tunnel trusts.
     pub trust: Trust,
     /// The token it sends.
-    pub token: Token,
+    pub access: Access,
     /// Whose events are wanted.
     pub bucket: BucketName,
     /// The agent's own subscription to the bucket.
@@ -116,8 +117,10 @@ pub struct Config {
     pub manner: Manner,
     /// What is kept of what has ended.
     pub retention: Retention,
-    /// Where the control endpoint is announced.
+    /// The data directory: it tells other commands where the control socket is.
     pub dir: PathBuf,
+    /// Directories below which that socket may be, the best first.
+    pub runtime_dirs: Vec<PathBuf>,
 }
 
 /// Where an agent runs, for people.
@@ -195,9 +198,8 @@ pub async fn run(
         }
         Err(error) => return Err(error),
     };
-    let control =
-        control::Server::start(&config.dir, Local::running(Arc::clone(&lanes), &config.dir))
-            .await?;
+    let local = Local::running(Arc::clone(&lanes), &config.dir);
+    let control = control::Server::start(&config.dir, &config.runtime_dirs, local)?;
 
     let orphans = tokio::spawn(orphans::run(Arc::clone(&lanes)));
     let outcome = tokio::select! {

@@ -94,14 +94,24 @@ impl Link {
         known.clone()
     }
 
-    /// Opens a session: socket, hello, welcome.
+    /// Opens a session; with a new token, where the forwarder does not accept the one before and there is one.
     pub(crate) async fn connect(&self) -> Result<Live, AgentError> {
+        let connected = self.connect_once().await;
+        let is_refused = matches!(connected, Err(AgentError::Unauthorised(_)));
+        match is_refused && self.config.access.read_again() {
+            true => self.connect_once().await,
+            false => connected,
+        }
+    }
+
+    /// Opens a session: socket, hello, welcome.
+    async fn connect_once(&self) -> Result<Live, AgentError> {
         self.provision().await?;
         let Config {
             forwarder,
             proxies,
             trust,
-            token,
+            access,
             subscription,
             ..
         } = &self.config;
@@ -116,7 +126,7 @@ impl Link {
             backlog_end: backlog_end.map(Known::new),
             ..Hello::new(bucket.name.as_str(), subscription.as_str(), resume)
         };
-        let mut socket = socket::open(forwarder, proxies, trust, token).await?;
+        let mut socket = socket::open(forwarder, proxies, trust, &access.token()).await?;
         let (mut session, hello) = AgentSession::begin(hello);
         self.send(&mut socket, Message::Binary(codec::encode(hello)))
             .await?;

@@ -80,11 +80,11 @@ pub(crate) async fn provision(config: &Config) -> Result<String, AgentError> {
         forwarder,
         proxies,
         trust,
-        token,
+        access,
         bucket,
         ..
     } = config;
-    ensure_bucket(forwarder, proxies, trust, token, bucket).await
+    ensure_bucket(forwarder, proxies, trust, &access.token(), bucket).await
 }
 
 /// What a forwarder says to one who only looks.

@@ -42,7 +42,7 @@ async fn ask(config: &Config, id: EventId) -> Result<Fetched, String> {
         forwarder,
         proxies,
         trust,
-        token,
+        access,
         bucket,
         ..
     } = config;
@@ -51,7 +51,7 @@ async fn ask(config: &Config, id: EventId) -> Result<Fetched, String> {
     let root = forwarder.as_str().trim_end_matches('/');
     let request = client
         .get(format!("{root}/v1/buckets/{bucket}/events/{id}"))
-        .bearer_auth(token.expose())
+        .bearer_auth(access.token().expose())
         .timeout(limits::FETCH_TIMEOUT);
     let failed = |e: reqwest::Error| e.without_url().to_string();
     let answer = request.send().await.map_err(failed)?;
@@ -84,7 +84,7 @@ mod tests {
     use whrelay_proto::frame::{Events, WireEvent};
 
     use super::*;
-    use crate::{Label, Manner, Proxies};
+    use crate::{Access, Label, Manner, Proxies};
 
     fn event() -> Event {
         Event {
@@ -127,7 +127,7 @@ mod tests {
             forwarder: format!("http://{address}").parse().unwrap(),
             proxies: Proxies::none(),
             trust: whrelay_delivery::Trust::default(),
-            token: Token::mint(&[1; 53]),
+            access: Access::new(Token::mint(&[1; 53]), None),
             bucket: "default".parse().unwrap(),
             subscription: "laptop".parse().unwrap(),
             label: Label::default(),
@@ -139,6 +139,7 @@ mod tests {
             manner: Manner::default(),
             retention: whrelay_core::retention::Retention::ALL,
             dir: PathBuf::new(),
+            runtime_dirs: Vec::new(),
         }
     }
 

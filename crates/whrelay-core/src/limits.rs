@@ -46,6 +46,8 @@ pub const READ_AT_ONCE: usize = 16 * 1024;
 /// Connections that wait to be accepted. Where there is no room, the system lets a sender wait a second: a burst while
 /// the machine is busy fills 128, which is the usual length.
 pub const LISTEN_BACKLOG: u32 = 4096;
+/// Control connections that an agent serves at once.
+pub const MAX_CONTROL_CONNECTIONS: usize = 64;
 /// Connections the forwarder serves at once; for a further one, an idle or unfinished one is closed.
 pub const MAX_CONNECTIONS: usize = 16 * 1024;
 /// At the cap, one part in this many of all connections is closed at once, so that the search for them is rare.

@@ -6,6 +6,8 @@ use subtle::ConstantTimeEq;
 
 use crate::secret::Secret;
 
+/// How all tokens begin.
+const TOKENS: &[u8] = b"whr_";
 const PREFIX: &str = "whr_adm";
 const ID_LEN: usize = 10;
 const SECRET_LEN: usize = 43;
@@ -49,6 +51,12 @@ impl Token {
             id: id.to_owned(),
             secret: Secret::new(secret),
         }
+    }
+
+    /// Whether a text may be one of our tokens, whole or not.
+    pub fn looks_like_one(text: &[u8]) -> bool {
+        let begin = text.trim_ascii_start().get(..TOKENS.len());
+        begin.is_some_and(|begin| begin.eq_ignore_ascii_case(TOKENS))
     }
 
     /// Reads a token as it is presented.

@@ -83,10 +83,17 @@ impl FromStr for Field {
         let name = HeaderName::try_from(name.trim()).map_err(|_| malformed())?;
         let value = HeaderValue::try_from(value.trim()).map_err(|_| malformed())?;
         let plain = name.as_str();
-        if plain != "host" && (REBUILT.contains(&plain) || plain.starts_with("x-whrelay-")) {
+        if plain != "host" && (REBUILT.contains(&plain) || is_ours(plain)) {
             return Err(FieldError::Ours(name.to_string()));
         }
         Ok(Self { name, value })
+    }
+}
+
+impl Field {
+    /// Its name, in lower case.
+    pub fn name(&self) -> &str {
+        self.name.as_str()
     }
 }
 
@@ -178,10 +185,21 @@ pub fn travelling<'a>(fields: &[(&'a str, &'a [u8])]) -> impl Iterator<Item = (&
         .collect();
     let travels = move |(name, _): &(&str, &[u8])| {
         let name = name.to_ascii_lowercase();
-        let ours = name.starts_with("x-whrelay-");
-        !ours && !REBUILT.contains(&&*name) && !named.contains(&name)
+        !is_ours(&name) && !REBUILT.contains(&&*name) && !named.contains(&name)
     };
     fields.iter().copied().filter(travels)
+}
+
+/// Whether a target could read a field's name as one of ours. CGI (RFC 3875 section 4.1.18) and its followers turn
+/// `-` into `_`, some of them every character that is neither a letter nor a digit, and drop the case.
+fn is_ours(name: &str) -> bool {
+    const OURS: &str = "x_whrelay_";
+    let begin = name.chars().take(OURS.len());
+    let read = begin.map(|c| match c.is_ascii_alphanumeric() {
+        true => c.to_ascii_lowercase(),
+        false => '_',
+    });
+    read.eq(OURS.chars())
 }
 
 #[cfg(test)]
@@ -268,6 +286,33 @@ mod tests {
         assert_eq!(headers.len(), 6, "{headers:?}");
         assert_eq!(headers["x-whrelay-attempt"], "3");
         assert_eq!(headers["x-mine"], "1");
+    }
+
+    /// `HTTP_X_WHRELAY_ATTEMPT` is what a target behind CGI, WSGI, Rack or PHP sees of each.
+    #[test]
+    fn no_spelling_of_our_fields_travels() {
+        for name in [
+            "X-Whrelay-Attempt",
+            "x_whrelay_attempt",
+            "X_Whrelay-Replay",
+            "X-WHRELAY_Event_Id",
+            "x.whrelay.attempt",
+            "x~whrelay!attempt",
+        ] {
+            let headers = sent(&[(name, b"99")], false);
+            assert_eq!(headers.len(), 5, "{name}: {headers:?}");
+            let set = format!("{name}: 99").parse::<Field>();
+            assert!(set.is_err(), "{name}");
+        }
+        for name in [
+            "x-whrelayed",
+            "xwhrelay-attempt",
+            "x-webhook-attempt",
+            "x-whrelay",
+        ] {
+            let headers = sent(&[(name, b"99")], false);
+            assert_eq!(headers[name], "99", "{name}");
+        }
     }
 
     #[test]

@@ -16,12 +16,14 @@ use tokio::time::timeout;
 use whrelay_core::bucket::Bucket;
 use whrelay_core::event::{self, Event, Header};
 use whrelay_core::id::EventId;
+use whrelay_core::token::Token;
 use whrelay_core::{limits, tail};
 use whrelay_store::NewEvent;
 
 use crate::Shared;
 use crate::body::Whole;
 use crate::problem::{Problem, RETRY_SOON};
+use crate::refusals::{Reason, Refusal, Shown};
 use crate::seats::Seat;
 
 /// The answer to an accepted webhook.
@@ -60,6 +62,19 @@ pub(crate) async fn receive(
     let id = store(&shared, &bucket, request).await;
     drop(grant);
     let id = id?;
+    if parts
+        .headers
+        .iter()
+        .any(|(name, value)| is_access_token(name, value))
+    {
+        shared.refusals.note(&Refusal {
+            reason: Reason::AccessTokenRemoved,
+            peer: seat.address,
+            status: None,
+            path: Some(Shown::new(&shared.registry, &parts.uri)),
+            why: "the sender has a token of a forwarder: was an input URL given as --forwarder?",
+        });
+    }
     Ok(Json(Accepted { id: id.to_string() }))
 }
 
@@ -93,7 +108,22 @@ fn copy_headers(headers: &HeaderMap) -> Vec<Header> {
         name: name.as_str().to_owned(),
         value: Bytes::copy_from_slice(value.as_bytes()),
     };
-    headers.iter().map(copy).collect()
+    let kept = headers
+        .iter()
+        .filter(|(name, value)| !is_access_token(name, value));
+    kept.map(copy).collect()
+}
+
+/// Whether a field carries an access token of a forwarder: whoever has it can read and change everything there, and a
+/// target must not get it.
+fn is_access_token(name: &header::HeaderName, value: &header::HeaderValue) -> bool {
+    const SCHEME: &[u8] = b"bearer ";
+    if *name != header::AUTHORIZATION {
+        return false;
+    }
+    let value = value.as_bytes().trim_ascii_start();
+    let (scheme, token) = value.split_at(SCHEME.len().min(value.len()));
+    scheme.eq_ignore_ascii_case(SCHEME) && Token::looks_like_one(token)
 }
 
 async fn store(

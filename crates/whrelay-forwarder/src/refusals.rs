@@ -31,11 +31,12 @@ pub(crate) enum Reason {
     EvictedHead,
     EvictedBody,
     EvictedTunnel,
+    AccessTokenRemoved,
 }
 
 impl Reason {
     /// Every reason, and what it is called in the log and in the counts.
-    const ALL: [(Self, &'static str); 18] = [
+    const ALL: [(Self, &'static str); 19] = [
         (Self::BadRequest, "bad_request"),
         (Self::Unauthorized, "unauthorized"),
         (Self::Forbidden, "forbidden"),
@@ -54,6 +55,7 @@ impl Reason {
         (Self::EvictedHead, "evicted_head"),
         (Self::EvictedBody, "evicted_body"),
         (Self::EvictedTunnel, "evicted_tunnel"),
+        (Self::AccessTokenRemoved, "access_token_removed"),
     ];
 
     /// What an answer's status says, where nothing more is known.
@@ -147,9 +149,10 @@ impl Refusals {
             peer, status, why, ..
         } = refusal;
         let shown = refusal.path.as_ref();
-        let what = match status {
-            Some(_) => "a request was refused",
-            None => "a connection was closed",
+        let what = match (reason, status) {
+            (Reason::AccessTokenRemoved, _) => "an access token was removed from a webhook",
+            (_, Some(_)) => "a request was refused",
+            (_, None) => "a connection was closed",
         };
         let more = match unlogged {
             0 => String::new(),

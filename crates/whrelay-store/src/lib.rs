@@ -56,7 +56,7 @@ pub use join::{Join, Joined};
 pub use line::Head;
 pub use meta::Epoch;
 pub use persist::persist;
-pub use private::{draw_private, write_private};
+pub use private::{Draft, create_private_dir, draw_private, write_private};
 pub use retention::{Removals, Swept};
 pub use salvage::{SalvageError, Salvaged, salvage};
 pub use sources::{Source, SourceMark};

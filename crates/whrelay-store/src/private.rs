@@ -2,18 +2,29 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-/// Options for a file that only its owner may read.
+/// Options for a file that only its owner may read. A link in its place is not followed.
 pub(crate) fn private_file() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false);
     #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+
+        let no_link = rustix::fs::OFlags::NOFOLLOW.bits();
+        options
+            .mode(0o600)
+            .custom_flags(i32::from_ne_bytes(no_link.to_ne_bytes()));
+    }
     options
 }
 
-pub(crate) fn create_private_dir(dir: &Path) -> io::Result<()> {
+/// Creates a directory of ours, with those above it.
+///
+/// # Errors
+/// When it cannot be created.
+pub fn create_private_dir(dir: &Path) -> io::Result<()> {
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true);
     #[cfg(unix)]
@@ -40,26 +51,112 @@ pub fn draw_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// Puts a file of ours there in one step: whoever looks finds the one before or this one, whole, also after a
-/// power cut.
+/// power cut. A link that is there is replaced, not followed.
 ///
 /// # Errors
 /// When it is not on disk; then the one before is still there.
 pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut draft = path.as_os_str().to_owned();
-    draft.push(".new");
-    let draft = Path::new(&draft);
-    // One that was left behind may be readable by others.
-    match fs::remove_file(draft) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        Ok(()) | Err(_) => {}
+    let mut draft = Draft::create(path)?;
+    draft.write_all(bytes)?;
+    draft.keep()
+}
+
+/// A file of ours that is written piece by piece, and is there when all of it is. Dropped before, it leaves what was
+/// there before.
+#[derive(Debug)]
+pub struct Draft {
+    file: File,
+    draft: PathBuf,
+    path: PathBuf,
+    is_kept: bool,
+}
+
+impl Draft {
+    /// Begins one.
+    ///
+    /// # Errors
+    /// When there cannot be such a file.
+    pub fn create(path: &Path) -> io::Result<Self> {
+        let mut draft = path.as_os_str().to_owned();
+        draft.push(".new");
+        let draft = PathBuf::from(draft);
+        // One that was left behind may be readable by others.
+        match fs::remove_file(&draft) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        Ok(Self {
+            file: private_file().create_new(true).open(&draft)?,
+            draft,
+            path: path.to_owned(),
+            is_kept: false,
+        })
     }
-    let mut file = private_file().create_new(true).open(draft)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(draft, path)?;
-    #[cfg(unix)]
-    if let Some(dir) = path.parent() {
-        File::open(dir)?.sync_all()?;
+
+    /// Puts it in its place.
+    ///
+    /// # Errors
+    /// When it is not on disk.
+    pub fn keep(mut self) -> io::Result<()> {
+        self.file.sync_all()?;
+        fs::rename(&self.draft, &self.path)?;
+        self.is_kept = true;
+        #[cfg(unix)]
+        if let Some(dir) = self.path.parent() {
+            let dir = match dir.as_os_str().is_empty() {
+                true => Path::new("."),
+                false => dir,
+            };
+            File::open(dir)?.sync_all()?;
+        }
+        Ok(())
     }
-    Ok(())
+}
+
+impl Write for Draft {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            // The next one removes it, too.
+            let _ = fs::remove_file(&self.draft);
+        }
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_link_is_replaced_and_not_followed_and_others_read_nothing() {
+        let dir = std::env::temp_dir().join(format!("whrelay-private-{}", std::process::id()));
+        create_private_dir(&dir).expect("a directory");
+        let (victim, link) = (dir.join("victim"), dir.join("link"));
+        fs::write(&victim, "mine").expect("written");
+        symlink(&victim, &link).expect("a link");
+        private_file().open(&link).expect_err("a link");
+        // The draft's own name may have been taken by a link, too.
+        symlink(&victim, dir.join("link.new")).expect("a link");
+        write_private(&link, b"new").expect("written");
+        assert_eq!(fs::read(&victim).expect("there"), b"mine");
+        let about = link.symlink_metadata().expect("there");
+        assert!(about.is_file() && about.permissions().mode() & 0o777 == 0o600);
+        let mut left = Draft::create(&link).expect("begun");
+        left.write_all(b"half").expect("written");
+        drop(left);
+        assert_eq!(fs::read(&link).expect("there"), b"new");
+        assert!(!dir.join("link.new").exists());
+        fs::remove_dir_all(dir).expect("removed");
+    }
 }

@@ -118,6 +118,19 @@ pub(crate) enum Command {
 }
 
 impl Command {
+    /// How requests to targets are made, where any are.
+    pub(crate) fn requests(&self) -> Option<&RequestArgs> {
+        if let Self::Listen(args) = self {
+            Some(&args.requests)
+        } else if let Self::Test(args) = self {
+            Some(&args.requests)
+        } else if let Self::Replay(args) = self {
+            Some(&args.requests)
+        } else {
+            None
+        }
+    }
+
     /// The choice of a forwarder, where there is one.
     pub(crate) fn forwarder(&mut self) -> Option<&mut ForwarderChoice> {
         if let Self::Listen(args) = self {
@@ -235,6 +248,16 @@ pub(crate) struct ForwarderChoice {
     /// Whether the token was typed: then it counts before a file's.
     #[arg(skip)]
     pub(crate) token_is_typed: bool,
+    /// Whether the URL is from a place that is less trusted than that of the token.
+    #[arg(skip)]
+    pub(crate) is_less_trusted: bool,
+    /// Send the token to a forwarder on another machine by http, where everyone on the way can read it
+    #[arg(
+        long,
+        env = "WHRELAY_ALLOW_PLAIN_HTTP",
+        value_parser = clap::builder::BoolishValueParser::new()
+    )]
+    pub(crate) allow_plain_http: bool,
     /// A file with the forwarder's access token
     #[arg(long, value_name = "FILE", env = "WHRELAY_TOKEN_FILE")]
     pub(crate) token_file: Option<PathBuf>,
@@ -500,6 +523,12 @@ pub(crate) enum ConfigCommand {
     },
     /// Whether the files make sense
     Check,
+    /// Accept this directory's whrelay.toml as it is now, so that it may set everything
+    Trust {
+        /// Accept it no more
+        #[arg(long)]
+        revoke: bool,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -3,6 +3,8 @@
 //! not know what a value means: the flags do.
 
 pub(crate) mod file;
+pub(crate) mod source;
+pub(crate) mod trust;
 
 use std::any::TypeId;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -12,10 +14,13 @@ use clap::{Arg, Command};
 use directories::ProjectDirs;
 
 use self::file::Entry;
+use self::source::Source;
+use self::trust::{Level, Trusted};
 use crate::failure::{Code, Failure, first_line};
+use crate::paths::Paths;
 
 /// The project's file, in the directory where a command is run.
-const PROJECT: &str = "whrelay.toml";
+pub(crate) const PROJECT: &str = "whrelay.toml";
 /// The user's file, in the platform's place for configurations.
 const USER: &str = "config.toml";
 const PREFIX: &str = "WHRELAY_";
@@ -25,6 +30,8 @@ const PREFIX: &str = "WHRELAY_";
 pub(crate) struct Set {
     pub(crate) values: Vec<String>,
     pub(crate) origin: String,
+    pub(crate) file: PathBuf,
+    pub(crate) level: Level,
 }
 
 /// What the files say, for a profile.
@@ -35,6 +42,28 @@ pub(crate) struct Config {
     pub(crate) files: Vec<PathBuf>,
     /// What is wrong with them, where a command goes on without.
     pub(crate) mistake: Option<String>,
+    /// What the user is to know: files that are ignored, and secrets that others can see.
+    pub(crate) warnings: Vec<String>,
+    /// What a project's file sets that it may not set before it is accepted.
+    pub(crate) untrusted: Option<Untrusted>,
+}
+
+/// A key of a project's file that could hurt.
+#[derive(Clone, Debug)]
+pub(crate) struct Untrusted {
+    pub(crate) key: String,
+    pub(crate) origin: String,
+}
+
+impl Untrusted {
+    /// Why a command does not run.
+    pub(crate) fn failure(&self) -> Failure {
+        let Self { key, origin } = self;
+        let message =
+            format!("{origin}: a project's file may set `{key}` like this only once you trust it");
+        Failure::new(Code::Usage, message)
+            .hint("read the file, then run `whrelay config trust` to accept it as it is")
+    }
 }
 
 impl Config {
@@ -44,17 +73,23 @@ impl Config {
         let mut profiles = BTreeSet::new();
         let known = known(command);
         for path in places()? {
-            let Some(text) = text_of(&path)? else {
-                continue;
+            let text = match source::read(&path)? {
+                None => continue,
+                Some(Source::Text(text)) => text,
+                Some(Source::Ignored(why)) => {
+                    config
+                        .warnings
+                        .push(format!("{} is ignored: {why}", path.display()));
+                    continue;
+                }
             };
+            let level = level(&path, &text);
             let entries = file::read(&text).map_err(|mistake| {
                 wrong(&path, mistake.line, &mistake.message).hint("the format is TOML")
             })?;
             profiles.extend(entries.iter().filter_map(|entry| entry.profile.clone()));
-            for entry in &entries {
-                check(&known, &path, entry)?;
-            }
-            config.take(&path, entries, profile);
+            let entries = config.trusted(&known, (&path, level), entries, profile)?;
+            config.take((&path, level), entries, profile);
             config.files.push(path);
         }
         match profile {
@@ -82,16 +117,50 @@ impl Config {
         }
     }
 
+    /// Tries the entries of a file on their flags. Answers with those that the file may set, and remembers the first
+    /// other one that would count.
+    fn trusted(
+        &mut self,
+        known: &Known,
+        (path, level): (&Path, Level),
+        entries: Vec<Entry>,
+        profile: Option<&str>,
+    ) -> Result<Vec<Entry>, Failure> {
+        let mut taken = Vec::new();
+        for entry in entries {
+            let args = flags(known, path, &entry)?;
+            let is_trusted = level != Level::Project;
+            // Trying a value may open the file that it names.
+            if is_trusted || trust::is_plain(&entry) {
+                check(args, path, &entry)?;
+            }
+            if is_trusted || trust::is_harmless(&entry) {
+                taken.push(entry);
+            } else if counts(&entry, profile) {
+                self.untrusted.get_or_insert_with(|| Untrusted {
+                    origin: format!("{}:{}", path.display(), entry.line),
+                    key: entry.key,
+                });
+            }
+        }
+        Ok(taken)
+    }
+
     /// Within a file a profile's keys come before those for all.
-    fn take(&mut self, path: &Path, entries: Vec<Entry>, profile: Option<&str>) {
+    fn take(&mut self, (path, level): (&Path, Level), entries: Vec<Entry>, profile: Option<&str>) {
         let (own, all): (Vec<_>, Vec<_>) = entries
             .into_iter()
-            .filter(|entry| entry.profile.is_none() || entry.profile.as_deref() == profile)
+            .filter(|entry| counts(entry, profile))
             .partition(|entry| entry.profile.is_some());
         for entry in own.into_iter().chain(all) {
             let origin = format!("{}:{}", path.display(), entry.line);
             let values = entry.values;
-            let set = Set { values, origin };
+            let set = Set {
+                values,
+                origin,
+                file: path.to_owned(),
+                level,
+            };
             self.sets.entry(entry.key).or_insert(set);
         }
     }
@@ -167,14 +236,20 @@ pub(crate) fn places() -> Result<Vec<PathBuf>, Failure> {
         .collect())
 }
 
-fn text_of(path: &Path) -> Result<Option<String>, Failure> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => {
-            let why = format!("{}: {error}", path.display());
-            Err(Failure::new(Code::Usage, why).hint("it has to be a file in TOML, in UTF-8"))
-        }
+/// Whether an entry counts with a profile.
+fn counts(entry: &Entry, profile: Option<&str>) -> bool {
+    entry.profile.is_none() || entry.profile.as_deref() == profile
+}
+
+/// How far a file is trusted.
+fn level(path: &Path, text: &str) -> Level {
+    if path != Path::new(PROJECT) {
+        return Level::User;
+    }
+    let trusted = Paths::resolve().map(|paths| Trusted::of(paths.data()));
+    match trusted.is_ok_and(|trusted| trusted.has(path, text)) {
+        true => Level::TrustedProject,
+        false => Level::Project,
     }
 }
 
@@ -183,14 +258,18 @@ fn wrong(path: &Path, line: usize, message: &str) -> Failure {
     Failure::new(Code::Usage, format!("{at}: {message}"))
 }
 
-/// Tries an entry's values on each flag they would be given to.
-fn check(known: &Known, path: &Path, entry: &Entry) -> Result<(), Failure> {
-    let Some(args) = known.get(&entry.key) else {
+/// The flags of an entry's key.
+fn flags<'a>(known: &'a Known, path: &Path, entry: &Entry) -> Result<&'a [(String, Arg)], Failure> {
+    let hint = "keys are the flags' names, as in `max_in_flight`; `whrelay config show` lists them";
+    let unknown = || {
         let message = format!("there is no key `{}`", entry.key);
-        let hint =
-            "keys are the flags' names, as in `max_in_flight`; `whrelay config show` lists them";
-        return Err(wrong(path, entry.line, &message).hint(hint));
+        wrong(path, entry.line, &message).hint(hint)
     };
+    known.get(&entry.key).map(Vec::as_slice).ok_or_else(unknown)
+}
+
+/// Tries an entry's values on each flag they would be given to.
+fn check(args: &[(String, Arg)], path: &Path, entry: &Entry) -> Result<(), Failure> {
     for (command, arg) in args {
         let alone = Command::new("whrelay").disable_help_flag(true).arg(
             arg.clone()

@@ -4,9 +4,9 @@
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -29,14 +29,13 @@ const PORT_FILE: &str = "port";
 pub(crate) const URL_FILE: &str = "url";
 pub(crate) const TOKEN_FILE: &str = "admin-token";
 
-/// A forwarder that is there: this process's own, or that of another `listen` of the bucket.
+/// The forwarder of this process.
 pub(crate) struct Embedded {
     pub(crate) url: Url,
     pub(crate) token: Token,
     /// The port of the bucket's own, where somebody else has it.
     pub(crate) away_from: Option<u16>,
     stop: CancellationToken,
-    /// Serves, or waits until that falls to this process.
     task: Option<JoinHandle<Result<(), Failure>>>,
 }
 
@@ -52,8 +51,7 @@ pub(crate) fn store_options(purpose: &'static str, bound: Option<Bound>) -> Opti
 }
 
 impl Embedded {
-    /// Starts the embedded forwarder, or joins the one that another `listen` runs, and goes on with it once that
-    /// has ended.
+    /// Starts the embedded forwarder of a bucket. A command that has its store for a moment is waited for.
     pub(crate) async fn start(
         dir: &Path,
         bind: Option<SocketAddr>,
@@ -61,36 +59,29 @@ impl Embedded {
     ) -> Result<Self, Failure> {
         let until = Instant::now() + PATIENCE;
         let store = loop {
-            let waited = Instant::now() >= until;
             match Store::open(dir, &store_options(LISTEN, retention.max_disk)) {
                 Ok(store) => break store,
-                Err(OpenError::InUse { purpose, .. })
-                    if purpose == LISTEN && bind.is_none_or(|bind| is_at(dir, bind)) =>
-                {
-                    match Self::join(dir, retention).await {
-                        // It may only just be starting, or stopping.
-                        Err(_) if !waited => {}
-                        joined => return joined,
-                    }
+                Err(OpenError::InUse { pid, purpose, .. }) if purpose == LISTEN => {
+                    return Err(in_use(dir, pid));
                 }
-                Err(OpenError::InUse { .. }) if !waited => {}
+                Err(OpenError::InUse { .. }) if Instant::now() < until => {
+                    tokio::time::sleep(PAUSE).await;
+                }
                 Err(error) => return Err(error.into()),
             }
-            tokio::time::sleep(PAUSE).await;
         };
+        let failed = |e: io::Error| Failure::new(Code::Failed, format!("{}: {e}", dir.display()));
+        forget_url(dir).map_err(failed)?;
+        let (listener, away_from) = bind_listener(dir, bind).await?;
         let (token, _) = whrelay_forwarder::admin_token(&store, &dir.join(TOKEN_FILE))
             .await
             .map_err(|e| Failure::new(Code::Failed, e.to_string()))?;
-        let (listener, away_from) = bind_listener(dir, bind).await?;
         let address = listener
             .local_addr()
             .map_err(|e| Failure::new(Code::Failed, e.to_string()))?;
         let text = format!("http://{address}");
         let url = Url::parse(&text).map_err(|e| Failure::new(Code::Bug, e.to_string()))?;
-        let keep = |name: &str, text: &str| {
-            let kept = keep(&dir.join(name), text);
-            kept.map_err(|e| Failure::new(Code::Failed, format!("{}: {e}", dir.display())))
-        };
+        let keep = |name: &str, text: &str| keep(&dir.join(name), text).map_err(failed);
         keep(URL_FILE, &text)?;
         if away_from.is_none() {
             keep(PORT_FILE, &address.port().to_string())?;
@@ -103,38 +94,6 @@ impl Embedded {
             away_from,
             stop,
             task: Some(tokio::spawn(serving)),
-        })
-    }
-
-    /// The forwarder of another `listen`.
-    async fn join(dir: &Path, retention: Retention) -> Result<Self, Failure> {
-        let read = |name: &str| {
-            let text = fs::read_to_string(dir.join(name));
-            text.map_err(|e| {
-                Failure::new(Code::InUse, format!("{}: {e}", dir.join(name).display()))
-            })
-        };
-        let other = |e: String| Failure::new(Code::InUse, e).hint("try again in a moment");
-        let url = Url::parse(&read(URL_FILE)?).map_err(|e| other(e.to_string()))?;
-        let token = Token::parse(&read(TOKEN_FILE)?).map_err(|e| other(e.to_string()))?;
-        let addresses = url.socket_addrs(|| None);
-        let addresses = addresses.map_err(|e| other(e.to_string()))?;
-        let there = TcpStream::connect(&*addresses).await;
-        there.map_err(|e| other(format!("{url}: {e}")))?;
-        let stop = CancellationToken::new();
-        let succeeding = succeed(
-            dir.to_owned(),
-            addresses,
-            url.clone(),
-            retention,
-            stop.clone(),
-        );
-        Ok(Self {
-            url,
-            token,
-            away_from: None,
-            stop,
-            task: Some(tokio::spawn(succeeding)),
         })
     }
 
@@ -153,7 +112,7 @@ impl Embedded {
         }
     }
 
-    /// Stops it, if it is this process's.
+    /// Stops it.
     pub(crate) async fn stop(self) {
         self.stop.cancel();
         if let Some(task) = self.task {
@@ -179,43 +138,21 @@ async fn serve(
     Ok(whrelay_forwarder::run(listener, store, config, stop).await?)
 }
 
-/// Waits until the `listen` that serves has ended, and serves at its address: senders and agents find no other.
-async fn succeed(
-    dir: PathBuf,
-    addresses: Vec<SocketAddr>,
-    url: Url,
-    retention: Retention,
-    stop: CancellationToken,
-) -> Result<(), Failure> {
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            () = tokio::time::sleep(limits::REARM) => {}
-        }
-        let store = match Store::open(&dir, &store_options(LISTEN, retention.max_disk)) {
-            Ok(store) => store,
-            Err(error) if error.is_retryable() => continue,
-            Err(error) => return Err(error.into()),
-        };
-        match listen_on(&addresses) {
-            Ok(listener) => {
-                tracing::info!(%url, "serves in the place of another `listen`, which has ended");
-                return serve(listener, store, url, retention, stop).await;
-            }
-            // Whoever has it may be gone soon, and the store is free for others until then.
-            Err(error) => {
-                tracing::warn!(%url, %error, "cannot serve in the place of a `listen` that has ended");
-                store.close().await;
-            }
-        }
-    }
+/// Another `listen` has the forwarder of the bucket.
+fn in_use(dir: &Path, pid: u32) -> Failure {
+    let bucket = dir.file_name().unwrap_or_default().to_string_lossy();
+    let why = format!("another `listen` (pid {pid}) receives the events of bucket `{bucket}`");
+    Failure::new(Code::InUse, why).hint(
+        "give that one several targets (`listen --to A --to B`), or this one another --bucket",
+    )
 }
 
-/// Whether the one that serves does so at this address.
-fn is_at(dir: &Path, bind: SocketAddr) -> bool {
-    let kept = fs::read_to_string(dir.join(URL_FILE)).ok();
-    let kept = kept.and_then(|url| Url::parse(&url).ok()?.socket_addrs(|| None).ok());
-    kept.is_some_and(|addresses| addresses.contains(&bind))
+/// Forgets where the forwarder of a directory listened: until it listens again, somebody else may have the port.
+pub(crate) fn forget_url(dir: &Path) -> io::Result<()> {
+    match fs::remove_file(dir.join(URL_FILE)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 /// A listener, and the port of the bucket's own where it is not that one.

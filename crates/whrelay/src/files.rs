@@ -58,6 +58,24 @@ pub(crate) fn raise_limit() {
 #[cfg(not(unix))]
 pub(crate) fn raise_limit() {}
 
+/// Has the system write no image of this process's memory to a disk when it crashes: there are tokens and webhooks in
+/// it.
+#[cfg(unix)]
+pub(crate) fn forbid_core() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    if let Err(error) = setrlimit(Resource::Core, none) {
+        tracing::debug!(%error, "core files are not switched off");
+    }
+}
+
+#[cfg(not(unix))]
+pub(crate) fn forbid_core() {}
+
 #[cfg(test)]
 mod tests {
     use super::*;

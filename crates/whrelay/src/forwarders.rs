@@ -17,7 +17,6 @@ use crate::args::ForwarderChoice;
 use crate::commands::listen::{given_token, proxies};
 use crate::embedded::{TOKEN_FILE, URL_FILE, store_options};
 use crate::failure::{Code, Failure};
-use crate::output::Output;
 use crate::paths::Paths;
 
 const PURPOSE: &str = "a command";
@@ -37,10 +36,9 @@ impl Door {
         choice: &ForwarderChoice,
         trust: Trust,
         (bucket, dir): (&BucketName, Option<&Path>),
-        output: &Output,
     ) -> Result<Self, Failure> {
         if let Some(forwarder) = &choice.url {
-            let token = given_token(choice, output)?.ok_or_else(|| {
+            let token = given_token(choice)?.ok_or_else(|| {
                 Failure::new(
                     Code::Unauthorised,
                     format!("{forwarder} needs an access token"),

@@ -6,6 +6,7 @@ mod args;
 mod commands;
 mod config;
 mod embedded;
+mod exposure;
 mod failure;
 mod files;
 mod forwarders;
@@ -25,7 +26,8 @@ use tracing_subscriber::EnvFilter;
 use whrelay_store::Panicked;
 
 use crate::args::{Cli, Command};
-use crate::config::Config;
+use crate::config::trust::Level;
+use crate::config::{Config, Untrusted};
 use crate::failure::{Code, Failure, first_line};
 use crate::output::Output;
 
@@ -39,6 +41,9 @@ pub fn main() -> ExitCode {
     let output = Output::new(&cli.global);
     log_to_stderr(&cli);
     say_panics(output.clone());
+    for warning in &config.warnings {
+        output.warn(warning);
+    }
     // The hook has said what happened; the code tells scripts that it is a bug.
     let ran = catch_unwind(AssertUnwindSafe(|| run(cli.command, &config, &output)));
     match ran {
@@ -65,27 +70,65 @@ fn parse() -> Result<(Cli, Config), Wrong> {
     let first = first.map_err(Wrong::Typed)?;
     let profile = first.get_one::<String>("profile").map(String::as_str);
     let loaded = Config::load(&command, profile);
-    let config = match first.subcommand_name() {
+    let command_name = first.subcommand_name().unwrap_or_default();
+    let mut config = match command_name {
         // These say what is wrong with the files themselves, or have no use for them.
-        Some("doctor" | "completions" | "man") => loaded.unwrap_or_else(Config::mistaken),
+        "doctor" | "completions" | "man" => loaded.unwrap_or_else(Config::mistaken),
         _ => loaded.map_err(Wrong::Configured)?,
     };
+    let goes_on = matches!(command_name, "doctor" | "completions" | "man" | "config");
+    if let Some(untrusted) = config.untrusted.as_ref().filter(|_| !goes_on) {
+        return Err(Wrong::Configured(untrusted.failure()));
+    }
     let matches = config
         .apply(command)
         .try_get_matches()
         .map_err(Wrong::Typed)?;
     let mut cli = Cli::from_arg_matches(&matches).map_err(Wrong::Typed)?;
-    let typed = |id| {
-        let mut deepest = &matches;
-        while let Some((_, sub)) = deepest.subcommand() {
-            deepest = sub;
-        }
+    let mut deepest = &matches;
+    while let Some((_, sub)) = deepest.subcommand() {
+        deepest = sub;
+    }
+    let source = |id| {
         let is_there = deepest.try_contains_id(id).is_ok();
-        is_there && deepest.value_source(id) == Some(ValueSource::CommandLine)
+        is_there.then(|| deepest.value_source(id)).flatten()
+    };
+    let typed = |id| source(id) == Some(ValueSource::CommandLine);
+    let level = |id, key| match (source(id), config.sets.get(key)) {
+        (Some(ValueSource::DefaultValue), Some(set)) => set.level,
+        (_, _) => Level::User,
     };
     if let Some(choice) = cli.command.forwarder() {
         choice.token_is_typed = typed("token");
+        let token = match (&choice.token_file, choice.token_is_typed) {
+            (Some(_), false) => level("token_file", "token_file"),
+            (_, _) => level("token", "token"),
+        };
+        choice.is_less_trusted = level("url", "forwarder") < token;
+        if choice.url.is_some()
+            && level("bucket", "bucket") == Level::Project
+            && let Some(set) = config.sets.get("bucket")
+        {
+            let untrusted = Untrusted {
+                key: "bucket".to_owned(),
+                origin: set.origin.clone(),
+            };
+            return Err(Wrong::Configured(untrusted.failure()));
+        }
     }
+    let typed_secrets = [("token", "a token"), ("secret", "a secret")];
+    let secrets = typed_secrets.iter().filter(|(id, _)| typed(id));
+    let mut seen: Vec<_> = secrets.map(|(_, what)| *what).collect();
+    let fields = cli.command.requests().into_iter();
+    let mut fields = fields.flat_map(|requests| requests.field_names());
+    if typed("headers") && fields.any(exposure::is_secret_field) {
+        seen.push("a secret header field");
+    }
+    drop(fields);
+    let seen = seen.iter().map(|what| {
+        format!("{what} on the command line can be seen by every user of this machine")
+    });
+    config.warnings.extend(seen);
     if let Command::Listen(args) = &mut cli.command
         && typed("targets")
         && !typed("to")
@@ -145,12 +188,13 @@ fn run(command: Command, config: &Config, output: &Output) -> Result<(), Failure
         .enable_all()
         .build()
         .map_err(|e| Failure::new(Code::Failed, format!("no runtime: {e}")))?;
+    files::forbid_core();
     if matches!(command, Command::Listen(_) | Command::Forwarder(_)) {
         files::raise_limit();
     }
     let finished = runtime.block_on(async {
         match command {
-            Command::Listen(args) => Box::pin(commands::listen::run(*args, output)).await,
+            Command::Listen(args) => Box::pin(commands::listen::run(*args, config, output)).await,
             Command::Logs(args) => Box::pin(commands::logs::run(args, output)).await,
             Command::Events(args) => Box::pin(commands::events::run(args, output)).await,
             Command::Replay(args) => Box::pin(commands::replay::run(args, output)).await,
@@ -160,7 +204,9 @@ fn run(command: Command, config: &Config, output: &Output) -> Result<(), Failure
                 Box::pin(commands::subscription::run(args, output)).await
             }
             Command::Doctor(args) => Box::pin(commands::doctor::run(args, config, output)).await,
-            Command::Forwarder(args) => Box::pin(commands::forwarder::run(args, output)).await,
+            Command::Forwarder(args) => {
+                Box::pin(commands::forwarder::run(args, config, output)).await
+            }
             Command::Demo(args) => Box::pin(commands::demo::run(args, output)).await,
             Command::Flaky(args) => Box::pin(commands::flaky::run(args, output)).await,
             Command::Trigger(args) => Box::pin(commands::trigger::run(args, output)).await,

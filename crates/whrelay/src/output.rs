@@ -1,8 +1,6 @@
 //! Where output goes: data to stdout, talk to stderr. The only file that prints.
 
-use std::fs::File;
 use std::io::{self, IsTerminal, Write};
-use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
@@ -31,15 +29,6 @@ pub(crate) fn wants_color(global: &Global, stream: &impl IsTerminal) -> bool {
             !set("NO_COLOR") && !dumb && stream.is_terminal()
         }
     }
-}
-
-/// A new or emptied file that only its owner can read.
-pub(crate) fn create_private(path: &Path) -> io::Result<File> {
-    let mut options = File::options();
-    options.write(true).create(true).truncate(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(path)
 }
 
 /// What is kept back of stderr, while it is; the beginning is worth most.
@@ -161,6 +150,12 @@ impl Output {
         if !self.quiet {
             let _ = writeln!(Talk, "{text}");
         }
+    }
+
+    /// A warning on stderr, also where it is to be quiet.
+    pub(crate) fn warn(&self, text: &str) {
+        // Whether anyone reads it changes nothing.
+        let _ = writeln!(Talk, "warning: {}", shown(text));
     }
 
     /// An error on stderr, one line, with a hint where there is one.

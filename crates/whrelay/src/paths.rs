@@ -136,6 +136,13 @@ impl Paths {
     }
 }
 
+/// Directories for what is needed only while a process runs, such as sockets, the best first.
+pub(crate) fn runtime_dirs() -> Vec<PathBuf> {
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty());
+    let runtime = runtime.map(PathBuf::from);
+    runtime.into_iter().chain([std::env::temp_dir()]).collect()
+}
+
 /// Why what is kept in a directory does not outlast the machine or container it is on, where that is so.
 fn is_fleeting(dir: &Path) -> Option<&'static str> {
     #[cfg(target_os = "linux")]

@@ -31,6 +31,23 @@ pub(crate) fn shown(text: &str) -> String {
     safe
 }
 
+/// A stranger's bytes, made safe for a terminal: lines stay lines, and what is no text appears as escapes.
+pub(crate) fn shown_bytes(bytes: &[u8]) -> String {
+    let mut safe = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        for piece in chunk.valid().split_inclusive(['\n', '\t']) {
+            let text = piece.trim_end_matches(['\n', '\t']);
+            safe += &shown(text);
+            safe += &piece[text.len()..];
+        }
+        for byte in chunk.invalid() {
+            // Writing to a String cannot fail.
+            let _ = write!(safe, "\\x{byte:02x}");
+        }
+    }
+    safe
+}
+
 fn reorders(c: char) -> bool {
     matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{61c}')
 }
@@ -514,6 +531,11 @@ mod tests {
 
     #[test]
     fn no_control_sequence_of_a_stranger_reaches_the_terminal() {
+        let bytes = b"a\tb\n\n\x1b[2J\r\xc2\x9b\xff\xe2\x80\xae\n";
+        assert_eq!(
+            shown_bytes(bytes),
+            "a\tb\n\n\\u{1b}[2J\\u{d}\\u{9b}\\xff\\u{202e}\n"
+        );
         let evil = "\u{1b}[2J\r\n\u{9b}31m\u{202e}x\u{7}\0";
         let line = AttemptLine {
             url: evil.into(),

@@ -15,6 +15,7 @@ pub(crate) struct RequestArgs {
         long = "header",
         value_name = "NAME: VALUE",
         env = "WHRELAY_HEADER",
+        hide_env_values = true,
         value_delimiter = '\n'
     )]
     headers: Vec<Field>,
@@ -43,6 +44,11 @@ impl RequestArgs {
     /// What targets get beside what the sender sent.
     pub(crate) fn fields(&self) -> Fields {
         Fields::new(self.host_header.clone(), self.headers.clone())
+    }
+
+    /// The names of the fields that are set.
+    pub(crate) fn field_names(&self) -> impl Iterator<Item = &str> {
+        self.headers.iter().map(Field::name)
     }
 
     /// Which targets are believed to be who they say.

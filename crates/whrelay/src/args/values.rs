@@ -166,12 +166,40 @@ pub(super) fn forwarder_url(text: &str) -> Result<Url, String> {
     if !matches!(url.scheme(), "http" | "https") || !url.has_host() || !plain {
         return Err("a forwarder's URL is http(s)://host[:port]".into());
     }
+    // The token would be stored there as an event, and delivered.
+    if is_input(&url) {
+        return Err(
+            "this is the input URL of a bucket, which senders use; leave /in/… away".into(),
+        );
+    }
     Ok(url)
+}
+
+/// Whether a URL is one that webhooks are sent to.
+fn is_input(url: &Url) -> bool {
+    let mut segments = url.path_segments().into_iter().flatten();
+    segments.any(|segment| segment.eq_ignore_ascii_case("in"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_input_url_is_no_forwarder() {
+        for text in [
+            "http://localhost:8080/in/default-k3j",
+            "hooks.example.com/in/",
+            "https://hooks.example.com/whrelay/in/default-k3j/stripe",
+            "https://hooks.example.com/in",
+        ] {
+            let refused = forwarder_url(text).expect_err("refused");
+            assert!(refused.contains("input URL"), "{refused}");
+        }
+        for text in ["https://hooks.example.com/inbox", "in.example.com"] {
+            assert!(forwarder_url(text).is_ok(), "{text}");
+        }
+    }
 
     #[test]
     fn a_token_crosses_no_network_in_the_clear_by_default() {

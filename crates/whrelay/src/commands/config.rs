@@ -1,21 +1,68 @@
-//! `whrelay config`: what is set, and where; and whether the files make sense. It must not change them.
+//! `whrelay config`: what is set, and where; whether the files make sense; and which project's file is trusted. It must
+//! not change them.
+
+use std::path::Path;
 
 use clap::CommandFactory;
 use serde_json::json;
 
 use crate::args::{Cli, ConfigArgs, ConfigCommand};
-use crate::config::{self, Config};
+use crate::config::source::{self, Source};
+use crate::config::trust::Trusted;
+use crate::config::{self, Config, PROJECT};
 use crate::failure::{Code, Failure};
 use crate::output::Output;
+use crate::paths::Paths;
 
 pub(crate) fn run(args: &ConfigArgs, config: &Config, output: &Output) -> Result<(), Failure> {
     match &args.command {
         ConfigCommand::Show { json } => show(config, *json, output),
         ConfigCommand::Check => check(config, output),
+        ConfigCommand::Trust { revoke } => trust(*revoke, output),
     }
 }
 
+/// Accepts the project's file as it is now, or no more.
+fn trust(revoke: bool, output: &Output) -> Result<(), Failure> {
+    let path = Path::new(PROJECT);
+    let trusted = Trusted::of(Paths::resolve()?.data());
+    let failed = |e: std::io::Error| Failure::new(Code::Failed, format!("{PROJECT}: {e}"));
+    let text = match source::read(path)? {
+        Some(Source::Text(text)) => text,
+        Some(Source::Ignored(why)) => {
+            return Err(Failure::new(Code::Failed, format!("{PROJECT}: {why}"))
+                .hint("make the file yours alone: `chown`, then `chmod go-w`"));
+        }
+        None => {
+            return Err(
+                Failure::new(Code::NotFound, format!("there is no {PROJECT} here"))
+                    .hint("run this in the project's directory"),
+            );
+        }
+    };
+    if revoke {
+        let said = match trusted.forget(path).map_err(failed)? {
+            true => "is trusted no more",
+            false => "was not trusted",
+        };
+        output.tell(&format!("{PROJECT} {said}"));
+        return Ok(());
+    }
+    config::file::read(&text).map_err(|mistake| {
+        let at = format!("{PROJECT}:{}", mistake.line);
+        Failure::new(Code::Usage, format!("{at}: {}", mistake.message)).hint("the format is TOML")
+    })?;
+    trusted.accept(path, &text).map_err(failed)?;
+    output.tell(&format!(
+        "{PROJECT} is trusted as it is now; after a change it has to be trusted again"
+    ));
+    Ok(())
+}
+
 fn show(config: &Config, json: bool, output: &Output) -> Result<(), Failure> {
+    if let Some(untrusted) = &config.untrusted {
+        output.warn(untrusted.failure().message());
+    }
     for (key, args) in config::known(&Cli::command()) {
         let Some((_, arg)) = args.first() else {
             continue;
@@ -32,10 +79,10 @@ fn show(config: &Config, json: bool, output: &Output) -> Result<(), Failure> {
             }
         };
         let hidden = arg.is_hide_env_values_set() && !values.is_empty();
-        let values = if hidden {
-            vec!["…".to_owned()]
-        } else {
-            values
+        let values = match (hidden, &key[..]) {
+            (true, "header") => values.iter().map(|field| without_value(field)).collect(),
+            (true, _) => vec!["…".to_owned()],
+            (false, _) => values,
         };
         if json {
             output.json(&json!({
@@ -46,6 +93,15 @@ fn show(config: &Config, json: bool, output: &Output) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// Header fields with their names alone.
+fn without_value(fields: &str) -> String {
+    let names = fields.lines().map(|field| match field.split_once(':') {
+        Some((name, _)) => format!("{name}: …"),
+        None => "…".to_owned(),
+    });
+    names.collect::<Vec<_>>().join("\n")
 }
 
 /// As it would stand in a file.
@@ -63,6 +119,9 @@ fn toml(values: &[String]) -> String {
 
 /// What the files say was tried when they were read.
 fn check(config: &Config, output: &Output) -> Result<(), Failure> {
+    if let Some(untrusted) = &config.untrusted {
+        return Err(untrusted.failure());
+    }
     for path in &config.files {
         output.data(&format!("{}: ok", path.display()))?;
     }

@@ -13,7 +13,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Deserialize;
 use tokio::sync::mpsc;
 use whrelay_agent::lines::{AttemptLine, Line};
-use whrelay_agent::{Config, Label, Manner, Proxies};
+use whrelay_agent::{Access, Config, Label, Manner, Proxies};
 use whrelay_core::backlog::Backlog;
 use whrelay_core::delivery::State;
 use whrelay_core::retention::Retention;
@@ -26,7 +26,7 @@ use crate::args::DemoArgs;
 use crate::embedded::Embedded;
 use crate::failure::{Code, Failure};
 use crate::output::Output;
-use crate::paths::{Paths, Scratch};
+use crate::paths::{Paths, Scratch, runtime_dirs};
 use crate::receiver::Receiver;
 use crate::shutdown;
 
@@ -54,7 +54,7 @@ pub(crate) async fn run(args: DemoArgs, output: &Output) -> Result<(), Failure> 
         forwarder: embedded.url.clone(),
         proxies: Proxies::none(),
         trust: Trust::default(),
-        token: embedded.token.clone(),
+        access: Access::new(embedded.token.clone(), None),
         bucket: name.clone(),
         subscription: name,
         label: Label::default(),
@@ -70,6 +70,7 @@ pub(crate) async fn run(args: DemoArgs, output: &Output) -> Result<(), Failure> 
         manner: Manner::default(),
         retention: Retention::ALL,
         dir,
+        runtime_dirs: runtime_dirs(),
     };
     output.tell("\n  sender -> forwarder's store -> tunnel -> agent's store -> receiver\n");
     let interrupted = shutdown::on_signal();

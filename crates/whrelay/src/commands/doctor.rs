@@ -59,7 +59,7 @@ pub(crate) async fn run(args: DoctorArgs, config: &Config, output: &Output) -> R
         show(&check, args.json, output)
     };
     if args.dirs.is_empty() {
-        for check in places::check(&args, config, output).await? {
+        for check in places::check(&args, config).await? {
             told(check)?;
         }
     }

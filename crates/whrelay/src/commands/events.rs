@@ -4,20 +4,21 @@ mod curl;
 mod export;
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use tokio::sync::mpsc;
 use whrelay_agent::control::{Ask, Filter, Piece};
 use whrelay_agent::lines::{AttemptLine, ContentLine, EventLine, GroupLine, Line};
+use whrelay_store::Draft;
 
 use crate::agents::{self, Door, Round};
 use crate::args::{EventListArgs, EventsArgs, EventsCommand, ExportArgs, ExportFormat, ShowArgs};
 use crate::failure::{Code, Failure};
-use crate::output::{Output, create_private};
+use crate::output::Output;
 use crate::paths::Paths;
-use crate::text::{Writer, events as events_of, shown};
+use crate::text::{Writer, events as events_of, shown, shown_bytes, shown_json};
 
 pub(crate) async fn run(args: EventsArgs, output: &Output) -> Result<(), Failure> {
     match args.command {
@@ -125,14 +126,19 @@ async fn run_export(args: ExportArgs, output: &Output) -> Result<(), Failure> {
         return round.end(output).and(Err(agents::no_match("event")));
     }
     let mut file = match &args.output {
-        Some(path) => Some(create_private(path).map_err(|e| {
+        Some(path) => Some(Draft::create(path).map_err(|e| {
             Failure::new(Code::Failed, format!("--output {}: {e}", path.display()))
                 .hint("name a file in a directory that is there and can be written")
         })?),
         None => None,
     };
+    let is_terminal = std::io::stdout().is_terminal();
     let mut put = |text: &str| match &mut file {
         Some(file) => file.write_all(text.as_bytes()).map_err(Failure::from),
+        None if is_terminal => {
+            let lines = text.split('\n').map(shown_json);
+            output.bytes(lines.collect::<Vec<_>>().join("\n").as_bytes())
+        }
         None => output.bytes(text.as_bytes()),
     };
     let (begin, end) = export::har_frame();
@@ -162,7 +168,8 @@ async fn run_export(args: ExportArgs, output: &Output) -> Result<(), Failure> {
     if args.format == ExportFormat::Har {
         put(&format!("{end}\n"))?;
     }
-    if let Some(path) = &args.output {
+    if let (Some(path), Some(file)) = (&args.output, file) {
+        file.keep()?;
         output.tell(&format!("{} in {}", events_of(exported), path.display()));
     }
     round.end(output)
@@ -335,6 +342,10 @@ fn print(found: &Shown, args: &ShowArgs, output: &Output) -> Result<(), Failure>
     }
     if args.body && found.event.as_ref().is_some_and(|event| event.body_removed) {
         return Err(removed_body(&args.id));
+    }
+    if args.body && std::io::stdout().is_terminal() {
+        output.tell("shown with escapes; a pipe or a file gets the exact bytes");
+        return output.bytes(shown_bytes(&found.body).as_bytes());
     }
     if args.body {
         return output.bytes(&found.body);

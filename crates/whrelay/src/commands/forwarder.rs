@@ -1,5 +1,6 @@
 //! `whrelay forwarder`: the cloud side. It must not know agents' targets.
 
+use std::io::IsTerminal;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::Serialize;
@@ -7,7 +8,11 @@ use whrelay_forwarder::Config;
 use whrelay_store::Store;
 
 use crate::args::ForwarderArgs;
-use crate::embedded::{TOKEN_FILE, URL_FILE, cannot_bind, keep, listen_on, store_options};
+use crate::config;
+use crate::embedded::{
+    TOKEN_FILE, URL_FILE, cannot_bind, forget_url, keep, listen_on, store_options,
+};
+use crate::exposure;
 use crate::failure::{Code, Failure};
 use crate::files;
 use crate::output::Output;
@@ -34,7 +39,11 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, address.port())
 }
 
-pub(crate) async fn run(args: ForwarderArgs, output: &Output) -> Result<(), Failure> {
+pub(crate) async fn run(
+    args: ForwarderArgs,
+    config: &config::Config,
+    output: &Output,
+) -> Result<(), Failure> {
     let stop = shutdown::on_signal();
     let retention = args.retention.retention(true);
     let dir = match args.data_dir {
@@ -42,26 +51,35 @@ pub(crate) async fn run(args: ForwarderArgs, output: &Output) -> Result<(), Fail
         None => Paths::resolve()?.forwarder(),
     };
     warn_if_fleeting(&dir, output);
+    exposure::warn(&dir, &[dir.join(TOKEN_FILE)], config, output);
     let store = Store::open(&dir, &store_options("forwarder", retention.max_disk))?;
-    let token_file = dir.join(TOKEN_FILE);
-    let (token, new) = whrelay_forwarder::admin_token(&store, &token_file)
-        .await
-        .map_err(|e| Failure::new(Code::Failed, e.to_string()))?;
+    let failed = |e: std::io::Error| Failure::new(Code::Failed, format!("{}: {e}", dir.display()));
+    forget_url(&dir).map_err(failed)?;
+    // A token that is shown and then not used would be lost: the port comes first.
     let listener = listen_on(&[args.bind]).map_err(|e| cannot_bind(args.bind, &e, "--bind"))?;
     let address = listener
         .local_addr()
         .map_err(|e| cannot_bind(args.bind, &e, "--bind"))?;
+    let token_file = dir.join(TOKEN_FILE);
+    let (token, new) = whrelay_forwarder::admin_token(&store, &token_file)
+        .await
+        .map_err(|e| Failure::new(Code::Failed, e.to_string()))?;
     let public = args
         .public_url
         .map(|url| url.as_str().trim_end_matches('/').to_owned());
     let public_url = public.unwrap_or_else(|| format!("http://{address}"));
     if new {
-        output.tell(&format!(
-            "The admin token, shown only now and kept in {}:",
-            token_file.display()
-        ));
-        output.tell(&token.expose());
+        let file = token_file.display();
+        // What is no terminal is a log, which others read.
+        match std::io::stderr().is_terminal() {
+            true => {
+                output.tell(&format!("The admin token, kept in {file}:"));
+                output.tell(&token.expose());
+            }
+            false => output.tell(&format!("the admin token is in {file}")),
+        }
     }
+    let max_connections = files::connections();
     let ready = Ready {
         url: public_url.clone(),
         admin: None,
@@ -78,13 +96,12 @@ pub(crate) async fn run(args: ForwarderArgs, output: &Output) -> Result<(), Fail
     }
     // Where commands on this machine find it.
     let here = format!("http://{}", reachable(address));
-    keep(&dir.join(URL_FILE), &here)
-        .map_err(|e| Failure::new(Code::Failed, format!("{}: {e}", dir.display())))?;
+    keep(&dir.join(URL_FILE), &here).map_err(failed)?;
     let config = Config {
         public_url,
         retention,
         subscription_ttl: args.subscription_ttl,
-        max_connections: files::connections(),
+        max_connections,
     };
     let serving = async {
         whrelay_forwarder::run(listener, store.clone(), config, stop).await?;

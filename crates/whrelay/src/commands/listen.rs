@@ -5,7 +5,7 @@ mod drain;
 mod screen;
 mod view;
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,9 +14,9 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use url::Url;
+use url::{Host, Url};
 use whrelay_agent::lines::{Line, ReadyLine};
-use whrelay_agent::{Config, Label, Manner, Proxies, Tell};
+use whrelay_agent::{Access, Config, Label, Manner, Proxies, Tell};
 use whrelay_core::backlog::Backlog;
 use whrelay_core::bucket::BucketName;
 use whrelay_core::retention::Retention;
@@ -24,15 +24,18 @@ use whrelay_core::route::{Prefix, Route};
 use whrelay_core::time::Timestamp;
 use whrelay_core::token::Token;
 use whrelay_delivery::Trust;
+use whrelay_store::write_private;
 
 use self::drain::Drain;
 use self::screen::Screen;
 use crate::agents;
 use crate::args::{ForwarderChoice, ListenArgs, ListenOutput};
+use crate::config;
 use crate::embedded::Embedded;
+use crate::exposure;
 use crate::failure::{Code, Failure};
-use crate::output::{Output, create_private};
-use crate::paths::{Paths, warn_if_fleeting};
+use crate::output::Output;
+use crate::paths::{Paths, runtime_dirs, warn_if_fleeting};
 use crate::shutdown;
 use crate::text::{ago, shown};
 
@@ -43,8 +46,14 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 /// How long the end waits for the last lines to be printed.
 const LAST_LINES: Duration = Duration::from_secs(2);
 
-pub(crate) async fn run(args: ListenArgs, output: &Output) -> Result<(), Failure> {
+pub(crate) async fn run(
+    args: ListenArgs,
+    config: &config::Config,
+    output: &Output,
+) -> Result<(), Failure> {
     let paths = Paths::resolve()?;
+    let tokens: Vec<_> = args.forwarder.token_file.iter().cloned().collect();
+    exposure::warn(paths.data(), &tokens, config, output);
     let name = match &args.name {
         Some(name) => name.clone(),
         None => paths.default_name(args.forwarder.url.as_ref(), &args.bucket)?,
@@ -70,10 +79,28 @@ pub(crate) async fn run(args: ListenArgs, output: &Output) -> Result<(), Failure
     let stop = shutdown::on_signal();
     warn_if_fleeting(paths.data(), output);
     let dir = paths.agent(job.choice.url.as_ref(), &job.bucket, &job.name);
-    show(&args, output, &stop, dir, |tell| {
-        job.run(paths, tell, output.clone(), stop.clone())
+    let ready_file = args.ready_file.as_deref();
+    ready_file.map_or(Ok(()), remove_ready)?;
+    let ended = show(&args, output, &stop, dir, |tell| {
+        job.run(paths, tell, stop.clone())
     })
-    .await
+    .await;
+    ended.and(ready_file.map_or(Ok(()), remove_ready))
+}
+
+/// Removes a ready file: whoever finds one takes it that this `listen` runs.
+fn remove_ready(path: &Path) -> Result<(), Failure> {
+    let failed = |error: &dyn std::fmt::Display| {
+        let why = format!("--ready-file {}: {error}", path.display());
+        Failure::new(Code::Usage, why)
+            .hint("name a file of its own, in a directory that can be written")
+    };
+    match path.symlink_metadata() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(failed(&error)),
+        Ok(about) if !about.is_file() => Err(failed(&"it is a link, a directory or a device")),
+        Ok(_) => std::fs::remove_file(path).map_err(|e| failed(&e)),
+    }
 }
 
 /// What an agent is asked to do, and where: at a forwarder, or an embedded one.
@@ -99,10 +126,9 @@ impl Job {
         self,
         paths: Paths,
         tell: Tell,
-        output: Output,
         stop: CancellationToken,
     ) -> Result<(), Failure> {
-        let token = given_token(&self.choice, &output)?;
+        let token = given_token(&self.choice)?;
         let Some(forwarder) = self.choice.url.clone() else {
             let dir = paths.agent(None, &self.bucket, &self.name);
             let store = agents::open_to_listen(&dir, self.retention).await?;
@@ -115,7 +141,14 @@ impl Job {
                 );
                 tell(Line::warning(why));
             }
-            let config = self.config(embedded.url.clone(), embedded.token.clone(), dir);
+            if !embedded.url.host().is_some_and(is_loopback) {
+                let url = &embedded.url;
+                let why =
+                    format!("--bind: other machines reach this forwarder at {url}, by plain http");
+                tell(Line::warning(why));
+            }
+            let access = Access::new(embedded.token.clone(), None);
+            let config = self.config(embedded.url.clone(), access, dir);
             let ended = tokio::select! {
                 ended = whrelay_agent::run(config, store, tell, stop) => ended.map_err(Failure::from),
                 failure = embedded.failed() => Err(failure),
@@ -136,11 +169,13 @@ impl Job {
         }
         let dir = paths.agent(Some(&forwarder), &self.bucket, &self.name);
         let store = agents::open_to_listen(&dir, self.retention).await?;
-        let config = self.config(forwarder, token, dir);
+        let file = self.choice.token_file.clone();
+        let file = file.filter(|_| !self.choice.token_is_typed);
+        let config = self.config(forwarder, Access::new(token, file), dir);
         Ok(whrelay_agent::run(config, store, tell, stop).await?)
     }
 
-    fn config(self, forwarder: Url, token: Token, dir: PathBuf) -> Config {
+    fn config(self, forwarder: Url, access: Access, dir: PathBuf) -> Config {
         let Self {
             routes,
             choice: _,
@@ -158,7 +193,7 @@ impl Job {
             forwarder,
             proxies: proxies(),
             trust,
-            token,
+            access,
             bucket,
             subscription: name,
             label: label(),
@@ -170,6 +205,7 @@ impl Job {
             manner,
             retention,
             dir,
+            runtime_dirs: runtime_dirs(),
         }
     }
 }
@@ -223,16 +259,10 @@ pub(crate) fn routes(args: &ListenArgs) -> Result<Vec<Route>, Failure> {
     Ok(routes)
 }
 
-/// A token typed on the command line, else that of the token file, else that of the environment.
-pub(crate) fn given_token(
-    args: &ForwarderChoice,
-    output: &Output,
-) -> Result<Option<Token>, Failure> {
+/// The token for the chosen forwarder: one typed on the command line, else that of the token file, else that of the
+/// environment. Fails where it must not be sent there.
+pub(crate) fn given_token(args: &ForwarderChoice) -> Result<Option<Token>, Failure> {
     let typed = args.token_is_typed;
-    if typed {
-        let text = "a token on the command line can be seen by every user of this machine";
-        output.tell(&format!("warning: {text}"));
-    }
     let wrong = |source: String, why: String| {
         Failure::new(Code::Unauthorised, format!("{source}: {why}"))
             .hint("a forwarder's data directory has its token in the file admin-token")
@@ -248,8 +278,39 @@ pub(crate) fn given_token(
         (Some(text), _) => ("the token that is set".to_owned(), text.clone()),
         (None, _) => return Ok(None),
     };
+    if let Some(forwarder) = &args.url {
+        may_get_token(args, forwarder, &source)?;
+    }
     let token = Token::parse(&text);
     token.map(Some).map_err(|e| wrong(source, e.to_string()))
+}
+
+/// Fails where a token was not given for this forwarder, or everyone on the way there could read it.
+fn may_get_token(args: &ForwarderChoice, forwarder: &Url, source: &str) -> Result<(), Failure> {
+    if args.is_less_trusted {
+        let why = format!(
+            "{source} is not sent to {forwarder}: a project's file names that forwarder, and the token is not from \
+             there"
+        );
+        return Err(Failure::new(Code::Unauthorised, why)
+            .hint("name the forwarder with --forwarder, or set token_file in the same file"));
+    }
+    let is_local = forwarder.host().is_some_and(is_loopback);
+    if forwarder.scheme() == "http" && !is_local && !args.allow_plain_http {
+        let why =
+            format!("{source} would cross the network readable for everyone: {forwarder} is http");
+        return Err(Failure::new(Code::Usage, why)
+            .hint("use its https address, or --allow-plain-http in a network that you trust"));
+    }
+    Ok(())
+}
+
+fn is_loopback(host: Host<&str>) -> bool {
+    match host {
+        Host::Domain(name) => name == "localhost",
+        Host::Ipv4(ip) => ip.is_loopback(),
+        Host::Ipv6(ip) => ip.is_loopback(),
+    }
 }
 
 /// The proxies that the environment names, as other programs read it: lower case comes first.
@@ -387,7 +448,7 @@ impl Printer {
         if let (Line::Ready(_), Some(path)) = (line, &self.ready_file) {
             let json = serde_json::to_string(line).map_err(std::io::Error::from)?;
             // The line has the input URL in it, and whoever has that can send.
-            put_ready(path, &(json + "\n")).map_err(|e| {
+            write_private(path, (json + "\n").as_bytes()).map_err(|e| {
                 Failure::new(
                     Code::Failed,
                     format!("--ready-file {}: {e}", path.display()),
@@ -442,23 +503,6 @@ fn header(ready: &ReadyLine, output: &Output) {
         output.tell(&format!("  Still queued      {queued}"));
     }
     output.tell("  Ctrl-C stops; what is queued stays.\n");
-}
-
-/// Writes a file of the user's. Where there is none yet, one who waits for it finds it whole; what is there,
-/// a pipe maybe, is written to.
-fn put_ready(path: &Path, text: &str) -> std::io::Result<()> {
-    let write = |path: &Path| create_private(path)?.write_all(text.as_bytes());
-    if let (Err(_), Some(name)) = (path.symlink_metadata(), path.file_name()) {
-        let draft = format!(".{}.{}", name.to_string_lossy(), std::process::id());
-        let draft = path.with_file_name(draft);
-        if write(&draft)
-            .and_then(|()| std::fs::rename(&draft, path))
-            .is_ok()
-        {
-            return Ok(());
-        }
-    }
-    write(path)
 }
 
 /// How much waits from before, and since when.

@@ -15,7 +15,7 @@ pub(crate) async fn run(args: SubscriptionArgs, output: &Output) -> Result<(), F
     | SubscriptionCommand::Replay { place, .. }) = &args.command;
     let trust = place.ca_file.clone().map(|ca| ca.0).unwrap_or_default();
     let dir = place.data_dir.as_deref();
-    let door = Door::of(&place.forwarder, trust, (&place.bucket, dir), output).await?;
+    let door = Door::of(&place.forwarder, trust, (&place.bucket, dir)).await?;
     let did = carry_out(&args.command, &door, output).await;
     door.close().await;
     did

@@ -50,7 +50,7 @@ async fn test(args: TestArgs, output: &Output) -> Result<(), Failure> {
         .map_err(|e| Failure::new(Code::Bug, format!("{e}")))?;
     let job = job(&args, name.clone());
     let paths = Paths::under(scratch.path());
-    let mut agent = tokio::spawn(job.run(paths, tell, output.clone(), stop.clone()));
+    let mut agent = tokio::spawn(job.run(paths, tell, stop.clone()));
     let until = Instant::now() + args.timeout;
     let watch = Watch {
         args: &args,
@@ -81,7 +81,7 @@ async fn end_subscription(args: &TestArgs, name: &BucketName, output: &Output) {
     }
     let ended = async {
         let trust = args.requests.tunnel_trust();
-        let door = Door::of(&args.forwarder, trust, (&args.bucket, None), output).await?;
+        let door = Door::of(&args.forwarder, trust, (&args.bucket, None)).await?;
         let until = Instant::now() + LEAVES_WITHIN;
         loop {
             match door.end(&args.bucket, name.as_str()).await {
@@ -164,7 +164,8 @@ impl Watch<'_> {
             };
             tokio::select! {
                 line = self.coming.recv() => {
-                    let line = line.ok_or_else(|| Failure::new(Code::Failed, "the agent has stopped"))?;
+                    // The agent has ended, and its task says why.
+                    let Some(line) = line else { return std::future::pending().await };
                     self.output.line(&line, self.args.json)?;
                     if let Line::Ready(ready) = &line {
                         self.output.tell(&format!("waiting for {} at {}", events(self.args.expect.into()), ready.url));

@@ -1,7 +1,6 @@
 //! What surrounds the stores: configuration, the data directory, the forwarder, agents and their targets. It
 //! must not look into stores.
 
-use std::fs;
 use std::time::Duration;
 
 use url::Url;
@@ -16,21 +15,32 @@ use super::Check;
 use crate::args::DoctorArgs;
 use crate::commands::listen::{given_token, proxies};
 use crate::config::Config;
+use crate::embedded::TOKEN_FILE;
+use crate::exposure;
 use crate::failure::Failure;
-use crate::output::Output;
 use crate::paths::Paths;
 
 /// A difference of clocks that is worth a word: signatures and schedules are off by as much.
 const SKEW: Duration = Duration::from_secs(30);
 
 /// Checks all of it.
-pub(super) async fn check(
-    args: &DoctorArgs,
-    config: &Config,
-    output: &Output,
-) -> Result<Vec<Check>, Failure> {
+pub(super) async fn check(args: &DoctorArgs, config: &Config) -> Result<Vec<Check>, Failure> {
     let paths = Paths::resolve()?;
     let mut checks = vec![files(config), data(&paths)];
+    let own = paths.forwarder().join(TOKEN_FILE);
+    let tokens: Vec<_> = args
+        .forwarder
+        .token_file
+        .iter()
+        .cloned()
+        .chain([own])
+        .collect();
+    let open = exposure::files(&tokens, config).into_iter();
+    checks.extend(open.map(|path| {
+        let why = "it has a secret, and other users of this machine can read it";
+        let hint = Some("make it private: chmod 600");
+        Check::new("secret", &path.display().to_string(), false, why, hint)
+    }));
     let trust = args.ca_file.clone().map(|ca| ca.0).unwrap_or_default();
     match &args.forwarder.url {
         None => checks.push(Check::new(
@@ -41,7 +51,7 @@ pub(super) async fn check(
             None,
         )),
         Some(url) => {
-            let token = given_token(&args.forwarder, output);
+            let token = given_token(&args.forwarder);
             checks.extend(forwarder(url, token, &trust).await);
         }
     }
@@ -71,8 +81,17 @@ pub(super) async fn check(
 /// Files were tried when they were read.
 fn files(config: &Config) -> Check {
     if let Some(mistake) = &config.mistake {
-        let hint = "until that is mended no other command runs here";
+        let hint = "fix this file: other commands do not start until it can be read";
         return Check::new("config", "", false, mistake.clone(), Some(hint));
+    }
+    if let Some(untrusted) = &config.untrusted {
+        let (what, failure) = (&untrusted.origin, untrusted.failure());
+        let hint = "read the file, then run `whrelay config trust` to accept it as it is";
+        return Check::new("config", what, false, failure.message(), Some(hint));
+    }
+    if let Some(ignored) = config.warnings.first() {
+        let hint = "make the file yours alone: `chown`, then `chmod go-w`";
+        return Check::new("config", "", false, ignored.clone(), Some(hint));
     }
     let files: Vec<_> = config
         .files
@@ -102,7 +121,7 @@ fn data(paths: &Paths) -> Check {
             "not there yet: the first `listen` makes it".into(),
             None,
         ),
-        (true, true) if is_open(dir) => {
+        (true, true) if exposure::is_open(dir) => {
             let hint = Some("make it private: chmod 700");
             check(
                 false,
@@ -121,21 +140,7 @@ fn may_write(dir: &std::path::Path) -> bool {
     }
     #[cfg(not(unix))]
     {
-        fs::metadata(dir).is_ok_and(|m| !m.permissions().readonly())
-    }
-}
-
-/// Whether others than its owner may look into a directory.
-fn is_open(dir: &std::path::Path) -> bool {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        fs::metadata(dir).is_ok_and(|m| m.permissions().mode() & 0o077 != 0)
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = dir;
-        false
+        dir.metadata().is_ok_and(|m| !m.permissions().readonly())
     }
 }
 
