@@ -28,6 +28,7 @@ need dash dash
 need ps procps
 need tmux tmux
 need ssh-keygen openssh-client
+need script bsdutils
 # Of every platform: the dependencies are checked for all.
 cargo fetch --locked --quiet
 npm ci --prefix tests/payloads --ignore-scripts --no-audit --no-fund --loglevel=error

@@ -4,6 +4,7 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::Value;
 use whrelay_tests::eventually;
@@ -417,4 +418,48 @@ async fn nobody_at_an_old_port_gets_a_token() {
         Err(std::io::ErrorKind::WouldBlock),
         "somebody connected"
     );
+}
+
+/// What a command prints on a terminal.
+fn on_a_terminal(home: &Home, args: &str) -> Vec<u8> {
+    let command = format!("{} {args}", env!("CARGO_BIN_EXE_whrelay-e2e"));
+    let shown = Command::new("script")
+        .args(["-qec", &command, "/dev/null"])
+        .env_clear()
+        .env("HOME", home.path())
+        .env("PATH", "/usr/bin:/bin")
+        .env("NO_COLOR", "1")
+        .current_dir(home.path())
+        .output();
+    shown.unwrap().stdout
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_does_not_reach_a_terminal_as_it_is_and_a_pipe_gets_its_bytes() {
+    let (home, receiver) = (home(), Receiver::start().await);
+    let (listen, url) = home.listen(&["--to", &receiver.target()]).await;
+    let body = "safe\u{1b}]0;evil\u{7}\u{9b}31m\u{202e}gnp.exe\n";
+    let sent = client().post(&url).header("x-evil", "\u{9b}31m");
+    let id = sent.body(body).send().await.unwrap().text().await.unwrap();
+    let id = id_of(&id);
+    listen.wait_state(&id, "sent").await;
+    for args in [
+        format!("events show {id} --body"),
+        format!("events show {id}"),
+        "events export --format json".to_owned(),
+        "events export --format har".to_owned(),
+    ] {
+        let shown = text(&on_a_terminal(&home, &args));
+        assert!(
+            shown.contains("safe") || shown.contains("c2FmZ"),
+            "{args}: {shown}"
+        );
+        let evil = |c: char| {
+            let is_line = matches!(c, '\n' | '\r');
+            (c.is_control() && !is_line) || c == '\u{202e}'
+        };
+        assert!(!shown.contains(evil), "{args}: {shown:?}");
+    }
+    let exact = home.run(&["events", "show", &id, "--body"]).stdout;
+    assert_eq!(exact, body.as_bytes());
 }

@@ -10,6 +10,7 @@ mod exposure;
 mod failure;
 mod files;
 mod forwarders;
+mod origins;
 mod output;
 mod paths;
 mod receiver;
@@ -20,15 +21,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::parser::ValueSource;
-use clap::{CommandFactory, FromArgMatches};
+use clap::{ArgMatches, CommandFactory, FromArgMatches};
 use tracing_subscriber::EnvFilter;
 use whrelay_store::Panicked;
 
 use crate::args::{Cli, Command};
-use crate::config::trust::Level;
-use crate::config::{Config, Untrusted};
+use crate::config::Config;
 use crate::failure::{Code, Failure, first_line};
+use crate::origins::Origins;
 use crate::output::Output;
 
 /// Runs what the process was asked for, and answers with the exit code of the contract.
@@ -67,75 +67,43 @@ fn parse() -> Result<(Cli, Config), Wrong> {
         .clone()
         .ignore_errors(true)
         .try_get_matches_from(typed);
-    let first = first.map_err(Wrong::Typed)?;
-    let profile = first.get_one::<String>("profile").map(String::as_str);
-    let loaded = Config::load(&command, profile);
-    let command_name = first.subcommand_name().unwrap_or_default();
-    let mut config = match command_name {
-        // These say what is wrong with the files themselves, or have no use for them.
-        "doctor" | "completions" | "man" => loaded.unwrap_or_else(Config::mistaken),
-        _ => loaded.map_err(Wrong::Configured)?,
-    };
-    let goes_on = matches!(command_name, "doctor" | "completions" | "man" | "config");
-    if let Some(untrusted) = config.untrusted.as_ref().filter(|_| !goes_on) {
-        return Err(Wrong::Configured(untrusted.failure()));
-    }
+    let mut config = configured(&first.map_err(Wrong::Typed)?, &command)?;
     let matches = config
         .apply(command)
         .try_get_matches()
         .map_err(Wrong::Typed)?;
     let mut cli = Cli::from_arg_matches(&matches).map_err(Wrong::Typed)?;
-    let mut deepest = &matches;
-    while let Some((_, sub)) = deepest.subcommand() {
-        deepest = sub;
-    }
-    let source = |id| {
-        let is_there = deepest.try_contains_id(id).is_ok();
-        is_there.then(|| deepest.value_source(id)).flatten()
-    };
-    let typed = |id| source(id) == Some(ValueSource::CommandLine);
-    let level = |id, key| match (source(id), config.sets.get(key)) {
-        (Some(ValueSource::DefaultValue), Some(set)) => set.level,
-        (_, _) => Level::User,
-    };
+    let origins = Origins::new(&matches, &config);
+    let seen = origins.typed_secrets(&cli);
     if let Some(choice) = cli.command.forwarder() {
-        choice.token_is_typed = typed("token");
-        let token = match (&choice.token_file, choice.token_is_typed) {
-            (Some(_), false) => level("token_file", "token_file"),
-            (_, _) => level("token", "token"),
-        };
-        choice.is_less_trusted = level("url", "forwarder") < token;
-        if choice.url.is_some()
-            && level("bucket", "bucket") == Level::Project
-            && let Some(set) = config.sets.get("bucket")
-        {
-            let untrusted = Untrusted {
-                key: "bucket".to_owned(),
-                origin: set.origin.clone(),
-            };
-            return Err(Wrong::Configured(untrusted.failure()));
-        }
+        origins.note(choice).map_err(Wrong::Configured)?;
     }
-    let typed_secrets = [("token", "a token"), ("secret", "a secret")];
-    let secrets = typed_secrets.iter().filter(|(id, _)| typed(id));
-    let mut seen: Vec<_> = secrets.map(|(_, what)| *what).collect();
-    let fields = cli.command.requests().into_iter();
-    let mut fields = fields.flat_map(|requests| requests.field_names());
-    if typed("headers") && fields.any(exposure::is_secret_field) {
-        seen.push("a secret header field");
-    }
-    drop(fields);
-    let seen = seen.iter().map(|what| {
-        format!("{what} on the command line can be seen by every user of this machine")
-    });
-    config.warnings.extend(seen);
     if let Command::Listen(args) = &mut cli.command
-        && typed("targets")
-        && !typed("to")
+        && origins.typed("targets")
+        && !origins.typed("to")
     {
         args.to.clear();
     }
+    config.warnings.extend(seen);
     Ok((cli, config))
+}
+
+/// What the files say, where a command can go on with that.
+fn configured(first: &ArgMatches, command: &clap::Command) -> Result<Config, Wrong> {
+    let profile = first.get_one::<String>("profile").map(String::as_str);
+    let loaded = Config::load(command, profile);
+    let name = first.subcommand_name().unwrap_or_default();
+    let config = match name {
+        // These say what is wrong with the files themselves, or have no use for them.
+        "doctor" | "completions" | "man" => loaded.unwrap_or_else(Config::mistaken),
+        _ => loaded.map_err(Wrong::Configured)?,
+    };
+    match &config.untrusted {
+        Some(untrusted) if !matches!(name, "doctor" | "completions" | "man" | "config") => {
+            Err(Wrong::Configured(untrusted.failure()))
+        }
+        Some(_) | None => Ok(config),
+    }
 }
 
 /// Help and versions as clap prints them; wrong use as every other error: one line and a hint.

@@ -138,7 +138,7 @@ mod unix {
         #[tokio::test]
         async fn a_socket_is_where_only_its_owner_gets() {
             let (base, data) = (scratch(), scratch());
-            let listener = Listener::bind(&data, &[base.clone()]).expect("bound");
+            let listener = Listener::bind(&data, std::slice::from_ref(&base)).expect("bound");
             let path = listener.path().to_owned();
             assert!(path.starts_with(&base));
             let mode = |path: &Path| path.symlink_metadata().expect("there").mode() & 0o777;
@@ -152,7 +152,7 @@ mod unix {
             fs::set_permissions(path.parent().expect("one"), Permissions::from_mode(0o755))
                 .expect("set");
             assert!(through(client(), &data, &path).is_none());
-            let next = Listener::bind(&data, &[base.clone()]).expect("bound");
+            let next = Listener::bind(&data, std::slice::from_ref(&base)).expect("bound");
             assert_ne!(next.path().parent(), path.parent());
             drop((listener, next));
             assert!(!path.exists());

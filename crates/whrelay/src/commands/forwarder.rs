@@ -93,6 +93,9 @@ pub(crate) async fn run(
         if public_url != format!("http://{address}") {
             output.tell(&format!("it listens on {address}"));
         }
+        if !address.ip().is_loopback() {
+            output.tell("other machines reach it by plain http: put a proxy with TLS before it");
+        }
     }
     // Where commands on this machine find it.
     let here = format!("http://{}", reachable(address));

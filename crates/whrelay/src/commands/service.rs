@@ -14,6 +14,7 @@ use service_manager::{
 use crate::args::{Cli, Command, Service, ServiceArgs, ServiceCommand};
 use crate::commands::listen;
 use crate::config::Config;
+use crate::exposure;
 use crate::failure::{Code, Failure, first_line};
 use crate::output::Output;
 
@@ -24,8 +25,8 @@ pub(crate) fn run(args: &ServiceArgs, output: &Output) -> Result<(), Failure> {
     let manager = manager()?;
     match &args.command {
         ServiceCommand::Install { service, run } => {
-            can_run(run)?;
-            install(&*manager, service, run, output)
+            let has_secret = can_run(run)?;
+            install(&*manager, service, (run, has_secret), output)
         }
         ServiceCommand::Uninstall { service } => uninstall(&*manager, service, output),
         ServiceCommand::Status { service, json } => status(&*manager, service, *json, output),
@@ -57,7 +58,8 @@ fn manager() -> Result<Box<dyn ServiceManager>, Failure> {
 }
 
 /// What would fail at each start is refused here. Of this shell's environment the service has its data's places only.
-fn can_run(run: &[String]) -> Result<(), Failure> {
+/// Says whether a secret is among the arguments.
+fn can_run(run: &[String]) -> Result<bool, Failure> {
     let typed: Vec<_> = std::iter::once("whrelay")
         .chain(run.iter().map(String::as_str))
         .collect();
@@ -73,10 +75,17 @@ fn can_run(run: &[String]) -> Result<(), Failure> {
             .hint("whrelay service install listen --to localhost:3000")
     })?;
     if let Command::Listen(args) = parsed.command {
-        return listen::routes(&args).map(drop);
+        let is_typed = |flags: &[&str]| {
+            let mut typed = run.iter();
+            typed.any(|arg| flags.iter().any(|flag| arg.starts_with(flag)))
+        };
+        let token = is_typed(&["--token"]) && args.forwarder.token.is_some();
+        let fields = is_typed(&["-H", "--header"])
+            && args.requests.field_names().any(exposure::is_secret_field);
+        return listen::routes(&args).map(|_| token || fields);
     }
     if matches!(parsed.command, Command::Forwarder(_)) {
-        return Ok(());
+        return Ok(false);
     }
     let why = format!("`{}` does not run for long", run[0]);
     Err(Failure::new(Code::Usage, why).hint("listen and forwarder can be a service"))
@@ -90,19 +99,17 @@ fn without_environment(command: clap::Command) -> clap::Command {
 fn install(
     manager: &dyn ServiceManager,
     service: &Service,
-    run: &[String],
+    (run, has_secret): (&[String], bool),
     output: &Output,
 ) -> Result<(), Failure> {
     let label = label(service)?;
     let before = ask(manager, &label)?;
     let new = before == ServiceStatus::NotInstalled;
-    if run
-        .iter()
-        .any(|arg| arg == "--token" || arg.starts_with("--token="))
-    {
-        let why =
-            "the service's file can be read by every user of this machine, and has the token in it";
-        output.tell(&format!("warning: {why}: use --token-file"));
+    if has_secret {
+        output.warn(
+            "the service's file can be read by every user of this machine, and has a secret in it: use --token-file, \
+             and `header` in your configuration file",
+        );
     }
     let installed = manager.install(ServiceInstallCtx {
         label: label.clone(),

@@ -1,0 +1,83 @@
+//! Where a flag's value is from, and what follows from that. It must not know what a value means.
+
+use clap::ArgMatches;
+use clap::parser::ValueSource;
+
+use crate::args::{Cli, ForwarderChoice};
+use crate::config::trust::Level;
+use crate::config::{Config, Untrusted};
+use crate::exposure;
+use crate::failure::Failure;
+
+/// The flags of a command, and the files behind them.
+pub(crate) struct Origins<'a> {
+    flags: &'a ArgMatches,
+    config: &'a Config,
+}
+
+impl<'a> Origins<'a> {
+    pub(crate) fn new(matches: &'a ArgMatches, config: &'a Config) -> Self {
+        let mut flags = matches;
+        while let Some((_, sub)) = flags.subcommand() {
+            flags = sub;
+        }
+        Self { flags, config }
+    }
+
+    fn source(&self, id: &str) -> Option<ValueSource> {
+        let is_there = self.flags.try_contains_id(id).is_ok();
+        is_there.then(|| self.flags.value_source(id)).flatten()
+    }
+
+    /// Whether it stands on the command line.
+    pub(crate) fn typed(&self, id: &str) -> bool {
+        self.source(id) == Some(ValueSource::CommandLine)
+    }
+
+    /// How far a flag's value is trusted.
+    fn level(&self, id: &str, key: &str) -> Level {
+        match (self.source(id), self.config.sets.get(key)) {
+            (Some(ValueSource::DefaultValue), Some(set)) => set.level,
+            (_, _) => Level::User,
+        }
+    }
+
+    /// Notes at a choice of a forwarder what may be sent there. Fails where a project's file chooses a bucket of a
+    /// forwarder that is not this process's.
+    pub(crate) fn note(&self, choice: &mut ForwarderChoice) -> Result<(), Failure> {
+        choice.token_is_typed = self.typed("token");
+        let token = match (&choice.token_file, choice.token_is_typed) {
+            (Some(_), false) => "token_file",
+            (_, _) => "token",
+        };
+        choice.is_less_trusted = self.level("url", "forwarder") < self.level(token, token);
+        match self.config.sets.get("bucket") {
+            Some(set)
+                if choice.url.is_some() && self.level("bucket", "bucket") == Level::Project =>
+            {
+                let untrusted = Untrusted {
+                    key: "bucket".to_owned(),
+                    origin: set.origin.clone(),
+                };
+                Err(untrusted.failure())
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// What was typed though every user of the machine sees command lines.
+    pub(crate) fn typed_secrets(&self, cli: &Cli) -> Vec<String> {
+        let secrets = [("token", "a token"), ("secret", "a secret")];
+        let secrets = secrets.iter().filter(|(id, _)| self.typed(id));
+        let requests = cli.command.requests().into_iter();
+        let mut fields = requests.flat_map(|requests| requests.field_names());
+        let field = self.typed("headers") && fields.any(exposure::is_secret_field);
+        let seen = secrets
+            .map(|(_, what)| *what)
+            .chain(field.then_some("a secret header field"));
+        seen.map(|what| {
+            format!("{what} on the command line can be seen by every user of this machine")
+        })
+        .collect()
+    }
+}
