@@ -114,11 +114,14 @@ completions() { # completions: a shell and its file, a line each
 install_pages() { # install_pages: manual pages and completions, as this binary has them
     pages="$prefix/share/man/man1"
     rm -f "$pages"/whrelay.1 "$pages"/whrelay-*.1
-    mkdir -p "$pages" && "$prefix/bin/whrelay" man --dir "$pages" ||
+    if ! { mkdir -p "$pages" && "$prefix/bin/whrelay" man --dir "$pages"; }; then
         fail "cannot write to $pages" "choose another place with --prefix"
+    fi
     completions | while read -r shell file; do
-        mkdir -p "$(dirname "$prefix/$file")" && "$prefix/bin/whrelay" completions "$shell" >"$prefix/$file" ||
+        if ! { mkdir -p "$(dirname "$prefix/$file")" &&
+            "$prefix/bin/whrelay" completions "$shell" >"$prefix/$file"; }; then
             fail "cannot write $prefix/$file" "choose another place with --prefix"
+        fi
     done
 }
 
