@@ -30,7 +30,8 @@ fetch() { # fetch URL FILE
     if command -v curl >/dev/null; then
         curl -fsSL --retry 3 --proto '=https,file' --proto-redir '=https' --tlsv1.2 -o "$2" "$1"
     elif command -v wget >/dev/null; then
-        wget -q --https-only -O "$2" "$1"
+        case "$1" in file://*) fail "wget cannot read $1" "install curl" ;; esac
+        wget -q --max-redirect=0 -O "$2" "$1"
     else
         fail "neither curl nor wget is here" "install one of them"
     fi || fail "cannot download $1" "is the address right, and the network there?"
@@ -146,7 +147,10 @@ main() {
                     --prefix) prefix=$2 ;;
                     --version) version=$2 ;;
                     --base-url) base_url=${2%/} ;;
-                    --signed-by) signed_by=$2 ;;
+                    --signed-by)
+                        [ -n "$2" ] || fail "--signed-by has no key" "is a variable unset?"
+                        signed_by=$2
+                        ;;
                 esac
                 shift
                 ;;
@@ -160,12 +164,16 @@ main() {
         uninstall
         return
     fi
-    here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
+    here=""
+    # Read from a pipe, this script stands nowhere: what is in the working directory may be anybody's.
+    case "$0" in
+        *install.sh) here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd) ;;
+    esac
     scratch=$(mktemp -d)
     trap 'rm -rf "$scratch"' EXIT
     if [ -n "$version" ]; then
         from_archive
-    elif [ -f "$here/crates/whrelay/Cargo.toml" ]; then
+    elif [ -n "$here" ] && [ -f "$here/crates/whrelay/Cargo.toml" ]; then
         from_checkout
     else
         fail "this script stands alone: which release?" "install.sh --version X.Y.Z --base-url URL"

@@ -60,7 +60,11 @@ if sh "$scratch/alone/install.sh" --version 9.9.9 --base-url http://127.0.0.1:1 
     fail "http passed"
 fi
 grep -q 'is not https' "$scratch/said" || fail "http gets no error"
-pass "only https"
+mkdir "$scratch/decoy" && cp -r Cargo.toml crates "$scratch/decoy/"
+if (cd "$scratch/decoy" && sh <"$OLDPWD/install.sh") >/dev/null 2>"$scratch/said"; then fail "a pipe built what lay there"; fi
+grep -q 'stands alone' "$scratch/said" || fail "a script from a pipe gets no error"
+if alone --signed-by "" >/dev/null 2>"$scratch/said"; then fail "an empty key passed"; fi
+pass "only https, and nothing of the working directory"
 
 printf 'x' >>"$release/whrelay-9.9.9-$target.tar.gz"
 if alone >/dev/null 2>"$scratch/said"; then fail "a damaged archive was installed"; fi

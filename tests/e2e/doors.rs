@@ -25,6 +25,13 @@ fn mode(path: &Path) -> u32 {
     path.symlink_metadata().unwrap().permissions().mode() & 0o777
 }
 
+/// The exit code of a command in another directory.
+fn told_in(home: &Home, dir: &Path, command: &str) -> Option<i32> {
+    let mut run = Command::new(env!("CARGO_BIN_EXE_whrelay-e2e"));
+    run.arg(command).current_dir(dir).env_clear();
+    run.env("HOME", home.path()).output().unwrap().status.code()
+}
+
 /// The token of a forwarder.
 fn token(cloud: &Cloud) -> String {
     let text = fs::read_to_string(&cloud.token_file).unwrap();
@@ -99,7 +106,21 @@ async fn a_project_may_set_what_cannot_hurt() {
     let id = send(ready["url"].as_str().unwrap(), "x").await;
     listen.wait_state(&id, "sent").await;
     assert_eq!(listen.terminate().await, Some(0));
-    // Of another forwarder it chooses nothing: somebody else's events would come.
+    // What it gives up, it could give up all: it has bounds.
+    for set in [
+        "deadline = \"1ns\"",
+        "max_attempts = 1",
+        "schedule = \"1ms\"",
+    ] {
+        project(&home, set);
+        assert_eq!(told(&home, &["status"]).0, Some(2), "{set}");
+    }
+    // Of a forwarder that serves others it chooses no bucket.
+    project(&home, "bucket = \"shop\"\n");
+    for command in [&["ls"][..], &["rm", "laptop"]] {
+        let (code, said) = told(&home, &[&["subscription"], command].concat());
+        assert!(code == Some(2) && said.contains("`bucket`"), "{said}");
+    }
     let (there, here) = (crate::home(), home);
     let cloud = Cloud::start(&there).await;
     let (code, said) = told(&here, &[&["listen"][..], &cloud.flags()].concat());
@@ -121,6 +142,15 @@ async fn a_file_is_trusted_as_it_is() {
     assert_eq!(listen.terminate().await, Some(0));
     let notes = home.path().join(".local/share/whrelay/trusted");
     assert_eq!(mode(&notes), 0o700);
+    // A link to it is another file: paths in it would be others.
+    let elsewhere = home.path().join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    symlink(
+        home.path().join("whrelay.toml"),
+        elsewhere.join("whrelay.toml"),
+    )
+    .unwrap();
+    assert_eq!(told_in(&home, &elsewhere, "status"), Some(2));
     // Its next version is another file.
     project(&home, &(text.clone() + "bind = \"0.0.0.0:0\"\n"));
     assert_eq!(told(&home, &["listen"]).0, Some(2));
@@ -229,6 +259,26 @@ async fn an_input_url_is_not_taken_for_a_forwarder_and_keeps_no_token() {
         assert!(code == Some(2) && said.contains("input URL"), "{said}");
     }
     assert!(listen.all("received").is_empty(), "it was posted to");
+    // In any field that somebody puts a whole one in.
+    for (name, value) in [
+        (
+            "x-forwarded-authorization",
+            format!("Bearer {}", token(&cloud)),
+        ),
+        ("cookie", format!("a=b; t={}", token(&cloud))),
+        ("authorization", format!("token \"{}\"", token(&cloud))),
+        ("authorization", format!("Bearer\t{}", token(&cloud))),
+    ] {
+        let sent = client().put(&url).header(name, value).header("x-kept", "1");
+        let id = id_of(&sent.send().await.unwrap().text().await.unwrap());
+        listen.wait_state(&id, "sent").await;
+        let seen = receiver.seen();
+        let request = seen.iter().find(|request| request.event() == id).unwrap();
+        assert_eq!(
+            (request.header(name), request.header("x-kept")),
+            (String::new(), "1".into())
+        );
+    }
     // An older version, or another program.
     for (authorization, kept) in [
         (format!("Bearer {}", token(&cloud)), false),
@@ -261,7 +311,7 @@ async fn an_input_url_is_not_taken_for_a_forwarder_and_keeps_no_token() {
         .iter()
         .find(|line| line["type"] == "forwarder")
         .unwrap();
-    assert_eq!(forwarder["refused"]["access_token_removed"], 2);
+    assert_eq!(forwarder["refused"]["access_token_removed"], 6);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -409,9 +459,13 @@ async fn nobody_at_an_old_port_gets_a_token() {
     stranger.set_nonblocking(true).unwrap();
     let (code, said) = told(&home, &["listen", "--to", &to, "--bind", &bind]);
     assert_eq!(code, Some(6), "{said}");
-    assert_eq!(told(&home, &["status"]).0, Some(0));
-    let (code, said) = told(&home, &["subscription", "ls"]);
-    assert_eq!(code, Some(0), "{said}");
+    // However many commands have the lock meanwhile.
+    let commands = [&["status"][..], &["subscription", "ls"]].repeat(6);
+    let all = commands.iter().map(|args| home.start(args));
+    for mut command in all.collect::<Vec<_>>() {
+        let ended = command.ended().await.code();
+        assert_eq!(ended, Some(0), "{}", command.stderr());
+    }
     let came = stranger.accept().map(drop).map_err(|error| error.kind());
     assert_eq!(
         came,
@@ -462,4 +516,46 @@ async fn a_body_does_not_reach_a_terminal_as_it_is_and_a_pipe_gets_its_bytes() {
     }
     let exact = home.run(&["events", "show", &id, "--body"]).stdout;
     assert_eq!(exact, body.as_bytes());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_takes_the_place_of_files_only() {
+    let (home, receiver) = (home(), Receiver::start().await);
+    let (listen, url) = home.listen(&["--to", &receiver.target()]).await;
+    let id = send(&url, "x").await;
+    listen.wait_state(&id, "sent").await;
+    let at = |name: &str| home.path().join(name);
+    fs::write(at("victim"), "mine").unwrap();
+    fs::write(at("report.new"), "mine").unwrap();
+    symlink(at("victim"), at("link")).unwrap();
+    let made = Command::new("mkfifo").arg(at("pipe")).status();
+    assert!(made.unwrap().success());
+    for name in ["link", "pipe"] {
+        let (code, said) = told(&home, &["events", "export", "--format", "json", "--output", name]);
+        assert!(code == Some(1) && said.contains("--output"), "{said}");
+    }
+    for _ in 0..2 {
+        let (code, said) = told(&home, &["events", "export", "--format", "json", "--output", "report"]);
+        assert_eq!(code, Some(0), "{said}");
+        assert_eq!(mode(&at("report")), 0o600);
+    }
+    for name in ["victim", "report.new"] {
+        assert_eq!(fs::read(at(name)).unwrap(), b"mine");
+    }
+}
+
+#[test]
+fn secrets_stay_out_of_errors() {
+    let home = home();
+    for args in [
+        &["listen", "3000", "-H", "Authorization Bearer s3cret"][..],
+        &["listen", "3000", "--forwarder", "http://u:s3cret@h"],
+        &["trigger", "stripe", "--secret"],
+    ] {
+        let (code, said) = told(&home, args);
+        assert!(code == Some(2) && !said.contains("s3cret"), "{said}");
+    }
+    home.configure("header = [\"Authorization Bearer s3cret\"]\n");
+    let (code, said) = told(&home, &["status"]);
+    assert!(code == Some(2) && !said.contains("s3cret"), "{said}");
 }

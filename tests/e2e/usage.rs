@@ -194,4 +194,18 @@ fn a_service_that_does_not_start_is_not_left_installed() {
     assert!(!unit.exists());
     let (code, said) = refused(&home, &["service", "install", "listen"]);
     assert!(code == Some(2) && said.contains("no target"), "{said}");
+    // A directory's name, which a repository chooses, must not become lines of the unit.
+    home.set("WHRELAY_CONFIG", "");
+    home.set("WHRELAY_DATA_DIR", "/tmp/x\nExecStartPre=/bin/evil");
+    let (code, said) = refused(&home, &["service", "install", "listen", "3000"]);
+    assert!(code == Some(2) && said.contains("line breaks"), "{said}");
+    home.set("WHRELAY_DATA_DIR", "");
+    // Nor is a link followed to another file of the user's.
+    let victim = home.path().join("victim");
+    std::fs::write(&victim, "mine").unwrap();
+    std::fs::create_dir_all(unit.parent().unwrap()).unwrap();
+    std::os::unix::fs::symlink(&victim, &unit).unwrap();
+    let (code, said) = refused(&home, &["service", "install", "listen", "3000"]);
+    assert!(code == Some(1) && said.contains("whrelay.service"), "{said}");
+    assert_eq!(std::fs::read(&victim).unwrap(), b"mine");
 }

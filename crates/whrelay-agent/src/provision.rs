@@ -1,5 +1,6 @@
 //! Asking the forwarder for a bucket. It must not open a tunnel.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use reqwest::StatusCode;
@@ -17,6 +18,11 @@ use crate::error::{AgentError, chain};
 use crate::proxy::Proxies;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// `localhost`, as a forwarder is dialled. The ports are those of the URL.
+const LOCALHOST: [SocketAddr; 2] = [
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0),
+    SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), 0),
+];
 
 #[derive(Deserialize)]
 struct BucketAnswer {
@@ -149,6 +155,7 @@ pub(crate) fn client(
 ) -> reqwest::Result<reqwest::Client> {
     let mut client = reqwest::Client::builder()
         .timeout(TIMEOUT)
+        .resolve_to_addrs("localhost", &LOCALHOST)
         .no_proxy()
         .tls_backend_preconfigured(tls)
         .redirect(reqwest::redirect::Policy::none());

@@ -144,6 +144,7 @@ async fn wire(
     let port = forwarder.port_or_known_default().unwrap_or(443);
     let tcp = match proxies.toward(forwarder) {
         None => Dialer::new(host, port)
+            .v4_first()
             .dial()
             .await
             .map_err(|e| unreachable(e.to_string()))?,

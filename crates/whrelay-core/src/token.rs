@@ -59,6 +59,16 @@ impl Token {
         begin.is_some_and(|begin| begin.eq_ignore_ascii_case(TOKENS))
     }
 
+    /// Whether there is one of our tokens in a text.
+    pub fn is_in(text: &[u8]) -> bool {
+        const LEN: usize = PREFIX.len() + ID_LEN + SECRET_LEN + CHECK_LEN + 3;
+        let mut parts = text.windows(LEN);
+        parts.any(|part| {
+            part.starts_with(TOKENS)
+                && std::str::from_utf8(part).is_ok_and(|text| Self::parse(text).is_ok())
+        })
+    }
+
     /// Reads a token as it is presented.
     pub fn parse(text: &str) -> Result<Self, TokenError> {
         let rest = text

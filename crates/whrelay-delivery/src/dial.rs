@@ -81,6 +81,14 @@ impl Dialer {
         }
     }
 
+    /// Tries 127.0.0.1 before ::1, for `localhost`: a forwarder listens there, and another user of the machine may at
+    /// the other address.
+    #[must_use]
+    pub fn v4_first(self) -> Self {
+        self.remember(Ipv4Addr::LOCALHOST.into());
+        self
+    }
+
     /// Connects within [`limits::CONNECT_TIMEOUT`].
     ///
     /// # Errors

@@ -67,8 +67,8 @@ pub struct Field {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FieldError {
     /// It is not `Name: value`.
-    #[error("`{0}` is no header field: write Name: value")]
-    Malformed(String),
+    #[error("this is no header field: write Name: value")]
+    Malformed,
     /// Its value is made for each message, or by whrelay.
     #[error("`{0}` cannot be set: it is made anew for each request")]
     Ours(String),
@@ -78,7 +78,8 @@ impl FromStr for Field {
     type Err = FieldError;
 
     fn from_str(text: &str) -> Result<Self, FieldError> {
-        let malformed = || FieldError::Malformed(text.to_owned());
+        // What was meant for a value may be a secret.
+        let malformed = || FieldError::Malformed;
         let (name, value) = text.split_once(':').ok_or_else(malformed)?;
         let name = HeaderName::try_from(name.trim()).map_err(|_| malformed())?;
         let value = HeaderValue::try_from(value.trim()).map_err(|_| malformed())?;
@@ -116,8 +117,17 @@ impl Fields {
     }
 
     fn apply(&self, sent: &[Header], headers: &mut HeaderMap) {
-        for field in &self.set {
-            headers.remove(&field.name);
+        let is_set = |name: &HeaderName| {
+            let mut set = self.set.iter();
+            set.any(|field| read_by_cgi(field.name.as_str()).eq(read_by_cgi(name.as_str())))
+        };
+        let replaced: Vec<_> = headers
+            .keys()
+            .filter(|name| is_set(name))
+            .cloned()
+            .collect();
+        for name in replaced {
+            headers.remove(name);
         }
         for Field { name, value } in &self.set {
             headers.append(name, value.clone());
@@ -190,16 +200,19 @@ pub fn travelling<'a>(fields: &[(&'a str, &'a [u8])]) -> impl Iterator<Item = (&
     fields.iter().copied().filter(travels)
 }
 
-/// Whether a target could read a field's name as one of ours. CGI (RFC 3875 section 4.1.18) and its followers turn
-/// `-` into `_`, some of them every character that is neither a letter nor a digit, and drop the case.
+/// Whether a target could read a field's name as one of ours.
 fn is_ours(name: &str) -> bool {
     const OURS: &str = "x_whrelay_";
-    let begin = name.chars().take(OURS.len());
-    let read = begin.map(|c| match c.is_ascii_alphanumeric() {
+    read_by_cgi(name).take(OURS.len()).eq(OURS.chars())
+}
+
+/// A field's name as a target may read it. CGI (RFC 3875 section 4.1.18) and its followers turn `-` into `_`, some of
+/// them every character that is neither a letter nor a digit, and drop the case.
+fn read_by_cgi(name: &str) -> impl Iterator<Item = char> {
+    name.chars().map(|c| match c.is_ascii_alphanumeric() {
         true => c.to_ascii_lowercase(),
         false => '_',
-    });
-    read.eq(OURS.chars())
+    })
 }
 
 #[cfg(test)]
@@ -315,6 +328,28 @@ mod tests {
         }
     }
 
+    /// `HTTP_X_ENV` is what a target behind CGI sees of both.
+    #[test]
+    fn a_field_of_the_users_own_replaces_every_spelling_of_the_senders() {
+        let own = "X-Env: dev".parse::<Field>().expect("a field");
+        let fields = Fields::new(HostField::Target, vec![own]);
+        let mut headers = HeaderMap::new();
+        for name in ["x-env", "x_env", "x.env", "x-environment"] {
+            headers.append(
+                HeaderName::from_static(name),
+                HeaderValue::from_static("evil"),
+            );
+        }
+        fields.apply(&[], &mut headers);
+        let left: Vec<_> = headers
+            .iter()
+            .map(|(name, value)| (name.as_str(), value))
+            .collect();
+        assert_eq!(left.len(), 2, "{left:?}");
+        assert_eq!(headers["x-env"], "dev");
+        assert!(headers.contains_key("x-environment"));
+    }
+
     #[test]
     fn fields_of_the_hop_and_forged_ones_do_not_travel() {
         let headers = sent(
@@ -389,7 +424,7 @@ mod tests {
         assert_eq!(headers["host"], "hooks.test");
         for bad in ["", "x", "a b: c", "X: a\nb", ": x"] {
             let refused = bad.parse::<Field>().expect_err("refused");
-            assert_eq!(refused, FieldError::Malformed(bad.to_owned()));
+            assert_eq!(refused, FieldError::Malformed);
         }
         for ours in ["Content-Length: 1", "connection: x", "X-Whrelay-Attempt: 9"] {
             let refused = ours.parse::<Field>().expect_err("refused");

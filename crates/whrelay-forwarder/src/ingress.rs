@@ -117,13 +117,11 @@ fn copy_headers(headers: &HeaderMap) -> Vec<Header> {
 /// Whether a field carries an access token of a forwarder: whoever has it can read and change everything there, and a
 /// target must not get it.
 fn is_access_token(name: &header::HeaderName, value: &header::HeaderValue) -> bool {
-    const SCHEME: &[u8] = b"bearer ";
-    if *name != header::AUTHORIZATION {
-        return false;
-    }
+    const SCHEME: &[u8] = b"bearer";
     let value = value.as_bytes().trim_ascii_start();
     let (scheme, token) = value.split_at(SCHEME.len().min(value.len()));
-    scheme.eq_ignore_ascii_case(SCHEME) && Token::looks_like_one(token)
+    let is_bearer = *name == header::AUTHORIZATION && scheme.eq_ignore_ascii_case(SCHEME);
+    is_bearer && Token::looks_like_one(token) || Token::is_in(value)
 }
 
 async fn store(

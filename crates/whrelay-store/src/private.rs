@@ -1,5 +1,6 @@
 //! Files and directories that only their owner reads. It must not know what is in them.
 
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -72,7 +73,7 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// Begins one.
+    /// Begins one in a directory of ours.
     ///
     /// # Errors
     /// When there cannot be such a file.
@@ -85,6 +86,21 @@ impl Draft {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             Ok(()) | Err(_) => {}
         }
+        Self::begin(path, draft)
+    }
+
+    /// Begins one among files of the user's, with a random number, so that its draft is none of them.
+    ///
+    /// # Errors
+    /// When there cannot be such a file.
+    pub fn create_among(path: &Path, random: u64) -> io::Result<Self> {
+        let mut name = OsString::from(".");
+        name.push(path.file_name().unwrap_or_default());
+        name.push(format!(".{random:016x}"));
+        Self::begin(path, path.with_file_name(name))
+    }
+
+    fn begin(path: &Path, draft: PathBuf) -> io::Result<Self> {
         Ok(Self {
             file: private_file().create_new(true).open(&draft)?,
             draft,

@@ -4,7 +4,7 @@
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinHandle;
@@ -26,7 +26,9 @@ const PORTS: std::ops::RangeInclusive<u16> = 4141..=4160;
 /// Memory a forwarder's store may use as its cache, in bytes.
 const CACHE: usize = 16 * 1024 * 1024;
 const PORT_FILE: &str = "port";
-pub(crate) const URL_FILE: &str = "url";
+const URL_FILE: &str = "url";
+/// What `forwarder` tells others it does with the store.
+pub(crate) const FORWARDER: &str = "forwarder";
 pub(crate) const TOKEN_FILE: &str = "admin-token";
 
 /// The forwarder of this process.
@@ -35,6 +37,7 @@ pub(crate) struct Embedded {
     pub(crate) token: Token,
     /// The port of the bucket's own, where somebody else has it.
     pub(crate) away_from: Option<u16>,
+    dir: PathBuf,
     stop: CancellationToken,
     task: Option<JoinHandle<Result<(), Failure>>>,
 }
@@ -82,7 +85,7 @@ impl Embedded {
         let text = format!("http://{address}");
         let url = Url::parse(&text).map_err(|e| Failure::new(Code::Bug, e.to_string()))?;
         let keep = |name: &str, text: &str| keep(&dir.join(name), text).map_err(failed);
-        keep(URL_FILE, &text)?;
+        announce(dir, &text).map_err(failed)?;
         if away_from.is_none() {
             keep(PORT_FILE, &address.port().to_string())?;
         }
@@ -92,6 +95,7 @@ impl Embedded {
             url,
             token,
             away_from,
+            dir: dir.to_owned(),
             stop,
             task: Some(tokio::spawn(serving)),
         })
@@ -119,6 +123,8 @@ impl Embedded {
             // What it could not finish is on disk, or was never answered.
             let _ = task.await;
         }
+        // A later start does it, too.
+        let _ = forget_url(&self.dir);
     }
 }
 
@@ -145,6 +151,21 @@ fn in_use(dir: &Path, pid: u32) -> Failure {
     Failure::new(Code::InUse, why).hint(
         "give that one several targets (`listen --to A --to B`), or this one another --bucket",
     )
+}
+
+/// Writes down where the forwarder of a directory listens, for commands on this machine.
+pub(crate) fn announce(dir: &Path, url: &str) -> io::Result<()> {
+    let text = format!("{url}\n{}\n", std::process::id());
+    write_private(&dir.join(URL_FILE), text.as_bytes())
+}
+
+/// Where the forwarder of a directory listens, if it is this process that has its lock: somebody else may have the port
+/// of another one.
+pub(crate) fn announced(dir: &Path, pid: u32) -> Option<Url> {
+    let text = fs::read_to_string(dir.join(URL_FILE)).ok()?;
+    let (url, by) = text.trim_end().split_once('\n')?;
+    let is_there = by.parse() == Ok(pid);
+    is_there.then(|| url.parse().ok()).flatten()
 }
 
 /// Forgets where the forwarder of a directory listened: until it listens again, somebody else may have the port.

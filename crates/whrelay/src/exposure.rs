@@ -8,15 +8,19 @@ use crate::output::Output;
 /// Keys whose values are secrets.
 const SECRETS: [&str; 3] = ["header", "secret", "token"];
 /// What the name of a header field has in it whose value is a secret.
-const SECRET_FIELDS: [&str; 6] = ["auth", "cookie", "key", "password", "secret", "token"];
+const SECRET_FIELDS: [&str; 7] = ["auth", "cookie", "key", "pass", "secret", "sign", "token"];
 
-/// Whether others than its owner may use a file or directory.
+/// Whether others than this user may use a file or directory.
 pub(crate) fn is_open(path: &Path) -> bool {
     #[cfg(unix)]
     {
-        use std::os::unix::fs::PermissionsExt;
+        use std::os::unix::fs::MetadataExt;
+        let ours = rustix::process::geteuid().as_raw();
         let about = path.metadata();
-        about.is_ok_and(|about| about.permissions().mode() & 0o077 != 0)
+        about.is_ok_and(|about| {
+            let is_ours = about.uid() == ours || about.uid() == 0;
+            about.mode() & 0o077 != 0 || !is_ours
+        })
     }
     #[cfg(not(unix))]
     {
@@ -65,7 +69,13 @@ mod tests {
 
     #[test]
     fn fields_with_secrets_are_known_by_their_names() {
-        for name in ["Authorization", "X-Api-Key", "cookie", "X-GitHub-Token"] {
+        for name in [
+            "Authorization",
+            "X-Api-Key",
+            "cookie",
+            "X-GitHub-Token",
+            "X-Signature",
+        ] {
             assert!(is_secret_field(name), "{name}");
         }
         for name in ["X-Env", "Accept", "Host"] {

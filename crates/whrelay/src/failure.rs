@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ContextValue};
 use whrelay_agent::control::Unanswered;
 use whrelay_agent::{AgentError, ManagementError};
 use whrelay_store::{Fault, OpenError, StoreError};
@@ -193,9 +194,25 @@ fn see_doctor(file: &Path) -> String {
     format!("`whrelay doctor {dir}` says what is damaged; with --salvage it saves what is whole")
 }
 
-/// What clap says is wrong, without its advice.
+/// Flags whose values may have secrets in them.
+const SECRET_FLAGS: [&str; 4] = ["--header", "--token", "--secret", "--forwarder"];
+
+/// What clap says is wrong, without its advice and without secrets.
 pub(crate) fn first_line(error: &clap::Error) -> String {
     let text = error.to_string();
+    let said = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        Some(_) | None => None,
+    };
+    let flag = said(ContextKind::InvalidArg).filter(|flag| {
+        let mut secret = SECRET_FLAGS.iter();
+        secret.any(|secret| flag.starts_with(secret))
+    });
+    let value = said(ContextKind::InvalidValue).filter(|value| !value.is_empty());
+    let text = match (flag, value) {
+        (Some(_), Some(value)) => text.replace(value, "…"),
+        (_, _) => text,
+    };
     let first = text.split("\n\n").next().unwrap_or_default();
     let lines: Vec<&str> = first.lines().map(str::trim).collect();
     lines.join(" ").trim_start_matches("error: ").to_owned()

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use url::Url;
+use tokio::time::Instant;
 use whrelay_agent::{Management, Method};
 use whrelay_core::bucket::BucketName;
 use whrelay_core::token::Token;
@@ -13,9 +13,10 @@ use whrelay_delivery::{Clock, Trust};
 use whrelay_forwarder::ReplayError;
 use whrelay_store::{Ending, OpenError, Store};
 
+use crate::agents::{LISTEN, PATIENCE, PAUSE};
 use crate::args::ForwarderChoice;
 use crate::commands::listen::{given_token, proxies};
-use crate::embedded::{TOKEN_FILE, URL_FILE, store_options};
+use crate::embedded::{FORWARDER, TOKEN_FILE, announced, store_options};
 use crate::failure::{Code, Failure};
 use crate::paths::Paths;
 
@@ -55,7 +56,7 @@ impl Door {
         let paths = Paths::resolve()?;
         let here = dir.map_or_else(|| paths.forwarder(), Path::to_owned);
         for dir in [here, paths.embedded(bucket)] {
-            if let Some(door) = Self::open(&dir)? {
+            if let Some(door) = Self::open(&dir).await? {
                 if door.has(bucket).await? {
                     return Ok(door);
                 }
@@ -66,30 +67,41 @@ impl Door {
         Err(Failure::new(Code::NotFound, why).hint("name its forwarder with --forwarder"))
     }
 
-    /// The forwarder of a directory; nothing where there is none.
-    pub(crate) fn open(dir: &Path) -> Result<Option<Self>, Failure> {
+    /// The forwarder of a directory; nothing where there is none. A command that has its store for a moment, or a
+    /// forwarder that only just starts, is waited for.
+    pub(crate) async fn open(dir: &Path) -> Result<Option<Self>, Failure> {
         if !dir.join("store.redb").exists() {
             return Ok(None);
         }
-        match Store::open(dir, &store_options(PURPOSE, None)) {
-            Ok(store) => Ok(Some(Self::Idle(store))),
-            // Whoever has the lock has written where it listens.
-            Err(error @ OpenError::InUse { .. }) => {
-                let read = |name: &str| fs::read_to_string(dir.join(name)).ok();
-                let url = read(URL_FILE).and_then(|url| url.trim().parse::<Url>().ok());
-                let token = read(TOKEN_FILE).and_then(|token| Token::parse(&token).ok());
-                let (Some(forwarder), Some(token)) = (url, token) else {
-                    return Err(error.into());
-                };
-                Ok(Some(Self::Running(Management {
-                    forwarder,
-                    proxies: whrelay_agent::Proxies::none(),
-                    trust: Trust::default(),
-                    token,
-                })))
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match Store::open(dir, &store_options(PURPOSE, None)) {
+                Ok(store) => return Ok(Some(Self::Idle(store))),
+                Err(OpenError::InUse { pid, purpose, path }) => {
+                    let serves = purpose == FORWARDER || purpose == LISTEN;
+                    if let Some(door) = serves.then(|| Self::running(dir, pid)).flatten() {
+                        return Ok(Some(door));
+                    }
+                    if Instant::now() > until {
+                        return Err(OpenError::InUse { path, pid, purpose }.into());
+                    }
+                }
+                Err(error) => return Err(error.into()),
             }
-            Err(error) => Err(error.into()),
+            tokio::time::sleep(PAUSE).await;
         }
+    }
+
+    /// The forwarder of a process that has the lock of its directory, once it listens.
+    fn running(dir: &Path, pid: u32) -> Option<Self> {
+        let forwarder = announced(dir, pid)?;
+        let token = fs::read_to_string(dir.join(TOKEN_FILE)).ok()?;
+        Some(Self::Running(Management {
+            forwarder,
+            proxies: whrelay_agent::Proxies::none(),
+            trust: Trust::default(),
+            token: Token::parse(&token).ok()?,
+        }))
     }
 
     /// Whether it runs.

@@ -13,6 +13,7 @@ mod forwarders;
 mod origins;
 mod output;
 mod paths;
+mod private;
 mod receiver;
 mod shutdown;
 mod text;
@@ -75,8 +76,9 @@ fn parse() -> Result<(Cli, Config), Wrong> {
     let mut cli = Cli::from_arg_matches(&matches).map_err(Wrong::Typed)?;
     let origins = Origins::new(&matches, &config);
     let seen = origins.typed_secrets(&cli);
+    let may_embed = matches!(cli.command, Command::Listen(_) | Command::Test(_));
     if let Some(choice) = cli.command.forwarder() {
-        origins.note(choice).map_err(Wrong::Configured)?;
+        origins.note(choice, may_embed).map_err(Wrong::Configured)?;
     }
     if let Command::Listen(args) = &mut cli.command
         && origins.typed("targets")

@@ -43,8 +43,12 @@ impl<'a> Origins<'a> {
     }
 
     /// Notes at a choice of a forwarder what may be sent there. Fails where a project's file chooses a bucket of a
-    /// forwarder that is not this process's.
-    pub(crate) fn note(&self, choice: &mut ForwarderChoice) -> Result<(), Failure> {
+    /// forwarder that is not this process's own.
+    pub(crate) fn note(
+        &self,
+        choice: &mut ForwarderChoice,
+        may_embed: bool,
+    ) -> Result<(), Failure> {
         choice.token_is_typed = self.typed("token");
         let token = match (&choice.token_file, choice.token_is_typed) {
             (Some(_), false) => "token_file",
@@ -53,7 +57,8 @@ impl<'a> Origins<'a> {
         choice.is_less_trusted = self.level("url", "forwarder") < self.level(token, token);
         match self.config.sets.get("bucket") {
             Some(set)
-                if choice.url.is_some() && self.level("bucket", "bucket") == Level::Project =>
+                if (choice.url.is_some() || !may_embed)
+                    && self.level("bucket", "bucket") == Level::Project =>
             {
                 let untrusted = Untrusted {
                     key: "bucket".to_owned(),

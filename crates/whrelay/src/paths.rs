@@ -191,7 +191,7 @@ impl Scratch {
     pub(crate) fn new(command: &str) -> Result<Self, Failure> {
         let name = format!("whrelay-{command}-{:016x}", rand::random::<u64>());
         let dir = std::env::temp_dir().join(name);
-        let made = fs::create_dir(&dir);
+        let made = whrelay_store::create_private_dir(&dir);
         made.map_err(|e| Failure::new(Code::Failed, format!("{}: {e}", dir.display())))?;
         Ok(Self(dir))
     }

@@ -71,8 +71,15 @@ mod unix {
 
     impl Drop for Listener {
         fn drop(&mut self) {
-            // One that is left behind is replaced at the next start.
+            // What is left behind is replaced at the next start.
             let _ = fs::remove_file(&self.path);
+            // One that was made since somebody else had its name, and only if nothing else is in it.
+            let usual = format!("whrelay-{}", self.user);
+            if let Some(dir) = self.path.parent()
+                && !dir.ends_with(usual)
+            {
+                let _ = fs::remove_dir(dir);
+            }
         }
     }
 

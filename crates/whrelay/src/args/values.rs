@@ -175,10 +175,22 @@ pub(super) fn forwarder_url(text: &str) -> Result<Url, String> {
     Ok(url)
 }
 
-/// Whether a URL is one that webhooks are sent to.
+/// Whether a URL is one that webhooks are sent to, as a proxy or server may read its path.
 fn is_input(url: &Url) -> bool {
-    let mut segments = url.path_segments().into_iter().flatten();
-    segments.any(|segment| segment.eq_ignore_ascii_case("in"))
+    let path = percent_decoded(url.path().as_bytes());
+    let mut segments = path.split(|byte| matches!(byte, b'/' | b'\\' | b';'));
+    segments.any(|segment| segment.eq_ignore_ascii_case(b"in"))
+}
+
+fn percent_decoded(bytes: &[u8]) -> Vec<u8> {
+    let (mut decoded, mut rest) = (Vec::with_capacity(bytes.len()), bytes);
+    while let Some((&byte, after)) = rest.split_first() {
+        let hex = after.get(..2).filter(|_| byte == b'%');
+        let hex = hex.and_then(|hex| u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok());
+        decoded.push(hex.unwrap_or(byte));
+        rest = if hex.is_some() { &after[2..] } else { after };
+    }
+    decoded
 }
 
 #[cfg(test)]
@@ -192,6 +204,9 @@ mod tests {
             "hooks.example.com/in/",
             "https://hooks.example.com/whrelay/in/default-k3j/stripe",
             "https://hooks.example.com/in",
+            "https://hooks.example.com/%69n/default-k3j",
+            "https://hooks.example.com/in;x/default-k3j",
+            "https://hooks.example.com/in%2Fdefault-k3j",
         ] {
             let refused = forwarder_url(text).expect_err("refused");
             assert!(refused.contains("input URL"), "{refused}");

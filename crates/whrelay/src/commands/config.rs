@@ -82,6 +82,10 @@ fn show(config: &Config, json: bool, output: &Output) -> Result<(), Failure> {
         let values = match (hidden, &key[..]) {
             (true, "header") => values.iter().map(|field| without_value(field)).collect(),
             (true, _) => vec!["…".to_owned()],
+            // One with a password is refused where it is used.
+            (false, "forwarder") if values.iter().any(|url| url.contains('@')) => {
+                vec!["…".to_owned()]
+            }
             (false, _) => values,
         };
         if json {

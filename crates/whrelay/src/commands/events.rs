@@ -18,6 +18,7 @@ use crate::args::{EventListArgs, EventsArgs, EventsCommand, ExportArgs, ExportFo
 use crate::failure::{Code, Failure};
 use crate::output::Output;
 use crate::paths::Paths;
+use crate::private;
 use crate::text::{Writer, events as events_of, shown, shown_bytes, shown_json};
 
 pub(crate) async fn run(args: EventsArgs, output: &Output) -> Result<(), Failure> {
@@ -118,6 +119,16 @@ fn base64(bytes: &[u8]) -> String {
     base64::engine::general_purpose::STANDARD.encode(bytes)
 }
 
+/// Begins the file of an export.
+fn begin(path: &Path) -> Result<Draft, Failure> {
+    let failed = |why: String| {
+        Failure::new(Code::Failed, format!("--output {}: {why}", path.display()))
+            .hint("name a file in a directory that can be written; without --output stdout has it")
+    };
+    private::is_there(path).map_err(failed)?;
+    private::create(path).map_err(|e| failed(e.to_string()))
+}
+
 async fn run_export(args: ExportArgs, output: &Output) -> Result<(), Failure> {
     let filter = agents::filter(&args.filter, args.event.as_deref())?;
     let mut round = Round::default();
@@ -126,10 +137,7 @@ async fn run_export(args: ExportArgs, output: &Output) -> Result<(), Failure> {
         return round.end(output).and(Err(agents::no_match("event")));
     }
     let mut file = match &args.output {
-        Some(path) => Some(Draft::create(path).map_err(|e| {
-            Failure::new(Code::Failed, format!("--output {}: {e}", path.display()))
-                .hint("name a file in a directory that is there and can be written")
-        })?),
+        Some(path) => Some(begin(path)?),
         None => None,
     };
     let is_terminal = std::io::stdout().is_terminal();

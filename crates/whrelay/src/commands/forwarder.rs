@@ -10,7 +10,7 @@ use whrelay_store::Store;
 use crate::args::ForwarderArgs;
 use crate::config;
 use crate::embedded::{
-    TOKEN_FILE, URL_FILE, cannot_bind, forget_url, keep, listen_on, store_options,
+    FORWARDER, TOKEN_FILE, announce, cannot_bind, forget_url, listen_on, store_options,
 };
 use crate::exposure;
 use crate::failure::{Code, Failure};
@@ -52,7 +52,7 @@ pub(crate) async fn run(
     };
     warn_if_fleeting(&dir, output);
     exposure::warn(&dir, &[dir.join(TOKEN_FILE)], config, output);
-    let store = Store::open(&dir, &store_options("forwarder", retention.max_disk))?;
+    let store = Store::open(&dir, &store_options(FORWARDER, retention.max_disk))?;
     let failed = |e: std::io::Error| Failure::new(Code::Failed, format!("{}: {e}", dir.display()));
     forget_url(&dir).map_err(failed)?;
     // A token that is shown and then not used would be lost: the port comes first.
@@ -99,7 +99,7 @@ pub(crate) async fn run(
     }
     // Where commands on this machine find it.
     let here = format!("http://{}", reachable(address));
-    keep(&dir.join(URL_FILE), &here).map_err(failed)?;
+    announce(&dir, &here).map_err(failed)?;
     let config = Config {
         public_url,
         retention,
@@ -108,6 +108,8 @@ pub(crate) async fn run(
     };
     let serving = async {
         whrelay_forwarder::run(listener, store.clone(), config, stop).await?;
+        // A later start does it, too.
+        let _ = forget_url(&dir);
         store.close().await;
         Ok(())
     };

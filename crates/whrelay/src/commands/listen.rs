@@ -24,7 +24,6 @@ use whrelay_core::route::{Prefix, Route};
 use whrelay_core::time::Timestamp;
 use whrelay_core::token::Token;
 use whrelay_delivery::Trust;
-use whrelay_store::write_private;
 
 use self::drain::Drain;
 use self::screen::Screen;
@@ -36,11 +35,14 @@ use crate::exposure;
 use crate::failure::{Code, Failure};
 use crate::output::Output;
 use crate::paths::{Paths, runtime_dirs, warn_if_fleeting};
+use crate::private;
 use crate::shutdown;
 use crate::text::{ago, shown};
 
 /// Lines that may wait for a slow terminal or pipe; more are counted and skipped.
 const WAITING_LINES: usize = 16 * 1024;
+/// Targets of one agent at most: each is delivered to by itself.
+const MAX_TARGETS: usize = 256;
 /// An end that takes no longer needs no word.
 const AT_ONCE: Duration = Duration::from_secs(1);
 /// How long the end waits for the last lines to be printed.
@@ -90,16 +92,16 @@ pub(crate) async fn run(
 
 /// Removes a ready file: whoever finds one takes it that this `listen` runs.
 fn remove_ready(path: &Path) -> Result<(), Failure> {
-    let failed = |error: &dyn std::fmt::Display| {
-        let why = format!("--ready-file {}: {error}", path.display());
-        Failure::new(Code::Usage, why)
-            .hint("name a file of its own, in a directory that can be written")
+    let failed = |why: String| {
+        Failure::new(
+            Code::Usage,
+            format!("--ready-file {}: {why}", path.display()),
+        )
+        .hint("name a file of its own, in a directory that can be written")
     };
-    match path.symlink_metadata() {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(failed(&error)),
-        Ok(about) if !about.is_file() => Err(failed(&"it is a link, a directory or a device")),
-        Ok(_) => std::fs::remove_file(path).map_err(|e| failed(&e)),
+    match private::is_there(path).map_err(failed)? {
+        true => std::fs::remove_file(path).map_err(|e| failed(e.to_string())),
+        false => Ok(()),
     }
 }
 
@@ -242,6 +244,10 @@ pub(crate) fn routes(args: &ListenArgs) -> Result<Vec<Route>, Failure> {
         if !routes.contains(&route) {
             routes.push(route);
         }
+    }
+    if routes.len() > MAX_TARGETS {
+        let why = format!("{} targets are too many", routes.len());
+        return Err(Failure::new(Code::Usage, why).hint(format!("at most {MAX_TARGETS}")));
     }
     if routes.is_empty() {
         return Err(
@@ -448,7 +454,7 @@ impl Printer {
         if let (Line::Ready(_), Some(path)) = (line, &self.ready_file) {
             let json = serde_json::to_string(line).map_err(std::io::Error::from)?;
             // The line has the input URL in it, and whoever has that can send.
-            write_private(path, (json + "\n").as_bytes()).map_err(|e| {
+            private::write(path, (json + "\n").as_bytes()).map_err(|e| {
                 Failure::new(
                     Code::Failed,
                     format!("--ready-file {}: {e}", path.display()),

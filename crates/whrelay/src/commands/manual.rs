@@ -31,5 +31,14 @@ pub(crate) fn man(args: &ManArgs, output: &Output) -> Result<(), Failure> {
 /// A page for each command.
 fn write_all(command: clap::Command, dir: &Path) -> std::io::Result<()> {
     std::fs::create_dir_all(dir)?;
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let is_ours = entry.file_name().to_string_lossy().starts_with("whrelay");
+        if is_ours && !entry.file_type()?.is_file() {
+            // It would be followed.
+            let why = format!("{} is no file", entry.path().display());
+            return Err(std::io::Error::new(std::io::ErrorKind::AlreadyExists, why));
+        }
+    }
     clap_mangen::generate_to(command, dir)
 }

@@ -14,9 +14,11 @@ use service_manager::{
 use crate::args::{Cli, Command, Service, ServiceArgs, ServiceCommand};
 use crate::commands::listen;
 use crate::config::Config;
-use crate::exposure;
 use crate::failure::{Code, Failure, first_line};
+use crate::origins::Origins;
 use crate::output::Output;
+use crate::private;
+use crate::text::shown;
 
 /// Seconds after which one that has failed is begun again.
 const RESTART_AFTER: u32 = 5;
@@ -68,21 +70,18 @@ fn can_run(run: &[String]) -> Result<bool, Failure> {
     let first = first.try_get_matches_from(&typed).ok();
     let profile = first.and_then(|first| first.get_one::<String>("profile").cloned());
     let config = Config::load(&command, profile.as_deref())?;
-    let matches = config.apply(command).try_get_matches_from(typed);
-    let parsed = matches.and_then(|matches| Cli::from_arg_matches(&matches));
-    let parsed = parsed.map_err(|error| {
+    let wrong = |error: clap::Error| {
         Failure::new(Code::Usage, first_line(&error))
             .hint("whrelay service install listen --to localhost:3000")
-    })?;
+    };
+    let matches = config.apply(command).try_get_matches_from(typed);
+    let matches = matches.map_err(wrong)?;
+    let parsed = Cli::from_arg_matches(&matches).map_err(wrong)?;
+    let has_secret = !Origins::new(&matches, &config)
+        .typed_secrets(&parsed)
+        .is_empty();
     if let Command::Listen(args) = parsed.command {
-        let is_typed = |flags: &[&str]| {
-            let mut typed = run.iter();
-            typed.any(|arg| flags.iter().any(|flag| arg.starts_with(flag)))
-        };
-        let token = is_typed(&["--token"]) && args.forwarder.token.is_some();
-        let fields = is_typed(&["-H", "--header"])
-            && args.requests.field_names().any(exposure::is_secret_field);
-        return listen::routes(&args).map(|_| token || fields);
+        return listen::routes(&args).map(|_| has_secret);
     }
     if matches!(parsed.command, Command::Forwarder(_)) {
         return Ok(false);
@@ -111,14 +110,34 @@ fn install(
              and `header` in your configuration file",
         );
     }
+    let working_directory = std::env::current_dir()?;
+    let places = places();
+    let texts = places.iter().map(|(_, place)| place.as_str());
+    let texts = texts.chain(run.iter().map(String::as_str));
+    let here = working_directory.to_string_lossy();
+    if let Some(text) = texts
+        .chain([&*here])
+        .find(|text| text.contains(char::is_control))
+    {
+        let why = format!(
+            "a service's file cannot have {} in it: it would be read as lines",
+            shown(text)
+        );
+        return Err(Failure::new(Code::Usage, why)
+            .hint("use a directory and arguments without line breaks"));
+    }
+    refuse_link(&label)?;
     let installed = manager.install(ServiceInstallCtx {
         label: label.clone(),
         program: quoted(&std::env::current_exe()?.to_string_lossy()).into(),
         args: run.iter().map(|arg| quoted(arg)).collect(),
         contents: None,
         username: None,
-        working_directory: Some(std::env::current_dir()?),
-        environment: Some(places()),
+        working_directory: Some(match cfg!(target_os = "macos") {
+            true => working_directory.clone(),
+            false => here.replace('%', "%%").into(),
+        }),
+        environment: Some(places.clone()),
         autostart: true,
         restart_policy: RestartPolicy::OnFailure {
             delay_secs: Some(RESTART_AFTER),
@@ -146,6 +165,18 @@ fn install(
     }
     output.tell(&format!("{} runs from now on", service.label));
     Ok(())
+}
+
+/// Refuses a link in the place of systemd's file: what it leads to would be overwritten.
+fn refuse_link(label: &ServiceLabel) -> Result<(), Failure> {
+    let Some(dirs) = directories::BaseDirs::new() else {
+        return Ok(());
+    };
+    let file = format!("systemd/user/{}.service", label.to_script_name());
+    let path = dirs.config_dir().join(file);
+    private::is_there(&path).map(drop).map_err(|why| {
+        Failure::new(Code::Failed, format!("{}: {why}", path.display())).hint("remove it first")
+    })
 }
 
 /// Where this user's commands look: the service keeps its data there, too.

@@ -36,7 +36,7 @@ pub(crate) async fn run(args: StatusArgs, output: &Output) -> Result<(), Failure
             .is_some_and(|parent| parent.ends_with("embedded"));
         let asked = async {
             // The agent of an embedded one that runs has said all of it.
-            let door = Door::open(&dir)?;
+            let door = Door::open(&dir).await?;
             let Some(door) = door.filter(|door| !(is_embedded && door.runs())) else {
                 return Ok(None);
             };

@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::failure::{Code, Failure};
 
 /// Bytes of a configuration file at most.
-const MAX_BYTES: u64 = 1024 * 1024;
+const MAX_BYTES: u64 = 64 * 1024;
 
 /// What a file is to this user.
 pub(crate) enum Source {
@@ -30,7 +30,17 @@ pub(crate) fn read(path: &Path) -> Result<Option<Source>, Failure> {
         Ok(about) if !about.is_file() => return Err(wrong(&"it is not a file")),
         Ok(_) => {}
     }
-    let file = File::open(path).map_err(|e| wrong(&e))?;
+    let mut options = File::options();
+    options.read(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+
+        // Some files of the system's wait for what has yet to happen.
+        let at_once = rustix::fs::OFlags::NONBLOCK.bits();
+        options.custom_flags(i32::from_ne_bytes(at_once.to_ne_bytes()));
+    }
+    let file = options.open(path).map_err(|e| wrong(&e))?;
     let about = file.metadata().map_err(|e| wrong(&e))?;
     if let Some(why) = writable_by_others(&about) {
         return Ok(Some(Source::Ignored(why)));

@@ -4,30 +4,37 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use whrelay_core::route::Route;
 use whrelay_core::target::Target;
 
 use super::file::Entry;
+use super::source::{self, Source};
 
 /// Where the files that were accepted are noted, in the user's data directory.
 const DIR: &str = "trusted";
 /// Keys that cannot hurt, whatever they say.
-const HARMLESS: [&str; 12] = [
+const HARMLESS: [&str; 8] = [
     "bucket",
     "color",
-    "deadline",
     "handoff_after",
-    "max_attempts",
     "max_in_flight",
     "order",
     "output",
     "rate",
     "retry_on",
-    "schedule",
-    "timeout",
 ];
+/// Keys that cannot hurt unless they give events up, or hammer an endpoint.
+const WITHIN_BOUNDS: [&str; 4] = ["deadline", "max_attempts", "schedule", "timeout"];
+/// Before that, an event that waits at a forwarder must not be given up.
+const LEAST_DEADLINE: Duration = Duration::from_secs(600);
+const LEAST_ATTEMPTS: u32 = 2;
+const LEAST_PAUSE: Duration = Duration::from_secs(1);
+const LEAST_TIMEOUT: Duration = Duration::from_secs(1);
+/// Pauses and targets of a file at most.
+const MOST_VALUES: usize = 64;
 
 /// How far a value is trusted, by where it is from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,20 +50,41 @@ pub(crate) enum Level {
 /// Whether any value of an entry's key can be tried on its flag: none of these flags opens a file for it.
 pub(crate) fn is_plain(entry: &Entry) -> bool {
     let key = &entry.key[..];
-    matches!(key, "to" | "route") || HARMLESS.contains(&key)
+    matches!(key, "to" | "route") || HARMLESS.contains(&key) || WITHIN_BOUNDS.contains(&key)
 }
 
 /// Whether an entry cannot hurt: events stay on this machine, no file is written, and no token is sent.
 pub(crate) fn is_harmless(entry: &Entry) -> bool {
     let is_local = |target: &Target| target.is_loopback() && target.socket().is_none();
+    let every =
+        |is_harmless: &dyn Fn(&str) -> bool| entry.values.iter().all(|value| is_harmless(value));
+    let at_least = |value: &str, least: Duration| {
+        let given = humantime::parse_duration(value.trim()).ok();
+        given.is_some_and(|given| given.is_zero() || given >= least)
+    };
+    if entry.values.len() > MOST_VALUES {
+        return false;
+    }
     match &entry.key[..] {
+        "deadline" => every(&|value| at_least(value, LEAST_DEADLINE)),
+        "timeout" => every(&|value| at_least(value, LEAST_TIMEOUT)),
+        "max_attempts" => every(&|value| {
+            let given = value.parse::<u32>().ok();
+            given.is_some_and(|given| given == 0 || given >= LEAST_ATTEMPTS)
+        }),
+        "schedule" => every(&|value| {
+            matches!(value, "seconds" | "medium" | "long")
+                || value.split(',').count() <= MOST_VALUES
+                    && value.split(',').all(|pause| at_least(pause, LEAST_PAUSE))
+        }),
         "to" => {
             let mut targets = entry.values.iter().map(|text| text.parse::<Target>());
             targets.all(|target| target.is_ok_and(|target| is_local(&target)))
         }
         "route" => {
-            let mut routes = entry.values.iter().flat_map(|text| text.split(' '));
-            routes.all(|text| {
+            let routes = || entry.values.iter().flat_map(|text| text.split(' '));
+            let few = routes().count() <= MOST_VALUES;
+            few && routes().all(|text| {
                 let route = text.parse::<Route>();
                 route.is_ok_and(|route| is_local(&route.target))
             })
@@ -80,10 +108,12 @@ impl Trusted {
 
     /// Whether this very file was accepted with these very bytes.
     pub(crate) fn has(&self, path: &Path, text: &str) -> bool {
-        let noted = self
-            .note(path)
-            .and_then(|(note, path)| Ok((fs::read_to_string(note)?, path)));
-        noted.is_ok_and(|(noted, path)| noted == content(&path, text))
+        let Ok((note, path)) = self.note(path) else {
+            return false;
+        };
+        // In a directory that somebody else made, a note may be somebody else's.
+        let noted = source::read(&note).ok().flatten();
+        matches!(noted, Some(Source::Text(noted)) if noted == content(&path, text))
     }
 
     /// Accepts a file with these bytes.
@@ -105,7 +135,10 @@ impl Trusted {
 
     /// Where a file is noted, and its path without links.
     fn note(&self, path: &Path) -> io::Result<(PathBuf, PathBuf)> {
-        let path = path.canonicalize()?;
+        // A link to an accepted file is not that file: what it names would be other files here.
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+        let dir = dir.unwrap_or(Path::new(".")).canonicalize()?;
+        let path = dir.join(path.file_name().unwrap_or_default());
         let name = hex(path.as_os_str().as_encoded_bytes());
         Ok((self.dir.join(name), path))
     }
@@ -151,6 +184,16 @@ mod tests {
             ("route", &["/a=3000 /b=localhost:4000"], true),
             ("route", &["/a=3000 /b=http://evil.test"], false),
             ("route", &["/a=unix:/run/docker.sock"], false),
+            ("deadline", &["0s"], true),
+            ("deadline", &["1h"], true),
+            ("deadline", &["1ns"], false),
+            ("max_attempts", &["3"], true),
+            ("max_attempts", &["1"], false),
+            ("schedule", &["30s,5m"], true),
+            ("schedule", &["30s,1ns"], false),
+            ("schedule", &["long"], true),
+            ("timeout", &["0s"], true),
+            ("timeout", &["1ms"], false),
         ] {
             assert_eq!(
                 is_harmless(&entry(key, values)),
