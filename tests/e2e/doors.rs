@@ -531,11 +531,17 @@ async fn an_export_takes_the_place_of_files_only() {
     let made = Command::new("mkfifo").arg(at("pipe")).status();
     assert!(made.unwrap().success());
     for name in ["link", "pipe"] {
-        let (code, said) = told(&home, &["events", "export", "--format", "json", "--output", name]);
+        let (code, said) = told(
+            &home,
+            &["events", "export", "--format", "json", "--output", name],
+        );
         assert!(code == Some(1) && said.contains("--output"), "{said}");
     }
     for _ in 0..2 {
-        let (code, said) = told(&home, &["events", "export", "--format", "json", "--output", "report"]);
+        let (code, said) = told(
+            &home,
+            &["events", "export", "--format", "json", "--output", "report"],
+        );
         assert_eq!(code, Some(0), "{said}");
         assert_eq!(mode(&at("report")), 0o600);
     }

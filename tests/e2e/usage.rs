@@ -206,6 +206,9 @@ fn a_service_that_does_not_start_is_not_left_installed() {
     std::fs::create_dir_all(unit.parent().unwrap()).unwrap();
     std::os::unix::fs::symlink(&victim, &unit).unwrap();
     let (code, said) = refused(&home, &["service", "install", "listen", "3000"]);
-    assert!(code == Some(1) && said.contains("whrelay.service"), "{said}");
+    assert!(
+        code == Some(1) && said.contains("whrelay.service"),
+        "{said}"
+    );
     assert_eq!(std::fs::read(&victim).unwrap(), b"mine");
 }
