@@ -212,3 +212,57 @@ fn a_service_that_does_not_start_is_not_left_installed() {
     );
     assert_eq!(std::fs::read(&victim).unwrap(), b"mine");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_set_to_nothing_is_not_set() {
+    let (mut home, receiver) = (home(), Receiver::start().await);
+    home.configure(&format!("to = \"{}\"\n", receiver.target()));
+    for name in [
+        "WHRELAY_TO",
+        "WHRELAY_BIND",
+        "WHRELAY_RATE",
+        "WHRELAY_FORWARDER",
+    ] {
+        home.set(name, "");
+    }
+    let (listen, url) = home.listen(&[]).await;
+    let id = send(&url, "x").await;
+    listen.wait_state(&id, "sent").await;
+}
+
+#[test]
+fn a_slip_of_the_finger_is_no_host_and_a_port_is_no_command() {
+    let home = home();
+    let (code, said) = refused(&home, &["listen", "300o"]);
+    assert!(code == Some(2) && said.contains("digits only"), "{said}");
+    for word in ["3000", "localhost:3000"] {
+        let (code, said) = refused(&home, &[word]);
+        let hint = format!("did you mean `whrelay listen {word}`?");
+        assert!(code == Some(2) && said.contains(&hint), "{said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_url_is_one_that_can_be_used_also_where_all_addresses_are_bound() {
+    let (there, here, receiver) = (home(), home(), Receiver::start().await);
+    let bind = whrelay_tests::port::quiet().replace("127.0.0.1", "0.0.0.0");
+    let forwarder = there.start(&["forwarder", "--json", "--bind", &bind]);
+    let ready = forwarder.wait("ready", |_| true).await;
+    let url = ready["url"].as_str().unwrap();
+    assert_eq!(
+        url,
+        format!("http://{}", bind.replace("0.0.0.0", "127.0.0.1"))
+    );
+    let to = receiver.target();
+    let (listen, input) = here.listen(&["--to", &to, "--bind", "0.0.0.0:0"]).await;
+    assert!(input.starts_with("http://127.0.0.1:"), "{input}");
+    let warned = |line: &Value| {
+        line["message"]
+            .as_str()
+            .unwrap()
+            .contains("other machines reach")
+    };
+    listen.wait("warning", warned).await;
+    let id = send(&input, "x").await;
+    listen.wait_state(&id, "sent").await;
+}

@@ -177,3 +177,21 @@ async fn of_what_came_before_only_as_much_as_is_wanted() {
     };
     assert_eq!(backlog(long_ago, 0..3).await.0.len(), 4);
 }
+
+/// They were looked up, and no resolver has to know them.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_name_under_localhost_is_this_machine() {
+    let (relay, receiver) = (Relay::start().await, Receiver::start().await);
+    for (name, host) in [
+        ("one", "shop.localhost"),
+        ("two", "localhost."),
+        ("three", "a.b.LOCALHOST"),
+    ] {
+        let mut setup = Setup::new(&relay, format!("http://{host}:{}", receiver.port()));
+        setup.name = name.to_owned();
+        setup.wants_backlog = Some(false);
+        let agent = Agent::start(setup).await;
+        let id = send(&relay.input("default").await, host).await;
+        agent.wait_state(&id, "sent").await;
+    }
+}

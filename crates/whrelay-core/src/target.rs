@@ -57,7 +57,7 @@ impl Target {
     /// Whether it is on this machine by its name or address.
     pub fn is_loopback(&self) -> bool {
         match self.host() {
-            Host::Domain(name) => name == "localhost",
+            Host::Domain(name) => is_localhost(name),
             Host::Ipv4(ip) => ip.is_loopback(),
             Host::Ipv6(ip) => ip.is_loopback(),
         }
@@ -128,6 +128,13 @@ impl Target {
     }
 }
 
+/// Whether a name means this machine, whatever a resolver says (RFC 6761 section 6.3).
+pub fn is_localhost(name: &str) -> bool {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let last = name.rsplit('.').next().unwrap_or_default();
+    last.eq_ignore_ascii_case("localhost")
+}
+
 /// Accepts `3000`, `:3000`, `localhost:3000`, `localhost:3000/base`, `http(s)://host[:port]/base`,
 /// `unix:/path/to/socket` and `unix:/path/to/socket:/base`.
 impl FromStr for Target {
@@ -136,6 +143,10 @@ impl FromStr for Target {
     fn from_str(text: &str) -> Result<Self, TargetError> {
         if let Some(rest) = text.strip_prefix("unix:") {
             return Self::over_socket(text, rest);
+        }
+        if !text.contains("://") && is_mistyped_port(text) {
+            let why = "a port has digits only; http:// makes it a host";
+            return Err(TargetError::NotAUrl(text.into(), why.into()));
         }
         let full = if text.contains("://") {
             text.to_owned()
@@ -177,6 +188,13 @@ impl FromStr for Target {
         let socket = None;
         Ok(Self { url, socket })
     }
+}
+
+/// Whether a text begins as a port does, and is neither that nor an address.
+fn is_mistyped_port(text: &str) -> bool {
+    let host = text.split(['/', '?', ':']).next().unwrap_or_default();
+    let begins = host.starts_with(|c: char| c.is_ascii_digit());
+    begins && !host.contains('.') && !host.bytes().all(|b| b.is_ascii_digit())
 }
 
 fn begins_with_port(text: &str) -> bool {

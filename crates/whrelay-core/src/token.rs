@@ -71,7 +71,9 @@ impl Token {
 
     /// Reads a token as it is presented.
     pub fn parse(text: &str) -> Result<Self, TokenError> {
+        // Some editors begin a file with a byte order mark.
         let rest = text
+            .trim_start_matches('\u{feff}')
             .trim()
             .strip_prefix(PREFIX)
             .and_then(|r| r.strip_prefix('_'));
@@ -159,6 +161,18 @@ mod tests {
         );
         assert_eq!(Token::parse("ghp_0123").err(), Some(TokenError::Form));
         assert_eq!(Token::parse(&text[..40]).err(), Some(TokenError::Form));
+    }
+
+    #[test]
+    fn a_token_is_found_in_what_is_around_it_and_read_from_a_file_of_any_editor() {
+        let text = token(1).expose();
+        for around in ["", "Bearer ", "a=b; t=\""] {
+            let around = format!("{around}{text}\"; c=d");
+            assert!(Token::is_in(around.as_bytes()), "{around}");
+        }
+        assert!(!Token::is_in(text.replacen("_5", "_6", 1).as_bytes()));
+        assert!(!Token::is_in(&text.as_bytes()[1..]) && !Token::is_in(b""));
+        assert!(Token::parse(&format!("\u{feff}{text}\r\n")).is_ok());
     }
 
     proptest! {

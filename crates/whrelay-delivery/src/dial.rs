@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 #[cfg(unix)]
 use tokio_util::either::Either;
 use whrelay_core::limits;
-use whrelay_core::target::Target;
+use whrelay_core::target::{Target, is_localhost};
 
 /// A connection.
 #[cfg(unix)]
@@ -125,7 +125,7 @@ impl Dialer {
             }
         }
         let mut said = failures.join("; ");
-        if self.host == "localhost" && in_container() {
+        if is_localhost(&self.host) && in_container() {
             said += IN_A_CONTAINER;
         }
         Err(DialError(said))
@@ -136,7 +136,7 @@ impl Dialer {
             .winner
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        let mut addresses: Vec<SocketAddr> = if self.host == "localhost" {
+        let mut addresses: Vec<SocketAddr> = if is_localhost(&self.host) {
             let both = [
                 IpAddr::from(Ipv6Addr::LOCALHOST),
                 IpAddr::from(Ipv4Addr::LOCALHOST),

@@ -190,6 +190,18 @@ impl Config {
     }
 }
 
+/// The commands, with what is set to nothing in the environment as if it were not set.
+pub(crate) fn without_empty(command: Command) -> Command {
+    let command = command.mut_args(|arg| {
+        let set = arg.get_env().and_then(std::env::var_os);
+        match set.is_some_and(|value| value.is_empty()) {
+            true => arg.env(None),
+            false => arg,
+        }
+    });
+    command.mut_subcommands(without_empty)
+}
+
 /// The key of a flag in a file: its name in the environment, without what all have in common.
 pub(crate) fn key(arg: &Arg) -> Option<String> {
     let name = arg.get_env()?.to_str()?.strip_prefix(PREFIX)?;

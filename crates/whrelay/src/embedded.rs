@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use tokio::net::{TcpListener, TcpSocket};
@@ -34,6 +34,8 @@ pub(crate) const TOKEN_FILE: &str = "admin-token";
 /// The forwarder of this process.
 pub(crate) struct Embedded {
     pub(crate) url: Url,
+    /// Where it listens.
+    pub(crate) address: SocketAddr,
     pub(crate) token: Token,
     /// The port of the bucket's own, where somebody else has it.
     pub(crate) away_from: Option<u16>,
@@ -82,7 +84,7 @@ impl Embedded {
         let address = listener
             .local_addr()
             .map_err(|e| Failure::new(Code::Failed, e.to_string()))?;
-        let text = format!("http://{address}");
+        let text = format!("http://{}", reachable(address));
         let url = Url::parse(&text).map_err(|e| Failure::new(Code::Bug, e.to_string()))?;
         let keep = |name: &str, text: &str| keep(&dir.join(name), text).map_err(failed);
         announce(dir, &text).map_err(failed)?;
@@ -93,6 +95,7 @@ impl Embedded {
         let serving = serve(listener, store, url.clone(), retention, stop.clone());
         Ok(Self {
             url,
+            address,
             token,
             away_from,
             dir: dir.to_owned(),
@@ -204,6 +207,16 @@ async fn bind_listener(
         }
     }
     Err(refused.unwrap_or_else(|| Failure::new(Code::Bug, "there is no port to try")))
+}
+
+/// An address at which this machine reaches a listener: one for all addresses is reached on loopback.
+pub(crate) fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip @ (IpAddr::V4(_) | IpAddr::V6(_)) => ip,
+    };
+    SocketAddr::new(ip, address.port())
 }
 
 /// Listens on the first of some addresses that can be had.

@@ -24,10 +24,11 @@ use std::process::ExitCode;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgMatches, CommandFactory, FromArgMatches};
 use tracing_subscriber::EnvFilter;
+use whrelay_core::target::Target;
 use whrelay_store::Panicked;
 
 use crate::args::{Cli, Command};
-use crate::config::Config;
+use crate::config::{Config, without_empty};
 use crate::failure::{Code, Failure, first_line};
 use crate::origins::Origins;
 use crate::output::Output;
@@ -69,8 +70,7 @@ fn parse() -> Result<(Cli, Config), Wrong> {
         .ignore_errors(true)
         .try_get_matches_from(typed);
     let mut config = configured(&first.map_err(Wrong::Typed)?, &command)?;
-    let matches = config
-        .apply(command)
+    let matches = without_empty(config.apply(command))
         .try_get_matches()
         .map_err(Wrong::Typed)?;
     let mut cli = Cli::from_arg_matches(&matches).map_err(Wrong::Typed)?;
@@ -119,12 +119,22 @@ fn usage(error: &clap::Error) -> ExitCode {
         let _ = error.print();
         return ExitCode::SUCCESS;
     }
-    let hint = match suggested(error) {
-        Some(meant) => format!("did you mean `{meant}`?"),
-        None => format!("`{} --help` lists what it takes", typed_command()),
+    let hint = match (typed_target(error), suggested(error)) {
+        (Some(target), _) => format!("did you mean `whrelay listen {target}`?"),
+        (None, Some(meant)) => format!("did you mean `{meant}`?"),
+        (None, None) => format!("`{} --help` lists what it takes", typed_command()),
     };
     let failure = Failure::new(Code::Usage, first_line(error)).hint(hint);
     failure.report(&Output::plain())
+}
+
+/// A target that stands where a command was to be.
+fn typed_target(error: &clap::Error) -> Option<String> {
+    let ContextValue::String(word) = error.get(ContextKind::InvalidSubcommand)? else {
+        return None;
+    };
+    let is_target = word.contains(|c: char| c.is_ascii_digit()) && word.parse::<Target>().is_ok();
+    is_target.then(|| word.clone())
 }
 
 /// What was meant, where clap has an idea.

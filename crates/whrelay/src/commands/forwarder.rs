@@ -1,7 +1,6 @@
 //! `whrelay forwarder`: the cloud side. It must not know agents' targets.
 
 use std::io::IsTerminal;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::Serialize;
 use whrelay_forwarder::Config;
@@ -10,7 +9,7 @@ use whrelay_store::Store;
 use crate::args::ForwarderArgs;
 use crate::config;
 use crate::embedded::{
-    FORWARDER, TOKEN_FILE, announce, cannot_bind, forget_url, listen_on, store_options,
+    FORWARDER, TOKEN_FILE, announce, cannot_bind, forget_url, listen_on, reachable, store_options,
 };
 use crate::exposure;
 use crate::failure::{Code, Failure};
@@ -27,16 +26,6 @@ struct Ready {
     admin: Option<String>,
     token_file: String,
     pid: u32,
-}
-
-/// An address at which this machine reaches a listener: one for all addresses is reached on loopback.
-fn reachable(address: SocketAddr) -> SocketAddr {
-    let ip = match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip @ (IpAddr::V4(_) | IpAddr::V6(_)) => ip,
-    };
-    SocketAddr::new(ip, address.port())
 }
 
 pub(crate) async fn run(
@@ -67,7 +56,8 @@ pub(crate) async fn run(
     let public = args
         .public_url
         .map(|url| url.as_str().trim_end_matches('/').to_owned());
-    let public_url = public.unwrap_or_else(|| format!("http://{address}"));
+    let here = format!("http://{}", reachable(address));
+    let public_url = public.unwrap_or_else(|| here.clone());
     if new {
         let file = token_file.display();
         // What is no terminal is a log, which others read.
@@ -98,7 +88,6 @@ pub(crate) async fn run(
         }
     }
     // Where commands on this machine find it.
-    let here = format!("http://{}", reachable(address));
     announce(&dir, &here).map_err(failed)?;
     let config = Config {
         public_url,

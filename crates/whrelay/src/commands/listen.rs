@@ -143,10 +143,10 @@ impl Job {
                 );
                 tell(Line::warning(why));
             }
-            if !embedded.url.host().is_some_and(is_loopback) {
-                let url = &embedded.url;
+            if !embedded.address.ip().is_loopback() {
+                let at = embedded.address;
                 let why =
-                    format!("--bind: other machines reach this forwarder at {url}, by plain http");
+                    format!("--bind: other machines reach this forwarder on {at}, by plain http");
                 tell(Line::warning(why));
             }
             let access = Access::new(embedded.token.clone(), None);
