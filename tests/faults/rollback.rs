@@ -1,6 +1,8 @@
 //! Ring 4, directories that go back: of the forwarder, of the agent, or of both, to any earlier copy, again and again,
 //! while the other side runs, is away, or goes back too. Whatever still lies on a disk arrives.
 
+mod clones;
+
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -61,6 +63,13 @@ pub(crate) fn run(binary: &str) -> bool {
                 failed.map_or(Ok("all that lay on a disk arrived".to_owned()), Err),
             );
         }
+        let began = Instant::now();
+        held &= report::judge(
+            &format!("both directories cloned, and all four running, --retain {retain}"),
+            "2 pairs".to_owned(),
+            began,
+            runtime.block_on(clones::run(binary, retain)),
+        );
     }
     held
 }
