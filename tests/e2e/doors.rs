@@ -187,6 +187,10 @@ fn a_file_that_others_can_write_is_ignored_loudly() {
         assert!(found == "16" && said.contains("another user"), "{said}");
     }
     fs::remove_file(&path).unwrap();
+    project(&home, &"# long\n".repeat(10_000));
+    let (code, said) = told(&home, &["status"]);
+    assert!(code == Some(2) && said.contains("larger than"), "{said}");
+    fs::remove_file(&path).unwrap();
     symlink("/dev/zero", &path).unwrap();
     assert_eq!(told(&home, &["status"]).0, Some(2), "it is read to no end");
 }

@@ -120,7 +120,7 @@ mod tests {
             stream.write_all(head.as_bytes()).await.unwrap();
             stream.write_all(first).await.unwrap();
             sleep(pause).await;
-            // Whoever asked may have given up.
+            // The client may have closed the connection.
             let _ = stream.write_all(rest).await;
         });
         Config {

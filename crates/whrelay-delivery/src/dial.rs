@@ -248,4 +248,14 @@ mod tests {
         let _server = tokio::net::UnixListener::bind(&path).expect("a socket");
         assert!(dial().await.is_ok());
     }
+
+    #[tokio::test]
+    async fn a_forwarder_on_localhost_is_asked_at_127_0_0_1_first() {
+        let v4 = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = v4.local_addr().expect("bound").port();
+        let _other_user = TcpListener::bind(("::1", port)).await.expect("the port");
+        let dialed = Dialer::new("localhost", port).v4_first().dial().await;
+        let peer = dialed.expect("connected").peer_addr().expect("a peer");
+        assert!(peer.is_ipv4(), "{peer}");
+    }
 }

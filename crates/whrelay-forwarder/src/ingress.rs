@@ -114,8 +114,7 @@ fn copy_headers(headers: &HeaderMap) -> Vec<Header> {
     kept.map(copy).collect()
 }
 
-/// Whether a field carries an access token of a forwarder: whoever has it can read and change everything there, and a
-/// target must not get it.
+/// Whether a field carries an access token of a forwarder. A token gives full access, so targets must not get it.
 fn is_access_token(name: &header::HeaderName, value: &header::HeaderValue) -> bool {
     const SCHEME: &[u8] = b"bearer";
     let value = value.as_bytes().trim_ascii_start();

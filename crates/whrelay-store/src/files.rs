@@ -69,13 +69,13 @@ pub(crate) fn check_magic(path: &Path) -> Result<(), OpenError> {
     }
 }
 
-/// A file that nothing in it says to be a store: a damaged one where a store's name lies beside it.
+/// The error for a file without a readable header: damaged if a store's name lies beside it, else not a store.
 pub(crate) fn unknown(path: &Path) -> OpenError {
     let path = path.to_owned();
     match path.parent().is_some_and(|dir| kept_name(dir).is_ok()) {
         true => OpenError::Damaged {
             path,
-            detail: "nothing in it says any more what it is".to_owned(),
+            detail: "its header is not readable".to_owned(),
         },
         false => OpenError::Foreign { path },
     }

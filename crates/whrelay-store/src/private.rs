@@ -89,7 +89,7 @@ impl Draft {
         Self::begin(path, draft)
     }
 
-    /// Begins one among files of the user's, with a random number, so that its draft is none of them.
+    /// Begins one in a directory of the user's. The random number keeps its draft from replacing another file.
     ///
     /// # Errors
     /// When there cannot be such a file.
@@ -142,7 +142,7 @@ impl Write for Draft {
 impl Drop for Draft {
     fn drop(&mut self) {
         if !self.is_kept {
-            // The next one removes it, too.
+            // A draft that stays harms nobody: only its owner can read it.
             let _ = fs::remove_file(&self.draft);
         }
     }

@@ -525,7 +525,7 @@ pub(crate) enum ConfigCommand {
     Check,
     /// Accept this directory's whrelay.toml as it is now, so that it may set everything
     Trust {
-        /// Accept it no more
+        /// Remove the acceptance
         #[arg(long)]
         revoke: bool,
     },

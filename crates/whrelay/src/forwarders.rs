@@ -67,8 +67,8 @@ impl Door {
         Err(Failure::new(Code::NotFound, why).hint("name its forwarder with --forwarder"))
     }
 
-    /// The forwarder of a directory; nothing where there is none. A command that has its store for a moment, or a
-    /// forwarder that only just starts, is waited for.
+    /// The forwarder of a directory. Returns `None` if the directory has no store. Waits for a command that holds the
+    /// lock for a moment and for a forwarder that is starting.
     pub(crate) async fn open(dir: &Path) -> Result<Option<Self>, Failure> {
         if !dir.join("store.redb").exists() {
             return Ok(None);

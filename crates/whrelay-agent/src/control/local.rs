@@ -1,4 +1,4 @@
-//! A socket that only processes of one user reach. It must not know what is asked over it.
+//! The local socket of the control API: only processes of its user can connect.
 
 #[cfg(unix)]
 pub(super) use self::unix::{Listener, Stream, through};

@@ -169,7 +169,7 @@ pub(super) fn forwarder_url(text: &str) -> Result<Url, String> {
     // The token would be stored there as an event, and delivered.
     if is_input(&url) {
         return Err(
-            "this is the input URL of a bucket, which senders use; leave /in/… away".into(),
+            "this is the input URL of a bucket, which senders use: remove /in/… from it".into(),
         );
     }
     Ok(url)

@@ -42,7 +42,7 @@ fn trust(revoke: bool, output: &Output) -> Result<(), Failure> {
     };
     if revoke {
         let said = match trusted.forget(path).map_err(failed)? {
-            true => "is trusted no more",
+            true => "is no longer trusted",
             false => "was not trusted",
         };
         output.tell(&format!("{PROJECT} {said}"));

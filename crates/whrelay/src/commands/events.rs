@@ -123,7 +123,7 @@ fn base64(bytes: &[u8]) -> String {
 fn begin(path: &Path) -> Result<Draft, Failure> {
     let failed = |why: String| {
         Failure::new(Code::Failed, format!("--output {}: {why}", path.display()))
-            .hint("name a file in a directory that can be written; without --output stdout has it")
+            .hint("name a file in a directory that can be written; without --output the export goes to stdout")
     };
     private::is_there(path).map_err(failed)?;
     private::create(path).map_err(|e| failed(e.to_string()))

@@ -90,7 +90,7 @@ pub(crate) async fn run(
     ended.and(ready_file.map_or(Ok(()), remove_ready))
 }
 
-/// Removes a ready file: whoever finds one takes it that this `listen` runs.
+/// Removes a ready file: scripts take its existence to mean that `listen` runs.
 fn remove_ready(path: &Path) -> Result<(), Failure> {
     let failed = |why: String| {
         Failure::new(

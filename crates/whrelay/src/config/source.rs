@@ -17,7 +17,7 @@ pub(crate) enum Source {
     Ignored(String),
 }
 
-/// Reads a file; nothing where there is none.
+/// Reads a file. Returns `None` if it does not exist.
 pub(crate) fn read(path: &Path) -> Result<Option<Source>, Failure> {
     let wrong = |error: &dyn std::fmt::Display| {
         let why = format!("{}: {error}", path.display());

@@ -28,7 +28,7 @@ const HARMLESS: [&str; 8] = [
 ];
 /// Keys that cannot hurt unless they give events up, or hammer an endpoint.
 const WITHIN_BOUNDS: [&str; 4] = ["deadline", "max_attempts", "schedule", "timeout"];
-/// Before that, an event that waits at a forwarder must not be given up.
+/// A shorter deadline would give up events that are queued at a forwarder.
 const LEAST_DEADLINE: Duration = Duration::from_secs(600);
 const LEAST_ATTEMPTS: u32 = 2;
 const LEAST_PAUSE: Duration = Duration::from_secs(1);
