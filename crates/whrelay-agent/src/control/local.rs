@@ -189,37 +189,41 @@ mod unix {
     }
 }
 
-/// A named pipe of a random name, which the data directory tells. Other machines are rejected.
+/// A named pipe of a random name, which the data directory tells.
 #[cfg(windows)]
 mod windows {
     use std::io;
     use std::path::{Path, PathBuf};
 
+    use interprocess::os::windows::named_pipe::tokio::{DuplexPipeStream, PipeListener};
+    use interprocess::os::windows::named_pipe::{PipeListenerOptions, pipe_mode};
+    use interprocess::os::windows::security_descriptor::SecurityDescriptor;
     use reqwest::ClientBuilder;
-    use tokio::net::windows::named_pipe::{NamedPipeServer, ServerOptions};
-    use tokio::sync::Mutex;
+    use widestring::{U16CStr, u16cstr};
 
-    pub(in super::super) type Stream = NamedPipeServer;
+    pub(in super::super) type Stream = DuplexPipeStream<pipe_mode::Bytes>;
 
-    /// Connections of this machine.
+    /// All rights for the pipe's owner, and nothing for anyone else: inherited entries do not count.
+    const ONLY_ITS_OWNER: &U16CStr = u16cstr!("D:P(A;;GA;;;OW)");
+
+    /// Connections of this user.
     #[derive(Debug)]
     pub(in super::super) struct Listener {
-        next: Mutex<NamedPipeServer>,
+        listener: PipeListener<pipe_mode::Bytes, pipe_mode::Bytes>,
         path: PathBuf,
     }
 
     impl Listener {
+        /// Creates the pipe as the first of its name: whoever had the name before would get what is meant for us.
+        /// Other machines are rejected.
         pub(in super::super) fn bind(_data: &Path, _below: &[PathBuf]) -> io::Result<Self> {
             let path = PathBuf::from(format!(r"\\.\pipe\whrelay-{:032x}", rand::random::<u128>()));
-            // Whoever had the name before would get what is meant for us.
-            let first = ServerOptions::new()
-                .first_pipe_instance(true)
-                .reject_remote_clients(true)
-                .create(&path)?;
-            Ok(Self {
-                next: Mutex::new(first),
-                path,
-            })
+            let listener = PipeListenerOptions::new()
+                .path(path.as_path())
+                .accept_remote(false)
+                .security_descriptor(Some(SecurityDescriptor::deserialize(ONLY_ITS_OWNER)?))
+                .create_tokio_duplex()?;
+            Ok(Self { listener, path })
         }
 
         pub(in super::super) fn path(&self) -> &Path {
@@ -227,12 +231,7 @@ mod windows {
         }
 
         pub(in super::super) async fn accept(&self) -> io::Result<Stream> {
-            let mut next = self.next.lock().await;
-            next.connect().await?;
-            let following = ServerOptions::new()
-                .reject_remote_clients(true)
-                .create(&self.path)?;
-            Ok(std::mem::replace(&mut *next, following))
+            self.listener.accept().await
         }
     }
 
