@@ -11,12 +11,10 @@ use url::Url;
 use whrelay_agent::lines::{AttemptLine, Line};
 use whrelay_agent::{Access, AgentError, Config, Label, Manner, Proxies};
 use whrelay_core::backlog::Backlog;
-use whrelay_core::dispatch::Order;
 use whrelay_core::retention::Retention;
-use whrelay_core::retry::RetryPolicy;
 use whrelay_core::route::Route;
 use whrelay_core::token::Token;
-use whrelay_delivery::{Fields, Trust};
+use whrelay_delivery::Trust;
 use whrelay_store::{Options, Role, Store};
 
 use crate::eventually;
@@ -72,15 +70,7 @@ impl Setup {
             wants_backlog: None,
             backlog: Backlog::default(),
             exit_on_disconnect: None,
-            manner: Manner {
-                policy: RetryPolicy::default(),
-                timeout: Duration::from_secs(30),
-                max_in_flight: 16,
-                rate: None,
-                order: Order::default(),
-                fields: Fields::default(),
-                trust: Trust::default(),
-            },
+            manner: Manner::default(),
         }
     }
 }

@@ -254,6 +254,10 @@ impl World {
                     status: last.as_ref().and_then(|last| last.status),
                     url: url.split('?').next().unwrap().to_owned(),
                     error: last.as_ref().and_then(|last| last.error.clone()),
+                    cause: last
+                        .as_ref()
+                        .and_then(|last| last.cause())
+                        .map(|cause| cause.as_str().to_owned()),
                     newest: String::new(),
                 };
                 let (count, newest) = groups.entry(group).or_insert((0, id));

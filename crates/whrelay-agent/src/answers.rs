@@ -3,6 +3,7 @@
 
 mod again;
 mod groups;
+mod kinds;
 mod matches;
 
 use std::collections::HashMap;
@@ -279,7 +280,10 @@ impl Local {
                 if !targets.contains_key(&logged.attempt.destination) {
                     targets = self.targets()?;
                 }
-                if filter.wants_attempt(&logged.attempt, name(&targets, &logged.attempt)) {
+                let attempt = &logged.attempt;
+                if filter.wants_attempt(attempt, name(&targets, attempt))
+                    && self.wants_kind(filter, attempt.key.seq)?
+                {
                     out.line(Line::Attempt(self.attempt_line(logged, &targets)))
                         .await?;
                     told = true;
@@ -320,7 +324,7 @@ impl Local {
             let Some(some) = matches.some(&targets)? else {
                 break;
             };
-            lines.extend(some.into_iter().map(|matched| matched.line));
+            lines.extend(some.into_iter().map(|matched| (matched.seq, matched.line)));
             if out.0.is_closed() {
                 return Err(Stop::Gone);
             }
@@ -328,7 +332,8 @@ impl Local {
             tokio::task::yield_now().await;
         }
         lines.truncate(last);
-        for line in lines.into_iter().rev() {
+        for (seq, mut line) in lines.into_iter().rev() {
+            self.describe(&mut line, seq)?;
             out.line(Line::Event(line)).await?;
         }
         Ok(())
@@ -383,7 +388,8 @@ impl Local {
     async fn show(&self, text: &str, out: &Out) -> Result<(), Stop> {
         let (seq, event) = self.find(text)?;
         let targets = self.targets()?;
-        let line = EventLine::new(&event, &self.shown_deliveries(seq, &targets)?);
+        let mut line = EventLine::new(&event, &self.shown_deliveries(seq, &targets)?);
+        self.describe(&mut line, seq)?;
         out.line(Line::Event(line)).await?;
         for logged in self.attempts_at(seq)?.iter().rev() {
             let line = self.attempt_line(logged, &targets);

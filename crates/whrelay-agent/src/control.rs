@@ -138,6 +138,9 @@ pub struct Filter {
     pub event: Option<String>,
     /// Of this bucket.
     pub bucket: Option<String>,
+    /// That the sender calls this.
+    #[serde(default)]
+    pub kind: Option<String>,
 }
 
 impl Filter {

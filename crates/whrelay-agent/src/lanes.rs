@@ -214,6 +214,7 @@ impl Lanes {
             order,
             fields,
             trust,
+            signatures,
         } = self.manner.clone();
         let client = Client::new(target.clone(), fields, &trust, max_in_flight)?;
         let destination = Destination {
@@ -225,6 +226,8 @@ impl Lanes {
             rate,
             order,
             takes,
+            signatures,
+            input: self.store.note("input")?,
         };
         let (store, clock) = (self.store.clone(), Arc::clone(&self.clock));
         let notices = (self.notify(target), Arc::clone(&self.fetch));

@@ -38,7 +38,7 @@ use whrelay_core::pace::Rate;
 use whrelay_core::retention::Retention;
 use whrelay_core::retry::RetryPolicy;
 use whrelay_core::route::Route;
-use whrelay_delivery::{Fields, Trust};
+use whrelay_delivery::{Fields, Signatures, Trust};
 use whrelay_store::{Store, persist};
 
 pub use access::Access;
@@ -70,6 +70,8 @@ pub struct Manner {
     pub fields: Fields,
     /// Which targets are believed to be who they say.
     pub trust: Trust,
+    /// What becomes of providers' signatures.
+    pub signatures: Signatures,
 }
 
 impl Default for Manner {
@@ -82,6 +84,7 @@ impl Default for Manner {
             order: Order::default(),
             fields: Fields::default(),
             trust: Trust::default(),
+            signatures: Signatures::default(),
         }
     }
 }

@@ -1,8 +1,10 @@
 //! What is said about an agent's work: one type per JSON line of the contract, shared by `listen`,
 //! the control endpoint and the commands. It must not know who reads it, nor how it is coloured.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
-use whrelay_core::delivery::{self, Attempt, DeadReason, Delivery, State};
+use whrelay_core::delivery::{self, Attempt, DeadReason, Delivery, Signature, State};
 use whrelay_core::event::{Event, Header};
 use whrelay_core::retry::Phase;
 use whrelay_core::time::Timestamp;
@@ -119,7 +121,7 @@ pub struct ReceivedLine {
     pub path: String,
     /// Bytes of the body.
     pub bytes: u64,
-    /// What the sender calls this kind of event, where it says so in a header.
+    /// What the sender calls this kind of event, where it says so in a header or the body.
     pub kind: Option<String>,
     /// When the forwarder received it.
     pub at: String,
@@ -135,26 +137,10 @@ impl ReceivedLine {
             method: request.method.clone(),
             path: request.path_and_query(),
             bytes: event.body_len(),
-            kind: kind(event),
+            kind: whrelay_providers::kind(request),
             at: event.received_at.to_string(),
         }
     }
-}
-
-/// Headers in which senders name the kind of an event.
-const KIND_HEADERS: [&str; 5] = [
-    "x-github-event",
-    "x-gitlab-event",
-    "x-gitea-event",
-    "x-shopify-topic",
-    "x-event-key",
-];
-
-fn kind(event: &Event) -> Option<String> {
-    let named = KIND_HEADERS
-        .iter()
-        .find_map(|name| event.request.header(name));
-    named.map(|value| String::from_utf8_lossy(value).into_owned())
 }
 
 /// See [`Line::Attempt`].
@@ -186,6 +172,12 @@ pub struct AttemptLine {
     /// Why it is dead.
     #[serde(with = "words::maybe")]
     pub reason: Option<DeadReason>,
+    /// Why the target refused it, where that is known: `signature expired` or `signature unverified`.
+    #[serde(default)]
+    pub cause: Option<String>,
+    /// What was known of the event's signature, where it has one that needs a word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<SignatureLine>,
     /// When it is tried next.
     pub next_attempt_at: Option<String>,
     /// `fast` or `durable`.
@@ -200,6 +192,32 @@ pub struct AttemptLine {
     pub replay: bool,
     /// When it started.
     pub at: String,
+}
+
+/// What was known of a signature at an attempt.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SignatureLine {
+    /// Whose signature.
+    pub provider: String,
+    /// `unchecked`, `verified`, `renewed`, `repeated`, `stale`, `unverified` or `refused`.
+    pub state: String,
+    /// How old the signature was that the target got, in milliseconds.
+    pub age_ms: Option<u64>,
+    /// Whether that is older than the provider's own libraries accept.
+    pub expired: bool,
+}
+
+impl SignatureLine {
+    /// About a signature.
+    pub(crate) fn new(signature: &Signature) -> Self {
+        let ms = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        Self {
+            provider: signature.provider.clone(),
+            state: signature.state.as_str().to_owned(),
+            age_ms: signature.age.map(ms),
+            expired: signature.expired,
+        }
+    }
 }
 
 impl AttemptLine {
@@ -222,6 +240,8 @@ impl AttemptLine {
             duration_ms: (attempt.duration.as_secs_f64() * 1e5).round() / 100.0,
             state: attempt.state(),
             reason: attempt.reason(),
+            cause: attempt.cause().map(|cause| cause.as_str().to_owned()),
+            signature: attempt.signature.as_ref().map(SignatureLine::new),
             next_attempt_at: attempt.next_attempt_at().map(|at| at.to_string()),
             phase: phase.to_owned(),
             handoff,
@@ -254,6 +274,9 @@ pub struct EventLine {
     pub path: String,
     /// Bytes that the body has, or had.
     pub bytes: u64,
+    /// What the sender calls this kind of event, where it says so in a header or the body.
+    #[serde(default)]
+    pub kind: Option<String>,
     /// Whether retention has removed the body.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub body_removed: bool,
@@ -265,6 +288,12 @@ pub struct EventLine {
     /// Why it is dead.
     #[serde(with = "words::maybe")]
     pub reason: Option<DeadReason>,
+    /// Why a target refused it, where that is known: `signature expired` or `signature unverified`.
+    #[serde(default)]
+    pub cause: Option<String>,
+    /// What was known of its signature then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<SignatureLine>,
     /// Attempts over all its deliveries.
     pub attempts: u32,
     /// When one is tried next.
@@ -307,10 +336,13 @@ impl EventLine {
             method: request.method.clone(),
             path: request.path_and_query(),
             bytes: event.body_len(),
+            kind: None,
             body_removed: event.removed_body.is_some(),
             received_at: event.received_at.to_string(),
             state: least.map_or(State::Queued, |delivery| delivery.state),
             reason: least.and_then(|delivery| delivery.reason),
+            cause: None,
+            signature: None,
             attempts: deliveries
                 .iter()
                 .map(|(delivery, _)| delivery.attempts)
@@ -332,6 +364,9 @@ impl EventLine {
         Self {
             state: least.0,
             reason: least.1,
+            kind: self.kind.or(other.kind),
+            cause: self.cause.or(other.cause),
+            signature: self.signature.or(other.signature),
             attempts: self.attempts + other.attempts,
             body_removed: self.body_removed && other.body_removed,
             next_attempt_at: next.into_iter().flatten().min(),
@@ -394,6 +429,9 @@ pub struct GroupLine {
     pub status: Option<u16>,
     /// What went wrong where there was no answer.
     pub error: Option<String>,
+    /// Why they were refused, where that is known: `signature expired` or `signature unverified`.
+    #[serde(default)]
+    pub cause: Option<String>,
     /// Where they went, without the query.
     pub url: String,
     /// The newest of their events.

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::bucket::{BucketId, Seq};
+use crate::event::Header;
 use crate::id::{DeliveryId, EventId};
 use crate::retry::{DeliveryHistory, Pause, Phase, Verdict};
 use crate::time::Timestamp;
@@ -256,6 +257,95 @@ impl Delivery {
     }
 }
 
+/// What was known of a provider's signature when an attempt was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Signature {
+    /// The provider.
+    pub provider: String,
+    /// What the secrets said.
+    pub state: SignatureState,
+    /// How old the signature was that the target got, where it says so.
+    pub age: Option<Duration>,
+    /// Whether that is older than the provider's own libraries accept.
+    pub expired: bool,
+}
+
+/// What the secrets said about a signature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SignatureState {
+    /// There is no secret of this provider.
+    Unchecked,
+    /// It is good, and was sent as it came.
+    Verified,
+    /// It is good, and was made anew for this attempt.
+    Renewed,
+    /// It is good, but another event had it first: its time was not made anew.
+    Repeated,
+    /// It is good, but was too old when the event was received.
+    Stale,
+    /// It was not made with any of the secrets.
+    Unverified,
+    /// It is not good, and such events are not delivered.
+    Refused,
+}
+
+impl SignatureState {
+    /// All of them.
+    pub const ALL: [SignatureState; 7] = [
+        SignatureState::Unchecked,
+        SignatureState::Verified,
+        SignatureState::Renewed,
+        SignatureState::Repeated,
+        SignatureState::Stale,
+        SignatureState::Unverified,
+        SignatureState::Refused,
+    ];
+
+    /// The word for it in output.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unchecked => "unchecked",
+            Self::Verified => "verified",
+            Self::Renewed => "renewed",
+            Self::Repeated => "repeated",
+            Self::Stale => "stale",
+            Self::Unverified => "unverified",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+impl Signature {
+    /// Whether it is why a delivery was given up after this answer. Receivers answer a signature that they do not
+    /// accept with one of these codes.
+    pub fn cause(&self, status: Option<u16>) -> Option<Cause> {
+        match (self.state, status) {
+            (SignatureState::Refused, None) => Some(Cause::SignatureUnverified),
+            (_, Some(400 | 401 | 403)) if self.expired => Some(Cause::SignatureExpired),
+            (_, _) => None,
+        }
+    }
+}
+
+/// Why a target refused a delivery, where that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Cause {
+    /// Its signature was older than the provider's libraries accept.
+    SignatureExpired,
+    /// It does not verify, and such events are not delivered.
+    SignatureUnverified,
+}
+
+impl Cause {
+    /// The words for it in output.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::SignatureExpired => "signature expired",
+            Self::SignatureUnverified => "signature unverified",
+        }
+    }
+}
+
 /// One try, as it is recorded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attempt {
@@ -281,8 +371,12 @@ pub struct Attempt {
     pub status: Option<u16>,
     /// What went wrong where there was no answer.
     pub error: Option<String>,
+    /// The answer's header fields, as many as are kept.
+    pub answer_headers: Vec<Header>,
     /// The first bytes of the answer's body.
     pub answer: Vec<u8>,
+    /// What was known of the event's signature, where it has one.
+    pub signature: Option<Signature>,
     /// Whether the delivery is a replay.
     pub replay: bool,
     /// The phase of the backoff it was made in.
@@ -312,7 +406,9 @@ impl Attempt {
             duration: Duration::ZERO,
             status: None,
             error: Some(why.to_owned()),
+            answer_headers: Vec::new(),
             answer: Vec::new(),
+            signature: None,
             replay: delivery.replay,
             phase: delivery.phase,
             verdict: Verdict::Dead(reason),
@@ -334,6 +430,13 @@ impl Attempt {
             Verdict::Dead(reason) => Some(reason),
             Verdict::Sent | Verdict::RetryAt { .. } => None,
         }
+    }
+
+    /// Why it was refused, where that is known.
+    pub fn cause(&self) -> Option<Cause> {
+        let signature = self.signature.as_ref()?;
+        let is_rejected = self.verdict == Verdict::Dead(DeadReason::Rejected);
+        signature.cause(self.status).filter(|_| is_rejected)
     }
 
     /// When its delivery is tried next, if it is.

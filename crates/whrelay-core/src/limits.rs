@@ -91,6 +91,10 @@ pub const INCIDENTS: usize = 32;
 pub const TOMBSTONES: u64 = 100_000;
 /// Ids that are looked at in one step where there are more: a few times what a step of retention leaves.
 pub const TOMBSTONES_LOOKED_AT: usize = 4 * RETENTION_STEP;
+/// How long the event is remembered that a provider's signature belongs to. An older signature is not made anew.
+pub const SIGNATURES_KEPT: Duration = Duration::from_secs(90 * 86_400);
+/// Header fields of an answer that are kept, in bytes of names and values.
+pub const KEPT_ANSWER_HEADERS: usize = 4 * 1024;
 /// Longest bucket name.
 pub const MAX_BUCKET_NAME: usize = 64;
 

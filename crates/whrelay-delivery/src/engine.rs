@@ -11,50 +11,28 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use whrelay_core::breaker::Change;
-use whrelay_core::bucket::{Bucket, Seq};
-use whrelay_core::delivery::{Attempt, DeadReason, Delivery, DeliveryKey, DestinationId, Step};
+use whrelay_core::bucket::Seq;
+use whrelay_core::delivery::{
+    Attempt, DeadReason, Delivery, DeliveryKey, DestinationId, Signature, Step,
+};
 use whrelay_core::dispatch::{Dispatcher, Order};
 use whrelay_core::event::Event;
 use whrelay_core::limits;
 use whrelay_core::outcome::Outcome;
-use whrelay_core::pace::Rate;
-use whrelay_core::retry::{DeliveryHistory, Jitter, RetryPolicy, decide};
+use whrelay_core::retry::{DeliveryHistory, Jitter, decide};
 use whrelay_core::time::Timestamp;
 use whrelay_store::{DueScan, Head, Release, Store, StoreError, persist};
 
 use crate::clock::Clock;
+use crate::destination::{Destination, Takes};
 use crate::http::{Client, Reply};
 use crate::repair::{Fetch, Repair, repair};
+use crate::signatures::Attested;
 
-/// How one destination is delivered to.
-#[derive(Clone, Debug)]
-pub struct Destination {
-    /// Its number in the store.
-    pub id: DestinationId,
-    /// The bucket whose events go there.
-    pub bucket: Bucket,
-    /// How failures are retried.
-    pub policy: RetryPolicy,
-    /// Time for one attempt, over the whole exchange; zero for no bound.
-    pub timeout: Duration,
-    /// Attempts at once.
-    pub max_in_flight: usize,
-    /// How fast attempts may start.
-    pub rate: Option<Rate>,
-    /// In which order deliveries are made.
-    pub order: Order,
-    /// What of all that waits there is delivered.
-    pub takes: Takes,
-}
-
-/// What an engine delivers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Takes {
-    /// Everything that waits for its destination.
-    All,
-    /// Only what a person asked for again.
-    Replays,
-}
+/// What is told of a delivery whose time is up.
+const EXPIRED: &str = "the deadline has passed: not tried again";
+/// What is told of an event that is not delivered for its signature.
+const UNVERIFIED: &str = "its signature does not verify: not delivered (--unverified dead)";
 
 /// What happened, for whoever watches.
 #[derive(Clone, Debug)]
@@ -420,7 +398,8 @@ impl Engine {
         };
         let outcome = match delivery.step(self.clock.moment().certain) {
             Step::Expire => {
-                self.expire(&delivery, &event).await?;
+                let expired = (DeadReason::Deadline, EXPIRED);
+                self.give_up(&delivery, &event, expired, None).await?;
                 None
             }
             Step::Attempt(history) => Some(self.try_once(&delivery, &event, history).await?),
@@ -455,10 +434,26 @@ impl Engine {
         history: DeliveryHistory,
     ) -> Result<Outcome, StoreError> {
         let number = history.attempts;
+        let (input, url) = (
+            self.destination.input.as_deref(),
+            self.client.seen_url(event),
+        );
+        let (signatures, now) = (&self.destination.signatures, self.clock.moment());
+        let attested = signatures.for_attempt(&self.store, event, (input, &url), now);
+        let Attested { signed, note } = match attested.await? {
+            Ok(attested) => attested,
+            Err(refused) => {
+                let unverified = (DeadReason::Rejected, UNVERIFIED);
+                self.give_up(delivery, event, unverified, Some(refused))
+                    .await?;
+                return Ok(Outcome::Unsendable);
+            }
+        };
         let (at, started) = (self.clock.now(), Instant::now());
+        let timeout = self.destination.timeout;
         let reply = self
             .client
-            .send(event, delivery, number, self.destination.timeout)
+            .send(event, delivery, number, signed.as_ref(), timeout)
             .await;
         let duration = started.elapsed();
         let now = self.clock.moment();
@@ -468,6 +463,7 @@ impl Engine {
             outcome,
             status,
             error,
+            answer_headers,
             answer,
         } = reply;
         let (url, method) = self.request_of(event);
@@ -483,7 +479,9 @@ impl Engine {
             duration,
             status,
             error,
+            answer_headers,
             answer,
+            signature: note,
             replay: delivery.replay,
             phase: delivery.phase,
             verdict,
@@ -492,10 +490,19 @@ impl Engine {
         Ok(outcome)
     }
 
-    async fn expire(&self, delivery: &Delivery, event: &Event) -> Result<(), StoreError> {
-        let (now, why) = (self.clock.now(), "the deadline has passed: not tried again");
-        let request = self.request_of(event);
-        let given_up = Attempt::given_up(delivery, request, now, DeadReason::Deadline, why);
+    /// Gives up a delivery without an attempt.
+    async fn give_up(
+        &self,
+        delivery: &Delivery,
+        event: &Event,
+        (reason, why): (DeadReason, &str),
+        signature: Option<Signature>,
+    ) -> Result<(), StoreError> {
+        let (now, request) = (self.clock.now(), self.request_of(event));
+        let given_up = Attempt {
+            signature,
+            ..Attempt::given_up(delivery, request, now, reason, why)
+        };
         self.record(given_up).await
     }
 

@@ -6,6 +6,7 @@ use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::uri::Authority;
 use whrelay_core::delivery::Delivery;
 use whrelay_core::event::{Event, Header};
+use whrelay_providers::Signed;
 
 /// Fields of one connection or one hop (RFC 9110 section 7.6.1), of the message's framing, and of
 /// its addressing: they are made anew for the target.
@@ -116,6 +117,18 @@ impl Fields {
         Self { host, set }
     }
 
+    /// The `Host` that a target gets for an event, where it is not the target's own.
+    pub(crate) fn host(&self, sent: &[Header]) -> Option<HeaderValue> {
+        match &self.host {
+            HostField::Target => None,
+            HostField::Fixed(value) => Some(value.clone()),
+            HostField::Sender => {
+                let sent = sent.iter().find(|h| h.name.eq_ignore_ascii_case("host"));
+                sent.and_then(|host| HeaderValue::from_bytes(&host.value).ok())
+            }
+        }
+    }
+
     fn apply(&self, sent: &[Header], headers: &mut HeaderMap) {
         let is_set = |name: &HeaderName| {
             let mut set = self.set.iter();
@@ -132,28 +145,21 @@ impl Fields {
         for Field { name, value } in &self.set {
             headers.append(name, value.clone());
         }
-        let host = match &self.host {
-            HostField::Target => None,
-            HostField::Fixed(value) => Some(value.clone()),
-            HostField::Sender => {
-                let sent = sent.iter().find(|h| h.name.eq_ignore_ascii_case("host"));
-                sent.and_then(|host| HeaderValue::from_bytes(&host.value).ok())
-            }
-        };
         // Where there is none, the connection puts the target's there.
-        if let Some(host) = host {
+        if let Some(host) = self.host(sent) {
             headers.insert(http::header::HOST, host);
         }
     }
 }
 
-/// The sender's fields, in order, with those that the user has set, then ours. A name or value that HTTP
-/// cannot carry is left out.
+/// The sender's fields, in order, with a signature made anew, those that the user has set, then ours. A name or value
+/// that HTTP cannot carry is left out.
 pub(crate) fn outgoing(
     event: &Event,
     delivery: &Delivery,
     number: u32,
     fields: &Fields,
+    signed: Option<&Signed>,
 ) -> HeaderMap {
     let sent = event.request.headers.iter();
     let sent: Vec<_> = sent.map(|field| (&*field.name, &*field.value)).collect();
@@ -162,6 +168,16 @@ pub(crate) fn outgoing(
         let parsed = (HeaderName::try_from(name), HeaderValue::from_bytes(value));
         if let (Ok(name), Ok(value)) = parsed {
             headers.append(name, value);
+        }
+    }
+    for (name, value) in signed.into_iter().flat_map(|signed| &signed.fields) {
+        let original = HeaderName::try_from(format!("x-whrelay-original-{name}"));
+        let replaced = headers.remove(*name);
+        if let (Ok(original), Some(value)) = (original, replaced) {
+            headers.insert(original, value);
+        }
+        if let Ok(value) = HeaderValue::try_from(value) {
+            headers.insert(HeaderName::from_static(name), value);
         }
     }
     fields.apply(&event.request.headers, &mut headers);
@@ -267,7 +283,7 @@ mod tests {
             last_attempt: None,
             in_place_of: Vec::new(),
         };
-        outgoing(&event, &delivery, 3, &Fields::default())
+        outgoing(&event, &delivery, 3, &Fields::default(), None)
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, Response, Uri, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, Version};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -17,10 +17,11 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::time::{Instant, timeout_at};
 use tower_service::Service;
 use whrelay_core::delivery::Delivery;
-use whrelay_core::event::Event;
+use whrelay_core::event::{Event, Header};
 use whrelay_core::limits;
 use whrelay_core::outcome::{Outcome, RetryAfter};
 use whrelay_core::target::Target;
+use whrelay_providers::Signed;
 
 use crate::dial::{DialError, Way};
 use crate::headers::{Fields, outgoing};
@@ -29,13 +30,15 @@ use crate::wire::{Grip, Wire};
 
 /// What came of an exchange.
 #[derive(Clone, Debug)]
-pub struct Reply {
+pub(crate) struct Reply {
     /// For the verdict.
     pub outcome: Outcome,
     /// The answer's status code.
     pub status: Option<u16>,
     /// For a person, where there was no answer.
     pub error: Option<String>,
+    /// The answer's header fields, as many as are kept.
+    pub answer_headers: Vec<Header>,
     /// The first bytes of the answer's body.
     pub answer: Vec<u8>,
 }
@@ -46,6 +49,7 @@ impl Reply {
             outcome,
             status: None,
             error: Some(error.to_string()),
+            answer_headers: Vec::new(),
             answer: Vec::new(),
         }
     }
@@ -107,15 +111,16 @@ impl Client {
         self.way.dial_within(limits::PROBE_TIMEOUT).await.is_ok()
     }
 
-    /// Sends an event once, and waits for the answer at most `timeout` (zero: for ever).
-    pub async fn send(
+    /// Sends an event once, signed anew where that is given, and waits for the answer at most `timeout` (zero: for ever).
+    pub(crate) async fn send(
         &self,
         event: &Event,
         delivery: &Delivery,
         number: u32,
+        signed: Option<&Signed>,
         timeout: Duration,
     ) -> Reply {
-        let request = match self.request(event, delivery, number) {
+        let request = match self.request(event, delivery, number, signed) {
             Ok(request) => request,
             Err(why) => return Reply::failed(Outcome::Unsendable, why),
         };
@@ -143,11 +148,28 @@ impl Client {
         url.unwrap_or_else(|_| self.target.to_string())
     }
 
+    /// The URL that the target sees, put together as its framework does: with the `Host` that it gets.
+    pub(crate) fn seen_url(&self, event: &Event) -> String {
+        let sent = &event.request;
+        let url = self.target.request_url(&sent.tail, sent.query.as_deref());
+        let url = url.unwrap_or_else(|_| self.target.to_string());
+        let host = self.fields.host(&sent.headers);
+        let host = host.as_ref().and_then(|host| host.to_str().ok());
+        match (host, url.split_once("://")) {
+            (Some(host), Some((scheme, rest))) => {
+                let path = &rest[rest.find('/').unwrap_or(rest.len())..];
+                format!("{scheme}://{host}{path}")
+            }
+            (None, _) | (_, None) => url,
+        }
+    }
+
     fn request(
         &self,
         event: &Event,
         delivery: &Delivery,
         number: u32,
+        signed: Option<&Signed>,
     ) -> Result<Request<Full<Bytes>>, String> {
         let told = |e: &dyn std::fmt::Display| e.to_string();
         let sent = &event.request;
@@ -160,13 +182,14 @@ impl Client {
         if method == Method::CONNECT {
             return Err("CONNECT cannot be delivered".into());
         }
-        let mut request = Request::new(Full::new(sent.body.clone()));
+        let body = signed.and_then(|signed| signed.body.clone());
+        let mut request = Request::new(Full::new(body.unwrap_or_else(|| sent.body.clone())));
         (*request.method_mut(), *request.uri_mut()) = (method, uri);
-        *request.headers_mut() = outgoing(event, delivery, number, &self.fields);
+        *request.headers_mut() = outgoing(event, delivery, number, &self.fields, signed);
         // RFC 9110 section 8.6: a method that expects content says so when there is none.
         let expects = [Method::POST, Method::PUT, Method::PATCH].contains(request.method());
         if sent.body.is_empty() && expects {
-            let none = http::HeaderValue::from_static("0");
+            let none = HeaderValue::from_static("0");
             request
                 .headers_mut()
                 .insert(http::header::CONTENT_LENGTH, none);
@@ -182,6 +205,7 @@ async fn read_answer(response: Response<Incoming>, deadline: Instant) -> Reply {
     let status = response.status().as_u16();
     let retry_after = response.headers().get(http::header::RETRY_AFTER);
     let retry_after = retry_after.and_then(|value| RetryAfter::parse(value.as_bytes()));
+    let answer_headers = kept_headers(response.headers());
     let (mut body, mut answer, mut read) = (response.into_body(), Vec::new(), 0);
     while read < limits::READ_ANSWER {
         let Ok(Some(Ok(frame))) = timeout_at(deadline, body.frame()).await else {
@@ -202,8 +226,23 @@ async fn read_answer(response: Response<Incoming>, deadline: Instant) -> Reply {
         outcome,
         status: Some(status),
         error: None,
+        answer_headers,
         answer,
     }
+}
+
+/// The first fields of an answer, up to what is kept.
+fn kept_headers(headers: &HeaderMap) -> Vec<Header> {
+    let mut room = limits::KEPT_ANSWER_HEADERS;
+    let fits = |(name, value): &(&HeaderName, &HeaderValue)| {
+        let left = room.checked_sub(name.as_str().len() + value.len());
+        left.inspect(|left| room = *left).is_some()
+    };
+    let header = |(name, value): (&HeaderName, &HeaderValue)| Header {
+        name: name.to_string(),
+        value: Bytes::copy_from_slice(value.as_bytes()),
+    };
+    headers.iter().take_while(fits).map(header).collect()
 }
 
 /// The connection an answer came over, where it is that attempt's alone.

@@ -5,21 +5,25 @@
 //! tells a callback what happened.
 
 mod clock;
+mod destination;
 mod dial;
 mod engine;
 mod headers;
 mod http;
 mod repair;
 mod retention;
+mod signatures;
 mod strays;
 mod tls;
 mod wire;
 
 pub use clock::Clock;
+pub use destination::{Destination, Takes};
 pub use dial::{DialError, Dialer};
-pub use engine::{Destination, Engine, Notice, Notify, Takes};
+pub use engine::{Engine, Notice, Notify};
 pub use headers::{Field, FieldError, Fields, HostField, travelling};
-pub use http::{Client, Reply};
+pub use http::Client;
 pub use repair::{Fetch, Fetched};
 pub use retention::{Removed, Step, Sweep, Sweeper, Why, keep};
+pub use signatures::{Resign, Signatures, TRIGGERED, Unverified};
 pub use tls::{NoCertificate, Trust, client_config};

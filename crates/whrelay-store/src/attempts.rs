@@ -8,7 +8,7 @@ use crate::deliveries::{self, Before};
 use crate::disk::Store;
 use crate::error::StoreError;
 use crate::index::Wait;
-use crate::record::Seal;
+use crate::record::{self, Seal, Unsealed};
 use crate::rows::AttemptRow;
 use crate::tables::{ATTEMPT_LOG, ATTEMPT_STATES, ATTEMPTS, DELIVERIES, SEQUENCES};
 use crate::tx::{Tx, sequence, state_key};
@@ -157,9 +157,9 @@ fn log(
     let row = index_row(place, &attempt);
     let bucket = attempt.key.bucket;
     tx.attempt_states.open()?.insert(row, ())?;
-    let record = tx
-        .seal
-        .seal(&place.to_be_bytes(), &AttemptRow::new(attempt, before))?;
+    let (row_of, more) = AttemptRow::new(attempt, before);
+    let more = record::encode(&more)?;
+    let record = Unsealed::new(&row_of, &more)?.seal(tx.seal, &place.to_be_bytes());
     tx.attempts.open()?.insert(place, record.as_slice())?;
     tx.grow(bucket, cost(&record));
     Ok(())
@@ -216,10 +216,10 @@ fn logged(
 
 fn open(seal: Seal, place: u64, record: &[u8]) -> Option<LoggedAttempt> {
     match seal.open::<AttemptRow>("attempt", &place.to_be_bytes(), record) {
-        Ok((row, _)) => Some(LoggedAttempt {
+        Ok((row, more)) => Some(LoggedAttempt {
             place,
             before: row.before,
-            attempt: row.into_attempt(),
+            attempt: row.into_attempt(record::decode(more).unwrap_or_default()),
         }),
         Err(error) => {
             tracing::error!(%error, "an attempt is passed over");

@@ -4,12 +4,12 @@
 use redb::{AccessGuard, ReadableTable};
 use serde::Deserialize;
 use whrelay_core::bucket::{BucketId, Seq};
-use whrelay_core::delivery::{Delivery, DeliveryKey};
+use whrelay_core::delivery::{Cause, Delivery, DeliveryKey};
 
 use crate::disk::Store;
 use crate::error::StoreError;
-use crate::record::{Seal, undamaged};
-use crate::rows::DeliveryRow;
+use crate::record::{self, Seal, undamaged};
+use crate::rows::{AttemptMore, DeliveryRow};
 use crate::tables::{ATTEMPTS, DELIVERIES, QUARANTINE, delivery_key};
 
 /// Rows that are read on the way to the next one that is wanted, before that is looked up instead.
@@ -33,6 +33,8 @@ pub struct LastAttempt<'a> {
     pub status: Option<u16>,
     /// What went wrong where there was no answer.
     pub error: Option<&'a str>,
+    /// What its signature has to do with it, should the delivery have been given up.
+    pub signature_cause: Option<Cause>,
 }
 
 /// The beginning of an `AttemptRow`, as far as a [`LastAttempt`] needs it, not copied.
@@ -183,18 +185,28 @@ fn is_place_upto(entry: &LogRow<'_>, place: u64) -> bool {
 fn start_of(seal: Seal, place: u64, record: &[u8]) -> Option<LastAttempt<'_>> {
     let start = seal
         .parts(&place.to_be_bytes(), record)
-        .and_then(|(head, _)| {
+        .and_then(|(head, more)| {
             let start: AttemptStart<'_> = postcard::from_bytes(head).ok()?;
             Some(LastAttempt {
                 url: start.url,
                 status: start.status,
                 error: start.error,
+                signature_cause: signature_cause(start.status, more),
             })
         });
     if start.is_none() {
         tracing::error!(place, "an attempt is damaged on disk and is skipped");
     }
     start
+}
+
+/// Only few answers can be about a signature: what stands behind the others is not read.
+fn signature_cause(status: Option<u16>, more: &[u8]) -> Option<Cause> {
+    if !matches!(status, None | Some(400..=403)) {
+        return None;
+    }
+    let more: AttemptMore = record::decode(more)?;
+    more.into_signature()?.cause(status)
 }
 
 /// Deliveries as they are read, one event after the other.

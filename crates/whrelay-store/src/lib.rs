@@ -32,6 +32,7 @@ mod retention;
 mod rows;
 mod salvage;
 mod shared;
+mod signatures;
 mod sizes;
 mod sources;
 mod states;

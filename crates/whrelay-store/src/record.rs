@@ -50,6 +50,16 @@ impl Unsealed {
     }
 }
 
+/// What stands as a body behind a head.
+pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, StoreError> {
+    postcard::to_extend(value, Vec::new()).map_err(|e| StoreError::Broken(e.to_string().into()))
+}
+
+/// The same, read; nothing where no such thing is there.
+pub(crate) fn decode<T: DeserializeOwned>(body: &[u8]) -> Option<T> {
+    postcard::from_bytes(body).ok()
+}
+
 /// What a store's records are sealed with. It is made of the store's own name, which nobody who only
 /// sends knows: no body can have the bytes of a record that would pass for one of the store's.
 #[derive(Clone, Copy, Debug)]

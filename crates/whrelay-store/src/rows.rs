@@ -6,7 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use whrelay_core::bucket::{Bucket, BucketId, BucketKey, BucketName, Seq};
-use whrelay_core::delivery::{Attempt, DeadReason, Delivery, DeliveryKey, DestinationId, State};
+use whrelay_core::delivery::{
+    Attempt, DeadReason, Delivery, DeliveryKey, DestinationId, Signature, SignatureState, State,
+};
 use whrelay_core::event::{Event, Header, Request};
 use whrelay_core::id::{DeliveryId, EventId};
 use whrelay_core::retry::{Pause, Phase, Verdict};
@@ -408,8 +410,83 @@ pub(crate) struct AttemptRow {
     pub(crate) before: Option<u64>,
 }
 
+/// What stands behind an [`AttemptRow`]. Rows of before format 8 have nothing there.
+#[derive(Default, Serialize, Deserialize)]
+pub(crate) struct AttemptMore {
+    answer_headers: Vec<(String, Vec<u8>)>,
+    signature: Option<SignatureRow>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SignatureRow {
+    provider: String,
+    state: u8,
+    age_us: Option<u64>,
+    expired: bool,
+}
+
+impl SignatureRow {
+    fn new(signature: Signature) -> Self {
+        let Signature {
+            provider,
+            state,
+            age,
+            expired,
+        } = signature;
+        Self {
+            provider,
+            state: match state {
+                SignatureState::Unchecked => 0,
+                SignatureState::Verified => 1,
+                SignatureState::Renewed => 2,
+                SignatureState::Repeated => 3,
+                SignatureState::Stale => 4,
+                SignatureState::Unverified => 5,
+                SignatureState::Refused => 6,
+            },
+            age_us: age.map(micros),
+            expired,
+        }
+    }
+
+    fn into_signature(self) -> Signature {
+        Signature {
+            provider: self.provider,
+            state: match self.state {
+                1 => SignatureState::Verified,
+                2 => SignatureState::Renewed,
+                3 => SignatureState::Repeated,
+                4 => SignatureState::Stale,
+                5 => SignatureState::Unverified,
+                6 => SignatureState::Refused,
+                _ => SignatureState::Unchecked,
+            },
+            age: self.age_us.map(Duration::from_micros),
+            expired: self.expired,
+        }
+    }
+}
+
+impl AttemptMore {
+    /// What was known of the event's signature.
+    pub(crate) fn into_signature(self) -> Option<Signature> {
+        self.signature.map(SignatureRow::into_signature)
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Which event a signature belongs to.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct SignatureClaimRow {
+    pub(crate) event: [u8; 16],
+}
+
 impl AttemptRow {
-    pub(crate) fn new(attempt: Attempt, before: Option<u64>) -> Self {
+    /// The row, and what stands behind it.
+    pub(crate) fn new(attempt: Attempt, before: Option<u64>) -> (Self, AttemptMore) {
         let (state, reason) = (attempt.state(), attempt.reason());
         let Attempt {
             key,
@@ -423,18 +500,25 @@ impl AttemptRow {
             duration,
             status,
             error,
+            answer_headers,
             answer,
+            signature,
             replay,
             phase,
             verdict,
         } = attempt;
+        let header = |Header { name, value }: Header| (name, value.to_vec());
+        let more = AttemptMore {
+            answer_headers: answer_headers.into_iter().map(header).collect(),
+            signature: signature.map(SignatureRow::new),
+        };
         let next = match verdict {
             Verdict::RetryAt { at, phase, pause } => {
                 Some((at.as_micros(), durable_since(phase), number_of(pause)))
             }
             Verdict::Sent | Verdict::Dead(_) => None,
         };
-        Self {
+        let row = Self {
             key: (key.bucket.0, key.seq.0, key.ordinal),
             delivery: delivery.to_bytes(),
             event: event.to_bytes(),
@@ -443,7 +527,7 @@ impl AttemptRow {
             method,
             number,
             at: at.as_micros(),
-            duration_us: u64::try_from(duration.as_micros()).unwrap_or(u64::MAX),
+            duration_us: micros(duration),
             status,
             error,
             answer,
@@ -452,10 +536,15 @@ impl AttemptRow {
             state: StateRow::new(state, reason),
             next,
             before,
-        }
+        };
+        (row, more)
     }
 
-    pub(crate) fn into_attempt(self) -> Attempt {
+    pub(crate) fn into_attempt(self, more: AttemptMore) -> Attempt {
+        let header = |(name, value): (String, Vec<u8>)| Header {
+            name,
+            value: value.into(),
+        };
         let (bucket, seq, ordinal) = self.key;
         let verdict = match (self.next, self.state.split()) {
             (Some((at, since, pause)), _) => Verdict::RetryAt {
@@ -482,7 +571,9 @@ impl AttemptRow {
             duration: Duration::from_micros(self.duration_us),
             status: self.status,
             error: self.error,
+            answer_headers: more.answer_headers.into_iter().map(header).collect(),
             answer: self.answer,
+            signature: more.signature.map(SignatureRow::into_signature),
             replay: self.replay,
             phase: phase(self.durable_since),
             verdict,

@@ -6,7 +6,7 @@ use whrelay_core::bucket::{BucketId, Seq};
 use whrelay_core::delivery::DeliveryKey;
 
 /// The format this version writes.
-pub(crate) const FORMAT: u32 = 7;
+pub(crate) const FORMAT: u32 = 8;
 /// The oldest format this version migrates.
 pub(crate) const OLDEST_FORMAT: u32 = 6;
 
@@ -66,6 +66,11 @@ pub(crate) const REMOVALS: TableDefinition<'_, u32, &[u8]> = TableDefinition::ne
 pub(crate) const REMOVED: TableDefinition<'_, (u32, u64), &[u8]> =
     TableDefinition::new("removed_v1");
 
+/// Key: when a provider signed, in microseconds since 1970, and a digest of what it signed. Value: record of
+/// `SignatureClaimRow`: the event whose signature may be made anew.
+pub(crate) const SIGNATURES: TableDefinition<'_, (i64, &[u8; 16]), &[u8]> =
+    TableDefinition::new("signatures_v1");
+
 /// The key in [`SEQUENCES`] for the log of attempts; buckets count from 1.
 pub(crate) const ATTEMPT_LOG: u32 = 0;
 /// The key in [`SEQUENCES`] for the bytes that all events, deliveries and attempts take.
@@ -104,6 +109,7 @@ pub(crate) fn create_all(tx: &WriteTransaction) -> Result<(), TableError> {
     tx.open_table(QUARANTINE)?;
     tx.open_table(REMOVALS)?;
     tx.open_table(REMOVED)?;
+    tx.open_table(SIGNATURES)?;
     Ok(())
 }
 

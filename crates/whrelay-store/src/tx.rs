@@ -61,6 +61,7 @@ pub(crate) struct Tx<'txn> {
     pub(crate) quarantine: Lazy<'txn, (u32, u64), i64>,
     pub(crate) removals: Lazy<'txn, u32, &'static [u8]>,
     pub(crate) removed: Lazy<'txn, (u32, u64), &'static [u8]>,
+    pub(crate) signatures: Lazy<'txn, (i64, &'static [u8; 16]), &'static [u8]>,
     sequences: Lazy<'txn, u32, (u64, u64)>,
     counts: Lazy<'txn, (u32, u8), u64>,
     /// Numbers given in this transaction, not yet written.
@@ -92,6 +93,7 @@ impl<'txn> Tx<'txn> {
             quarantine: Lazy::new(tx, QUARANTINE),
             removals: Lazy::new(tx, REMOVALS),
             removed: Lazy::new(tx, REMOVED),
+            signatures: Lazy::new(tx, SIGNATURES),
             sequences: Lazy::new(tx, SEQUENCES),
             counts: Lazy::new(tx, COUNTS),
             given: HashMap::new(),

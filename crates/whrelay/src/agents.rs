@@ -204,5 +204,6 @@ pub(crate) fn filter(args: &FilterArgs, event: Option<&str>) -> Result<Filter, F
         target: args.target.as_ref().map(ToString::to_string),
         event: event.map(str::to_owned),
         bucket: args.bucket.as_ref().map(ToString::to_string),
+        kind: args.kind.clone(),
     })
 }

@@ -9,8 +9,12 @@ mod examples;
 mod requests;
 #[path = "args/service.rs"]
 mod service;
+#[path = "args/signatures.rs"]
+mod signatures;
 #[path = "args/subscription.rs"]
 mod subscription;
+#[path = "args/trigger.rs"]
+mod trigger;
 #[path = "args/values.rs"]
 mod values;
 
@@ -34,6 +38,7 @@ pub(crate) use self::events::*;
 pub(crate) use self::requests::RequestArgs;
 pub(crate) use self::service::{Service, ServiceArgs, ServiceCommand};
 pub(crate) use self::subscription::{BucketPlace, SubscriptionArgs, SubscriptionCommand};
+pub(crate) use self::trigger::TriggerArgs;
 pub(crate) use self::values::{CaFile, Matcher, Newest, Percent};
 use self::values::{
     backlog, bind, bytes, ca_file, duration, forwarder_url, matcher, past, percent, schedule,
@@ -353,6 +358,7 @@ impl ListenArgs {
             },
             fields: self.requests.fields(),
             trust: self.requests.trust(),
+            signatures: self.requests.signatures.signatures(),
         }
     }
 }
@@ -442,30 +448,6 @@ pub(crate) struct FlakyArgs {
     #[arg(long, value_name = "DUR", value_parser = duration)]
     pub(crate) always_after: Option<Duration>,
     /// JSON Lines: one for each request
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = examples::TRIGGER)]
-pub(crate) struct TriggerArgs {
-    /// github, stripe, shopify, slack or standard (Standard Webhooks)
-    pub(crate) provider: Option<String>,
-    /// What happened there, as the provider calls it; see --list
-    pub(crate) event: Option<String>,
-    /// Where to send it: an input URL, or a target to try without a forwarder
-    #[arg(long, value_name = "URL")]
-    pub(crate) to: Option<Target>,
-    /// The secret to sign with, as your handler knows it [default: it goes unsigned]
-    #[arg(long, env = "WHRELAY_SECRET", hide_env_values = true)]
-    pub(crate) secret: Option<String>,
-    /// How many, each with ids of its own
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    pub(crate) count: u32,
-    /// List all samples
-    #[arg(long)]
-    pub(crate) list: bool,
-    /// JSON Lines: one for each answer
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -602,6 +584,9 @@ mod tests {
             (&["replay", "--all", "--times", "0"], "--times"),
             (&["listen", "3000", "-H", "no field"], "--header"),
             (&["listen", "3000", "--ca-file", "/nowhere"], "--ca-file"),
+            (&["listen", "3000", "--provider", "acme=x"], "--provider"),
+            (&["listen", "3000", "--resign", "late"], "--resign"),
+            (&["listen", "3000", "--unverified", "x"], "--unverified"),
             (&["listen", "3000", "--forwarder", "ftp://x"], "--forwarder"),
             (&["logs", "--since", "yesterday"], "--since"),
             (&["logs", "--status", "happy"], "--status"),

@@ -6,7 +6,7 @@ use crate::config::Config;
 use crate::output::Output;
 
 /// Keys whose values are secrets.
-const SECRETS: [&str; 3] = ["header", "secret", "token"];
+const SECRETS: [&str; 4] = ["header", "provider", "secret", "token"];
 /// What the name of a header field has in it whose value is a secret.
 const SECRET_FIELDS: [&str; 7] = ["auth", "cookie", "key", "pass", "secret", "sign", "token"];
 

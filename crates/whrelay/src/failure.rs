@@ -195,7 +195,13 @@ fn see_doctor(file: &Path) -> String {
 }
 
 /// Flags whose values may have secrets in them.
-const SECRET_FLAGS: [&str; 4] = ["--header", "--token", "--secret", "--forwarder"];
+const SECRET_FLAGS: [&str; 5] = [
+    "--header",
+    "--token",
+    "--secret",
+    "--forwarder",
+    "--provider",
+];
 
 /// What clap says is wrong, without its advice and without secrets.
 pub(crate) fn first_line(error: &clap::Error) -> String {

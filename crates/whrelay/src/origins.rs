@@ -77,9 +77,13 @@ impl<'a> Origins<'a> {
         let requests = cli.command.requests().into_iter();
         let mut fields = requests.flat_map(|requests| requests.field_names());
         let field = self.typed("headers") && fields.any(exposure::is_secret_field);
+        let mut requests = cli.command.requests().into_iter();
+        let provider =
+            self.typed("providers") && requests.any(|requests| requests.signatures.has_text());
         let seen = secrets
             .map(|(_, what)| *what)
-            .chain(field.then_some("a secret header field"));
+            .chain(field.then_some("a secret header field"))
+            .chain(provider.then_some("a provider's secret"));
         seen.map(|what| {
             format!("{what} on the command line can be seen by every user of this machine")
         })

@@ -1,5 +1,7 @@
 //! Lines as people read them. It must not decide what is shown where.
 
+mod signature;
+
 use std::fmt::Write as _;
 
 use anstyle::{AnsiColor, Style};
@@ -232,7 +234,9 @@ impl Writer {
         if let Some(error) = &line.error {
             let _ = write!(text, "  {}", shown(error));
         }
-        if line.state == State::Dead {
+        if let Some(why) = signature::of_attempt(line) {
+            let _ = write!(text, "  {why}");
+        } else if line.state == State::Dead {
             let _ = write!(text, "  (again: whrelay replay {})", line.event);
         }
         for answer in line.answer.iter().flat_map(|answer| answer.lines()) {
@@ -242,14 +246,18 @@ impl Writer {
     }
 
     fn event(&self, line: &EventLine) -> String {
-        let reason = line
-            .reason
-            .as_ref()
-            .map(|r| format!(" ({r})"))
-            .unwrap_or_default();
+        let reason = line.reason.as_ref().map(|reason| match &line.signature {
+            Some(signature) if line.cause.is_some() => {
+                format!(" ({reason}: {})", signature::expired(signature))
+            }
+            Some(_) | None => format!(" ({reason})"),
+        });
+        let reason = reason.unwrap_or_default();
+        let kind = line.kind.as_ref().map(|kind| format!("  {}", shown(kind)));
+        let kind = kind.unwrap_or_default();
         let gone = if line.body_removed { " (removed)" } else { "" };
         format!(
-            "{}  {}  {} /in/…{}  {}{gone}  {}{reason}  {} {}",
+            "{}  {}  {} /in/…{}{kind}  {}{gone}  {}{reason}  {} {}",
             self.local(&line.received_at),
             line.event,
             shown(&line.method),
@@ -271,7 +279,12 @@ impl Writer {
             (None, Some(error)) => shown(error),
             (None, None) => "no attempt".to_owned(),
         };
-        let reason = line.reason.as_ref().map(|r| format!(" ({r})"));
+        let reason = line.reason.as_ref().map(|r| match &line.cause {
+            Some(cause) => {
+                format!(" ({r}: {cause}; --provider NAME=SECRET signs late events anew)")
+            }
+            None => format!(" ({r})"),
+        });
         format!(
             "{:>6} × {came_to} at {}  {}{}  {}",
             line.count,
@@ -476,6 +489,8 @@ mod tests {
             phase: "fast".into(),
             handoff: false,
             answer: None,
+            cause: None,
+            signature: None,
             replay: false,
             at: "2026-11-22T10:15:04Z".into(),
         }

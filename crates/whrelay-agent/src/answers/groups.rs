@@ -1,9 +1,10 @@
-//! Deliveries counted by what their last attempt came to. It must not read events: there may be a million.
+//! Deliveries counted by what their last attempt came to. It must not read events unless a kind is asked for: there may
+//! be a million.
 
 use std::collections::HashMap;
 
 use whrelay_core::bucket::Seq;
-use whrelay_core::delivery::{Delivery, State, current};
+use whrelay_core::delivery::{Cause, DeadReason, Delivery, State, current};
 use whrelay_core::id::EventId;
 use whrelay_core::time::Timestamp;
 use whrelay_store::{Begin, Deliveries, LastAttempt, Search, StoreError};
@@ -136,14 +137,16 @@ impl<'a> Walk<'a> {
         self.in_time(found).map(Some)
     }
 
-    /// Those of events that were received in the filter's time, as far as that is bounded.
+    /// Those of events that were received in the filter's time and are of its kind, as far as these are given.
     fn in_time(&self, found: Vec<Delivery>) -> Result<Vec<Delivery>, StoreError> {
-        if self.filter.since.is_none() && self.filter.until.is_none() {
+        let filter = self.filter;
+        if filter.since.is_none() && filter.until.is_none() && filter.kind.is_none() {
             return Ok(found);
         }
         let mut kept = Vec::with_capacity(found.len());
         for of_event in found.chunk_by(|a, b| a.key.seq == b.key.seq) {
-            if self.is_in_time(&of_event[0])? {
+            let first = &of_event[0];
+            if self.is_in_time(first)? && self.local.wants_kind(filter, first.key.seq)? {
                 kept.extend_from_slice(of_event);
             }
         }
@@ -179,8 +182,16 @@ impl Group {
             && self.line.reason == delivery.reason
             && self.line.status == last.and_then(|last| last.status)
             && self.line.error.as_deref() == last.and_then(|last| last.error)
+            && self.line.cause.as_deref() == cause(delivery, last)
             && self.line.url == url
     }
+}
+
+/// What its signature has to do with a delivery that was refused.
+fn cause(delivery: &Delivery, last: Option<LastAttempt<'_>>) -> Option<&'static str> {
+    let is_rejected = delivery.reason == Some(DeadReason::Rejected);
+    let cause = last.and_then(|last| last.signature_cause);
+    cause.filter(|_| is_rejected).map(Cause::as_str)
 }
 
 /// What was counted so far.
@@ -241,6 +252,7 @@ impl Groups {
             reason: delivery.reason,
             status: last.and_then(|last| last.status),
             error: last.and_then(|last| last.error).map(str::to_owned),
+            cause: cause(delivery, last).map(str::to_owned),
             url: url.to_owned(),
             newest: String::new(),
         };

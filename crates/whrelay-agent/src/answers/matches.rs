@@ -133,7 +133,8 @@ impl<'a> Matches<'a> {
             Judge::Event => self.filter.wants_event_line(&matched.line),
             Judge::Delivery => !matched.current(self.filter).is_empty(),
         };
-        Ok((in_time && wanted).then_some(matched))
+        let wanted = in_time && wanted && local.wants_kind(self.filter, seq)?;
+        Ok(wanted.then_some(matched))
     }
 }
 
@@ -175,7 +176,8 @@ impl Local {
                 return Ok(Vec::new());
             };
             let mut all = self.attempts_at(seq)?;
-            all.retain(wanted);
+            let is_kind = self.wants_kind(filter, seq)?;
+            all.retain(|logged| is_kind && wanted(logged));
             all.truncate(last);
             return Ok(all);
         }
@@ -188,7 +190,11 @@ impl Local {
                 .attempts_by_start(&states, bounds, after, CHUNK)?;
             let Some(oldest) = chunk.last() else { break };
             after = Some((oldest.attempt.at, oldest.place));
-            found.extend(chunk.into_iter().filter(wanted));
+            for logged in chunk.into_iter().filter(wanted) {
+                if self.wants_kind(filter, logged.attempt.key.seq)? {
+                    found.push(logged);
+                }
+            }
         }
         found.truncate(last);
         Ok(found)

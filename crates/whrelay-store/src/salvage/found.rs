@@ -9,10 +9,10 @@ use whrelay_core::id::EventId;
 
 use crate::attempts;
 use crate::pages::{Pages, Shape};
-use crate::record::{Seal, Unsealed};
+use crate::record::{self, Seal, Unsealed};
 use crate::rows::{
-    AttemptRow, BucketRow, DeliveryRow, DestinationRow, EventRow, RemovalsRow, SourceRow,
-    SubscriptionRow,
+    AttemptMore, AttemptRow, BucketRow, DeliveryRow, DestinationRow, EventRow, RemovalsRow,
+    SourceRow, SubscriptionRow,
 };
 use crate::subscriptions;
 use crate::tables::{SIZE, delivery_key, event_key, sized_bucket};
@@ -133,8 +133,14 @@ fn read_delivery(seal: Seal, key: &[u8], record: &[u8]) -> Option<Found> {
 
 fn read_attempt(seal: Seal, key: &[u8], record: &[u8]) -> Option<Found> {
     let place = u64::from_le_bytes(number(key)?);
-    let row: AttemptRow = whole(seal, &place.to_be_bytes(), record)?;
-    let attempt = row.into_attempt();
+    let (row, more) = seal
+        .open::<AttemptRow>("attempt", &place.to_be_bytes(), record)
+        .ok()?;
+    let more = match more {
+        [] => AttemptMore::default(),
+        more => record::decode(more)?,
+    };
+    let attempt = row.into_attempt(more);
     let row = attempts::index_row(place, &attempt);
     let bucket = attempt.key.bucket;
     Some(Found::Attempt(place, bucket, row, Unsealed::of(record)))

@@ -8,7 +8,7 @@ use super::Kept;
 use crate::attempts;
 use crate::error::StoreError;
 use crate::retention;
-use crate::rows::{AttemptRow, EventRow, RemovalsRow};
+use crate::rows::{AttemptMore, AttemptRow, EventRow, RemovalsRow};
 use crate::tables::event_key;
 use crate::tx::Tx;
 
@@ -74,7 +74,7 @@ fn leave_out_attempts(tx: &mut Tx<'_>, kept: &mut Kept) -> Result<(), StoreError
         let place = place.value();
         let (row, _): (AttemptRow, _) =
             seal.open("attempt", &place.to_be_bytes(), record.value())?;
-        let attempt = row.into_attempt();
+        let attempt = row.into_attempt(AttemptMore::default());
         if kept.is_removed(attempt.key.bucket.0, attempt.key.seq.0) {
             let row = attempts::index_row(place, &attempt);
             let bucket = attempt.key.bucket;

@@ -14,5 +14,6 @@ mod rot;
 mod salvage;
 mod search;
 mod setup;
+mod signatures;
 mod steps;
 mod subscriptions;

@@ -1,8 +1,10 @@
 //! Media, events and deliveries for the tests of the store.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use whrelay_core::bucket::{Bucket, BucketKey, Seq};
-use whrelay_core::delivery::{Attempt, Delivery, DestinationId};
+use whrelay_core::delivery::{Attempt, Delivery, DestinationId, Signature, SignatureState};
 use whrelay_core::event::{Event, Header, Request};
 use whrelay_core::history::{Claim, Locator};
 use whrelay_core::id::{DeliveryId, EventId};
@@ -109,7 +111,17 @@ pub(crate) fn attempt(delivery: &Delivery, verdict: Verdict) -> Attempt {
         duration: std::time::Duration::from_millis(3),
         status: Some(503),
         error: None,
+        answer_headers: vec![Header {
+            name: "x-answer".into(),
+            value: Bytes::from_static(b"\xff"),
+        }],
         answer: b"no".to_vec(),
+        signature: Some(Signature {
+            provider: "stripe".into(),
+            state: SignatureState::Renewed,
+            age: Some(Duration::from_secs(1)),
+            expired: false,
+        }),
         replay: delivery.replay,
         phase: delivery.phase,
         verdict,

@@ -33,6 +33,9 @@ pub(crate) struct FilterArgs {
     /// Of this bucket
     #[arg(long)]
     pub(crate) bucket: Option<BucketName>,
+    /// That the sender calls this, as push or invoice.paid
+    #[arg(long, value_name = "NAME")]
+    pub(crate) kind: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -5,6 +5,7 @@ Examples:
   whrelay listen 3000                               with an embedded forwarder
   whrelay listen --to localhost:3000/hooks --route /stripe=localhost:4000
   whrelay listen 3000 --forwarder https://hooks.example.com --token-file token
+  whrelay listen 3000 --provider stripe=env:STRIPE_SECRET     late events verify, too
 
 Exit codes: 0 stopped, 2 wrong use, 4 the token is missing or not valid, 5 the forwarder cannot be \
 reached at the start or was away for --exit-on-disconnect, 6 another listen has the bucket or the port";
@@ -85,7 +86,9 @@ Examples:
 pub(super) const TRIGGER: &str = "\
 Examples:
   whrelay trigger --list
+  whrelay trigger stripe invoice.paid                    to the `listen` that runs here
   whrelay trigger github push --to localhost:3000/hooks --secret $SECRET
+  whrelay trigger stripe --body event.json
 
 Exit codes: 0 all were answered with 2xx, 1 one was not, 2 wrong use, 5 nobody answered";
 

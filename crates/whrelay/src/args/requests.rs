@@ -3,6 +3,7 @@
 use clap::Args;
 use whrelay_delivery::{Field, Fields, HostField, Trust};
 
+use super::signatures::SignatureArgs;
 use super::values::{CaFile, ca_file};
 
 /// How requests to targets are made.
@@ -38,6 +39,8 @@ pub(crate) struct RequestArgs {
     /// Certificates (PEM) that targets and the forwarder may have been signed with, beside the machine's
     #[arg(long, value_name = "FILE", env = "WHRELAY_CA_FILE", value_parser = ca_file)]
     ca_file: Option<CaFile>,
+    #[command(flatten)]
+    pub(crate) signatures: SignatureArgs,
 }
 
 impl RequestArgs {

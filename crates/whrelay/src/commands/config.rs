@@ -80,7 +80,11 @@ fn show(config: &Config, json: bool, output: &Output) -> Result<(), Failure> {
         };
         let hidden = arg.is_hide_env_values_set() && !values.is_empty();
         let values = match (hidden, &key[..]) {
-            (true, "header") => values.iter().map(|field| without_value(field)).collect(),
+            (true, "header") => values
+                .iter()
+                .map(|field| without_value(field, ':'))
+                .collect(),
+            (true, "provider") => values.iter().map(|text| without_value(text, '=')).collect(),
             (true, _) => vec!["…".to_owned()],
             // One with a password is refused where it is used.
             (false, "forwarder") if values.iter().any(|url| url.contains('@')) => {
@@ -99,10 +103,10 @@ fn show(config: &Config, json: bool, output: &Output) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Header fields with their names alone.
-fn without_value(fields: &str) -> String {
-    let names = fields.lines().map(|field| match field.split_once(':') {
-        Some((name, _)) => format!("{name}: …"),
+/// Names without their values.
+fn without_value(pairs: &str, separator: char) -> String {
+    let names = pairs.lines().map(|pair| match pair.split_once(separator) {
+        Some((name, _)) => format!("{name}{separator} …"),
         None => "…".to_owned(),
     });
     names.collect::<Vec<_>>().join("\n")

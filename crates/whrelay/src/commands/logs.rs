@@ -321,6 +321,8 @@ mod tests {
             phase: "fast".into(),
             handoff: false,
             answer: None,
+            cause: None,
+            signature: None,
             replay: false,
             at: "2026-11-22T10:15:03Z".into(),
         })

@@ -52,6 +52,7 @@ pub(crate) async fn run(args: ReplayArgs, output: &Output) -> Result<(), Failure
         timeout: args.timeout,
         fields: args.requests.fields(),
         trust: args.requests.trust(),
+        signatures: args.requests.signatures.signatures(),
         ..Manner::default()
     };
     for (dir, which) in chosen {

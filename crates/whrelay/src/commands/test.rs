@@ -109,6 +109,7 @@ fn job(args: &TestArgs, name: BucketName) -> Job {
         },
         fields: args.requests.fields(),
         trust: args.requests.trust(),
+        signatures: args.requests.signatures.signatures(),
         ..Manner::default()
     };
     Job {

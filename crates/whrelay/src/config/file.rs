@@ -24,8 +24,8 @@ pub(crate) struct Mistake {
     pub(crate) message: String,
 }
 
-/// Reads a file: `key = value`, and `[profile.NAME]` tables with keys that count where that profile is
-/// chosen.
+/// Reads a file: `key = value`, `[providers.NAME]` tables with a `secret`, and `[profile.NAME]` tables with the same,
+/// which count where that profile is chosen.
 pub(crate) fn read(text: &str) -> Result<Vec<Entry>, Mistake> {
     let table = DeTable::parse(text).map_err(|error| Mistake {
         line: line_of(text, error.span().map_or(0, |span| span.start)),
@@ -41,19 +41,61 @@ pub(crate) fn read(text: &str) -> Result<Vec<Entry>, Mistake> {
                     };
                     let name = name.get_ref().to_string();
                     for (key, value) in keys {
-                        entries.push(entry(text, Some(name.clone()), key.get_ref(), value)?);
+                        entries.push(keyed(text, Some(name.clone()), key.get_ref(), value)?);
                     }
                 }
             }
-            (key, DeValue::Table(_)) => {
-                let why = format!("there is no table [{key}]; a profile would be [profile.{key}]");
-                return Err(mistake(text, value, &why));
-            }
-            (key, _) => entries.push(entry(text, None, key, value)?),
+            (key, _) => entries.push(keyed(text, None, key, value)?),
         }
     }
     entries.sort_by_key(|entry| entry.line);
     Ok(entries)
+}
+
+fn keyed(
+    text: &str,
+    profile: Option<String>,
+    key: &str,
+    value: &Spanned<DeValue<'_>>,
+) -> Result<Entry, Mistake> {
+    match (key, value.get_ref()) {
+        ("providers", DeValue::Table(all)) => providers(text, profile, value, all),
+        (key, DeValue::Table(_)) => {
+            let why = format!("there is no table [{key}]; a profile would be [profile.{key}]");
+            Err(mistake(text, value, &why))
+        }
+        (key, _) => entry(text, profile, key, value),
+    }
+}
+
+/// `[providers.stripe] secret = "…"`, as `--provider stripe=…` would be typed.
+fn providers(
+    text: &str,
+    profile: Option<String>,
+    at: &Spanned<DeValue<'_>>,
+    all: &DeTable<'_>,
+) -> Result<Entry, Mistake> {
+    let mut values = Vec::new();
+    for (name, provider) in all {
+        let why = "a provider is a table with a `secret`: a text, or a list of texts";
+        let DeValue::Table(keys) = provider.get_ref() else {
+            return Err(mistake(text, provider, why));
+        };
+        for (key, value) in keys {
+            if key.get_ref() != "secret" {
+                return Err(mistake(text, value, why));
+            }
+            let secrets = entry(text, None, "secret", value)?.values;
+            let name = name.get_ref();
+            values.extend(secrets.iter().map(|secret| format!("{name}={secret}")));
+        }
+    }
+    Ok(Entry {
+        profile,
+        key: "provider".to_owned(),
+        values,
+        line: line_of(text, at.span().start),
+    })
 }
 
 fn entry(
@@ -130,6 +172,17 @@ mod tests {
                 entry(Some("prod"), "insecure", &["false"], 5),
             ]
         );
+        let text =
+            "[providers.stripe]\nsecret = \"env:A\"\n[providers.slack]\nsecret = [\"b\", \"c\"]\n";
+        assert_eq!(
+            read(text).expect("a file"),
+            [entry(
+                None,
+                "provider",
+                &["slack=b", "slack=c", "stripe=env:A"],
+                1
+            )]
+        );
     }
 
     #[test]
@@ -140,6 +193,8 @@ mod tests {
             ("a = 1\n[listen]\nto = \"3000\"", 2),
             ("[profile]\nprod = 3", 2),
             ("x = [[1]]", 1),
+            ("[providers]\nstripe = \"x\"", 2),
+            ("[providers.stripe]\nkey = \"x\"", 2),
         ] {
             assert_eq!(read(text).expect_err("a mistake").line, line, "{text}");
         }

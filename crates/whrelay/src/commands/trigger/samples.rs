@@ -1,37 +1,9 @@
-//! Sample webhooks of our own writing: what providers send for what. It must not know how they are signed.
+//! Sample webhooks of our own writing: what providers send for what, and which fields they send with it. It must not
+//! know how they are signed.
 
-use super::sign::Stamp;
+use whrelay_providers::Provider;
 
-/// Whose webhooks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Provider {
-    Github,
-    Stripe,
-    Shopify,
-    Slack,
-    /// Standard Webhooks, as many smaller providers send them.
-    Standard,
-}
-
-impl Provider {
-    pub(super) const ALL: [Provider; 5] = [
-        Provider::Github,
-        Provider::Stripe,
-        Provider::Shopify,
-        Provider::Slack,
-        Provider::Standard,
-    ];
-
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::Github => "github",
-            Self::Stripe => "stripe",
-            Self::Shopify => "shopify",
-            Self::Slack => "slack",
-            Self::Standard => "standard",
-        }
-    }
-}
+use super::stamp::Stamp;
 
 /// A sample.
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +34,16 @@ samples! {
     Stripe "checkout.session.completed" "stripe_checkout_session_completed",
     Stripe "customer.created" "stripe_customer_created",
     Stripe "invoice.paid" "stripe_invoice_paid",
+    Stripe "invoice.payment_failed" "stripe_invoice_payment_failed",
+    Stripe "payment_intent.payment_failed" "stripe_payment_intent_payment_failed",
+    Stripe "checkout.session.expired" "stripe_checkout_session_expired",
+    Stripe "customer.subscription.created" "stripe_customer_subscription_created",
+    Stripe "customer.subscription.updated" "stripe_customer_subscription_updated",
+    Stripe "customer.subscription.deleted" "stripe_customer_subscription_deleted",
+    Stripe "charge.succeeded" "stripe_charge_succeeded",
+    Stripe "charge.refunded" "stripe_charge_refunded",
+    Stripe "charge.dispute.created" "stripe_charge_dispute_created",
+    Stripe "payout.paid" "stripe_payout_paid",
     Shopify "orders/create" "shopify_orders_create",
     Shopify "app/uninstalled" "shopify_app_uninstalled",
     Slack "app_mention" "slack_app_mention",
@@ -81,28 +63,66 @@ impl Sample {
             .replace("$TIME", &stamp.time())
             .replace("$UNIX", &stamp.unix().to_string())
     }
+}
 
-    /// The header fields beside the signature's.
-    pub(super) fn fields(&self, stamp: &Stamp) -> Vec<(&'static str, String)> {
-        let mut fields = vec![("content-type", "application/json".to_owned())];
-        match self.provider {
-            Provider::Github => fields.extend([
-                ("user-agent", "GitHub-Hookshot/sample".to_owned()),
-                ("x-github-event", self.name.to_owned()),
-                ("x-github-delivery", stamp.uuid()),
-                ("x-github-hook-id", "4400121".to_owned()),
-            ]),
-            Provider::Stripe => fields.push(("user-agent", "Stripe/1.0 (sample)".to_owned())),
-            Provider::Shopify => fields.extend([
-                ("x-shopify-topic", self.name.to_owned()),
-                ("x-shopify-shop-domain", "northwind-tea.example".to_owned()),
-                ("x-shopify-webhook-id", stamp.uuid()),
-                ("x-shopify-triggered-at", stamp.time()),
-            ]),
-            Provider::Slack => fields.push(("user-agent", "Slackbot 1.0 (sample)".to_owned())),
-            Provider::Standard => {}
-        }
-        fields
+/// The header fields of a provider's webhook, beside those of its signature.
+pub(super) fn fields(
+    provider: Provider,
+    name: Option<&str>,
+    stamp: &Stamp,
+) -> Vec<(&'static str, String)> {
+    let named = |field| name.map(|name| (field, name.to_owned()));
+    match provider {
+        Provider::Github => [
+            Some(("user-agent", "GitHub-Hookshot/sample".to_owned())),
+            named("x-github-event"),
+            Some(("x-github-delivery", stamp.uuid())),
+            Some(("x-github-hook-id", "4400121".to_owned())),
+        ]
+        .into_iter()
+        .flatten()
+        .collect(),
+        Provider::Stripe => vec![("user-agent", "Stripe/1.0 (sample)".to_owned())],
+        Provider::Shopify => [
+            named("x-shopify-topic"),
+            Some((
+                "x-shopify-shop-domain",
+                "northwind-tea.myshopify.com".to_owned(),
+            )),
+            Some(("x-shopify-api-version", "2026-10".to_owned())),
+            Some(("x-shopify-webhook-id", stamp.uuid())),
+            Some(("x-shopify-event-id", stamp.uuid())),
+            Some(("x-shopify-triggered-at", stamp.time())),
+        ]
+        .into_iter()
+        .flatten()
+        .collect(),
+        Provider::Slack => vec![
+            ("user-agent", "Slackbot 1.0 (sample)".to_owned()),
+            ("x-slack-request-timestamp", stamp.unix().to_string()),
+        ],
+        Provider::Standard => vec![
+            ("webhook-id", format!("msg_{}", stamp.hex(24))),
+            ("webhook-timestamp", stamp.unix().to_string()),
+        ],
+        Provider::Contentful => vec![
+            (
+                "x-contentful-signed-headers",
+                "x-contentful-signed-headers,x-contentful-timestamp".to_owned(),
+            ),
+            ("x-contentful-timestamp", (stamp.unix() * 1_000).to_string()),
+        ],
+        Provider::Twilio
+        | Provider::Square
+        | Provider::Paddle
+        | Provider::Zoom
+        | Provider::Linear
+        | Provider::Workos
+        | Provider::Hubspot
+        | Provider::Dropbox
+        | Provider::Line
+        | Provider::Razorpay
+        | Provider::Sanity => Vec::new(),
     }
 }
 

@@ -48,6 +48,8 @@ fn attempt(n: u32, state: State) -> Line {
         phase: "fast".into(),
         handoff: false,
         answer: None,
+        cause: None,
+        signature: None,
         replay: false,
         at: "2026-11-22T10:15:04Z".into(),
     })

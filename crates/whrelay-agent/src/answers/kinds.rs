@@ -1,0 +1,48 @@
+//! What is told of an event beyond its own row: its kind, which may be in its body, and what its signature has to do
+//! with a refusal. It must not be asked for events that are not shown.
+
+use whrelay_core::bucket::Seq;
+use whrelay_core::delivery::{DeadReason, current};
+use whrelay_store::StoreError;
+
+use super::Local;
+use crate::control::Filter;
+use crate::lines::{EventLine, SignatureLine};
+
+impl Local {
+    /// What the sender calls the event at a place. Nothing where that was in a body which is removed or damaged.
+    fn kind_at(&self, seq: Seq) -> Result<Option<String>, StoreError> {
+        match self.store().event_at(self.bucket(), seq) {
+            Ok(event) => Ok(event.and_then(|event| whrelay_providers::kind(&event.request))),
+            Err(StoreError::Damaged(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the event at a place is of the kind that a filter wants.
+    pub(super) fn wants_kind(&self, filter: &Filter, seq: Seq) -> Result<bool, StoreError> {
+        let Some(wanted) = &filter.kind else {
+            return Ok(true);
+        };
+        Ok(self.kind_at(seq)?.as_ref() == Some(wanted))
+    }
+
+    /// Adds to a line what its event's body and its last attempts say.
+    pub(super) fn describe(&self, line: &mut EventLine, seq: Seq) -> Result<(), StoreError> {
+        line.kind = self.kind_at(seq)?;
+        if line.reason != Some(DeadReason::Rejected) {
+            return Ok(());
+        }
+        let all = self.store().deliveries_of(self.bucket().id, seq)?;
+        for delivery in current(&all).filter(|d| d.reason == Some(DeadReason::Rejected)) {
+            let last = self.store().attempts_of(delivery.key, 1)?;
+            let attempt = last.first().map(|logged| &logged.attempt);
+            let Some((attempt, cause)) = attempt.and_then(|a| Some((a, a.cause()?))) else {
+                continue;
+            };
+            line.cause = Some(cause.as_str().to_owned());
+            line.signature = attempt.signature.as_ref().map(SignatureLine::new);
+        }
+        Ok(())
+    }
+}
