@@ -29,9 +29,14 @@ need ps procps
 need tmux tmux
 need ssh-keygen openssh-client
 need script bsdutils
+need faketime faketime
+need python3 python3
+python3 -c 'import ensurepip, venv' 2>/dev/null || need ensurepip python3-venv
 # Of every platform: the dependencies are checked for all.
 cargo fetch --locked --quiet
-npm ci --prefix tests/payloads --ignore-scripts --no-audit --no-fund --loglevel=error
+npm ci --prefix tests/vendors --ignore-scripts --no-audit --no-fund --loglevel=error
+python3 -m venv tests/vendors/venv
+tests/vendors/venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r tests/vendors/requirements.txt
 if ! "$tools/bin/cargo-deny" --version 2>/dev/null | grep -qF "$DENY_VERSION"; then
     cargo install cargo-deny --version "$DENY_VERSION" --locked --quiet --root "$tools"
 fi

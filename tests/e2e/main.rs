@@ -17,6 +17,7 @@ mod signals;
 mod subscriptions;
 mod tls;
 mod usage;
+mod vendors;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;

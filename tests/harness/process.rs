@@ -48,6 +48,19 @@ impl Home {
         self.set.push((name.to_owned(), value.to_owned()));
     }
 
+    /// From now on, it is so much later for commands, as in `+310s`.
+    pub fn travel(&mut self, by: &str) {
+        // The program knows where its library is.
+        let asked = Command::new("faketime")
+            .args(["-m", "-f", "+0", "printenv", "LD_PRELOAD"])
+            .output()
+            .expect("faketime: tests/run.sh installs it");
+        let library = String::from_utf8(asked.stdout).unwrap();
+        self.set("LD_PRELOAD", library.trim());
+        self.set("FAKETIME", by);
+        self.set("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    }
+
     /// Writes the user's configuration file.
     pub fn configure(&self, text: &str) {
         let dir = self.path().join(".config/whrelay");
@@ -83,6 +96,18 @@ impl Home {
     /// Starts a command whose stdout is JSON lines.
     pub fn start(&self, args: &[&str]) -> Process {
         Self::spawn(self.command(args))
+    }
+
+    /// Starts another program in the same environment, found as the test finds it.
+    pub fn start_program(&self, program: &str, args: &[&str]) -> Process {
+        let ours = self.command(args);
+        let mut command = Command::new(program);
+        command.args(args).stdin(Stdio::null()).env_clear();
+        command.env("PATH", std::env::var_os("PATH").unwrap());
+        for (name, value) in ours.get_envs() {
+            command.env(name, value.unwrap_or_default());
+        }
+        Self::spawn(command)
     }
 
     /// The same, with SIGHUP ignored as `nohup` does.

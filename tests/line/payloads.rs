@@ -28,7 +28,7 @@ fn signature(body: &[u8]) -> String {
 }
 
 fn examples() -> Vec<(String, Vec<u8>)> {
-    let path = "payloads/node_modules/@octokit/webhooks-examples/api.github.com/index.json";
+    let path = "vendors/node_modules/@octokit/webhooks-examples/api.github.com/index.json";
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
     let text = std::fs::read(&path).expect("GitHub's examples: tests/run.sh installs them");
     let kinds: Value = serde_json::from_slice(&text).unwrap();

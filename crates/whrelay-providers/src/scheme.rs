@@ -164,11 +164,8 @@ const PADDLE: &[Scheme] = &[Scheme {
     text: Text::Hex,
     content: &[Part::Time, Part::Text(":"), Part::Body],
 }];
-const TWILIO: &[Scheme] = &[Scheme {
-    digest: Digest::Sha1,
-    content: &[Part::UrlWithForm],
-    ..of_body("x-twilio-signature", "", Text::Base64)
-}];
+/// With an account's own token SHA-1, with a shared key SHA-256.
+const TWILIO: &[Scheme] = &[twilio(Digest::Sha1), twilio(Digest::Sha256)];
 const SQUARE: &[Scheme] = &[Scheme {
     content: &[Part::Url, Part::Body],
     ..of_body("x-square-hmacsha256-signature", "", Text::Base64)
@@ -214,6 +211,14 @@ const STANDARD: &[Scheme] = &[
         ],
     ),
 ];
+
+const fn twilio(digest: Digest) -> Scheme {
+    Scheme {
+        digest,
+        content: &[Part::UrlWithForm],
+        ..of_body("x-twilio-signature", "", Text::Base64)
+    }
+}
 
 const fn standard(field: &'static str, time: &'static str, content: &'static [Part]) -> Scheme {
     Scheme {

@@ -170,6 +170,20 @@ const EXAMPLES: &[Example] = &[
     Example {
         provider: Provider::Twilio,
         secret: "12345",
+        url: "https://mycompany.com/myapp.php?foo=1&bar=2",
+        seconds: 0,
+        fields: &[
+            ("content-type", "application/x-www-form-urlencoded"),
+            (
+                "x-twilio-signature",
+                "033hgUJA9M/hXIZsYjwkerEP/DBm35nEri5FhCYjA5s=",
+            ),
+        ],
+        body: TWILIO_FORM,
+    },
+    Example {
+        provider: Provider::Twilio,
+        secret: "12345",
         url: "https://mycompany.com:443/myapp.php?foo=1&bar=2",
         seconds: 0,
         fields: &[
