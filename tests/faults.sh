@@ -118,7 +118,7 @@ fuzz() { # fuzz INPUT...: all of them at once
 
 fuzz frames requests
 fuzz sessions records
-fuzz targets arguments retry_after files
+fuzz targets arguments retry_after files webhooks
 
 if [ "$reproduce" = yes ]; then
     tests/reproducible.sh || failed=1

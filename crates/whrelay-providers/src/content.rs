@@ -53,6 +53,10 @@ fn with_form(request: &Request, body: &[u8], url: &str) -> Option<Vec<u8>> {
         let form = b"application/x-www-form-urlencoded";
         value.len() >= form.len() && value[..form.len()].eq_ignore_ascii_case(form)
     });
+    // Nothing else would vouch for the body.
+    if !is_form && !body.is_empty() {
+        return None;
+    }
     if is_form {
         let mut sorted: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
         for (name, value) in form_urlencoded::parse(body) {

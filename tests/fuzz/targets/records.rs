@@ -60,14 +60,17 @@ fuzz_target!(|data: &[u8]| {
         let (row, _) = open::<DeliveryRow>(ours, &again).expect("whole");
         assert_eq!(row.into_delivery(key), delivery);
     }
-    if let Some((row, _)) = open::<AttemptRow>(ours, &sealed) {
+    if let Some((row, more)) = open::<AttemptRow>(ours, &sealed) {
         let before = row.before;
-        let attempt = row.into_attempt();
-        let again = ours
-            .seal(KEY, &AttemptRow::new(attempt.clone(), before))
-            .expect("encodable");
-        let (row, _) = open::<AttemptRow>(ours, &again).expect("whole");
-        assert_eq!(row.into_attempt(), attempt);
+        let attempt = row.into_attempt(record::decode(more).unwrap_or_default());
+        let (row, more) = AttemptRow::new(attempt.clone(), before);
+        let more = record::encode(&more).expect("encodable");
+        let again = Unsealed::new(&row, &more)
+            .expect("encodable")
+            .seal(ours, KEY);
+        let (row, more) = open::<AttemptRow>(ours, &again).expect("whole");
+        let more = record::decode(more).expect("whole");
+        assert_eq!(row.into_attempt(more), attempt);
     }
     if let Some((row, _)) = open::<BucketRow>(ours, &sealed) {
         row.into_bucket(BucketId(1));
