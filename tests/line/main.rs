@@ -6,6 +6,7 @@ mod crowd;
 mod damage;
 mod delivery;
 mod durable;
+mod endpoints;
 mod groups;
 mod harness;
 mod input;

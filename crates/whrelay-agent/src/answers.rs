@@ -25,8 +25,8 @@ use crate::control::{Ask, Filter, Piece};
 use crate::error::AgentError;
 use crate::lanes::{Lanes, refusal};
 use crate::lines::{
-    AttemptLine, ContentLine, EndpointState, EventLine, HeadLine, IncidentStatus, Line, LinkState,
-    RemovedStatus, StatusLine, TargetStatus,
+    AttemptLine, ContentLine, EventLine, HeadLine, IncidentStatus, Line, LinkState, RemovedStatus,
+    StatusLine, TargetStatus,
 };
 use crate::{Manner, Tell, refetch};
 
@@ -448,11 +448,7 @@ impl Local {
             line.stalled += counts.stalled + if offline { counts.queued } else { 0 };
             line.sent += counts.sent;
             line.dead += counts.dead;
-            let endpoint = match (served.iter().any(|served| served.id == id), offline) {
-                (false, _) => EndpointState::Unknown,
-                (true, true) => EndpointState::Offline,
-                (true, false) => EndpointState::Online,
-            };
+            let endpoint = self.lanes.endpoint(id);
             let waiting = counts.queued + counts.stalled;
             line.targets.push(TargetStatus {
                 target,

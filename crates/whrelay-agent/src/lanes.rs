@@ -52,6 +52,8 @@ pub(crate) struct Lanes {
     /// Held while the note of other targets is changed.
     noting: tokio::sync::Mutex<()>,
     offline: Arc<Mutex<HashSet<DestinationId>>>,
+    /// Targets that have answered since this agent started.
+    answered: Arc<Mutex<HashSet<DestinationId>>>,
     engines: TaskTracker,
     stop: CancellationToken,
     broken: watch::Sender<Option<StoreError>>,
@@ -79,6 +81,7 @@ impl Lanes {
             served: Mutex::default(),
             noting: tokio::sync::Mutex::default(),
             offline: Arc::default(),
+            answered: Arc::default(),
             engines: TaskTracker::new(),
             stop,
             broken: watch::Sender::new(None),
@@ -244,9 +247,14 @@ impl Lanes {
 
     fn notify(&self, target: &Target) -> whrelay_delivery::Notify {
         let (tell, offline) = (Arc::clone(&self.tell), Arc::clone(&self.offline));
+        let answered = Arc::clone(&self.answered);
         let (bucket, target) = (self.bucket.name.to_string(), target.to_string());
         Arc::new(move |notice| match notice {
             Notice::Attempt(attempt) => {
+                if attempt.status.is_some() {
+                    let mut answered = answered.lock().unwrap_or_else(PoisonError::into_inner);
+                    answered.insert(attempt.destination);
+                }
                 tell(Line::Attempt(AttemptLine::new(&attempt, &bucket, &target)));
             }
             Notice::Endpoint {
@@ -316,6 +324,17 @@ impl Lanes {
         let engine = engine.map(|served| Arc::clone(&served.engine));
         drop(served);
         engine.map_or(Ok(None), |engine| engine.head())
+    }
+
+    /// How a target stands: online is only what has answered.
+    pub(crate) fn endpoint(&self, id: DestinationId) -> EndpointState {
+        let answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
+        match (self.is_offline(id), answered.contains(&id)) {
+            _ if !self.serves(id) => EndpointState::Unknown,
+            (true, _) => EndpointState::Offline,
+            (false, true) => EndpointState::Online,
+            (false, false) => EndpointState::Unknown,
+        }
     }
 
     /// Whether a target does not take connections.

@@ -8,6 +8,7 @@ pub mod control;
 pub mod lines;
 
 mod access;
+mod answer;
 mod answers;
 mod backlog;
 mod error;

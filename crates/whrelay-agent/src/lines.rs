@@ -3,12 +3,15 @@
 
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use whrelay_core::delivery::{self, Attempt, DeadReason, Delivery, Signature, State};
 use whrelay_core::event::{Event, Header};
 use whrelay_core::retry::Phase;
 use whrelay_core::time::Timestamp;
 
+use crate::answer::{self, Shown};
 use crate::words;
 pub use crate::words::{EndpointState, LinkState};
 
@@ -185,9 +188,15 @@ pub struct AttemptLine {
     /// Whether retries become rare with this failure: the one that hands the delivery over.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub handoff: bool,
-    /// The first bytes of the answer's body, told only where one event is shown.
+    /// The first bytes of the answer's body as text, told only where one event is shown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answer: Option<String>,
+    /// The same in base64, as they came, where the text is not the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer_base64: Option<String>,
+    /// The answer's header fields, told only where one event is shown.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub answer_headers: Vec<(String, String)>,
     /// Whether a person asked for it again.
     pub replay: bool,
     /// When it started.
@@ -246,16 +255,24 @@ impl AttemptLine {
             phase: phase.to_owned(),
             handoff,
             answer: None,
+            answer_base64: None,
+            answer_headers: Vec::new(),
             replay: attempt.replay,
             at: attempt.at.to_string(),
         }
     }
 
-    /// With what is kept of the answer's body.
+    /// With what is kept of the answer.
     pub(crate) fn with_answer(self, attempt: &Attempt) -> Self {
-        let text = String::from_utf8_lossy(&attempt.answer);
+        let Shown { text, is_exact } = answer::shown(attempt);
+        let field = |field: &Header| {
+            let value = String::from_utf8_lossy(&field.value).into_owned();
+            (field.name.clone(), value)
+        };
         Self {
-            answer: (!text.is_empty()).then(|| text.into_owned()),
+            answer: (!text.is_empty()).then_some(text),
+            answer_base64: (!is_exact).then(|| STANDARD.encode(&attempt.answer)),
+            answer_headers: attempt.answer_headers.iter().map(field).collect(),
             ..self
         }
     }

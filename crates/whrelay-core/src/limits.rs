@@ -95,6 +95,11 @@ pub const TOMBSTONES_LOOKED_AT: usize = 4 * RETENTION_STEP;
 pub const SIGNATURES_KEPT: Duration = Duration::from_secs(90 * 86_400);
 /// Header fields of an answer that are kept, in bytes of names and values.
 pub const KEPT_ANSWER_HEADERS: usize = 4 * 1024;
+/// How long a connection to a target is kept for the next event: a server of one connection at a time is nobody else's
+/// meanwhile.
+pub const KEPT_IDLE: Duration = Duration::from_millis(500);
+/// A connection that is closed within this time, though nothing was asked, leads to nobody.
+pub const CLOSES_AT_ONCE: Duration = Duration::from_millis(250);
 /// Longest bucket name.
 pub const MAX_BUCKET_NAME: usize = 64;
 

@@ -85,7 +85,8 @@ impl FromStr for Field {
         let name = HeaderName::try_from(name.trim()).map_err(|_| malformed())?;
         let value = HeaderValue::try_from(value.trim()).map_err(|_| malformed())?;
         let plain = name.as_str();
-        if plain != "host" && (REBUILT.contains(&plain) || is_ours(plain)) {
+        let closes = plain == "connection" && value.as_bytes().eq_ignore_ascii_case(b"close");
+        if plain != "host" && !closes && (REBUILT.contains(&plain) || is_ours(plain)) {
             return Err(FieldError::Ours(name.to_string()));
         }
         Ok(Self { name, value })

@@ -1,19 +1,23 @@
 //! One exchange with a target. The only file that speaks HTTP to one: no redirect is followed,
 //! nothing is decompressed, and no header is added but our own. It must not know schedules.
 
-use std::error::Error as _;
+use std::error::Error;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, Version};
+use http::{
+    Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, Version,
+};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::client::legacy;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::AsyncReadExt;
 use tokio::time::{Instant, timeout_at};
 use tower_service::Service;
 use whrelay_core::delivery::Delivery;
@@ -23,10 +27,10 @@ use whrelay_core::outcome::{Outcome, RetryAfter};
 use whrelay_core::target::Target;
 use whrelay_providers::Signed;
 
-use crate::dial::{DialError, Way};
+use crate::dial::{DialError, Socket, Way};
 use crate::headers::{Fields, outgoing};
-use crate::tls::{Trust, client_config};
-use crate::wire::{Grip, Wire};
+use crate::tls::{Trust, client_config, explain};
+use crate::wire::{Grip, Told, Wire};
 
 /// What came of an exchange.
 #[derive(Clone, Debug)]
@@ -55,7 +59,7 @@ impl Reply {
     }
 }
 
-type Inner = legacy::Client<HttpsConnector<Connector>, Full<Bytes>>;
+type Inner = legacy::Client<Connector, Full<Bytes>>;
 
 /// Sends events to one target over kept connections.
 #[derive(Clone)]
@@ -64,6 +68,10 @@ pub struct Client {
     fields: Arc<Fields>,
     way: Arc<Way>,
     inner: Inner,
+    /// The same, with a new connection for each request.
+    fresh: Inner,
+    /// Whether the target accepted connections and closed them before anything was asked when it was last looked at.
+    closes: Arc<AtomicBool>,
 }
 
 impl Client {
@@ -79,25 +87,21 @@ impl Client {
         max_idle: usize,
     ) -> Result<Self, rustls::Error> {
         let way = Arc::new(Way::to(&target));
-        let connector = HttpsConnectorBuilder::new()
+        let https = HttpsConnectorBuilder::new()
             .with_tls_config(client_config(trust)?)
             .https_or_http()
             .enable_all_versions()
-            .wrap_connector(Connector {
+            .wrap_connector(Tcp {
                 way: Arc::clone(&way),
             });
-        let inner = legacy::Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(Duration::from_secs(30))
-            .pool_max_idle_per_host(max_idle)
-            .http1_title_case_headers(true)
-            .http1_max_buf_size(limits::MAX_ANSWER_HEAD)
-            .build(connector);
+        let connector = Connector { https };
         Ok(Self {
             target,
             fields: Arc::new(fields),
             way,
-            inner,
+            inner: inner(connector.clone(), max_idle),
+            fresh: inner(connector, 0),
+            closes: Arc::default(),
         })
     }
 
@@ -106,9 +110,23 @@ impl Client {
         &self.target
     }
 
-    /// Whether the target accepts connections.
+    /// Whether the target accepts connections, and where it used to close them at once, keeps them.
     pub async fn probe(&self) -> bool {
-        self.way.dial_within(limits::PROBE_TIMEOUT).await.is_ok()
+        match self.closes.load(Ordering::Relaxed) {
+            true => self.stays_open().await == Some(true),
+            false => self.way.dial_within(limits::PROBE_TIMEOUT).await.is_ok(),
+        }
+    }
+
+    /// Whether a connection over which nothing is asked stays open; nothing where there is none. A port that is
+    /// forwarded to nobody closes it, and no server of HTTP does.
+    async fn stays_open(&self) -> Option<bool> {
+        let mut stream = self.way.dial_within(limits::PROBE_TIMEOUT).await.ok()?;
+        let mut byte = [0];
+        let read = tokio::time::timeout(limits::CLOSES_AT_ONCE, stream.read(&mut byte)).await;
+        let closes = matches!(read, Ok(Ok(0) | Err(_)));
+        self.closes.store(closes, Ordering::Relaxed);
+        Some(!closes)
     }
 
     /// Sends an event once, signed anew where that is given, and waits for the answer at most `timeout` (zero: for ever).
@@ -126,19 +144,30 @@ impl Client {
         };
         let forever = Duration::from_secs(365 * 86_400);
         let deadline = Instant::now() + if timeout.is_zero() { forever } else { timeout };
-        match timeout_at(deadline, self.inner.request(request)).await {
-            Ok(Ok(response)) => {
-                let grip = grip(&response);
-                let reply = read_answer(response, deadline).await;
-                let_go(grip, deadline).await;
-                reply
+        let exchange = async {
+            let first = exchange(&self.inner, request.clone(), deadline).await;
+            match first {
+                // It may be about what a handler left unread of the request before.
+                (reply, Some(told)) if reply.status == Some(400) && told.requests > 1 => {
+                    exchange(&self.fresh, request, deadline).await.0
+                }
+                (reply, _)
+                    if reply.outcome == Outcome::Broken
+                        && self.stays_open().await == Some(false) =>
+                {
+                    let why = format!(
+                        "{} accepts connections and closes them: nothing listens behind it",
+                        self.target
+                    );
+                    Reply::failed(Outcome::Unreachable, why)
+                }
+                (reply, _) => reply,
             }
-            Ok(Err(error)) => failure(&error),
-            Err(_) => {
-                let said = format!("no answer within {} s", timeout.as_secs_f64());
-                Reply::failed(Outcome::TimedOut, said)
-            }
-        }
+        };
+        timeout_at(deadline, exchange).await.unwrap_or_else(|_| {
+            let said = format!("no answer within {} s", timeout.as_secs_f64());
+            Reply::failed(Outcome::TimedOut, said)
+        })
     }
 
     /// The URL an event gets at this target, as text for people even where it cannot be used.
@@ -195,6 +224,44 @@ impl Client {
                 .insert(http::header::CONTENT_LENGTH, none);
         }
         Ok(request)
+    }
+}
+
+fn inner(connector: Connector, max_idle: usize) -> Inner {
+    legacy::Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(limits::KEPT_IDLE)
+        .pool_max_idle_per_host(max_idle)
+        .http1_title_case_headers(true)
+        .http1_max_buf_size(limits::MAX_ANSWER_HEAD)
+        .http1_allow_obsolete_multiline_headers_in_responses(true)
+        .http1_allow_spaces_after_header_name_in_responses(true)
+        .http1_ignore_invalid_headers_in_responses(true)
+        .build(connector)
+}
+
+/// One request and its answer, with what its connection has shown.
+async fn exchange(
+    client: &Inner,
+    request: Request<Full<Bytes>>,
+    deadline: Instant,
+) -> (Reply, Option<Told>) {
+    match client.request(request).await {
+        Ok(response) => {
+            let grip = grip(&response);
+            let reply = read_answer(response, deadline).await;
+            let told = grip.as_ref().map(Grip::told);
+            let_go(grip, deadline).await;
+            (reply, told)
+        }
+        Err(error) => {
+            let mut extensions = Extensions::new();
+            if let Some(connected) = error.connect_info() {
+                connected.get_extras(&mut extensions);
+            }
+            let told = extensions.get().map(Grip::told);
+            (failure(&error, told), told)
+        }
     }
 }
 
@@ -261,9 +328,27 @@ async fn let_go(grip: Option<Grip>, deadline: Instant) {
     }
 }
 
-fn failure(error: &legacy::Error) -> Reply {
+/// What came of a request without an answer that is HTTP. Its status line decides, where there is one.
+fn failure(error: &legacy::Error, told: Option<Told>) -> Reply {
     let (mut text, mut cause) = (error.to_string(), error.source());
     while let Some(inner) = cause {
+        let is_parse = inner
+            .downcast_ref::<hyper::Error>()
+            .is_some_and(hyper::Error::is_parse);
+        if let Some(status) = told.and_then(|told| told.status).filter(|_| is_parse) {
+            let retry_after = None;
+            let outcome = Outcome::Answered {
+                status,
+                retry_after,
+            };
+            return Reply {
+                status: Some(status),
+                ..Reply::failed(outcome, format!("its header fields are not HTTP: {inner}"))
+            };
+        }
+        if let Some(tls) = tls_error(inner) {
+            return Reply::failed(Outcome::Broken, explain(tls));
+        }
         if let Some(dial) = inner.downcast_ref::<DialError>() {
             return Reply::failed(Outcome::Unreachable, dial);
         }
@@ -276,14 +361,43 @@ fn failure(error: &legacy::Error) -> Reply {
     Reply::failed(Outcome::Broken, text)
 }
 
-/// hyper's way to a target: the target was fixed when it was made.
+/// The error of TLS in another one: rustls wraps its own as an error of input and output.
+fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    let io = error.downcast_ref::<std::io::Error>();
+    let wrapped = io.and_then(std::io::Error::get_ref);
+    let wrapped = wrapped.and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    wrapped.or_else(|| error.downcast_ref::<rustls::Error>())
+}
+
+/// hyper's way to a target.
 #[derive(Clone)]
 struct Connector {
-    way: Arc<Way>,
+    https: HttpsConnector<Tcp>,
 }
 
 impl Service<Uri> for Connector {
-    type Response = TokioIo<Wire>;
+    type Response = TokioIo<Wire<MaybeHttpsStream<TokioIo<Socket>>>>;
+    type Error = Box<dyn Error + Send + Sync>;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.https.poll_ready(cx)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let connecting = self.https.call(uri);
+        Box::pin(async move { connecting.await.map(Wire::new) })
+    }
+}
+
+/// The way below TLS: the target was fixed when it was made.
+#[derive(Clone)]
+struct Tcp {
+    way: Arc<Way>,
+}
+
+impl Service<Uri> for Tcp {
+    type Response = TokioIo<Socket>;
     type Error = DialError;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, DialError>> + Send>>;
 
@@ -295,7 +409,7 @@ impl Service<Uri> for Connector {
         let way = Arc::clone(&self.way);
         Box::pin(async move {
             let stream = way.dial_within(limits::CONNECT_TIMEOUT).await;
-            stream.map(Wire::new)
+            stream.map(|stream| TokioIo::new(Socket(stream)))
         })
     }
 }

@@ -1,13 +1,15 @@
 //! Bytes of a body behind an answer that has none (RFC 9110 section 6.4.1: to HEAD, 204, 304). Some targets
-//! send them all the same, and the next answer on the connection would be read as if it began with them. It
-//! must not know anything else of HTTP.
+//! send them all the same, and the next answer on the connection would be read as if it began with them. And the status
+//! of each answer, also where the rest of its head is not HTTP. It must not know anything else of HTTP.
 
 use whrelay_core::limits;
 
 /// What an answer begins with.
 const BEGIN: &[u8] = b"HTTP/";
-/// Up to and with its status code.
-const STATUS_END: usize = b"HTTP/1.1 200".len();
+/// A version, as in `HTTP/1.1`.
+const VERSION: usize = b"HTTP/1.1".len();
+/// Spaces between version and status code that are read over: more than one is not HTTP, and some send two.
+const MAX_SPACES: usize = 8;
 
 /// Reads along on one connection, and takes out what belongs to no answer.
 #[derive(Debug, Default)]
@@ -17,6 +19,8 @@ pub(crate) struct Strays {
     head: bool,
     /// Bytes taken out since it began.
     taken: usize,
+    /// The status of the last answer to it.
+    status: Option<u16>,
 }
 
 #[derive(Debug)]
@@ -44,10 +48,15 @@ impl Default for State {
 impl Strays {
     /// A request begins with these bytes.
     pub(crate) fn request(&mut self, bytes: &[u8]) {
-        (self.head, self.taken) = (bytes.starts_with(b"HEAD "), 0);
+        (self.head, self.taken, self.status) = (bytes.starts_with(b"HEAD "), 0, None);
         if !matches!(self.state, State::Between) {
             self.state = State::default();
         }
+    }
+
+    /// The status of the answer that is being read, or was.
+    pub(crate) fn status(&self) -> Option<u16> {
+        self.status
     }
 
     /// Whether a connection is worth no more reading: strays come without end.
@@ -76,8 +85,9 @@ impl Strays {
                 }
                 State::Status(line) => {
                     line.push(bytes[at]);
-                    if let Some(next) = after_status(line, self.head) {
+                    if let Some((next, status)) = after_status(line, self.head) {
                         self.state = next;
+                        self.status = status.or(self.status);
                     }
                 }
                 State::Head {
@@ -99,22 +109,36 @@ impl Strays {
     }
 }
 
-/// What comes behind a status line, once enough of it is there.
-fn after_status(line: &[u8], head: bool) -> Option<State> {
-    let is_answer = BEGIN.iter().zip(line).all(|(wanted, byte)| wanted == byte);
-    if !is_answer {
-        return Some(State::Rest);
+/// What comes behind a status line and its code, once enough of it is there. An answer that another follows has no code
+/// of its own.
+fn after_status(line: &[u8], head: bool) -> Option<(State, Option<u16>)> {
+    let rest = Some((State::Rest, None));
+    if !BEGIN.iter().zip(line).all(|(wanted, byte)| wanted == byte) {
+        return rest;
     }
-    let code = line.get(STATUS_END - 3..STATUS_END)?;
+    let behind = line.get(VERSION..)?;
+    let spaces = behind.iter().take_while(|byte| **byte == b' ').count();
+    if (spaces == 0 && !behind.is_empty()) || spaces > MAX_SPACES {
+        return rest;
+    }
+    let code = behind.get(spaces..spaces + 3)?;
+    let Some(status) = std::str::from_utf8(code)
+        .ok()
+        .and_then(|code| code.parse().ok())
+    else {
+        return rest;
+    };
     let follows = code[0] == b'1';
-    let bodiless = head || follows || matches!(code, b"204" | b"304");
-    Some(match bodiless {
+    let bodiless = head || follows || matches!(status, 204 | 304);
+    let state = match bodiless {
         true => State::Head {
             follows,
             line_is_empty: false,
         },
         false => State::Rest,
-    })
+    };
+    let is_one = (100..600).contains(&status) && !follows;
+    Some((state, is_one.then_some(status)))
 }
 
 /// Where an answer begins, or may; at the end where none does.
@@ -186,6 +210,34 @@ mod tests {
                 left(b"\x16\x03\x01", &["\x16\x03ok", "ok"], size),
                 "\x16\x03okok"
             );
+        }
+    }
+
+    #[test]
+    fn the_status_is_read_however_it_comes_and_whatever_follows() {
+        for (answer, status) in [
+            ("HTTP/1.1 200 OK\r\nA : 1\r\n", Some(200)),
+            ("HTTP/1.1  503 Busy\r\n", Some(503)),
+            ("HTTP/1.0 204\n", Some(204)),
+            (
+                "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 404 No\r\n",
+                Some(404),
+            ),
+            ("HTTP/1.1 103 Hints\r\nA: 1\r\n", None),
+            ("HTTP/1.1 2x0 OK\r\n", None),
+            ("HTTP/1.1 999 ?\r\n", None),
+            ("SSH-2.0-x", None),
+        ] {
+            for size in [1, 4, 1000] {
+                let mut strays = Strays::default();
+                strays.request(b"POST / H");
+                for piece in answer.as_bytes().chunks(size) {
+                    strays.take_out(&mut piece.to_vec());
+                }
+                assert_eq!(strays.status(), status, "{answer}");
+                strays.request(b"POST / H");
+                assert_eq!(strays.status(), None);
+            }
         }
     }
 

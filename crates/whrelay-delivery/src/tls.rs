@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_name;
-use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
@@ -133,7 +133,8 @@ fn is_root_itself(error: &rustls::Error) -> bool {
     why == Some(&webpki::Error::CaUsedAsEndEntity)
 }
 
-/// Believes every certificate; that its owner speaks is still checked.
+/// Believes every certificate, also one that nothing here can read, such as of X.509 version 1: who shows it may be
+/// anyone in any case.
 #[derive(Debug)]
 struct Anyone(Arc<CryptoProvider>);
 
@@ -151,25 +152,92 @@ impl ServerCertVerifier for Anyone {
 
     fn verify_tls12_signature(
         &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signed, algorithms)
+        Ok(HandshakeSignatureValid::assertion())
     }
 
     fn verify_tls13_signature(
         &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signed, algorithms)
+        Ok(HandshakeSignatureValid::assertion())
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// What is wrong with a connection's TLS, in words.
+pub(crate) fn explain(error: &rustls::Error) -> String {
+    use rustls::Error as Tls;
+    let certificate = match error {
+        Tls::InvalidCertificate(why) => why,
+        Tls::InvalidMessage(_) => {
+            return "no TLS is spoken there: is this an http address?".to_owned();
+        }
+        Tls::AlertReceived(alert) => {
+            return format!("the server ended the TLS handshake: {alert:?}");
+        }
+        Tls::PeerIncompatible(_) => {
+            return "the server speaks neither TLS 1.2 nor 1.3 with a cipher that is known here"
+                .to_owned();
+        }
+        other => return format!("the TLS handshake failed: {other}"),
+    };
+    let trusts = "--ca-file FILE trusts it, --insecure every certificate";
+    match certificate {
+        CertificateError::UnknownIssuer => {
+            format!("nobody that this machine trusts vouches for its certificate: {trusts}")
+        }
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            "its certificate has expired".to_owned()
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            "its certificate is not valid yet: is the clock right?".to_owned()
+        }
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            "its certificate is for another name".to_owned()
+        }
+        CertificateError::Revoked => "its certificate was revoked".to_owned(),
+        other => match self_signed(other) {
+            true => format!("its certificate is self-signed: {trusts}"),
+            false => format!("its certificate cannot be used: {}; {trusts}", plain(other)),
+        },
+    }
+}
+
+/// Whether a certificate speaks for itself alone.
+fn self_signed(error: &CertificateError) -> bool {
+    let CertificateError::Other(why) = error else {
+        return false;
+    };
+    let why = why.0.downcast_ref::<webpki::Error>();
+    matches!(
+        why,
+        Some(webpki::Error::CaUsedAsEndEntity | webpki::Error::UnknownIssuer)
+    )
+}
+
+/// An error without the names of types.
+fn plain(error: &CertificateError) -> String {
+    match error {
+        CertificateError::BadEncoding => "it is not written as X.509 version 3".to_owned(),
+        CertificateError::BadSignature => "its signature is not right".to_owned(),
+        CertificateError::Other(why) => {
+            let why = why.0.downcast_ref::<webpki::Error>();
+            match why {
+                Some(webpki::Error::UnsupportedCertVersion) => {
+                    "it is of an older version than X.509 version 3".to_owned()
+                }
+                _ => "it breaks the rules for certificates".to_owned(),
+            }
+        }
+        _ => "it breaks the rules for certificates".to_owned(),
     }
 }

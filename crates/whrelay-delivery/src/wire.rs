@@ -1,24 +1,27 @@
-//! A connection to a target that knows whether its request has gone out whole, and can be cut where
-//! it has not. It must not know when that is: an attempt does.
+//! A connection to a target, behind its TLS, that knows whether its request has gone out whole, and can be cut where
+//! it has not; which status was answered; and how many requests it has carried. It must not know when to cut: an attempt
+//! does.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 
+use hyper::rt::{Read, Write};
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 
-use crate::dial::Stream;
 use crate::strays::Strays;
 
 /// A connection.
-pub(crate) struct Wire {
-    stream: Stream,
+pub(crate) struct Wire<S> {
+    stream: TokioIo<S>,
     grip: Grip,
     strays: Strays,
+    /// Whether it speaks HTTP/2, where requests and answers are mixed.
+    is_h2: bool,
 }
 
 /// What an attempt holds of the connection its answer came over.
@@ -27,6 +30,16 @@ pub(crate) struct Grip {
     /// Whether something has been written since the last flush: hyper flushes a whole request.
     unwritten: Arc<watch::Sender<bool>>,
     cut: Arc<Mutex<Cut>>,
+    told: Arc<Mutex<Told>>,
+}
+
+/// What a connection has shown.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Told {
+    /// Requests that it has carried, the one under way included.
+    pub(crate) requests: u32,
+    /// The status of the answer to the last one, also where the rest of its head is not HTTP.
+    pub(crate) status: Option<u16>,
 }
 
 #[derive(Default)]
@@ -55,6 +68,15 @@ impl Grip {
         }
     }
 
+    /// What the connection has shown so far.
+    pub(crate) fn told(&self) -> Told {
+        *self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, change: impl FnOnce(&mut Told)) {
+        change(&mut self.told.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
     fn lock(&self) -> MutexGuard<'_, Cut> {
         self.cut.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -73,34 +95,54 @@ impl Grip {
     }
 }
 
-impl Wire {
-    pub(crate) fn new(stream: Stream) -> TokioIo<Self> {
+impl<S: Connection> Wire<S> {
+    pub(crate) fn new(stream: S) -> TokioIo<Self> {
         let grip = Grip {
             unwritten: Arc::new(watch::Sender::new(false)),
             cut: Arc::default(),
+            told: Arc::default(),
         };
+        let is_h2 = stream.connected().is_negotiated_h2();
         TokioIo::new(Self {
-            stream,
+            stream: TokioIo::new(stream),
             grip,
             strays: Strays::default(),
+            is_h2,
         })
     }
 }
 
-impl Drop for Wire {
+impl<S> Wire<S> {
+    /// A request begins with these bytes.
+    fn begin(&mut self, bytes: &[u8]) {
+        if !self.is_h2 {
+            self.strays.request(bytes);
+            self.grip.tell(|told| {
+                let requests = told.requests + 1;
+                *told = Told {
+                    requests,
+                    status: None,
+                };
+            });
+        }
+    }
+}
+
+impl<S> Drop for Wire<S> {
     /// What has not gone out by now never will: nobody has to wait for it.
     fn drop(&mut self) {
         self.grip.unwritten.send_replace(false);
     }
 }
 
-impl Connection for Wire {
+impl<S: Connection> Connection for Wire<S> {
     fn connected(&self) -> Connected {
-        Connected::new().extra(self.grip.clone())
+        let connected = self.stream.inner().connected();
+        connected.extra(self.grip.clone())
     }
 }
 
-impl AsyncRead for Wire {
+impl<S: Read + Unpin> AsyncRead for Wire<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -111,10 +153,12 @@ impl AsyncRead for Wire {
         loop {
             ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
             let fresh = &mut buffer.filled_mut()[before..];
-            if fresh.is_empty() {
+            if fresh.is_empty() || this.is_h2 {
                 return Poll::Ready(Ok(()));
             }
             let kept = this.strays.take_out(fresh);
+            let status = this.strays.status();
+            this.grip.tell(|told| told.status = status);
             buffer.set_filled(before + kept);
             // Nothing at all says that the target has closed.
             if kept > 0 || this.strays.is_flooded() {
@@ -124,14 +168,14 @@ impl AsyncRead for Wire {
     }
 }
 
-impl AsyncWrite for Wire {
+impl<S: Write + Unpin> AsyncWrite for Wire<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         if self.grip.check(cx)? {
-            self.strays.request(bytes);
+            self.begin(bytes);
         }
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
@@ -143,7 +187,7 @@ impl AsyncWrite for Wire {
     ) -> Poll<io::Result<usize>> {
         if self.grip.check(cx)? {
             let first = slices.iter().find(|slice| !slice.is_empty());
-            self.strays.request(first.map_or(&[], |slice| slice));
+            self.begin(first.map_or(&[], |slice| slice));
         }
         Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
     }

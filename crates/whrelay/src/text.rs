@@ -239,6 +239,9 @@ impl Writer {
         } else if line.state == State::Dead {
             let _ = write!(text, "  (again: whrelay replay {})", line.event);
         }
+        for (name, value) in &line.answer_headers {
+            let _ = write!(text, "\n    {}: {}", shown(name), shown(value));
+        }
         for answer in line.answer.iter().flat_map(|answer| answer.lines()) {
             let _ = write!(text, "\n    {}", shown(answer));
         }
@@ -489,6 +492,8 @@ mod tests {
             phase: "fast".into(),
             handoff: false,
             answer: None,
+            answer_base64: None,
+            answer_headers: Vec::new(),
             cause: None,
             signature: None,
             replay: false,

@@ -321,6 +321,8 @@ mod tests {
             phase: "fast".into(),
             handoff: false,
             answer: None,
+            answer_base64: None,
+            answer_headers: Vec::new(),
             cause: None,
             signature: None,
             replay: false,

@@ -48,6 +48,8 @@ fn attempt(n: u32, state: State) -> Line {
         phase: "fast".into(),
         handoff: false,
         answer: None,
+        answer_base64: None,
+        answer_headers: Vec::new(),
         cause: None,
         signature: None,
         replay: false,
