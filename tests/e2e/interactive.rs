@@ -144,7 +144,8 @@ async fn keys_choose_replay_show_pause_and_quit() {
     terminal.shows("j/k select").await;
 
     terminal.press("p");
-    terminal.shows("paused").await;
+    terminal.shows("PAUSED").await;
+    terminal.press("Escape");
     send(&url, "later").await;
     terminal.shows("1 queued").await;
     assert_eq!(receiver.count(), 4, "nothing starts while it is paused");
@@ -159,6 +160,7 @@ async fn keys_choose_replay_show_pause_and_quit() {
         (narrow && whole && screen.lines().count() <= 12).then_some(())
     };
     eventually("it fits the smaller window", fits).await;
+    terminal.shows("0 queued").await;
     terminal.press("q");
     assert_eq!(terminal.ends().await, "0");
     let left = terminal.left();
@@ -174,7 +176,7 @@ async fn asked_twice_it_stops_at_once_and_gives_the_terminal_back() {
     let terminal = Terminal::start(&home, &[], &["--to", &receiver.target()]);
     send(&terminal.url().await, "x").await;
     eventually("an attempt", || (receiver.count() == 1).then_some(())).await;
-    terminal.press("q");
+    terminal.press("C-c");
     terminal.shows("stopping").await;
     // Keys that come at once are one wish.
     let ended = || {

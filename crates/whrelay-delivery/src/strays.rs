@@ -121,11 +121,10 @@ fn after_status(line: &[u8], head: bool) -> Option<(State, Option<u16>)> {
     if (spaces == 0 && !behind.is_empty()) || spaces > MAX_SPACES {
         return rest;
     }
-    let code = behind.get(spaces..spaces + 3)?;
-    let Some(status) = std::str::from_utf8(code)
-        .ok()
-        .and_then(|code| code.parse().ok())
-    else {
+    let (code, end) = behind.get(spaces..spaces + 4)?.split_at(3);
+    let is_whole = matches!(end, b" " | b"\r" | b"\n");
+    let code_of = |code| std::str::from_utf8(code).ok()?.parse::<u16>().ok();
+    let Some(status) = code_of(code).filter(|_| is_whole) else {
         return rest;
     };
     let follows = code[0] == b'1';
@@ -137,7 +136,7 @@ fn after_status(line: &[u8], head: bool) -> Option<(State, Option<u16>)> {
         },
         false => State::Rest,
     };
-    let is_one = (100..600).contains(&status) && !follows;
+    let is_one = line.starts_with(b"HTTP/1.") && (200..600).contains(&status);
     Some((state, is_one.then_some(status)))
 }
 
@@ -226,6 +225,8 @@ mod tests {
             ("HTTP/1.1 103 Hints\r\nA: 1\r\n", None),
             ("HTTP/1.1 2x0 OK\r\n", None),
             ("HTTP/1.1 999 ?\r\n", None),
+            ("HTTP/1.1 2000 OK\r\n", None),
+            ("HTTP/2.0 200 OK\r\n", None),
             ("SSH-2.0-x", None),
         ] {
             for size in [1, 4, 1000] {

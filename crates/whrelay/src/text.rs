@@ -104,7 +104,14 @@ impl Writer {
     }
 
     /// A time of the contract, in the user's zone and to the second.
-    fn local(&self, at: &str) -> String {
+    /// This day, as it begins a time.
+    pub(crate) fn today(&self) -> String {
+        let now = Timestamp::now().to_zoned(self.zone.clone());
+        now.strftime("%Y-%m-%d").to_string()
+    }
+
+    /// A time in the zone of whoever reads it.
+    pub(crate) fn local(&self, at: &str) -> String {
         match at.parse::<Timestamp>() {
             Ok(at) => at
                 .to_zoned(self.zone.clone())
@@ -432,7 +439,7 @@ pub(crate) fn size(bytes: u64) -> String {
     format!("{value:.1} {}", UNITS[unit])
 }
 
-fn millis(ms: f64) -> String {
+pub(crate) fn millis(ms: f64) -> String {
     if ms < 10.0 {
         format!("{ms:.1} ms")
     } else {
@@ -441,7 +448,7 @@ fn millis(ms: f64) -> String {
 }
 
 /// From the end of an attempt until the next one, to the second.
-fn until(at: &str, duration_ms: f64, next: &str) -> String {
+pub(crate) fn until(at: &str, duration_ms: f64, next: &str) -> String {
     let (Ok(at), Ok(next)) = (at.parse::<Timestamp>(), next.parse::<Timestamp>()) else {
         return "a while".to_owned();
     };

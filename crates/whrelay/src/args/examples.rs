@@ -7,6 +7,9 @@ Examples:
   whrelay listen 3000 --forwarder https://hooks.example.com --token-file token
   whrelay listen 3000 --provider stripe=env:STRIPE_SECRET     late events verify, too
 
+Keys on a terminal: j k choose an event, r deliver it again, d details, o its curl command, y copy the input URL, \
+p pause, ? all keys, q quit
+
 Exit codes: 0 stopped, 2 wrong use, 4 the token is missing or not valid, 5 the forwarder cannot be \
 reached at the start or was away for --exit-on-disconnect, 6 another listen has the bucket or the port";
 

@@ -17,8 +17,9 @@ use crossterm::{execute, queue};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use whrelay_agent::control::{Ask, Client, Piece, ReplayHow, Which};
-use whrelay_agent::lines::{Line, StatusLine};
+use whrelay_agent::control::{Ask, Client, Filter, Piece, ReplayHow, Until, Which};
+use whrelay_agent::lines::{Line, ReadyLine, StatusLine};
+use whrelay_core::delivery::State;
 
 use super::view::{Key, Tone, View, Wish};
 use crate::commands::events;
@@ -30,6 +31,9 @@ use crate::text::Writer;
 const TICK: Duration = Duration::from_millis(50);
 /// How often the counts in the head are asked for.
 const COUNTS_EVERY: Duration = Duration::from_secs(1);
+/// Attempts of before that are shown at the start.
+const HISTORY: usize = 50;
+const COPIED: &str = "copied, where this terminal lets programs do that";
 
 /// Whether this process has a terminal that can show the view. CI machines have some that nobody looks at.
 pub(super) fn is_there() -> bool {
@@ -54,7 +58,10 @@ fn is_in_front() -> bool {
 /// What came of a wish.
 enum Came {
     Status(Box<StatusLine>),
-    Text(Vec<String>),
+    /// An event's details.
+    Text(String, Vec<String>),
+    /// An attempt of before; `None` behind the last one.
+    Before(Option<Box<Line>>),
     /// A command to copy, too.
     Command(String),
     Note(String),
@@ -82,6 +89,8 @@ pub(super) struct Screen {
     came: mpsc::UnboundedSender<Came>,
     coming: mpsc::UnboundedReceiver<Came>,
     counted_at: Option<Instant>,
+    /// Attempts of before that have come so far; nothing once they are shown.
+    before: Option<Vec<Line>>,
     /// When it was first asked to stop.
     asked_at: Option<Instant>,
 }
@@ -98,6 +107,7 @@ impl Screen {
             came,
             coming,
             counted_at: None,
+            before: Some(Vec::new()),
             asked_at: None,
         }
     }
@@ -108,7 +118,7 @@ impl Screen {
         mut lines: mpsc::Receiver<Line>,
         mut ready: impl FnMut(&Line) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        let _terminal = Taken::take()?;
+        let mut terminal = Some(Taken::take()?);
         let mut changed = true;
         loop {
             loop {
@@ -116,6 +126,9 @@ impl Screen {
                     Ok(line) => {
                         ready(&line)?;
                         self.view.take(&line);
+                        if let Line::Ready(ready) = &line {
+                            self.begin(ready);
+                        }
                         changed = true;
                     }
                     Err(mpsc::error::TryRecvError::Empty) if self.end.done.is_cancelled() => {
@@ -132,6 +145,9 @@ impl Screen {
                 changed = true;
             }
             self.count();
+            if let Some(event) = self.view.take_stale() {
+                self.details(event);
+            }
             if std::mem::take(&mut changed) {
                 self.draw()?;
             }
@@ -141,7 +157,15 @@ impl Screen {
                     && let Some(key) = meaning(key)
                     && let Some(wish) = self.view.press(key)
                 {
-                    self.carry_out(wish);
+                    match wish {
+                        Wish::Suspend => {
+                            // The terminal is given back before this process stops.
+                            drop(terminal.take());
+                            suspend();
+                            terminal = Some(Taken::take()?);
+                        }
+                        wish => self.carry_out(wish)?,
+                    }
                 }
             }
         }
@@ -150,17 +174,48 @@ impl Screen {
     fn take(&mut self, came: Came) -> io::Result<()> {
         match came {
             Came::Status(status) => self.view.take(&Line::Status(*status)),
-            Came::Text(lines) => self.view.cover(lines),
+            Came::Text(event, lines) => self.view.cover(Some(event), lines),
+            Came::Before(Some(line)) => self.before.get_or_insert_default().push(*line),
+            Came::Before(None) => self.view.history(self.before.take().unwrap_or_default()),
             Came::Note(text) => self.view.note(&text),
             Came::Command(command) => {
                 copy(&command)?;
                 self.view
-                    .cover(command.lines().map(str::to_owned).collect());
-                self.view
-                    .note("copied, where this terminal lets programs do that");
+                    .cover(None, command.lines().map(str::to_owned).collect());
+                self.view.note(COPIED);
             }
         }
         Ok(())
+    }
+
+    /// The agent is ready: what waits from before is said, and what came of it is shown.
+    fn begin(&mut self, ready: &ReadyLine) {
+        if let Some(queued) = super::still_queued(ready) {
+            self.view.note(&format!("still queued: {queued}"));
+        }
+        let ask = Ask::Attempts {
+            filter: Filter::default(),
+            last: HISTORY,
+            after: None,
+            follow: false,
+        };
+        let (client, came) = (Client::find(&self.dir), self.came.clone());
+        self.runtime.spawn(async move {
+            if let Some(client) = client
+                && let Ok(mut pieces) = client.ask(&ask).await
+            {
+                while let Some(Piece::Line(line)) = pieces.recv().await {
+                    // The view may have gone.
+                    let _ = came.send(Came::Before(Some(line)));
+                }
+            }
+            let _ = came.send(Came::Before(None));
+        });
+    }
+
+    fn details(&self, event: String) {
+        let of = event.clone();
+        self.show(event, move |shown| Ok(Came::Text(of.clone(), shown.text())));
     }
 
     /// Asks for the counts again, when it is time.
@@ -174,8 +229,13 @@ impl Screen {
         }
     }
 
-    fn carry_out(&mut self, wish: Wish) {
+    fn carry_out(&mut self, wish: Wish) -> io::Result<()> {
         match wish {
+            Wish::Suspend => {}
+            Wish::Copy(url) => {
+                copy(&url)?;
+                self.view.note(COPIED);
+            }
             Wish::Quit if self.asked_at.is_some_and(|at| at.elapsed() > ONE_WISH) => {
                 self.end.insisted.cancel();
             }
@@ -189,14 +249,16 @@ impl Screen {
             Wish::Replay(event) => {
                 let how = ReplayHow {
                     times: 1,
+                    until: Until::Tried,
                     ..ReplayHow::default()
                 };
                 let which = Which::Ids(vec![event]);
                 self.ask(Ask::Replay { which, how }, replayed);
             }
-            Wish::Details(event) => self.show(event, |shown| Ok(Came::Text(shown.text()))),
+            Wish::Details(event) => self.details(event),
             Wish::Curl(event) => self.show(event, |shown| Ok(Came::Command(shown.curl()?))),
         }
+        Ok(())
     }
 
     /// Asks the agent, and keeps of its answer what `wanted` takes.
@@ -217,7 +279,11 @@ impl Screen {
         });
     }
 
-    fn show(&self, event: String, made: fn(&events::Shown) -> Result<Came, Failure>) {
+    fn show(
+        &self,
+        event: String,
+        made: impl Fn(&events::Shown) -> Result<Came, Failure> + Send + 'static,
+    ) {
         let (client, came) = (Client::find(&self.dir), self.came.clone());
         self.runtime.spawn(async move {
             let Some(client) = client else { return };
@@ -266,7 +332,13 @@ fn status(line: Line) -> Option<Came> {
 
 fn replayed(line: Line) -> Option<Came> {
     if let Line::Replay(line) = &line {
-        return Some(Came::Note(format!("delivered again: {}", line.event)));
+        let event = &line.event;
+        return Some(Came::Note(match line.state {
+            State::Sent => format!("delivered again: {event}"),
+            State::Dead => format!("tried again and refused: {event}"),
+            State::Stalled => format!("tried again and failed, more attempts follow: {event}"),
+            State::Queued => format!("queued again, not tried yet: {event}"),
+        }));
     }
     let Line::Failure { message, .. } = line else {
         return None;
@@ -293,7 +365,11 @@ fn meaning(key: KeyEvent) -> Option<Key> {
         return None;
     }
     if key.modifiers.contains(KeyModifiers::CONTROL) {
-        return matches!(key.code, KeyCode::Char('c' | 'd')).then_some(Key::Quit);
+        return match key.code {
+            KeyCode::Char('c' | 'd') => Some(Key::Quit),
+            KeyCode::Char('z') => Some(Key::Suspend),
+            _ => None,
+        };
     }
     match key.code {
         KeyCode::Char('j') | KeyCode::Down => Some(Key::Down),
@@ -306,10 +382,24 @@ fn meaning(key: KeyEvent) -> Option<Key> {
         KeyCode::Char('d') | KeyCode::Enter => Some(Key::Details),
         KeyCode::Char('o') => Some(Key::Curl),
         KeyCode::Char('p') => Some(Key::Pause),
-        KeyCode::Char('q') | KeyCode::Esc => Some(Key::Leave),
+        KeyCode::Char('y') => Some(Key::CopyUrl),
+        KeyCode::Char('?' | 'h') => Some(Key::Help),
+        KeyCode::Char('q') => Some(Key::Leave),
+        KeyCode::Esc => Some(Key::Back),
         _ => None,
     }
 }
+
+/// Stops this process until the shell continues it.
+#[cfg(unix)]
+fn suspend() {
+    let ours = rustix::process::getpid();
+    // Where it cannot be stopped, it goes on.
+    let _ = rustix::process::kill_process(ours, rustix::process::Signal::TSTP);
+}
+
+#[cfg(not(unix))]
+fn suspend() {}
 
 /// Puts a text on the clipboard by the terminal itself (OSC 52), which works over SSH, too.
 fn copy(text: &str) -> io::Result<()> {

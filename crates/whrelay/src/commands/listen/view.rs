@@ -1,20 +1,39 @@
 //! The interactive view: what stands on the screen, and what a key asks for. It must not draw, nor know a
 //! terminal.
 
-use std::collections::VecDeque;
+mod row;
+
+use std::collections::{HashSet, VecDeque};
 
 use unicode_width::UnicodeWidthChar;
 use whrelay_agent::lines::{EndpointState, Line, LinkState, ReadyLine, StatusLine};
 use whrelay_core::delivery::State;
 
-use crate::text::{Writer, shown, size};
+use crate::text::{Writer, deliveries, shown, size};
 
 /// Lines that can be gone back to; `whrelay logs` has them all.
 const KEPT: usize = 5000;
 /// Targets shown by name.
 const TARGETS: usize = 4;
-const KEYS: &str = "j/k select  r replay  d details  o curl  p pause  q quit";
+const KEYS: &str = "j/k select  r replay  d details  o curl  p pause  ? keys  q quit";
 const PANE_KEYS: &str = "j/k scroll  q back";
+/// What `?` shows; `whrelay listen --help` has the same.
+pub(super) const HELP: [&str; 11] = [
+    "j k ↓ ↑      choose an event",
+    "space, page  one page on or back",
+    "g G          the oldest, the newest",
+    "r            deliver the chosen event again, or now where it waits",
+    "d, enter     its headers, body and attempts",
+    "o            the curl command that sends it, copied",
+    "y            copy the input URL",
+    "p            pause deliveries, or go on",
+    "q            back, or quit; asks where deliveries wait",
+    "Esc          back to the newest; never quits",
+    "Ctrl-Z       put it into the background; Ctrl-C quits",
+];
+
+/// Stands above the log while nothing is delivered.
+const PAUSED: &str = "PAUSED: nothing is delivered until you press p";
 
 /// A key, as far as the view knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,10 +48,16 @@ pub(super) enum Key {
     Details,
     Curl,
     Pause,
+    CopyUrl,
+    Help,
+    /// Back, and never out.
+    Back,
     /// Back, or out.
     Leave,
     /// Out, from anywhere.
     Quit,
+    /// Into the background.
+    Suspend,
 }
 
 /// What a key asks for.
@@ -42,7 +67,9 @@ pub(super) enum Wish {
     Details(String),
     Curl(String),
     Pause(bool),
+    Copy(String),
     Quit,
+    Suspend,
 }
 
 /// How a row looks.
@@ -62,11 +89,13 @@ pub(super) type Row = (Tone, String);
 struct Entry {
     event: Option<String>,
     tone: Tone,
-    text: String,
+    line: Line,
 }
 
 /// Text that covers the log until it is left.
 struct Pane {
+    /// The event that it is about.
+    event: Option<String>,
     lines: Vec<String>,
     /// The same, cut into rows of a width.
     rows: Vec<String>,
@@ -95,6 +124,10 @@ pub(super) struct View {
     /// The number of the chosen entry; where none is chosen the newest are shown.
     chosen: Option<usize>,
     pane: Option<Pane>,
+    /// The event whose details are shown and have changed.
+    stale: Option<String>,
+    /// Whether `q` was pressed while deliveries wait.
+    asked: bool,
     note: String,
     page: usize,
 }
@@ -109,6 +142,8 @@ impl View {
             gone: 0,
             chosen: None,
             pane: None,
+            stale: None,
+            asked: false,
             note: String::new(),
             page: 1,
         }
@@ -124,11 +159,16 @@ impl View {
             self.status = Some(status.clone());
             return;
         }
-        let Some(text) = self.writer.line(line) else {
+        if self.writer.line(line).is_none() {
             return;
-        };
+        }
         let (event, tone) = about(line);
-        self.entries.push_back(Entry { event, tone, text });
+        let shown = self.pane.as_ref().and_then(|pane| pane.event.as_ref());
+        if event.is_some() && shown == event.as_ref() {
+            self.stale.clone_from(&event);
+        }
+        let line = line.clone();
+        self.entries.push_back(Entry { event, tone, line });
         if self.entries.len() > KEPT {
             self.entries.pop_front();
             self.gone += 1;
@@ -136,29 +176,66 @@ impl View {
         }
     }
 
+    /// Attempts of before, oldest first. Those that have come since are there already.
+    pub(super) fn history(&mut self, lines: Vec<Line>) {
+        let known: HashSet<_> = self
+            .entries
+            .iter()
+            .filter_map(|e| attempt_of(&e.line))
+            .collect();
+        let before =
+            |line: &Line| attempt_of(line).is_some_and(|attempt| !known.contains(&attempt));
+        let before: Vec<_> = lines.into_iter().filter(before).collect();
+        for line in before.into_iter().rev() {
+            let (event, tone) = about(&line);
+            self.entries.push_front(Entry { event, tone, line });
+            self.chosen = self.chosen.map(|chosen| chosen + 1);
+        }
+    }
+
+    /// The event whose details are shown and have changed, once.
+    pub(super) fn take_stale(&mut self) -> Option<String> {
+        self.stale.take()
+    }
+
     /// Says something at the bottom, until the next key.
     pub(super) fn note(&mut self, text: &str) {
         self.note = shown(text);
     }
 
-    /// Covers the log with a text.
-    pub(super) fn cover(&mut self, lines: Vec<String>) {
+    /// Covers the log with a text about an event. The same event's new text stays where it was scrolled to.
+    pub(super) fn cover(&mut self, event: Option<String>, lines: Vec<String>) {
         let lines = lines.iter().map(|line| shown(line)).collect();
+        let before = self
+            .pane
+            .take()
+            .filter(|pane| event.is_some() && pane.event == event);
         self.pane = Some(Pane {
+            event,
             lines,
             rows: Vec::new(),
             width: 0,
-            top: 0,
+            top: before.map_or(0, |pane| pane.top),
         });
     }
 
     /// A key was pressed.
     pub(super) fn press(&mut self, key: Key) -> Option<Wish> {
         self.note.clear();
+        let asked = std::mem::take(&mut self.asked);
         match key {
             Key::Quit => return Some(Wish::Quit),
-            Key::Leave if self.pane.is_none() => return Some(Wish::Quit),
-            Key::Leave => self.pane = None,
+            Key::Suspend => return Some(Wish::Suspend),
+            Key::Leave | Key::Back if self.pane.is_some() => self.pane = None,
+            Key::Back => self.chosen = None,
+            Key::Leave => return self.leave(asked),
+            Key::Help => self.cover(None, HELP.map(str::to_owned).to_vec()),
+            Key::CopyUrl => {
+                return self
+                    .ready
+                    .as_ref()
+                    .map(|ready| Wish::Copy(ready.url.clone()));
+            }
             Key::Up => self.go(-1),
             Key::Down => self.go(1),
             Key::PageUp => self.go(-(self.page as isize)),
@@ -173,6 +250,21 @@ impl View {
             Key::Details => return self.of_chosen(Wish::Details),
             Key::Curl => return self.of_chosen(Wish::Curl),
         }
+        None
+    }
+
+    /// Out; where deliveries wait, only when asked twice.
+    fn leave(&mut self, asked: bool) -> Option<Wish> {
+        let waiting = self
+            .status
+            .as_ref()
+            .map_or(0, |status| status.queued + status.stalled);
+        if waiting == 0 || asked {
+            return Some(Wish::Quit);
+        }
+        self.asked = true;
+        let waiting = deliveries(waiting);
+        self.note = format!("{waiting} wait and are kept for the next start: q again quits");
         None
     }
 
@@ -241,15 +333,20 @@ impl View {
     }
 
     fn log(&self, room: usize, width: usize) -> Vec<Row> {
+        let (all, today) = (self.entries.len(), self.writer.today());
         let last = match self.chosen {
             // What is chosen stays in sight, with some of what came after it.
-            Some(chosen) => (chosen - self.gone + 1 + room / 3).min(self.entries.len()),
-            None => self.entries.len(),
+            Some(chosen) => (chosen - self.gone + 1 + room / 3).max(room).min(all),
+            None => all,
         };
         let first = last.saturating_sub(room);
-        let row = |(entry, n): (&Entry, usize)| match self.chosen == Some(n) {
-            true => (Tone::Chosen, squeezed(&entry.text, width)),
-            false => (entry.tone, squeezed(&entry.text, width)),
+        let row = |(entry, n): (&Entry, usize)| {
+            let text = row::text(&entry.line, &self.writer, &today, width);
+            let tone = match self.chosen == Some(n) {
+                true => Tone::Chosen,
+                false => entry.tone,
+            };
+            (tone, squeezed(&text.unwrap_or_default(), width))
         };
         let entries = self.entries.range(first..last);
         entries.zip(self.gone + first..).map(row).collect()
@@ -291,7 +388,10 @@ impl View {
             head.push((Tone::Plain, text));
         }
         head.extend(status.map(counts));
-        head.push((Tone::Plain, String::new()));
+        match status.is_some_and(|status| status.paused) {
+            true => head.push((Tone::Bad, PAUSED.to_owned())),
+            false => head.push((Tone::Plain, String::new())),
+        }
         head
     }
 }
@@ -312,9 +412,6 @@ fn counts(status: &StatusLine) -> Row {
         let why = status.link_error.as_deref().unwrap_or_default();
         (tone, text) = (Tone::Warn, format!("{text}  tunnel down  {}", shown(why)));
     }
-    if status.paused {
-        (tone, text) = (Tone::Warn, text + "  paused");
-    }
     if let Some(why) = &status.refuses {
         (tone, text) = (
             Tone::Bad,
@@ -322,6 +419,14 @@ fn counts(status: &StatusLine) -> Row {
         );
     }
     (tone, text)
+}
+
+/// Which attempt a line is about.
+fn attempt_of(line: &Line) -> Option<(String, u32)> {
+    let Line::Attempt(attempt) = line else {
+        return None;
+    };
+    Some((attempt.delivery.clone(), attempt.attempt))
 }
 
 /// What a line is about, and how it looks.
