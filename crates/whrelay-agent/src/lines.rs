@@ -262,6 +262,11 @@ impl AttemptLine {
         }
     }
 
+    /// Whether the delivery was given up without this attempt being made: by a person, by its deadline, for its signature.
+    pub fn was_given_up(&self) -> bool {
+        self.state == State::Dead && self.status.is_none() && self.duration_ms == 0.0
+    }
+
     /// With what is kept of the answer.
     pub(crate) fn with_answer(self, attempt: &Attempt) -> Self {
         let Shown { text, is_exact } = answer::shown(attempt);

@@ -26,16 +26,29 @@ pub(crate) struct Paths {
 impl Paths {
     /// From `WHRELAY_DATA_DIR`, or the platform's conventions.
     pub(crate) fn resolve() -> Result<Self, Failure> {
-        if let Some(dir) = std::env::var_os("WHRELAY_DATA_DIR").filter(|dir| !dir.is_empty()) {
-            return Ok(Self { data: dir.into() });
+        let chosen = std::env::var_os("WHRELAY_DATA_DIR").filter(|dir| !dir.is_empty());
+        let data = match chosen {
+            Some(dir) => PathBuf::from(dir),
+            None => {
+                let dirs = ProjectDirs::from("", "", "whrelay").ok_or_else(|| {
+                    Failure::new(Code::Failed, "this user has no home directory")
+                        .hint("say where data may go with WHRELAY_DATA_DIR")
+                })?;
+                dirs.data_dir().to_owned()
+            }
+        };
+        let paths = Self { data };
+        // What may not be looked at is not empty.
+        for dir in [paths.data.clone(), paths.agents()] {
+            let denied = fs::read_dir(&dir).err();
+            let denied = denied.filter(|e| e.kind() == std::io::ErrorKind::PermissionDenied);
+            if let Some(error) = denied {
+                let why = format!("{}: {error}", dir.display());
+                return Err(Failure::new(Code::Failed, why)
+                    .hint("run this as the user whose directory it is, or set WHRELAY_DATA_DIR"));
+            }
         }
-        let dirs = ProjectDirs::from("", "", "whrelay").ok_or_else(|| {
-            Failure::new(Code::Failed, "this user has no home directory")
-                .hint("say where data may go with WHRELAY_DATA_DIR")
-        })?;
-        Ok(Self {
-            data: dirs.data_dir().to_owned(),
-        })
+        Ok(paths)
     }
 
     /// Where everything is.

@@ -203,9 +203,11 @@ impl Writer {
 
     fn attempt(&self, line: &AttemptLine) -> String {
         let style = if line.state == State::Sent { GOOD } else { BAD };
-        let answer = line
-            .status
-            .map_or_else(|| "[ERROR]".to_owned(), |status| format!("[{status}]"));
+        let answer = match line.status {
+            Some(status) => format!("[{status}]"),
+            None if line.was_given_up() => "[-----]".to_owned(),
+            None => "[ERROR]".to_owned(),
+        };
         let mut text = format!(
             "{}  {} {} {} {}  {}  {}",
             self.local(&line.at),
@@ -216,14 +218,15 @@ impl Writer {
             millis(line.duration_ms),
             line.event
         );
-        if line.attempt > 1 || line.state != State::Sent {
+        if !line.was_given_up() && (line.attempt > 1 || line.state != State::Sent) {
             let _ = write!(text, "  attempt {}", line.attempt);
         }
         if line.replay {
             text.push_str("  replay");
         }
         if line.state != State::Sent {
-            let _ = write!(text, ", {}", line.state);
+            let between = if line.was_given_up() { "  " } else { ", " };
+            let _ = write!(text, "{between}{}", line.state);
         }
         if let Some(reason) = &line.reason {
             let _ = write!(text, " ({reason})");

@@ -2,12 +2,12 @@
 //! running agent has.
 
 use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
-use whrelay_agent::control::{Ask, Client, Filter, Piece, Unanswered};
+use whrelay_agent::control::{Ask, Client, Filter, Piece};
 use whrelay_agent::lines::{AttemptLine, Line};
 
 use crate::agents::{self, Round};
@@ -33,18 +33,12 @@ pub(crate) async fn run(args: LogsArgs, output: &Output) -> Result<(), Failure> 
         }
         return follow(&args, &paths, filter, output).await;
     }
-    let (mut attempts, mut round) = (Vec::new(), Round::default());
-    for dir in paths.all_agents() {
-        let lines = round.note(agents::gather(&dir, newest(&filter, args.list.lines)).await);
-        for line in lines.unwrap_or_default() {
-            if let Line::Attempt(attempt) = line {
-                attempts.push(attempt);
-            } else {
-                show(&line, args.list.json, output)?;
-            }
-        }
+    let mut round = Round::default();
+    let stored = stored(&paths, &args, &filter, &mut round).await;
+    for warning in &stored.warnings {
+        output.line(warning, args.list.json)?;
     }
-    if attempts.is_empty() {
+    if stored.attempts.is_empty() && args.list.lines > 0 {
         round.end(output)?;
         if filter != Filter::default() {
             return Err(agents::no_match("attempt"));
@@ -52,11 +46,40 @@ pub(crate) async fn run(args: LogsArgs, output: &Output) -> Result<(), Failure> 
         output.tell("nothing has been tried yet");
         return Ok(());
     }
-    attempts.sort_by(|a, b| a.at.cmp(&b.at));
-    for attempt in attempts.split_off(attempts.len().saturating_sub(args.list.lines)) {
+    for attempt in stored.attempts {
         output.line(&Line::Attempt(attempt), args.list.json)?;
     }
     round.end(output)
+}
+
+/// What all agents have stored.
+#[derive(Default)]
+struct Stored {
+    /// The newest attempts of all of them, newest last.
+    attempts: Vec<AttemptLine>,
+    warnings: Vec<Line>,
+    /// Up to where the log of each was told.
+    reached: HashMap<PathBuf, u64>,
+}
+
+async fn stored(paths: &Paths, args: &LogsArgs, filter: &Filter, round: &mut Round) -> Stored {
+    let (mut stored, last) = (Stored::default(), args.list.lines);
+    for dir in paths.all_agents() {
+        let lines = round.note(agents::gather(&dir, newest(filter, last)).await);
+        for line in lines.unwrap_or_default() {
+            if let Line::Attempt(attempt) = line {
+                stored.attempts.push(attempt);
+            } else if let Line::Reached { place } = line {
+                stored.reached.insert(dir.clone(), place);
+            } else if let Line::Warning { .. } = line {
+                stored.warnings.push(line);
+            }
+        }
+    }
+    stored.attempts.sort_by(|a, b| a.at.cmp(&b.at));
+    let newest = stored.attempts.len().saturating_sub(last);
+    stored.attempts.drain(..newest);
+    stored
 }
 
 /// Shows attempts, and that new events are refused, or no longer.
@@ -86,8 +109,6 @@ fn newest(filter: &Filter, last: usize) -> Ask {
 struct Followed {
     /// Whether its attempts are coming.
     live: bool,
-    /// Whether those of before are still to be shown.
-    wants_history: bool,
     /// Up to where its log was told: there it goes on when the agent starts again.
     reached: Option<u64>,
     /// Attempts told beyond that place.
@@ -102,12 +123,6 @@ enum Came {
     Line(Box<Line>),
     /// There is no more, since it has gone.
     End,
-    /// There was nobody.
-    Nobody,
-    /// Its store is in use, by one that is only just starting maybe.
-    Busy,
-    /// What is stored cannot be told.
-    Failed(Failure),
 }
 
 impl Followed {
@@ -152,25 +167,43 @@ async fn follow(
     };
     let stop = shutdown::on_signal();
     let (sender, mut coming) = mpsc::channel::<(PathBuf, Came)>(64);
-    let mut agents: HashMap<PathBuf, Followed> = HashMap::new();
-    let (mut looks, mut first) = (tokio::time::interval(LOOK_EVERY), true);
+    let mut round = Round::default();
+    let stored = tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        stored = stored(paths, args, &follower.filter, &mut round) => stored,
+    };
+    round.tell(output);
+    for attempt in stored.attempts {
+        output.line(&Line::Attempt(attempt), args.list.json)?;
+    }
+    let known = |(dir, reached)| {
+        let reached = Some(reached);
+        (
+            dir,
+            Followed {
+                reached,
+                ..Followed::default()
+            },
+        )
+    };
+    let mut agents: HashMap<_, _> = stored.reached.into_iter().map(known).collect();
+    let mut looks = tokio::time::interval(LOOK_EVERY);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             _ = looks.tick() => {
                 for dir in paths.all_agents() {
-                    let followed = agents.entry(dir.clone()).or_insert_with(|| Followed {
-                        wants_history: first,
-                        ..Followed::default()
-                    });
+                    let followed = agents.entry(dir.clone()).or_default();
                     follower.look(dir, followed, &sender);
                 }
-                first = false;
             }
             Some((dir, came)) = coming.recv() => {
                 let followed = agents.entry(dir.clone()).or_default();
-                follower.take(&dir, followed, came, &sender)?;
+                match came {
+                    Came::Line(line) => follower.tell(followed, &line)?,
+                    Came::End => followed.live = false,
+                }
             }
         }
     }
@@ -191,61 +224,20 @@ impl Follower<'_> {
             return;
         }
         let Some(client) = Client::find(&dir) else {
-            return self.look_up(&dir, followed, sender);
+            return;
         };
-        let (mut filter, mut last) = (self.filter.clone(), self.args.list.lines);
-        if !followed.wants_history && followed.reached.is_none() {
-            (filter.since, last) = (filter.since.max(Some(self.began)), usize::MAX);
+        let mut filter = self.filter.clone();
+        if followed.reached.is_none() {
+            filter.since = filter.since.max(Some(self.began));
         }
         let ask = Ask::Attempts {
             filter,
-            last,
+            last: usize::MAX,
             follow: true,
             after: followed.reached,
         };
         followed.live = true;
         tokio::spawn(pass_on(dir, client, ask, sender.clone()));
-    }
-
-    /// Reads what an agent that does not run has on disk, once.
-    fn look_up(&self, dir: &Path, followed: &mut Followed, sender: &Sender) {
-        if std::mem::take(&mut followed.wants_history) {
-            followed.live = true;
-            let (dir, filter) = (dir.to_owned(), self.filter.clone());
-            tokio::spawn(pass_on_stored(
-                dir,
-                filter,
-                self.args.list.lines,
-                sender.clone(),
-            ));
-        }
-    }
-
-    fn take(
-        &self,
-        dir: &Path,
-        followed: &mut Followed,
-        came: Came,
-        sender: &Sender,
-    ) -> Result<(), Failure> {
-        match came {
-            Came::Line(line) => {
-                followed.wants_history = false;
-                return self.tell(followed, &line);
-            }
-            Came::End => (followed.live, followed.wants_history) = (false, false),
-            Came::Busy => (followed.live, followed.wants_history) = (false, true),
-            Came::Nobody => {
-                followed.live = false;
-                self.look_up(dir, followed, sender);
-            }
-            Came::Failed(failure) => {
-                // The others are followed all the same.
-                (followed.live, followed.wants_history) = (false, false);
-                failure.report(self.output);
-            }
-        }
-        Ok(())
     }
 
     fn tell(&self, followed: &mut Followed, line: &Line) -> Result<(), Failure> {
@@ -258,43 +250,17 @@ impl Follower<'_> {
 
 /// Passes on what an agent says, and at the end that it has gone.
 async fn pass_on(dir: PathBuf, client: Client, ask: Ask, out: Sender) {
-    let end = match client.ask(&ask).await {
-        Ok(mut pieces) => {
-            while let Some(piece) = pieces.recv().await {
-                if let Piece::Line(line) = piece
-                    && out.send((dir.clone(), Came::Line(line))).await.is_err()
-                {
-                    return;
-                }
+    if let Ok(mut pieces) = client.ask(&ask).await {
+        while let Some(piece) = pieces.recv().await {
+            if let Piece::Line(line) = piece
+                && out.send((dir.clone(), Came::Line(line))).await.is_err()
+            {
+                return;
             }
-            Came::End
         }
-        Err(Unanswered::Silent(_)) => Came::End,
-        Err(Unanswered::Gone | Unanswered::Refused { .. }) => Came::Nobody,
-    };
+    }
     // Where the follower has gone, nobody needs to know.
-    let _ = out.send((dir, end)).await;
-}
-
-/// Passes on what is stored.
-async fn pass_on_stored(dir: PathBuf, filter: Filter, last: usize, out: Sender) {
-    let end = match agents::gather(&dir, newest(&filter, last)).await {
-        Ok(lines) => {
-            for line in lines {
-                if out
-                    .send((dir.clone(), Came::Line(Box::new(line))))
-                    .await
-                    .is_err()
-                {
-                    return;
-                }
-            }
-            Came::End
-        }
-        Err(failure) if failure.is_in_use() => Came::Busy,
-        Err(failure) => Came::Failed(failure),
-    };
-    let _ = out.send((dir, end)).await;
+    let _ = out.send((dir, Came::End)).await;
 }
 
 #[cfg(test)]

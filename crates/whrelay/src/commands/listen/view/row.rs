@@ -40,13 +40,11 @@ fn part(weight: u8, text: impl Into<String>) -> Part {
 }
 
 fn of_attempt(line: &AttemptLine, writer: &Writer, today: &str) -> Vec<Part> {
-    let answer = line.status.map_or_else(
-        || match line.duration_ms > 0.0 || line.state != State::Dead {
-            true => "[ERROR]".to_owned(),
-            false => "[-----]".to_owned(),
-        },
-        |status| format!("[{status}]"),
-    );
+    let answer = match line.status {
+        Some(status) => format!("[{status}]"),
+        None if line.was_given_up() => "[-----]".to_owned(),
+        None => "[ERROR]".to_owned(),
+    };
     let mut parts = vec![
         part(STAYS, time(writer, &line.at, today)),
         part(STAYS, "<--"),
@@ -55,7 +53,7 @@ fn of_attempt(line: &AttemptLine, writer: &Writer, today: &str) -> Vec<Part> {
         part(STAYS, place(&line.url)),
         part(2, millis(line.duration_ms)),
     ];
-    if line.attempt > 1 {
+    if line.attempt > 1 && !line.was_given_up() {
         parts.push(part(4, format!("attempt {}", line.attempt)));
     }
     if line.replay {
