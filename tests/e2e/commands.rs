@@ -264,7 +264,10 @@ async fn samples_are_sent_signed_and_the_test_command_waits_for_them() {
         assert_eq!(signature, hub_signature("s", &request.body));
     }
     let (failed, said) = test("1", "push", "exit 7");
-    assert_eq!(failed, Some(1), "{said}");
+    assert_eq!(failed, Some(7), "{said}");
+    let (many, said) = test("2", "push", &trigger);
+    assert_eq!(many, Some(1), "{said}");
+    assert!(said.contains("2 expected"), "{said}");
     let args = ["test", "--expect", "1", "--to", &to, "--timeout", "300ms"];
     let (late, said) = told(&home, &args);
     assert_eq!(late, Some(1), "{said}");
@@ -279,6 +282,68 @@ async fn samples_are_sent_signed_and_the_test_command_waits_for_them() {
         assert_eq!(unclear, Some(2), "{said}");
         assert!(said.contains("hint: "), "{said}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn test_ends_as_its_command_does_and_takes_its_children_with_it() {
+    let refusing = Receiver::scripted(|_| Reply::Status(422)).await;
+    let (home, receiver) = (home(), Receiver::start().await);
+    let (good, bad) = (receiver.target(), refusing.target());
+    let test = |to: &str, more: &[&str], script: &str| {
+        let args = ["test", "--expect", "1", "--timeout", "20s", "--to", to];
+        told(
+            &home,
+            &[&args[..], more, &["--", "sh", "-c", script]].concat(),
+        )
+    };
+    let binary = env!("CARGO_BIN_EXE_whrelay-e2e");
+    let two = format!("{binary} trigger github push --to $WHRELAY_URL --count 2");
+    let (done, said) = test(&good, &["--at-least"], &two);
+    assert_eq!(done, Some(0), "{said}");
+    // What is refused for good is not waited for.
+    let began = std::time::Instant::now();
+    let slow = format!("{binary} trigger github push --to $WHRELAY_URL; sleep 600");
+    let (done, said) = test(&bad, &[], &slow);
+    assert_eq!(done, Some(1), "{said}");
+    assert!(said.contains("is not tried again"), "{said}");
+    assert!(began.elapsed().as_secs() < 19, "{said}");
+    let (done, said) = test(&good, &[], "kill -TERM $$");
+    assert_eq!(done, Some(143), "{said}");
+    let args = [
+        "test",
+        "--expect",
+        "1",
+        "--to",
+        &good,
+        "--",
+        "/no/such/program",
+    ];
+    assert_eq!(told(&home, &args).0, Some(127));
+    let pid = home.path().join("pid");
+    let script = format!("sleep 600 & echo $! >{}; wait", pid.display());
+    let args = [
+        "test",
+        "-q",
+        "--expect",
+        "1",
+        "--timeout",
+        "2s",
+        "--to",
+        &good,
+    ];
+    let out = home.run(&[&args[..], &["--", "sh", "-c", &script]].concat());
+    assert_eq!(
+        (out.status.code(), text(&out.stdout).as_str()),
+        (Some(1), "")
+    );
+    let pid = std::fs::read_to_string(pid).unwrap();
+    let stat = format!("/proc/{}/stat", pid.trim());
+    let gone = || {
+        let state = std::fs::read_to_string(&stat);
+        let runs = state.is_ok_and(|text| !text.contains(") Z "));
+        (!runs).then_some(())
+    };
+    eventually("its child ends", gone).await;
 }
 
 fn hub_signature(secret: &str, body: &[u8]) -> String {

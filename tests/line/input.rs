@@ -9,9 +9,10 @@ use whrelay_core::bucket::{Bucket, Seq};
 use whrelay_core::event::Event;
 use whrelay_core::limits;
 use whrelay_delivery::Trust;
+use whrelay_tests::agent::{Agent, Setup};
 use whrelay_tests::eventually;
 use whrelay_tests::relay::Relay;
-use whrelay_tests::sender::{client, path_of, raw, read_answer};
+use whrelay_tests::sender::{client, path_of, raw, read_answer, send};
 
 struct Input {
     relay: Relay,
@@ -215,6 +216,85 @@ async fn a_body_in_a_transfer_coding_other_than_chunked_is_not_accepted() {
 }
 
 /// It was answered 2xx, without an id, and could never be delivered.
+/// RFC 9112 section 3.2: such a request is answered with 400.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_is_missing_doubled_or_senseless_is_400() {
+    let input = Input::new().await;
+    let request = |version: &str, hosts: &str| {
+        format!("POST PATH {version}\r\n{hosts}Content-Length: 1\r\n\r\n")
+    };
+    for hosts in [
+        "",
+        "Host: a\r\nHost: a\r\n",
+        "Host: a\r\nHost: b\r\n",
+        "Host: a b\r\n",
+        "Host: a/b\r\n",
+        "Host: user@a\r\n",
+        "Host: a:port\r\n",
+    ] {
+        assert_eq!(
+            input.raw(&request("HTTP/1.1", hosts), b"x").await,
+            400,
+            "{hosts}"
+        );
+    }
+    assert!(input.stored().is_empty());
+    for (version, hosts) in [
+        ("HTTP/1.1", "Host: a.test:80\r\n"),
+        ("HTTP/1.1", "Host: [::1]\r\n"),
+        ("HTTP/1.0", ""),
+    ] {
+        assert_eq!(
+            input.raw(&request(version, hosts), b"x").await,
+            200,
+            "{hosts}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_is_too_large_is_refused_before_it_is_asked_for() {
+    let input = Input::new().await;
+    let size = limits::MAX_BODY + 1;
+    let head = format!(
+        "POST {} HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: {size}\r\n\r\n",
+        input.path
+    );
+    let answer = raw(input.relay.address, head.as_bytes()).await;
+    assert_eq!(answer.status, 413);
+    assert!(!answer.text.contains("100 Continue"), "{}", answer.text);
+    let head = head.to_lowercase().replace(&size.to_string(), "1");
+    assert!(head.contains("content-length: 1\r"));
+    let answer = raw(
+        input.relay.address,
+        head.replace("post", "POST")
+            .replace("http/1.1", "HTTP/1.1")
+            .as_bytes(),
+    )
+    .await;
+    assert!(answer.text.contains("100 Continue"), "{}", answer.text);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_answer_is_kept_by_a_cache() {
+    let input = Input::new().await;
+    for url in [input.url.clone(), format!("{}x", input.url)] {
+        let answer = client().post(url).body("x").send().await.unwrap();
+        assert_eq!(answer.headers()["cache-control"], "no-store");
+    }
+}
+
+/// A target that is the input URL itself would have each event go round for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_was_delivered_from_here_is_refused() {
+    let input = Input::new().await;
+    let agent = Agent::start(Setup::new(&input.relay, input.url.clone())).await;
+    let event = send(&input.url, "round and round").await;
+    let end = agent.wait_state(&event, "dead").await;
+    assert_eq!((end.status, end.attempt), (Some(421), 1));
+    assert_eq!(input.stored().len(), 1);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn connect_is_not_accepted() {
     let input = Input::new().await;

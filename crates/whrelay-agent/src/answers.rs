@@ -452,6 +452,7 @@ impl Local {
             let waiting = counts.queued + counts.stalled;
             line.targets.push(TargetStatus {
                 target,
+                served: self.lanes.serves(id),
                 endpoint,
                 waiting,
                 head: self.head_line(head)?,

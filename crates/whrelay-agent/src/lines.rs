@@ -566,6 +566,9 @@ pub struct RemovedStatus {
 pub struct TargetStatus {
     /// The target.
     pub target: String,
+    /// Whether the agent runs and delivers to it.
+    #[serde(default)]
+    pub served: bool,
     /// Whether it takes connections.
     pub endpoint: EndpointState,
     /// Deliveries that wait.

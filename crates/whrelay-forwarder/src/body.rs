@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode, header};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::Frame;
@@ -277,11 +277,24 @@ async fn too_large(mut body: Body, seen: u64, seat: &Seat, stop: &CancellationTo
             () = stop.cancelled() => {}
         }
     }
+    over_limit(seen)
+}
+
+fn over_limit(seen: u64) -> Problem {
     let why = format!(
         "the body is larger than {} bytes: {seen} were sent or announced",
         limits::MAX_BODY
     );
     Problem::new(StatusCode::PAYLOAD_TOO_LARGE, why)
+}
+
+/// Refuses a body that is too large while its sender still waits to be asked for it (RFC 9110 section 10.1.1).
+pub(crate) fn refuse_unasked(headers: &HeaderMap, body: &Body) -> Option<Problem> {
+    let expects = headers.get(header::EXPECT)?;
+    let announced = body.size_hint().lower();
+    let waits = expects.as_bytes().eq_ignore_ascii_case(b"100-continue");
+    let is_too_large = announced > limits::MAX_BODY as u64;
+    (waits && is_too_large).then(|| over_limit(announced).closing())
 }
 
 #[cfg(test)]

@@ -9,7 +9,8 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::{Extension, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, Method, Request, StatusCode, Uri, header};
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, Method, Request, StatusCode, Uri, Version, header};
 use bytes::Bytes;
 use serde::Serialize;
 use tokio::time::timeout;
@@ -21,7 +22,7 @@ use whrelay_core::{limits, tail};
 use whrelay_store::NewEvent;
 
 use crate::Shared;
-use crate::body::Whole;
+use crate::body::{Whole, refuse_unasked};
 use crate::problem::{Problem, RETRY_SOON};
 use crate::refusals::{Reason, Refusal, Shown};
 use crate::seats::Seat;
@@ -48,6 +49,17 @@ pub(crate) async fn receive(
     }
     if let Some(why) = unsupported(&parts) {
         return Err(Problem::new(StatusCode::NOT_IMPLEMENTED, why));
+    }
+    if let Some(why) = wrong_host(&parts) {
+        return Err(Problem::new(StatusCode::BAD_REQUEST, why).closing());
+    }
+    if is_own(&shared, &bucket, &parts.headers) {
+        let why = "this event was delivered from here: a target is this input URL itself";
+        return Err(Problem::new(StatusCode::MISDIRECTED_REQUEST, why)
+            .hint("give `listen` the address of your app, not the input URL"));
+    }
+    if let Some(problem) = refuse_unasked(&parts.headers, &body) {
+        return Err(problem);
     }
     let read = shared.bodies.read(body, &seat, bucket.id, &shared.stop);
     // Its memory counts until it is stored.
@@ -101,6 +113,38 @@ fn unsupported(parts: &Parts) -> Option<&'static str> {
         // would be told of, for the field is of this hop.
         _ => Some("the body has a transfer coding other than `chunked`"),
     }
+}
+
+/// What is wrong with the request's `Host` (RFC 9112 section 3.2).
+fn wrong_host(parts: &Parts) -> Option<&'static str> {
+    let mut hosts = parts.headers.get_all(header::HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (Some(_), Some(_)) => Some("there are two Host fields"),
+        (None, _) if parts.version == Version::HTTP_11 => Some("there is no Host field"),
+        (None, _) => None,
+        (Some(host), None) => (!is_host(host.as_bytes())).then_some("the Host field is not a host"),
+    }
+}
+
+/// A host and maybe a port; or nothing, which a target without an authority has.
+fn is_host(value: &[u8]) -> bool {
+    let Ok(authority) = Authority::try_from(value) else {
+        return value.is_empty();
+    };
+    let behind = authority.as_str().rsplit(']').next().unwrap_or_default();
+    let port = behind.split_once(':').map(|(_, port)| port);
+    let is_port = port.is_none_or(|port| port.is_empty() || port.parse::<u16>().is_ok());
+    is_port && !value.contains(&b'@')
+}
+
+/// Whether this is a delivery of an event of the same bucket: stored and delivered again, it would go round for ever.
+fn is_own(shared: &Shared, bucket: &Bucket, headers: &HeaderMap) -> bool {
+    let id = headers.get("x-whrelay-event-id");
+    let id = id.and_then(|id| id.to_str().ok()?.parse::<EventId>().ok());
+    let Some(id) = id else { return false };
+    // One that cannot be looked up is taken in: nothing may be lost for it.
+    let found = shared.store.find_event(id).ok().flatten();
+    found.is_some_and(|(known, _)| known == bucket.id)
 }
 
 fn copy_headers(headers: &HeaderMap) -> Vec<Header> {

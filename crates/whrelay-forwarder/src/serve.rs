@@ -138,6 +138,14 @@ async fn exchange(stream: Watched, router: Router, seat: Arc<Seat>, shared: &Sha
         let answer = router.clone().call(request);
         async move {
             let mut answer = answer.await;
+            if let Ok(answer) = &mut answer {
+                // An answer says what became of one request.
+                let none = HeaderValue::from_static("no-store");
+                answer
+                    .headers_mut()
+                    .entry(header::CACHE_CONTROL)
+                    .or_insert(none);
+            }
             let large = seat.head().is_some();
             if let Ok(answer) = &mut answer
                 && large

@@ -455,9 +455,12 @@ pub(crate) struct FlakyArgs {
 #[derive(Debug, Args)]
 #[command(after_help = examples::TEST)]
 pub(crate) struct TestArgs {
-    /// How many events have to be delivered
+    /// How many events have to be delivered: so many and no more
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) expect: u32,
+    /// As many as --expect says, or more
+    #[arg(long)]
+    pub(crate) at_least: bool,
     /// Only events that are like this: path=/stripe, method=POST or kind=push; repeatable, all must hold
     #[arg(long = "match", value_name = "WHAT=VALUE", value_parser = matcher)]
     pub(crate) matches: Vec<Matcher>,

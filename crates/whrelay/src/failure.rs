@@ -39,6 +39,8 @@ pub(crate) enum Failure {
         message: String,
         hint: Option<String>,
     },
+    /// A command that was run ended with this code, which is then ours.
+    Ran { code: u8, message: String },
     /// Whoever read our output has closed it: that is success.
     BrokenPipe,
 }
@@ -59,7 +61,7 @@ impl Failure {
                 message,
                 hint: Some(text.into()),
             },
-            Self::BrokenPipe => Self::BrokenPipe,
+            Self::Ran { .. } | Self::BrokenPipe => self,
         }
     }
 
@@ -77,7 +79,7 @@ impl Failure {
     /// What went wrong, in one line.
     pub(crate) fn message(&self) -> &str {
         match self {
-            Self::Told { message, .. } => message,
+            Self::Told { message, .. } | Self::Ran { message, .. } => message,
             Self::BrokenPipe => "the output was closed",
         }
     }
@@ -86,6 +88,10 @@ impl Failure {
     pub(crate) fn report(self, output: &Output) -> ExitCode {
         match self {
             Self::BrokenPipe => ExitCode::SUCCESS,
+            Self::Ran { code, message } => {
+                output.error(&message, None);
+                ExitCode::from(code)
+            }
             Self::Told {
                 code,
                 message,

@@ -100,7 +100,8 @@ Examples:
   whrelay test --expect 1 --to 3000 -- sh -c 'curl -d x \"$WHRELAY_URL\"'
   whrelay test --expect 3 --match kind=push --timeout 1m --to 3000 -- npm test
 
-Exit codes: 0 as many were delivered and the command succeeded, 1 not, 2 wrong use";
+Exit codes: 0 as many were delivered and the command succeeded, 1 not, 2 wrong use; where the command fails its own \
+code, 127 where it does not exist";
 
 pub(super) const SERVICE: &str = "\
 Examples:

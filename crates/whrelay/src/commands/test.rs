@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +31,11 @@ use crate::text::events;
 /// How long a forwarder may take to notice that an agent is gone, and how often it is asked.
 const LEAVES_WITHIN: Duration = Duration::from_secs(5);
 const ASK_AGAIN: Duration = Duration::from_millis(50);
+/// One event more would come within this time behind the last one that is expected.
+const SETTLED: Duration = Duration::from_millis(300);
+/// What shells answer where a command does not exist, or cannot be run.
+const NO_COMMAND: u8 = 127;
+const NOT_RUNNABLE: u8 = 126;
 
 pub(crate) async fn run(args: TestArgs, output: &Output) -> Result<(), Failure> {
     shutdown::unless_insisted(test(args, output)).await
@@ -57,6 +62,7 @@ async fn test(args: TestArgs, output: &Output) -> Result<(), Failure> {
         output,
         coming,
         events: HashMap::new(),
+        received: 0,
         delivered: 0,
     };
     let bug = |e: tokio::task::JoinError| Failure::new(Code::Bug, e.to_string());
@@ -137,6 +143,8 @@ struct Watch<'a> {
     coming: mpsc::UnboundedReceiver<Line>,
     /// What is known of each event: an attempt may be told of before the event itself is.
     events: HashMap<String, Seen>,
+    /// Those that match.
+    received: u32,
     delivered: u32,
 }
 
@@ -145,6 +153,8 @@ struct Seen {
     matches: bool,
     /// Targets that it has reached.
     reached: usize,
+    /// Whether it was given up at one.
+    is_dead: bool,
 }
 
 impl Seen {
@@ -155,7 +165,9 @@ impl Seen {
 
 impl Watch<'_> {
     async fn run(mut self, until: Instant) -> Result<(), Failure> {
-        let mut command = None;
+        let (mut command, mut started) = (None, self.args.command.is_empty());
+        // When all that was expected had come; one more would follow soon.
+        let mut settled: Option<Instant> = None;
         loop {
             let running = async {
                 match &mut command {
@@ -163,54 +175,85 @@ impl Watch<'_> {
                     None => std::future::pending().await,
                 }
             };
+            let settling = settled.map_or(until, |at| at.min(until));
             tokio::select! {
                 line = self.coming.recv() => {
                     // The agent has ended, and its task says why.
                     let Some(line) = line else { return std::future::pending().await };
-                    self.output.line(&line, self.args.json)?;
-                    if let Line::Ready(ready) = &line {
-                        self.output.tell(&format!("waiting for {} at {}", events(self.args.expect.into()), ready.url));
-                        command = start(&self.args.command, &ready.url, self.args.json)?;
-                        if command.is_none() && self.args.json {
-                            continue;
-                        }
+                    if self.args.json || !self.output.is_quiet() {
+                        self.output.line(&line, self.args.json)?;
                     }
-                    self.take(&line);
+                    if let Line::Ready(ready) = &line {
+                        let expected = events(self.args.expect.into());
+                        self.output.tell(&format!("waiting for {expected} at {}", ready.url));
+                        command = start(&self.args.command, &ready.url, self.args.json)?;
+                        started = true;
+                    }
+                    self.take(&line)?;
                 }
                 ended = running => {
                     ended?;
                     command = None;
                 }
-                () = tokio::time::sleep_until(until) => return Err(self.too_few()),
+                () = tokio::time::sleep_until(settling) => match settled {
+                    Some(at) if at <= until => return self.counted(),
+                    Some(_) | None => return Err(self.too_few()),
+                },
             }
-            if self.delivered >= self.args.expect && command.is_none() {
-                self.output
-                    .tell(&format!("{} delivered", events(self.delivered.into())));
-                return Ok(());
+            if self.received > self.args.expect && !self.args.at_least {
+                return Err(self.too_many());
             }
+            let is_enough = self.delivered >= self.args.expect && started && command.is_none();
+            settled = match (is_enough, self.args.at_least, settled) {
+                (true, true, _) => return self.counted(),
+                (true, false, None) => Some(Instant::now() + SETTLED),
+                (true, false, settled) => settled,
+                (false, _, _) => None,
+            };
         }
     }
 
-    fn take(&mut self, line: &Line) {
-        let (event, matches, reached) = if let Line::Received(received) = line {
+    /// As many as were expected were delivered.
+    fn counted(&self) -> Result<(), Failure> {
+        let delivered = events(self.delivered.into());
+        self.output.tell(&format!("{delivered} delivered"));
+        Ok(())
+    }
+
+    fn too_many(&self) -> Failure {
+        let (received, expect) = (events(self.received.into()), self.args.expect);
+        let message = format!("{received} were received, and {expect} expected");
+        Failure::new(Code::Failed, message).hint("--at-least takes more, --match counts only some")
+    }
+
+    fn take(&mut self, line: &Line) -> Result<(), Failure> {
+        let (event, matches, state) = if let Line::Received(received) = line {
             let mut matchers = self.args.matches.iter();
             let matches = matchers.all(|matcher| fits(matcher, received));
-            (&received.event, matches, 0)
-        } else if let Line::Attempt(attempt) = line
-            && attempt.state == State::Sent
-        {
-            (&attempt.event, false, 1)
+            (&received.event, matches, None)
+        } else if let Line::Attempt(attempt) = line {
+            (&attempt.event, false, Some(attempt.state))
         } else {
-            return;
+            return Ok(());
         };
         let targets = self.args.to.len();
         let seen = self.events.entry(event.clone()).or_default();
-        let was_delivered = seen.is_delivered(targets);
+        let (matched, was_delivered) = (seen.matches, seen.is_delivered(targets));
         seen.matches |= matches;
-        seen.reached += reached;
+        seen.reached += usize::from(state == Some(State::Sent));
+        seen.is_dead |= state == Some(State::Dead);
+        if seen.matches && !matched {
+            self.received += 1;
+        }
         if seen.is_delivered(targets) && !was_delivered {
             self.delivered += 1;
         }
+        if seen.matches && seen.is_dead {
+            let why = format!("event {event} was refused and is not tried again");
+            return Err(Failure::new(Code::Failed, why)
+                .hint("the target answered with a code that is final, see the line above"));
+        }
+        Ok(())
     }
 
     fn too_few(&self) -> Failure {
@@ -240,12 +283,8 @@ fn fits(matcher: &Matcher, received: &ReceivedLine) -> bool {
     }
 }
 
-/// Starts the command. It is killed where the test ends before it does.
-fn start(
-    command: &[OsString],
-    url: &str,
-    json: bool,
-) -> Result<Option<tokio::process::Child>, Failure> {
+/// Starts the command, in a group of its own, so that its children end with it.
+fn start(command: &[OsString], url: &str, json: bool) -> Result<Option<Group>, Failure> {
     let Some((program, args)) = command.split_first() else {
         return Ok(None);
     };
@@ -254,27 +293,62 @@ fn start(
         true => Stdio::from(std::io::stderr()),
         false => Stdio::inherit(),
     };
-    let child = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .args(args)
         .env("WHRELAY_URL", url)
         .stdin(Stdio::null())
         .stdout(stdout)
-        .kill_on_drop(true)
-        .spawn();
-    let named = program.to_string_lossy();
-    child
-        .map(Some)
-        .map_err(|e| Failure::new(Code::NotFound, format!("{named}: {e}")))
+        .kill_on_drop(true);
+    #[cfg(unix)]
+    command.process_group(0);
+    let child = command.spawn().map_err(|error| Failure::Ran {
+        code: match error.kind() {
+            std::io::ErrorKind::NotFound => NO_COMMAND,
+            _ => NOT_RUNNABLE,
+        },
+        message: format!("{}: {error}", program.to_string_lossy()),
+    })?;
+    Ok(Some(Group(child)))
 }
 
-async fn wait(child: &mut tokio::process::Child) -> Result<(), Failure> {
+/// A command and what it has started.
+struct Group(tokio::process::Child);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        #[cfg(unix)]
+        {
+            // Once it was waited for, its number may be another's; its children may still run in its group.
+            let pid = self.0.id().and_then(|id| i32::try_from(id).ok());
+            if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
+                let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::TERM);
+            }
+        }
+    }
+}
+
+async fn wait(Group(child): &mut Group) -> Result<(), Failure> {
     let status = child.wait().await;
     let status = status.map_err(|e| Failure::new(Code::Failed, e.to_string()))?;
-    match status.success() {
-        true => Ok(()),
-        false => Err(Failure::new(
-            Code::Failed,
-            format!("the command failed: {status}"),
-        )),
+    if status.success() {
+        return Ok(());
     }
+    Err(Failure::Ran {
+        // A command that a signal has ended has no code: shells answer with 128 and its number.
+        code: exit_code(status),
+        message: format!("the command failed: {status}"),
+    })
+}
+
+fn exit_code(status: ExitStatus) -> u8 {
+    #[cfg(unix)]
+    let signal = std::os::unix::process::ExitStatusExt::signal(&status).map(|signal| 128 + signal);
+    #[cfg(not(unix))]
+    let signal = None;
+    let code = status
+        .code()
+        .or(signal)
+        .and_then(|code| u8::try_from(code).ok());
+    code.unwrap_or(Code::Failed as u8)
 }

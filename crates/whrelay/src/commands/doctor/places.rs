@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use url::Url;
 use whrelay_agent::control::{Ask, Client as Door, Piece, Unanswered};
-use whrelay_agent::lines::{EndpointState, Line, LinkState, StatusLine};
+use whrelay_agent::lines::{Line, LinkState, StatusLine};
 use whrelay_agent::{Looked, look_at};
 use whrelay_core::target::Target;
 use whrelay_core::token::Token;
@@ -62,10 +62,7 @@ pub(super) async fn check(args: &DoctorArgs, config: &Config) -> Result<Vec<Chec
             let what = format!("{} as {}", status.bucket, status.name);
             super::happened(&what, &incident.at, &incident.message)
         }));
-        let served = status
-            .targets
-            .iter()
-            .filter(|t| t.endpoint != EndpointState::Unknown);
+        let served = status.targets.iter().filter(|target| target.served);
         for target in served.filter_map(|target| target.target.parse().ok()) {
             if !targets.contains(&target) {
                 targets.push(target);

@@ -68,6 +68,7 @@ fn status(endpoint: EndpointState, paused: bool) -> Line {
         link_error: None,
         targets: vec![TargetStatus {
             target: "http://localhost:3000".into(),
+            served: true,
             endpoint,
             waiting: 3,
             head: None,
