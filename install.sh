@@ -85,7 +85,7 @@ check_signature() { # check_signature: of $scratch/SHA256SUMS, and says what is 
 }
 
 from_checkout() { # from_checkout: leaves the binary at $scratch/whrelay
-    command -v cargo >/dev/null || fail "Rust is not here" "install it from https://rustup.rs, or use --version"
+    command -v cargo >/dev/null || fail "Rust is not installed" "install it from https://rustup.rs, or use --version"
     say "building whrelay in $here"
     (cd "$here" && cargo build --release --locked --quiet --bin whrelay) ||
         fail "the build failed" "cargo build --release shows why"
@@ -176,7 +176,7 @@ main() {
     elif [ -n "$here" ] && [ -f "$here/crates/whrelay/Cargo.toml" ]; then
         from_checkout
     else
-        fail "this script stands alone: which release?" "install.sh --version X.Y.Z --base-url URL"
+        fail "choose a release with --version" "install.sh --version X.Y.Z --base-url URL"
     fi
     install_binary
 }

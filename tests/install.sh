@@ -62,7 +62,7 @@ fi
 grep -q 'is not https' "$scratch/said" || fail "http gets no error"
 mkdir "$scratch/decoy" && cp -r Cargo.toml crates "$scratch/decoy/"
 if (cd "$scratch/decoy" && sh <"$OLDPWD/install.sh") >/dev/null 2>"$scratch/said"; then fail "a pipe built what lay there"; fi
-grep -q 'stands alone' "$scratch/said" || fail "a script from a pipe gets no error"
+grep -q 'choose a release' "$scratch/said" || fail "a script from a pipe gets no error"
 if alone --signed-by "" >/dev/null 2>"$scratch/said"; then fail "an empty key passed"; fi
 pass "only https, and nothing of the working directory"
 

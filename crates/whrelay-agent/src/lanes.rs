@@ -98,8 +98,9 @@ impl Lanes {
             let id = persist(|| self.number(only)).await?;
             let adopted = persist(|| store.adopt(bucket, id, &kept)).await?;
             if adopted > 0 {
-                let message =
-                    format!("what waits for earlier targets goes to {only} now: {adopted}");
+                let message = format!(
+                    "{adopted} deliveries that were queued for earlier targets go to {only} now"
+                );
                 (self.tell)(Line::warning(message));
             }
         }
@@ -281,7 +282,7 @@ impl Lanes {
             }
             Notice::Restored(count) => {
                 let message = format!(
-                    "what had lost its turn at {target} on a damaged disk is due again: {count}"
+                    "{count} deliveries to {target} had lost their place in a damaged index and are due again"
                 );
                 tell(Line::warning(message));
             }
@@ -452,8 +453,10 @@ impl Lanes {
 /// What is said where nothing new is taken in for a reason, and where it is again.
 pub(crate) fn refusal(why: Option<&str>) -> Line {
     Line::warning(match why {
-        Some(why) => format!("nothing new is taken in, and stays with the forwarder: {why}"),
-        None => "new events are taken in again".to_owned(),
+        Some(why) => {
+            format!("new events stay with the forwarder, since this store accepts none: {why}")
+        }
+        None => "this store accepts new events again".to_owned(),
     })
 }
 

@@ -451,7 +451,9 @@ impl Link {
                 Ok(None)
             }
             Some(Ok(Message::Pong(_) | Message::Frame(_))) => Ok(None),
-            Some(Ok(Message::Text(_))) => Err(self.lost("it sent text, which is not spoken here")),
+            Some(Ok(Message::Text(_))) => {
+                Err(self.lost("it sent a text frame, which this protocol does not have"))
+            }
             Some(Ok(Message::Close(_))) | None => Err(self.lost("the forwarder closed the tunnel")),
             Some(Err(error)) => Err(self.lost(&error.to_string())),
         }

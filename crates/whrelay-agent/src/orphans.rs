@@ -22,7 +22,7 @@ pub(crate) fn warn(lanes: &Lanes) -> Result<(), StoreError> {
             continue;
         }
         let message = format!(
-            "{target} is no target now, and so much waits for it: {waiting} (`whrelay discard --target {target}` gives it up)"
+            "{waiting} deliveries are queued for {target}, which is no longer configured (`whrelay discard --target {target}` drops them)"
         );
         (lanes.tell)(Line::warning(message));
     }

@@ -118,7 +118,7 @@ impl FromStr for State {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let found = Self::ALL.into_iter().find(|s| s.as_str() == text);
-        found.ok_or_else(|| format!("`{text}` is no state: use queued, stalled, sent or dead"))
+        found.ok_or_else(|| format!("unknown status `{text}`: use queued, stalled, sent or dead"))
     }
 }
 

@@ -24,7 +24,7 @@ enum Unit {
 /// Why a text is no rate.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{0}` is no rate: write how many in a second, minute or hour, such as 10/s, 600/m or 100/h"
+    "unknown rate `{0}`: write how many in a second, minute or hour, such as 10/s, 600/m or 100/h"
 )]
 pub struct RateError(String);
 

@@ -68,7 +68,7 @@ pub struct Field {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FieldError {
     /// It is not `Name: value`.
-    #[error("this is no header field: write Name: value")]
+    #[error("not a header field: write Name: value")]
     Malformed,
     /// Its value is made for each message, or by whrelay.
     #[error("`{0}` cannot be set: it is made anew for each request")]

@@ -174,6 +174,10 @@ impl ServerCertVerifier for Anyone {
 }
 
 /// What is wrong with a connection's TLS, in words.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the kinds of rustls can grow"
+)]
 pub(crate) fn explain(error: &rustls::Error) -> String {
     use rustls::Error as Tls;
     let certificate = match error {
@@ -225,6 +229,10 @@ fn self_signed(error: &CertificateError) -> bool {
 }
 
 /// An error without the names of types.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the kinds of rustls can grow"
+)]
 fn plain(error: &CertificateError) -> String {
     match error {
         CertificateError::BadEncoding => "it is not written as X.509 version 3".to_owned(),

@@ -69,7 +69,7 @@ pub(crate) struct Global {
     /// Take what configuration files say for this profile, too
     #[arg(long, value_name = "NAME", env = "WHRELAY_PROFILE", global = true, help_heading = GLOBAL)]
     pub(crate) profile: Option<String>,
-    /// Say only what was asked for, and errors
+    /// Print only results and errors
     #[arg(short, long, env = "WHRELAY_QUIET", value_parser = clap::builder::BoolishValueParser::new(), global = true, help_heading = GLOBAL)]
     pub(crate) quiet: bool,
     /// Log more to stderr; twice for everything
@@ -94,7 +94,7 @@ pub(crate) enum Command {
     Events(EventsArgs),
     /// Deliver events again
     Replay(ReplayArgs),
-    /// Give up what waits
+    /// Stop retrying events: mark them dead
     Discard(DiscardArgs),
     /// Show the state of the agents and forwarders on this machine
     Status(StatusArgs),
@@ -110,7 +110,7 @@ pub(crate) enum Command {
     Flaky(FlakyArgs),
     /// Send a sample webhook of a provider, signed as it signs
     Trigger(TriggerArgs),
-    /// Listen until so many events were delivered, while a command runs: for pipelines
+    /// Run a command and wait for N deliveries (for CI)
     Test(TestArgs),
     /// Keep listen or forwarder running, as a service of this user
     Service(ServiceArgs),
@@ -158,7 +158,7 @@ pub(crate) struct ListenArgs {
     /// Where events go: 3000, :3000, localhost:3000/base, http(s)://host[:port]/base or unix:/path
     #[arg(value_name = "TARGET")]
     pub(crate) targets: Vec<Target>,
-    /// The same, as a flag; several targets each get every event
+    /// Target to deliver to (repeatable; each gets every event)
     #[arg(
         long,
         short = 'f',
@@ -485,7 +485,7 @@ pub(crate) struct TestArgs {
     /// JSON Lines on stdout, as of listen
     #[arg(long)]
     pub(crate) json: bool,
-    /// What to run meanwhile, with the input URL in WHRELAY_URL; it has to succeed
+    /// The command to run; it gets the input URL in WHRELAY_URL and has to succeed
     #[arg(last = true, value_name = "COMMAND")]
     pub(crate) command: Vec<std::ffi::OsString>,
     #[command(flatten)]

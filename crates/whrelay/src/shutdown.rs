@@ -41,7 +41,7 @@ pub(crate) async fn unless_insisted(
 /// What was not waited for.
 pub(crate) fn at_once() -> Failure {
     Failure::new(Code::Failed, "stopped at once").hint(
-        "nothing is lost: what was under way is tried again by its sender, or the next `listen`",
+        "no events were lost: interrupted deliveries are retried by the next `whrelay listen`",
     )
 }
 

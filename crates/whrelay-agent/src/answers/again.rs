@@ -427,7 +427,7 @@ impl Local {
                 target.url_for(&request.tail, request.query.as_deref()).ok()
             });
             let request = (url.unwrap_or(target), event.request.method.clone());
-            let why = "given up by a person";
+            let why = "discarded by you";
             Attempt::given_up(&delivery, request, now, DeadReason::Discarded, why)
         };
         deliveries.into_iter().filter(waits).map(attempt).collect()

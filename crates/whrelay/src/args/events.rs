@@ -15,10 +15,10 @@ use super::values::{duration, event, when};
 
 #[derive(Debug, Args)]
 pub(crate) struct FilterArgs {
-    /// From then on: a duration back from now (2h) or an RFC 3339 time
+    /// Only entries at or after this time: a duration back from now (2h) or an RFC 3339 time
     #[arg(long, value_name = "DUR|TIME", value_parser = when)]
     pub(crate) since: Option<i64>,
-    /// Until then
+    /// Only entries at or before this time
     #[arg(long, value_name = "DUR|TIME", value_parser = when)]
     pub(crate) until: Option<i64>,
     /// In this state: queued, stalled, sent or dead
@@ -172,7 +172,7 @@ pub(crate) struct ReplayArgs {
     /// In any order, instead of the oldest first
     #[arg(long)]
     pub(crate) shuffle: bool,
-    /// How often each: 1 to 1000
+    /// Deliver each event N times (1 to 1000)
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) times: u32,
     /// Wait until all are delivered or given up; exit 1 if any was not delivered

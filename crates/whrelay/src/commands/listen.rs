@@ -139,7 +139,7 @@ impl Job {
             if let Some(port) = embedded.away_from {
                 let now = embedded.url.port().unwrap_or_default();
                 let why = format!(
-                    "port {port} is taken: until the next start this bucket's input URL has port {now}"
+                    "port {port} is busy; the input URL uses {now} for this run: update your sender"
                 );
                 tell(Line::warning(why));
             }
@@ -258,7 +258,7 @@ pub(crate) fn routes(args: &ListenArgs) -> Result<Vec<Route>, Failure> {
     let takes_all = |route: &Route| route.prefix == Prefix::default();
     if !routes.iter().any(takes_all) {
         return Err(
-            Failure::new(Code::Usage, "no target for what no --route takes")
+            Failure::new(Code::Usage, "events outside your routes have no target")
                 .hint("say where the rest goes with --to, or with --route /=TARGET"),
         );
     }

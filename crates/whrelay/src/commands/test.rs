@@ -266,7 +266,10 @@ impl Watch<'_> {
         let matching = self.events.values().filter(|seen| seen.matches).count();
         let hint = match matching - self.delivered as usize {
             0 => "nothing else that matches was received".to_owned(),
-            waiting => format!("{} more were received, and not delivered", waiting),
+            waiting => format!(
+                "{} received, but not delivered in time: see the attempts above",
+                events(waiting as u64)
+            ),
         };
         Failure::new(Code::Failed, message).hint(hint)
     }
@@ -303,9 +306,9 @@ fn start(command: &[OsString], url: &str, json: bool) -> Result<Option<Group>, F
     #[cfg(unix)]
     command.process_group(0);
     let child = command.spawn().map_err(|error| Failure::Ran {
-        code: match error.kind() {
-            std::io::ErrorKind::NotFound => NO_COMMAND,
-            _ => NOT_RUNNABLE,
+        code: match error.kind() == std::io::ErrorKind::NotFound {
+            true => NO_COMMAND,
+            false => NOT_RUNNABLE,
         },
         message: format!("{}: {error}", program.to_string_lossy()),
     })?;

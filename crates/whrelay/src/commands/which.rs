@@ -26,7 +26,9 @@ pub(crate) async fn choose(
         Err(Failure::new(Code::Usage, message).hint(hint))
     };
     match (args.ids.is_empty(), filtered || args.all) {
-        (true, false) => usage(format!("which events? nothing says what to {verb}")),
+        (true, false) => usage(format!(
+            "choose events to {verb}: an id, a filter, or --all"
+        )),
         (false, true) => usage("events are named, or found by a filter: not both".into()),
         (false, false) => homes(&args.ids, reach, round).await,
         (true, true) => {

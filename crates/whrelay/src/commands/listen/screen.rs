@@ -33,7 +33,7 @@ const TICK: Duration = Duration::from_millis(50);
 const COUNTS_EVERY: Duration = Duration::from_secs(1);
 /// Attempts of before that are shown at the start.
 const HISTORY: usize = 50;
-const COPIED: &str = "copied, where this terminal lets programs do that";
+const COPIED: &str = "Copied (if your terminal allows it)";
 
 /// Whether this process has a terminal that can show the view. CI machines have some that nobody looks at.
 pub(super) fn is_there() -> bool {
@@ -157,15 +157,13 @@ impl Screen {
                     && let Some(key) = meaning(key)
                     && let Some(wish) = self.view.press(key)
                 {
-                    match wish {
-                        Wish::Suspend => {
-                            // The terminal is given back before this process stops.
-                            drop(terminal.take());
-                            suspend();
-                            terminal = Some(Taken::take()?);
-                        }
-                        wish => self.carry_out(wish)?,
+                    if wish == Wish::Suspend {
+                        // The terminal is given back before this process stops.
+                        drop(terminal.take());
+                        suspend();
+                        terminal = Some(Taken::take()?);
                     }
+                    self.carry_out(wish)?;
                 }
             }
         }
@@ -242,7 +240,7 @@ impl Screen {
             Wish::Quit => {
                 self.asked_at.get_or_insert_with(Instant::now);
                 self.view
-                    .note("stopping: attempts under way end, what is queued stays; again: at once");
+                    .note("Stopping: finishing running requests. Ctrl-C again quits now. Queued events are kept.");
                 self.end.stop.cancel();
             }
             Wish::Pause(paused) => self.ask(Ask::Pause { paused }, status),

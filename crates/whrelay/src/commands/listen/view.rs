@@ -415,7 +415,7 @@ fn counts(status: &StatusLine) -> Row {
     if let Some(why) = &status.refuses {
         (tone, text) = (
             Tone::Bad,
-            format!("{text}  takes nothing new: {}", shown(why)),
+            format!("{text}  accepts no new events: {}", shown(why)),
         );
     }
     (tone, text)
