@@ -139,7 +139,7 @@ async fn keys_choose_replay_show_pause_and_quit() {
     assert!(details.contains("q back"), "{details}");
     terminal.press("q");
     terminal.press("o");
-    terminal.shows("copied").await;
+    terminal.shows("Copied").await;
     terminal.press("q");
     terminal.shows("j/k select").await;
 
@@ -177,7 +177,7 @@ async fn asked_twice_it_stops_at_once_and_gives_the_terminal_back() {
     send(&terminal.url().await, "x").await;
     eventually("an attempt", || (receiver.count() == 1).then_some(())).await;
     terminal.press("C-c");
-    terminal.shows("stopping").await;
+    terminal.shows("Stopping").await;
     // Keys that come at once are one wish.
     let ended = || {
         terminal.press("C-c");

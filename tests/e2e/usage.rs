@@ -115,7 +115,7 @@ async fn a_bucket_says_when_its_port_is_taken_and_comes_back_to_it() {
     let taken = std::net::TcpListener::bind(&bind).unwrap();
     let (mut listen, away) = home.listen(&["--to", &to]).await;
     assert!(!away.contains(&bind), "{away}");
-    let named = format!("port {} is taken", &bind["127.0.0.1:".len()..]);
+    let named = format!("port {} is busy", &bind["127.0.0.1:".len()..]);
     let said = |line: &Value| line["message"].as_str().unwrap().contains(&named);
     listen.wait("warning", said).await;
     assert_eq!(listen.terminate().await, Some(0));

@@ -336,14 +336,16 @@ fn failure(error: &legacy::Error, told: Option<Told>) -> Reply {
             .downcast_ref::<hyper::Error>()
             .is_some_and(hyper::Error::is_parse);
         if let Some(status) = told.and_then(|told| told.status).filter(|_| is_parse) {
-            let retry_after = None;
             let outcome = Outcome::Answered {
                 status,
-                retry_after,
+                retry_after: None,
             };
             return Reply {
+                outcome,
                 status: Some(status),
-                ..Reply::failed(outcome, format!("its header fields are not HTTP: {inner}"))
+                error: None,
+                answer_headers: Vec::new(),
+                answer: Vec::new(),
             };
         }
         if let Some(tls) = tls_error(inner) {

@@ -8,8 +8,8 @@ use whrelay_core::limits;
 const BEGIN: &[u8] = b"HTTP/";
 /// A version, as in `HTTP/1.1`.
 const VERSION: usize = b"HTTP/1.1".len();
-/// Spaces between version and status code that are read over: more than one is not HTTP, and some send two.
-const MAX_SPACES: usize = 8;
+/// So many bytes of a status line are read: the version, a space, the code, and what comes next.
+const STATUS_END: usize = VERSION + 1 + 3 + 1;
 
 /// Reads along on one connection, and takes out what belongs to no answer.
 #[derive(Debug, Default)]
@@ -25,8 +25,8 @@ pub(crate) struct Strays {
 
 #[derive(Debug)]
 enum State {
-    /// Before an answer, or in its status line.
-    Status(Vec<u8>),
+    /// Before an answer, or in its status line: as much of it as has come.
+    Status(Beginning),
     /// In the head of an answer without a body; or of one that another follows.
     Head {
         follows: bool,
@@ -41,7 +41,7 @@ enum State {
 
 impl Default for State {
     fn default() -> Self {
-        Self::Status(Vec::new())
+        Self::Status(Beginning::default())
     }
 }
 
@@ -84,8 +84,8 @@ impl Strays {
                     break;
                 }
                 State::Status(line) => {
-                    line.push(bytes[at]);
-                    if let Some((next, status)) = after_status(line, self.head) {
+                    at += line.take(&bytes[at..]);
+                    if let Some((next, status)) = line.read(self.head) {
                         self.state = next;
                         self.status = status.or(self.status);
                     }
@@ -93,15 +93,22 @@ impl Strays {
                 State::Head {
                     follows,
                     line_is_empty,
-                } => match bytes[at] {
-                    b'\n' if *line_is_empty && *follows => self.state = State::default(),
-                    b'\n' if *line_is_empty => self.state = State::Between,
-                    b'\n' => *line_is_empty = true,
-                    b'\r' => {}
-                    _ => *line_is_empty = false,
-                },
+                } => {
+                    let rest = &bytes[at..];
+                    let end = rest.iter().position(|byte| *byte == b'\n');
+                    let line = &rest[..end.unwrap_or(rest.len())];
+                    *line_is_empty &= line.iter().all(|byte| *byte == b'\r');
+                    at += line.len();
+                    if end.is_some() {
+                        at += 1;
+                        match (*line_is_empty, *follows) {
+                            (true, true) => self.state = State::default(),
+                            (true, false) => self.state = State::Between,
+                            (false, _) => *line_is_empty = true,
+                        }
+                    }
+                }
             }
-            at += 1;
         }
         bytes.copy_within(start..end, 0);
         self.taken += bytes.len() - (end - start);
@@ -109,35 +116,64 @@ impl Strays {
     }
 }
 
-/// What comes behind a status line and its code, once enough of it is there. An answer that another follows has no code
-/// of its own.
-fn after_status(line: &[u8], head: bool) -> Option<(State, Option<u16>)> {
-    let rest = Some((State::Rest, None));
-    if !BEGIN.iter().zip(line).all(|(wanted, byte)| wanted == byte) {
-        return rest;
+/// The beginning of a status line.
+#[derive(Debug, Default)]
+struct Beginning {
+    /// With room for a second space, which some send.
+    bytes: [u8; STATUS_END + 1],
+    length: usize,
+}
+
+impl Beginning {
+    fn needed(&self) -> usize {
+        let has_second = self.length > VERSION + 1 && self.bytes[VERSION + 1] == b' ';
+        STATUS_END + usize::from(has_second)
     }
-    let behind = line.get(VERSION..)?;
-    let spaces = behind.iter().take_while(|byte| **byte == b' ').count();
-    if (spaces == 0 && !behind.is_empty()) || spaces > MAX_SPACES {
-        return rest;
+
+    /// Takes as much as it needs. Says how many bytes that is.
+    fn take(&mut self, bytes: &[u8]) -> usize {
+        let needed = self.needed();
+        let room = &mut self.bytes[self.length..needed];
+        let taken = bytes.len().min(room.len());
+        room[..taken].copy_from_slice(&bytes[..taken]);
+        self.length += taken;
+        taken
     }
-    let (code, end) = behind.get(spaces..spaces + 4)?.split_at(3);
-    let is_whole = matches!(end, b" " | b"\r" | b"\n");
-    let code_of = |code| std::str::from_utf8(code).ok()?.parse::<u16>().ok();
-    let Some(status) = code_of(code).filter(|_| is_whole) else {
-        return rest;
-    };
-    let follows = code[0] == b'1';
-    let bodiless = head || follows || matches!(status, 204 | 304);
-    let state = match bodiless {
-        true => State::Head {
-            follows,
-            line_is_empty: false,
-        },
-        false => State::Rest,
-    };
-    let is_one = line.starts_with(b"HTTP/1.") && (200..600).contains(&status);
-    Some((state, is_one.then_some(status)))
+
+    /// What comes behind it, once enough of it is there. An answer that another follows has no code of its own.
+    fn read(&self, head: bool) -> Option<(State, Option<u16>)> {
+        let line = &self.bytes[..self.length];
+        let rest = Some((State::Rest, None));
+        if !BEGIN.iter().zip(line).all(|(wanted, byte)| wanted == byte) {
+            return rest;
+        }
+        if line.len() < self.needed() {
+            return None;
+        }
+        let behind = &line[VERSION..];
+        let spaces = behind.iter().take_while(|byte| **byte == b' ').count();
+        let behind = &behind[spaces..];
+        let (Some(code), Some(end)) = (behind.get(..3), behind.get(3)) else {
+            return rest;
+        };
+        let code_of = |code| std::str::from_utf8(code).ok()?.parse::<u16>().ok();
+        let is_whole = spaces > 0 && matches!(end, b' ' | b'\r' | b'\n');
+        let Some(status) = code_of(code).filter(|_| is_whole) else {
+            return rest;
+        };
+        let follows = code[0] == b'1';
+        let bodiless = head || follows || matches!(status, 204 | 304);
+        let state = match bodiless {
+            true => State::Head {
+                follows,
+                // The next line begins where this one ends with the code.
+                line_is_empty: *end == b'\n',
+            },
+            false => State::Rest,
+        };
+        let is_one = line.starts_with(b"HTTP/1.") && (200..600).contains(&status);
+        Some((state, is_one.then_some(status)))
+    }
 }
 
 /// Where an answer begins, or may; at the end where none does.

@@ -115,6 +115,8 @@ fn attempt(policy: Policy, mode: &Mode, line: &Value, asked: &[&Asked]) -> Resul
         // The connection it was to go over had been closed: that may cost it, and no more.
         [] => Seen::Broken,
         [asked] => asked.seen,
+        // A 400 on a connection that was used before is asked once more over a new one.
+        [first, second] if first.seen == Seen::Status(400) => second.seen,
         more => return Err(format!("{} requests for one attempt", more.len())),
     };
     let timed_out = error.is_some_and(|error| error.contains("no answer within"));
