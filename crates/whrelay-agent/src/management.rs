@@ -10,7 +10,7 @@ use whrelay_core::token::Token;
 use whrelay_delivery::{Trust, client_config};
 
 use crate::error::{AgentError, chain};
-use crate::provision::{client, read};
+use crate::provision::{client, read, refused};
 use crate::proxy::Proxies;
 
 /// A client of a forwarder's routes.
@@ -102,7 +102,7 @@ impl Management {
         }
         let tls = client_config(&self.trust).map_err(AgentError::from)?;
         let client = client(&self.forwarder, &self.proxies, tls);
-        let client = client.map_err(|e| unreachable(chain(&e)))?;
+        let client = client.map_err(unreachable)?;
         let mut request = client
             .request(method, address)
             .bearer_auth(self.token.expose());
@@ -110,8 +110,9 @@ impl Management {
             request = request.json(body);
         }
         let answer = request.send().await;
-        let answer = answer.map_err(|e| unreachable(chain(&e.without_url())))?;
-        let status = answer.status();
+        let answer =
+            answer.map_err(|e| unreachable(self.proxies.why(&self.forwarder, &e.without_url())))?;
+        let (status, headers) = (answer.status(), answer.headers().clone());
         let said = read(answer, limits::MAX_STATUS_ANSWER).await;
         let said = said.map_err(|e| unreachable(chain(&e.without_url())))?;
         if status.is_success() {
@@ -119,15 +120,10 @@ impl Management {
             return Ok(said.map_err(|e| unreachable(chain(&e)))?);
         }
         let problem = serde_json::from_slice::<ProblemAnswer>(&said);
-        let detail = problem.map_or_else(|_| format!("it answered {status}"), |p| p.detail);
-        Err(match status {
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                AgentError::Unauthorised(detail).into()
-            }
-            StatusCode::NOT_FOUND => ManagementError::NotFound(detail),
-            StatusCode::CONFLICT => ManagementError::InUse(detail),
-            StatusCode::BAD_REQUEST => AgentError::Refused(detail).into(),
-            _ => unreachable(detail).into(),
+        Err(match (status, problem) {
+            (StatusCode::NOT_FOUND, Ok(problem)) => ManagementError::NotFound(problem.detail),
+            (StatusCode::CONFLICT, Ok(problem)) => ManagementError::InUse(problem.detail),
+            (_, _) => refused(&self.forwarder, status, &headers, &said).into(),
         })
     }
 }

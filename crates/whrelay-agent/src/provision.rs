@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use reqwest::StatusCode;
-use reqwest::header::DATE;
+use reqwest::header::{CONTENT_TYPE, DATE, HeaderMap, HeaderValue, LOCATION};
 use serde::Deserialize;
 use url::Url;
 use whrelay_core::bucket::BucketName;
@@ -45,39 +45,66 @@ pub async fn ensure_bucket(
     token: &Token,
     bucket: &BucketName,
 ) -> Result<String, AgentError> {
-    let unreachable = |error: &dyn std::error::Error| AgentError::Unreachable {
+    let unreachable = |why: String| AgentError::Unreachable {
         forwarder: forwarder.to_string(),
-        why: chain(error),
+        why,
     };
     let address = format!(
         "{}/v1/buckets/{bucket}",
         forwarder.as_str().trim_end_matches('/')
     );
-    let client = client(forwarder, proxies, client_config(trust)?).map_err(|e| unreachable(&e))?;
+    let client = client(forwarder, proxies, client_config(trust)?).map_err(unreachable)?;
     let request = client.put(address).bearer_auth(token.expose());
     let response = request
         .send()
         .await
-        .map_err(|e| unreachable(&e.without_url()))?;
-    let status = response.status();
+        .map_err(|e| unreachable(proxies.why(forwarder, &e.without_url())))?;
+    let (status, headers) = (response.status(), response.headers().clone());
     let answer = read(response, limits::MAX_API_ANSWER).await;
-    let answer = answer.map_err(|e| unreachable(&e.without_url()))?;
+    let answer = answer.map_err(|e| unreachable(chain(&e.without_url())))?;
     if status.is_success() {
-        let answer: BucketAnswer = serde_json::from_slice(&answer).map_err(|e| unreachable(&e))?;
+        let answer = serde_json::from_slice::<BucketAnswer>(&answer);
+        let answer = answer.map_err(|_| {
+            unreachable("it answered as no forwarder does: a login page, or another server?".into())
+        })?;
         return Ok(answer.url);
     }
-    let problem = serde_json::from_slice::<ProblemAnswer>(&answer);
-    let detail = problem.map_or_else(|_| format!("it answered {status}"), |p| p.detail);
-    if status == StatusCode::UNAUTHORIZED || status == StatusCode::FORBIDDEN {
-        return Err(AgentError::Unauthorised(detail));
-    }
-    if status == StatusCode::BAD_REQUEST {
-        return Err(AgentError::Refused(detail));
-    }
-    Err(AgentError::Unreachable {
+    Err(refused(forwarder, status, &headers, &answer))
+}
+
+/// What an answer means that is not a success. A forwarder says why, in JSON (RFC 9457); what does not is something before
+/// it, and its codes are not about the token.
+pub(crate) fn refused(
+    forwarder: &Url,
+    status: StatusCode,
+    headers: &HeaderMap,
+    answer: &[u8],
+) -> AgentError {
+    let unreachable = |why: String| AgentError::Unreachable {
         forwarder: forwarder.to_string(),
-        why: detail,
-    })
+        why,
+    };
+    let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+    let is_ours = kind.is_some_and(|kind| kind.starts_with(b"application/problem+json"));
+    let detail = serde_json::from_slice::<ProblemAnswer>(answer).map(|problem| problem.detail);
+    let detail = detail.unwrap_or_else(|_| format!("it answered {status}"));
+    match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if is_ours => {
+            AgentError::Unauthorised(detail)
+        }
+        StatusCode::BAD_REQUEST if is_ours => AgentError::Refused(detail),
+        _ if is_ours => unreachable(detail),
+        _ if status.is_redirection() => {
+            let to = headers.get(LOCATION).and_then(|to| to.to_str().ok());
+            let to = to.unwrap_or("another address");
+            unreachable(format!(
+                "it redirects to {to}: use that address, without a path behind it"
+            ))
+        }
+        _ => unreachable(format!(
+            "{status} from something before the forwarder, such as a proxy or a login page"
+        )),
+    }
 }
 
 /// The same for an agent.
@@ -118,8 +145,7 @@ pub async fn look_at(
         forwarder: forwarder.to_string(),
         why,
     };
-    let client = client(forwarder, proxies, client_config(trust)?);
-    let client = client.map_err(|e| unreachable(chain(&e)))?;
+    let client = client(forwarder, proxies, client_config(trust)?).map_err(unreachable)?;
     let root = forwarder.as_str().trim_end_matches('/');
     let mut request = client.get(format!("{root}/v1/buckets?limit=1"));
     if let Some(token) = token {
@@ -127,7 +153,7 @@ pub async fn look_at(
     }
     let began = Instant::now();
     let answer = request.send().await;
-    let answer = answer.map_err(|e| unreachable(chain(&e.without_url())))?;
+    let answer = answer.map_err(|e| unreachable(proxies.why(forwarder, &e.without_url())))?;
     let took = began.elapsed();
     let (status, date) = (answer.status(), answer.headers().get(DATE));
     let clock = date.and_then(|date| Timestamp::from_http_date(date.to_str().ok()?));
@@ -152,21 +178,22 @@ pub(crate) fn client(
     forwarder: &Url,
     proxies: &Proxies,
     tls: rustls::ClientConfig,
-) -> reqwest::Result<reqwest::Client> {
+) -> Result<reqwest::Client, String> {
+    let told = |e: reqwest::Error| chain(&e);
     let mut client = reqwest::Client::builder()
         .timeout(TIMEOUT)
         .resolve_to_addrs("localhost", &LOCALHOST)
         .no_proxy()
         .tls_backend_preconfigured(tls)
         .redirect(reqwest::redirect::Policy::none());
-    if let Some(through) = proxies.toward(forwarder) {
-        let mut proxy = reqwest::Proxy::all(through.uri().to_string())?;
+    if let Some(through) = proxies.toward(forwarder).map_err(|e| e.to_string())? {
+        let mut proxy = reqwest::Proxy::all(through.uri().to_string()).map_err(told)?;
         if let Some(auth) = through.basic_auth() {
             proxy = proxy.custom_http_auth(auth.clone());
         }
         client = client.proxy(proxy);
     }
-    client.build()
+    client.build().map_err(told)
 }
 
 /// The body of an answer, as far as a forwarder's goes: that of a stranger may have no end.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderValue, header};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::TlsConnector;
@@ -23,6 +23,7 @@ use whrelay_delivery::{Dialer, Trust, client_config};
 use whrelay_proto::{SUBPROTOCOL, TUNNEL_PATH};
 
 use crate::error::{AgentError, chain};
+use crate::provision::refused;
 use crate::proxy::{self, Proxies};
 
 trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -142,7 +143,8 @@ async fn wire(
     };
     let host = forwarder.host_str().unwrap_or_default();
     let port = forwarder.port_or_known_default().unwrap_or(443);
-    let tcp = match proxies.toward(forwarder) {
+    let proxy = proxies.toward(forwarder);
+    let tcp = match proxy.map_err(|e| unreachable(e.to_string()))? {
         None => Dialer::new(host, port)
             .v4_first()
             .dial()
@@ -183,17 +185,20 @@ fn request(forwarder: &Url, token: &Token) -> tungstenite::Result<http::Request<
 }
 
 fn handshake_error(forwarder: &Url, error: Error) -> AgentError {
-    let forwarder = forwarder.to_string();
     if let Error::Http(response) = &error {
-        let status = response.status();
-        if status == StatusCode::UNAUTHORIZED || status == StatusCode::FORBIDDEN {
-            return AgentError::Unauthorised(format!("it answered {status}"));
-        }
-        let why = format!("it answered {status} instead of opening a tunnel");
-        return AgentError::Unreachable { forwarder, why };
+        let (status, headers) = (response.status(), response.headers());
+        let answer = response.body().as_deref().unwrap_or_default();
+        let refused = refused(forwarder, status, headers, answer);
+        return match refused {
+            AgentError::Unreachable { forwarder, why } if !status.is_redirection() => {
+                let why = format!("{why}; a proxy before it has to pass websocket upgrades");
+                AgentError::Unreachable { forwarder, why }
+            }
+            other => other,
+        };
     }
     AgentError::Unreachable {
-        forwarder,
+        forwarder: forwarder.to_string(),
         why: chain(&error),
     }
 }
