@@ -8,7 +8,7 @@ use whrelay_tests::process::Home;
 use whrelay_tests::receiver::Receiver;
 use whrelay_tests::sender::send;
 
-use crate::{home, json_lines, text};
+use crate::{home, json_lines, text, told};
 
 /// The exit code and what was said on stderr.
 fn refused(home: &Home, args: &[&str]) -> (Option<i32>, String) {
@@ -265,4 +265,22 @@ async fn a_url_is_one_that_can_be_used_also_where_all_addresses_are_bound() {
     listen.wait("warning", warned).await;
     let id = send(&input, "x").await;
     listen.wait_state(&id, "sent").await;
+}
+
+/// What is set in the environment is named where it is wrong, may be several targets, and may begin with `~`.
+#[tokio::test(flavor = "multi_thread")]
+async fn values_of_the_environment_are_read_as_people_write_them() {
+    let mut home = home();
+    home.set("WHRELAY_TIMEOUT", "soon");
+    let (code, said) = told(&home, &["listen", "3000"]);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("error: WHRELAY_TIMEOUT: "), "{said}");
+    home.set("WHRELAY_TIMEOUT", "5s");
+    home.set("WHRELAY_TO", "localhost:3997 localhost:3998");
+    home.set("WHRELAY_READY_FILE", "~/is-ready");
+    let (mut listen, _) = home.listen(&[]).await;
+    let ready = listen.all("ready").remove(0);
+    assert_eq!(ready["targets"].as_array().unwrap().len(), 2, "{ready}");
+    assert!(home.path().join("is-ready").exists());
+    assert_eq!(listen.terminate().await, Some(0));
 }

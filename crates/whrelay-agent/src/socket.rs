@@ -188,14 +188,13 @@ fn handshake_error(forwarder: &Url, error: Error) -> AgentError {
     if let Error::Http(response) = &error {
         let (status, headers) = (response.status(), response.headers());
         let answer = response.body().as_deref().unwrap_or_default();
-        let refused = refused(forwarder, status, headers, answer);
-        return match refused {
-            AgentError::Unreachable { forwarder, why } if !status.is_redirection() => {
-                let why = format!("{why}; a proxy before it has to pass websocket upgrades");
-                AgentError::Unreachable { forwarder, why }
-            }
-            other => other,
-        };
+        let mut refused = refused(forwarder, status, headers, answer);
+        if let AgentError::Unreachable { why, .. } = &mut refused
+            && !status.is_redirection()
+        {
+            why.push_str("; a proxy before it has to pass websocket upgrades");
+        }
+        return refused;
     }
     AgentError::Unreachable {
         forwarder: forwarder.to_string(),

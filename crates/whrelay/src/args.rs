@@ -39,7 +39,7 @@ pub(crate) use self::requests::RequestArgs;
 pub(crate) use self::service::{Service, ServiceArgs, ServiceCommand};
 pub(crate) use self::subscription::{BucketPlace, SubscriptionArgs, SubscriptionCommand};
 pub(crate) use self::trigger::TriggerArgs;
-pub(crate) use self::values::{CaFile, Matcher, Newest, Percent};
+pub(crate) use self::values::{CaFile, Matcher, Newest, Percent, expanded};
 use self::values::{
     backlog, bind, bytes, ca_file, duration, forwarder_url, matcher, past, percent, schedule,
     some_time,

@@ -10,12 +10,14 @@ use std::any::TypeId;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 
+use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{Arg, Command};
 use directories::ProjectDirs;
 
 use self::file::Entry;
 use self::source::Source;
 use self::trust::{Level, Trusted};
+use crate::args::expanded;
 use crate::failure::{Code, Failure, first_line};
 use crate::paths::Paths;
 
@@ -190,16 +192,40 @@ impl Config {
     }
 }
 
-/// The commands, with what is set to nothing in the environment as if it were not set.
-pub(crate) fn without_empty(command: Command) -> Command {
+/// The commands, ready for what is typed and set: a variable that is set to nothing is not set, several targets may stand in
+/// one variable, and `~` begins a path.
+pub(crate) fn prepared(command: Command) -> Command {
     let command = command.mut_args(|arg| {
         let set = arg.get_env().and_then(std::env::var_os);
-        match set.is_some_and(|value| value.is_empty()) {
-            true => arg.env(None),
+        let is_empty = set.as_ref().is_some_and(|value| value.is_empty());
+        let is_path = arg.get_value_parser().type_id() == TypeId::of::<PathBuf>();
+        let is_target = arg.get_env().is_some_and(|name| name == "WHRELAY_TO");
+        let several = set.is_some_and(|value| value.to_string_lossy().contains(' '));
+        let arg = match is_path {
+            true => arg.value_parser(PathBufValueParser::new().map(expanded)),
             false => arg,
+        };
+        match (is_empty, is_target && several) {
+            (true, _) => arg.env(None),
+            (false, true) => arg.value_delimiter(' '),
+            (false, false) => arg,
         }
     });
-    command.mut_subcommands(without_empty)
+    command.mut_subcommands(prepared)
+}
+
+/// The variable of a flag, as it is named in an error, where that is set and has this value.
+pub(crate) fn variable(command: &Command, flag: &str, value: &str) -> Option<String> {
+    let long = flag.strip_prefix("--")?.split([' ', '=']).next()?;
+    let known = known(command);
+    let mut args = known.values().flatten().map(|(_, arg)| arg);
+    let arg = args.find(|arg| arg.get_long() == Some(long))?;
+    let name = arg.get_env()?.to_str()?;
+    let set = std::env::var(name).ok()?;
+    set.split([' ', '\n'])
+        .chain([&*set])
+        .any(|one| one == value)
+        .then(|| name.to_owned())
 }
 
 /// The key of a flag in a file: its name in the environment, without what all have in common.

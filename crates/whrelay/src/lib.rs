@@ -28,7 +28,7 @@ use whrelay_core::target::Target;
 use whrelay_store::Panicked;
 
 use crate::args::{Cli, Command};
-use crate::config::{Config, without_empty};
+use crate::config::{Config, prepared};
 use crate::failure::{Code, Failure, first_line};
 use crate::origins::Origins;
 use crate::output::Output;
@@ -70,7 +70,7 @@ fn parse() -> Result<(Cli, Config), Wrong> {
         .ignore_errors(true)
         .try_get_matches_from(typed);
     let mut config = configured(&first.map_err(Wrong::Typed)?, &command)?;
-    let matches = without_empty(config.apply(command))
+    let matches = prepared(config.apply(command))
         .try_get_matches()
         .map_err(Wrong::Typed)?;
     let mut cli = Cli::from_arg_matches(&matches).map_err(Wrong::Typed)?;
@@ -124,8 +124,27 @@ fn usage(error: &clap::Error) -> ExitCode {
         (None, Some(meant)) => format!("did you mean `{meant}`?"),
         (None, None) => format!("`{} --help` lists what it takes", typed_command()),
     };
-    let failure = Failure::new(Code::Usage, first_line(error)).hint(hint);
+    let message = match set_by(error) {
+        Some(variable) => format!("{variable}: {}", first_line(error)),
+        None => first_line(error),
+    };
+    let failure = Failure::new(Code::Usage, message).hint(hint);
     failure.report(&Output::plain())
+}
+
+/// The environment variable that a wrong value is from.
+fn set_by(error: &clap::Error) -> Option<String> {
+    let said = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.clone()),
+        Some(_) | None => None,
+    };
+    let (flag, value) = (
+        said(ContextKind::InvalidArg)?,
+        said(ContextKind::InvalidValue)?,
+    );
+    let typed = std::env::args().any(|word| word.contains(&value));
+    let variable = config::variable(&Cli::command(), &flag, &value);
+    variable.filter(|_| !typed)
 }
 
 /// A target that stands where a command was to be.

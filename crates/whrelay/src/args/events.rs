@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand, ValueEnum};
 use whrelay_core::bucket::BucketName;
 use whrelay_core::delivery::{DeadReason, State};
@@ -21,11 +22,19 @@ pub(crate) struct FilterArgs {
     /// Only entries at or before this time
     #[arg(long, value_name = "DUR|TIME", value_parser = when)]
     pub(crate) until: Option<i64>,
-    /// In this state: queued, stalled, sent or dead
-    #[arg(long)]
+    /// In this state
+    #[arg(
+        long,
+        value_parser = PossibleValuesParser::new(State::ALL.map(State::as_str))
+            .try_map(|word| word.parse::<State>())
+    )]
     pub(crate) status: Option<State>,
-    /// Given up for this reason: rejected, deadline, attempts or discarded
-    #[arg(long)]
+    /// Given up for this reason
+    #[arg(
+        long,
+        value_parser = PossibleValuesParser::new(DeadReason::ALL.map(DeadReason::as_str))
+            .try_map(|word| word.parse::<DeadReason>())
+    )]
     pub(crate) reason: Option<DeadReason>,
     /// To this target
     #[arg(long)]

@@ -6,6 +6,8 @@ use clap::{Args, ValueEnum};
 use whrelay_delivery::{Resign, Signatures, Unverified};
 use whrelay_providers::{Key, Keyring, Provider};
 
+use super::values::expanded;
+
 /// Longest file that can be a secret.
 const MAX_FILE: u64 = 64 * 1024;
 
@@ -122,11 +124,12 @@ fn from_environment(variable: &str) -> Result<String, String> {
 
 fn from_file(path: &str) -> Result<String, String> {
     let wrong = |why: String| format!("{path}: {why}");
-    let about = std::fs::metadata(path).map_err(|e| wrong(e.to_string()))?;
+    let file = expanded(path.into());
+    let about = std::fs::metadata(&file).map_err(|e| wrong(e.to_string()))?;
     if !about.is_file() || about.len() > MAX_FILE {
         return Err(wrong("not a file with a secret".into()));
     }
-    let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
+    let text = std::fs::read_to_string(&file).map_err(|e| wrong(e.to_string()))?;
     Ok(text.trim_start_matches('\u{feff}').to_owned())
 }
 

@@ -1,6 +1,7 @@
 //! Values as they are typed. It must not know which flag they are for.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use url::Url;
@@ -41,12 +42,20 @@ pub(super) fn percent(text: &str) -> Result<Percent, String> {
         .ok_or_else(|| "use 0% to 100%".to_owned())
 }
 
+/// A path with `~` at its beginning as shells read it: they leave it in `--flag=~/x`, files and the environment.
+pub(crate) fn expanded(path: PathBuf) -> PathBuf {
+    match (path.strip_prefix("~"), std::env::home_dir()) {
+        (Ok(rest), Some(home)) => home.join(rest),
+        (_, _) => path,
+    }
+}
+
 /// Certificates that were read from a file.
 #[derive(Clone, Debug)]
 pub(crate) struct CaFile(pub(crate) Trust);
 
 pub(super) fn ca_file(path: &str) -> Result<CaFile, String> {
-    let pem = std::fs::read(path).map_err(|e| format!("{path}: {e}"))?;
+    let pem = std::fs::read(expanded(path.into())).map_err(|e| format!("{path}: {e}"))?;
     let trust = Trust::default().with_pem(&pem);
     trust.map(CaFile).map_err(|e| format!("{path}: {e}"))
 }

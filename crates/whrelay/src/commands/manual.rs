@@ -1,17 +1,33 @@
 //! `whrelay completions` and `whrelay man`: what shells and `man` show, from the flags themselves.
 
-use std::path::Path;
+use std::any::TypeId;
+use std::path::{Path, PathBuf};
 
-use clap::CommandFactory;
+use clap::{Command, CommandFactory, ValueHint};
 
-use crate::args::{Cli, CompletionsArgs, ManArgs};
+use crate::args::{CaFile, Cli, CompletionsArgs, ManArgs};
 use crate::failure::{Code, Failure};
 use crate::output::Output;
 
 pub(crate) fn completions(args: &CompletionsArgs, output: &Output) -> Result<(), Failure> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "whrelay", &mut script);
+    let mut command = without_files(Cli::command());
+    clap_complete::generate(args.shell, &mut command, "whrelay", &mut script);
     output.bytes(&script)
+}
+
+/// Only paths are completed with the names of files.
+fn without_files(command: Command) -> Command {
+    let command = command.mut_args(|arg| {
+        let kind = arg.get_value_parser().type_id();
+        let takes_path = kind == TypeId::of::<PathBuf>() || kind == TypeId::of::<CaFile>();
+        let is_plain = arg.get_value_hint() == ValueHint::Unknown;
+        match is_plain && !takes_path && arg.get_action().takes_values() {
+            true => arg.value_hint(ValueHint::Other),
+            false => arg,
+        }
+    });
+    command.mut_subcommands(without_files)
 }
 
 pub(crate) fn man(args: &ManArgs, output: &Output) -> Result<(), Failure> {
