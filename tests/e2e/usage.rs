@@ -284,3 +284,70 @@ async fn values_of_the_environment_are_read_as_people_write_them() {
     assert!(home.path().join("is-ready").exists());
     assert_eq!(listen.terminate().await, Some(0));
 }
+
+/// A program that stands for cloudflared: it says its URL among other things, and runs until it is told to end.
+fn tunnel_program(home: &whrelay_tests::process::Home, then: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = home.path().join("bin");
+    std::fs::create_dir_all(&dir).unwrap();
+    let said = "echo 'INF see https://developers.cloudflare.com/' >&2\n\
+                echo 'INF |  https://calm-tea.trycloudflare.com  |' >&2";
+    let text = format!(
+        "#!/bin/sh\necho \"$@\" >{0}/args\n{said}\n{then}\n",
+        home.path().display()
+    );
+    std::fs::write(dir.join("cloudflared"), text).unwrap();
+    let executable = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(dir.join("cloudflared"), executable).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_installed_program_gives_the_input_a_public_url() {
+    let (mut home, receiver) = (home(), Receiver::start().await);
+    let to = receiver.target();
+    home.set("PATH", "/nowhere");
+    let (code, said) = told(&home, &["listen", &to, "--public"]);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("install cloudflared or ngrok"), "{said}");
+    let (code, said) = told(&home, &["listen", &to, "--public=ssh:-oProxyCommand=x"]);
+    assert_eq!(code, Some(2), "{said}");
+
+    let bin = home.path().join("bin");
+    home.set("PATH", &format!("{}:/usr/bin:/bin", bin.display()));
+    tunnel_program(&home, "exec sleep 600");
+    let (mut listen, url) = home.listen(&["--to", &to, "--public"]).await;
+    assert!(
+        url.starts_with("https://calm-tea.trycloudflare.com/in/"),
+        "{url}"
+    );
+    let by = |line: &Value| {
+        line["message"]
+            .as_str()
+            .unwrap()
+            .contains("cloudflared (pid ")
+    };
+    let by = listen.wait("warning", by).await;
+    let message = by["message"].as_str().unwrap();
+    let local = message.split_whitespace().last().unwrap();
+    let args = std::fs::read_to_string(home.path().join("args")).unwrap();
+    let port = local.split(['/', ':']).nth(4).unwrap();
+    assert!(
+        args.contains(&format!("--url http://127.0.0.1:{port}")),
+        "{args}"
+    );
+    // What comes through it comes to the same input.
+    let id = send(local, "x").await;
+    listen.wait_state(&id, "sent").await;
+    assert_eq!(listen.terminate().await, Some(0));
+
+    tunnel_program(&home, "exit 3");
+    let (mut listen, _) = home.listen(&["--to", &to, "--public"]).await;
+    let ended = |line: &Value| {
+        line["message"]
+            .as_str()
+            .unwrap()
+            .contains("cloudflared has ended")
+    };
+    listen.wait("warning", ended).await;
+    assert_eq!(listen.terminate().await, Some(0));
+}

@@ -5,6 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -121,6 +123,8 @@ pub struct Dialer {
     host: String,
     port: u16,
     winner: Mutex<Option<IpAddr>>,
+    /// Whether it was said what `localhost` is in a container.
+    hinted: AtomicBool,
 }
 
 impl Dialer {
@@ -131,6 +135,7 @@ impl Dialer {
             host,
             port,
             winner: Mutex::new(None),
+            hinted: AtomicBool::new(false),
         }
     }
 
@@ -178,7 +183,8 @@ impl Dialer {
             }
         }
         let mut said = failures.join("; ");
-        if is_localhost(&self.host) && in_container() {
+        // Once is enough: every attempt would repeat it.
+        if is_localhost(&self.host) && in_container() && !self.hinted.swap(true, Relaxed) {
             said += IN_A_CONTAINER;
         }
         Err(DialError(said))

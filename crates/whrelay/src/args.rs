@@ -39,7 +39,7 @@ pub(crate) use self::requests::RequestArgs;
 pub(crate) use self::service::{Service, ServiceArgs, ServiceCommand};
 pub(crate) use self::subscription::{BucketPlace, SubscriptionArgs, SubscriptionCommand};
 pub(crate) use self::trigger::TriggerArgs;
-pub(crate) use self::values::{CaFile, Matcher, Newest, Percent, expanded};
+pub(crate) use self::values::{CaFile, Matcher, Newest, Percent, PublicBy, expanded};
 use self::values::{
     backlog, bind, bytes, ca_file, duration, forwarder_url, matcher, past, percent, schedule,
     some_time,
@@ -195,6 +195,17 @@ pub(crate) struct ListenArgs {
     /// Of what came before, only what was received since: a duration back from now (2h) or a time
     #[arg(long, value_name = "DUR|TIME", env = "WHRELAY_SINCE", value_parser = past)]
     pub(crate) since: Option<i64>,
+    /// Give the embedded forwarder a public URL by an installed program: auto (cloudflared, else ngrok), cloudflared, ngrok,
+    /// or ssh:USER@HOST
+    #[arg(
+        long,
+        value_name = "HOW",
+        env = "WHRELAY_PUBLIC",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "auto"
+    )]
+    pub(crate) public: Option<PublicBy>,
     /// How to show what happens [default: interactive on a terminal, else compact]
     #[arg(long, value_enum, env = "WHRELAY_OUTPUT")]
     pub(crate) output: Option<ListenOutput>,

@@ -222,6 +222,10 @@ pub(crate) fn first_line(error: &clap::Error) -> String {
     });
     let value = said(ContextKind::InvalidValue).filter(|value| !value.is_empty());
     let text = match (flag, value) {
+        // What a provider's secret lacks is told without it.
+        (Some(flag), Some(value)) if flag.starts_with("--provider") => {
+            text.replacen(&format!("'{value}'"), "'…'", 1)
+        }
         (Some(_), Some(value)) => text.replace(value, "…"),
         (_, _) => text,
     };

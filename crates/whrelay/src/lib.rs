@@ -14,6 +14,7 @@ mod origins;
 mod output;
 mod paths;
 mod private;
+mod public;
 mod receiver;
 mod shutdown;
 mod text;

@@ -208,14 +208,17 @@ impl Writer {
             None if line.was_given_up() => "[-----]".to_owned(),
             None => "[ERROR]".to_owned(),
         };
+        let took = match line.was_given_up() {
+            true => String::new(),
+            false => format!("  {}", millis(line.duration_ms)),
+        };
         let mut text = format!(
-            "{}  {} {} {} {}  {}  {}",
+            "{}  {} {} {} {}{took}  {}",
             self.local(&line.at),
             self.paint(DIM, "<--"),
             self.paint(style, &answer),
             shown(&line.method),
             shown(&line.url),
-            millis(line.duration_ms),
             line.event
         );
         if !line.was_given_up() && (line.attempt > 1 || line.state != State::Sent) {

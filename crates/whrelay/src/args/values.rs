@@ -50,6 +50,37 @@ pub(crate) fn expanded(path: PathBuf) -> PathBuf {
     }
 }
 
+/// Which program makes the URL public.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum PublicBy {
+    /// The first that is installed: cloudflared, then ngrok.
+    Any,
+    Cloudflared,
+    Ngrok,
+    /// `ssh -R` to this host.
+    Ssh(String),
+}
+
+impl std::str::FromStr for PublicBy {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match (text, text.strip_prefix("ssh:")) {
+            ("auto", _) => Ok(Self::Any),
+            ("cloudflared", _) => Ok(Self::Cloudflared),
+            ("ngrok", _) => Ok(Self::Ngrok),
+            // What begins with a minus would be read as an option.
+            (_, Some(host)) if is_host(host) => Ok(Self::Ssh(host.to_owned())),
+            (_, _) => Err("use auto, cloudflared, ngrok, or ssh:USER@HOST".to_owned()),
+        }
+    }
+}
+
+fn is_host(text: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '@' | '.' | '-' | '_');
+    !text.is_empty() && !text.starts_with('-') && text.chars().all(plain)
+}
+
 /// Certificates that were read from a file.
 #[derive(Clone, Debug)]
 pub(crate) struct CaFile(pub(crate) Trust);

@@ -82,9 +82,9 @@ fn show(config: &Config, json: bool, output: &Output) -> Result<(), Failure> {
         let values = match (hidden, &key[..]) {
             (true, "header") => values
                 .iter()
-                .map(|field| without_value(field, ':'))
+                .map(|field| without_value(field, ": "))
                 .collect(),
-            (true, "provider") => values.iter().map(|text| without_value(text, '=')).collect(),
+            (true, "provider") => values.iter().map(|text| without_value(text, "=")).collect(),
             (true, _) => vec!["…".to_owned()],
             // One with a password is refused where it is used.
             (false, "forwarder") if values.iter().any(|url| url.contains('@')) => {
@@ -104,11 +104,13 @@ fn show(config: &Config, json: bool, output: &Output) -> Result<(), Failure> {
 }
 
 /// Names without their values.
-fn without_value(pairs: &str, separator: char) -> String {
-    let names = pairs.lines().map(|pair| match pair.split_once(separator) {
-        Some((name, _)) => format!("{name}{separator} …"),
-        None => "…".to_owned(),
-    });
+fn without_value(pairs: &str, separator: &str) -> String {
+    let names = pairs
+        .lines()
+        .map(|pair| match pair.split_once(separator.trim()) {
+            Some((name, _)) => format!("{name}{separator}…"),
+            None => "…".to_owned(),
+        });
     names.collect::<Vec<_>>().join("\n")
 }
 

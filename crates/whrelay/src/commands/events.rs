@@ -372,6 +372,9 @@ fn print(found: &Shown, args: &ShowArgs, output: &Output) -> Result<(), Failure>
         for attempt in &found.attempts {
             output.line(&Line::Attempt(attempt.clone()), args.json)?;
         }
+        if found.attempts.is_empty() {
+            output.tell("no attempt yet: its endpoint is offline, or its turn has not come");
+        }
     }
     if let (false, true, Some(content)) = (args.json, whole || args.headers, &found.content) {
         for (name, value) in &content.headers {

@@ -28,7 +28,7 @@ use whrelay_delivery::Trust;
 use self::drain::Drain;
 use self::screen::Screen;
 use crate::agents;
-use crate::args::{ForwarderChoice, ListenArgs, ListenOutput};
+use crate::args::{ForwarderChoice, ListenArgs, ListenOutput, PublicBy};
 use crate::config;
 use crate::embedded::Embedded;
 use crate::exposure;
@@ -36,6 +36,7 @@ use crate::failure::{Code, Failure};
 use crate::output::Output;
 use crate::paths::{Paths, runtime_dirs, warn_if_fleeting};
 use crate::private;
+use crate::public::Public;
 use crate::shutdown;
 use crate::text::{ago, shown};
 
@@ -77,6 +78,7 @@ pub(crate) async fn run(
         manner: args.manner(),
         retention: args.retention.retention(false),
         exit_on_disconnect: args.exit_on_disconnect,
+        public: args.public.clone(),
     };
     let stop = shutdown::on_signal();
     warn_if_fleeting(paths.data(), output);
@@ -120,6 +122,8 @@ pub(crate) struct Job {
     pub(crate) manner: Manner,
     pub(crate) retention: Retention,
     pub(crate) exit_on_disconnect: Option<Duration>,
+    /// What gives an embedded forwarder a public URL.
+    pub(crate) public: Option<PublicBy>,
 }
 
 impl Job {
@@ -149,11 +153,17 @@ impl Job {
                     format!("--bind: other machines reach this forwarder on {at}, by plain http");
                 tell(Line::warning(why));
             }
+            let mut public = match &self.public {
+                Some(by) => Some(Public::open(by, embedded.address.port()).await?),
+                None => None,
+            };
+            let tell = told_as_public(tell, public.as_ref());
             let access = Access::new(embedded.token.clone(), None);
             let config = self.config(embedded.url.clone(), access, dir);
             let ended = tokio::select! {
-                ended = whrelay_agent::run(config, store, tell, stop) => ended.map_err(Failure::from),
+                ended = whrelay_agent::run(config, store, Arc::clone(&tell), stop) => ended.map_err(Failure::from),
                 failure = embedded.failed() => Err(failure),
+                () = warn_of_end(public.as_mut(), &tell) => Ok(()),
             };
             embedded.stop().await;
             return ended;
@@ -165,6 +175,11 @@ impl Job {
             )
             .hint("give it with --token-file or WHRELAY_TOKEN")
         })?;
+        if self.public.is_some() {
+            let why =
+                format!("--public is for an embedded forwarder: events come from {forwarder}");
+            tell(Line::warning(why));
+        }
         if self.choice.bind.is_some() {
             let why = format!("--bind is for an embedded forwarder: events come from {forwarder}");
             tell(Line::warning(why));
@@ -190,6 +205,7 @@ impl Job {
             manner,
             retention,
             exit_on_disconnect,
+            public: _,
         } = self;
         Config {
             forwarder,
@@ -210,6 +226,34 @@ impl Job {
             runtime_dirs: runtime_dirs(),
         }
     }
+}
+
+/// Tells what happens with the public input URL in place of that of this machine.
+fn told_as_public(tell: Tell, public: Option<&Public>) -> Tell {
+    let Some(public) = public else { return tell };
+    let (url, by) = (public.url.clone(), public.by());
+    Arc::new(move |line| {
+        let Line::Ready(ready) = line else {
+            return tell(line);
+        };
+        let (mut url, local) = (url.clone(), ready.url.clone());
+        if let Ok(input) = local.parse::<Url>() {
+            url.set_path(input.path());
+        }
+        let url = url.to_string();
+        tell(Line::Ready(ReadyLine { url, ..ready }));
+        tell(Line::warning(format!(
+            "the URL is public through {by}, on this machine it is {local}"
+        )));
+    })
+}
+
+/// Says that a public URL has ended, and then waits for ever: what is stored is delivered all the same.
+async fn warn_of_end(public: Option<&mut Public>, tell: &Tell) {
+    if let Some(public) = public {
+        tell(Line::warning(public.ended().await));
+    }
+    std::future::pending().await
 }
 
 /// What people know this machine and its user by.
@@ -476,6 +520,9 @@ impl Printer {
             (Line::Ready(ready), ListenOutput::Compact) => {
                 let url = shown(&ready.url);
                 output.tell(&format!("ready: {url} -> {}", ready.targets.join(", ")));
+                if is_local_only(&ready.url) {
+                    output.tell(NOT_PUBLIC.trim());
+                }
                 if let Some(queued) = still_queued(ready) {
                     output.tell(&format!("still queued: {queued}"));
                 }
@@ -508,7 +555,18 @@ fn header(ready: &ReadyLine, output: &Output) {
     if let Some(queued) = still_queued(ready) {
         output.tell(&format!("  Still queued      {queued}"));
     }
-    output.tell("  Ctrl-C stops; what is queued stays.\n");
+    if is_local_only(&ready.url) {
+        output.tell(NOT_PUBLIC);
+    }
+    output.tell("  Ctrl-C stops; queued events are kept.\n");
+}
+
+/// What a sender elsewhere needs.
+const NOT_PUBLIC: &str = "  Only this machine reaches that URL: with cloudflared or ngrok installed, --public makes it public.";
+
+fn is_local_only(url: &str) -> bool {
+    let url = url.parse::<Url>().ok();
+    url.is_some_and(|url| url.host().is_some_and(is_loopback))
 }
 
 /// How much waits from before, and since when.

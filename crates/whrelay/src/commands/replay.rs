@@ -136,6 +136,9 @@ async fn replay(
         dry_run: args.which.dry_run,
     };
     let bar = progress(wait && !json);
+    if until == Until::Ended {
+        output.tell("waiting until all are delivered or given up; Ctrl-C leaves them queued");
+    }
     let mut states: HashMap<String, State> = HashMap::new();
     let mut pieces = door.ask(Ask::Replay { which, how }).await?;
     while let Some(piece) = pieces.recv().await {

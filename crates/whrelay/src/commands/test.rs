@@ -134,6 +134,7 @@ fn job(args: &TestArgs, name: BucketName) -> Job {
         manner,
         retention: Retention::ALL,
         exit_on_disconnect: None,
+        public: None,
     }
 }
 

@@ -97,7 +97,7 @@ async fn running_input() -> Result<Target, Failure> {
             .map_err(|e| wrong(&format!("{e}"), "give the address with --to")),
         [] => Err(wrong(
             "nothing says where to send it, and no `whrelay listen` runs here",
-            "whrelay trigger github push --to URL, the input URL or a target",
+            "start `whrelay listen 3000` in another terminal, or give an input URL or a target with --to",
         )),
         [_, _, ..] => Err(wrong(
             "several `whrelay listen` run here",
