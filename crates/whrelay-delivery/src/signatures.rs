@@ -272,6 +272,11 @@ mod tests {
             ],
             body: Bytes::from_static(b"{\"webhookTimestamp\":1}"),
         };
+        // Twilio signs the fields of a form, and no other body.
+        if provider == Provider::Twilio {
+            let form = header("content-type", "application/x-www-form-urlencoded");
+            request.headers.push(form);
+        }
         for (name, value) in more {
             request.headers.push(header(name, value));
         }
