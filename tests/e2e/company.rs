@@ -236,6 +236,13 @@ async fn a_replay_where_no_agent_runs_is_made_as_the_files_say() {
     let args = ["replay", &id, "--to", &to, "--wait", "-H", "X-Plan: lead"];
     assert_eq!(told(&home, &args).0, Some(0));
     assert_eq!(other.seen()[1].header("x-plan"), "lead");
+    // A `listen` has fields of its own, and says so.
+    let (mut listen, _) = home.listen(&["--to", &receiver.target()]).await;
+    let (code, said) = told(&home, &args);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("-H would be ignored"), "{said}");
+    assert_eq!(other.count(), 2);
+    assert_eq!(listen.terminate().await, Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

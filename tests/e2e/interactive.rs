@@ -213,6 +213,11 @@ async fn it_leaves_the_terminal_to_others_while_it_runs_in_the_background() {
     let screen = terminal.shows(&id).await;
     assert!(!screen.contains("j/k select"), "{screen}");
     eventually("it is delivered", || (receiver.count() == 1).then_some(())).await;
+    // It is no child of the terminal's shell any more, and would outlast it.
+    let ready = std::fs::read(home.path().join("ready.json")).unwrap();
+    let ready: Value = serde_json::from_slice(&ready).unwrap();
+    let ended = Command::new("kill").arg(ready["pid"].to_string()).status();
+    assert!(ended.unwrap().success());
 }
 
 #[tokio::test(flavor = "multi_thread")]

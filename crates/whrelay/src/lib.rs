@@ -87,6 +87,9 @@ fn parse() -> Result<(Cli, Config), Wrong> {
     {
         args.to.clear();
     }
+    if let Command::Replay(args) = &mut cli.command {
+        args.typed = origins.typed_requests();
+    }
     config.warnings.extend(seen);
     Ok((cli, config))
 }

@@ -34,6 +34,22 @@ impl<'a> Origins<'a> {
         self.source(id) == Some(ValueSource::CommandLine)
     }
 
+    /// The flags about requests that stand on the command line.
+    pub(crate) fn typed_requests(&self) -> Vec<&'static str> {
+        let flags = [
+            ("timeout", "--timeout"),
+            ("headers", "-H"),
+            ("host_header", "--host-header"),
+            ("insecure", "--insecure"),
+            ("ca_file", "--ca-file"),
+            ("providers", "--provider"),
+            ("resign", "--resign"),
+            ("unverified", "--unverified"),
+        ];
+        let typed = flags.into_iter().filter(|(id, _)| self.typed(id));
+        typed.map(|(_, flag)| flag).collect()
+    }
+
     /// How far a flag's value is trusted.
     fn level(&self, id: &str, key: &str) -> Level {
         match (self.source(id), self.config.sets.get(key)) {

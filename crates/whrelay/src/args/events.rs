@@ -192,6 +192,9 @@ pub(crate) struct ReplayArgs {
     pub(crate) timeout: Duration,
     #[command(flatten)]
     pub(crate) requests: RequestArgs,
+    /// Those of these flags that were typed: an agent that runs has its own.
+    #[arg(skip)]
+    pub(crate) typed: Vec<&'static str>,
 }
 
 #[derive(Debug, Args)]

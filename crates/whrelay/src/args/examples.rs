@@ -49,7 +49,8 @@ Examples:
   whrelay replay --status dead --since 2h --dry-run
   whrelay replay --all --rate 10/s --to localhost:4000
 
-A `listen` that runs makes requests as it was told; flags for requests are for --to where none runs.
+A `listen` that runs makes requests as it was started; flags for requests are for --to where none runs, and exit 2 \
+beside one.
 
 Exit codes: 0 done, 1 not delivered (with --wait, or by this command), 2 wrong use, 3 no event matches";
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Deserialize;
 use tokio::sync::mpsc;
-use whrelay_agent::lines::{AttemptLine, Line};
+use whrelay_agent::lines::{AttemptLine, EndpointState, Line};
 use whrelay_agent::{Access, Config, Label, Manner, Proxies};
 use whrelay_core::backlog::Backlog;
 use whrelay_core::delivery::State;
@@ -149,14 +149,17 @@ impl Show<'_> {
                     counts.take(attempt, began.elapsed());
                     bar.set_position(counts.sent.len() as u64);
                 }
-                if matches!(line, Line::Endpoint { .. }) {
+                if let Line::Endpoint { state, .. } = &line {
+                    if *state == EndpointState::Online {
+                        bar.set_message("the receiver is back");
+                    }
                     bar.suspend(|| self.output.tell_line(&line));
                 }
             }
             Ok::<(), Failure>(())
         };
         let (sent, counted) = tokio::join!(sending, counting);
-        bar.finish();
+        bar.finish_with_message("");
         let sent: HashMap<String, Webhook> = sent?;
         counted?;
         self.report(&counts, &sent, began.elapsed())

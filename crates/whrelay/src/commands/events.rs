@@ -156,9 +156,12 @@ async fn run_export(args: ExportArgs, output: &Output) -> Result<(), Failure> {
     let (mut exported, mut entries) = (0, 0);
     let mut doors = HashMap::new();
     for (dirs, event) in events {
-        let Some(whole) = whole(&mut doors, &dirs, &event.event).await? else {
+        let Some(mut whole) = whole(&mut doors, &dirs, &event.event).await? else {
             continue;
         };
+        if let Some(target) = &filter.target {
+            whole.attempts.retain(|attempt| attempt.target == *target);
+        }
         exported += 1;
         match args.format {
             ExportFormat::Json => {

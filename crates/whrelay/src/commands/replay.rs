@@ -60,6 +60,14 @@ pub(crate) async fn run(args: ReplayArgs, output: &Output) -> Result<(), Failure
         let Some(door) = round.note(door).flatten() else {
             continue;
         };
+        if matches!(door, Door::Running(_)) && !args.typed.is_empty() {
+            let flags = args.typed.join(", ");
+            let why = format!(
+                "the `listen` that runs makes its requests as it was started: {flags} would be ignored"
+            );
+            return Err(Failure::new(Code::Usage, why)
+                .hint("start `listen` with these flags, or stop it for this replay"));
+        }
         round.note(replay(&door, which, &args, &mut tally, output).await);
         door.close().await;
     }

@@ -47,7 +47,8 @@ pub(super) fn har_frame() -> (String, &'static str) {
     (begin, "]}}")
 }
 
-/// The entries of an event: one for each attempt, and one without an answer where there was none.
+/// The entries of an event: one for each attempt, and one without an answer where there was none. The first has the body,
+/// which is the same for all.
 pub(super) fn har_entries(whole: &Whole) -> Vec<Value> {
     if whole.attempts.is_empty() {
         let url = whole.event.deliveries.first().and_then(|first| {
@@ -59,15 +60,15 @@ pub(super) fn har_entries(whole: &Whole) -> Vec<Value> {
             target.url_for(tail, query).ok()
         });
         let url = url.unwrap_or_else(|| whole.event.path.clone());
-        return vec![entry(whole, &url, None)];
+        return vec![entry(whole, &url, None, true)];
     }
-    let attempts = whole.attempts.iter();
+    let attempts = whole.attempts.iter().enumerate();
     attempts
-        .map(|attempt| entry(whole, &attempt.url, Some(attempt)))
+        .map(|(n, attempt)| entry(whole, &attempt.url, Some(attempt), n == 0))
         .collect()
 }
 
-fn entry(whole: &Whole, url: &str, attempt: Option<&AttemptLine>) -> Value {
+fn entry(whole: &Whole, url: &str, attempt: Option<&AttemptLine>, has_body: bool) -> Value {
     let query = url.split_once('?').map_or("", |(_, query)| query);
     let pairs = url::form_urlencoded::parse(query.as_bytes());
     let pairs: Vec<_> = pairs
@@ -91,7 +92,10 @@ fn entry(whole: &Whole, url: &str, attempt: Option<&AttemptLine>) -> Value {
         "headersSize": -1,
         "bodySize": whole.event.bytes,
     });
-    if !whole.body.is_empty() {
+    if !whole.body.is_empty() && !has_body {
+        let why = "the body is in the first entry of this event";
+        request["postData"] = json!({"mimeType": kind, "text": "", "comment": why});
+    } else if !whole.body.is_empty() {
         request["postData"] = match std::str::from_utf8(&whole.body) {
             Ok(text) => json!({"mimeType": kind, "text": text}),
             Err(_) => {
@@ -103,6 +107,14 @@ fn entry(whole: &Whole, url: &str, attempt: Option<&AttemptLine>) -> Value {
     let time = attempt.map_or(0.0, |attempt| attempt.duration_ms);
     let answer = attempt.and_then(|attempt| attempt.answer.as_deref());
     let answer = answer.unwrap_or_default();
+    let fields = attempt.map_or(&[][..], |attempt| &attempt.answer_headers);
+    let value = |name: &str| {
+        let mut same = fields
+            .iter()
+            .filter(|(known, _)| known.eq_ignore_ascii_case(name));
+        same.next().map_or("", |(_, value)| value)
+    };
+    let answered = |(name, value): &(String, String)| json!({"name": name, "value": value});
     json!({
         "startedDateTime": attempt.map_or(&whole.event.received_at, |attempt| &attempt.at),
         "time": time,
@@ -112,9 +124,9 @@ fn entry(whole: &Whole, url: &str, attempt: Option<&AttemptLine>) -> Value {
             "statusText": "",
             "httpVersion": "HTTP/1.1",
             "cookies": [],
-            "headers": [],
-            "content": {"size": answer.len(), "mimeType": "", "text": answer},
-            "redirectURL": "",
+            "headers": fields.iter().map(answered).collect::<Vec<_>>(),
+            "content": {"size": answer.len(), "mimeType": value("content-type"), "text": answer},
+            "redirectURL": value("location"),
             "headersSize": -1,
             "bodySize": -1,
             "_error": attempt.and_then(|attempt| attempt.error.as_ref()),
