@@ -243,7 +243,15 @@ fn providers() -> Vec<String> {
 
 async fn listen(home: &Home, args: &[Vec<String>]) -> (Process, String) {
     let all: Vec<&str> = args.iter().flatten().map(String::as_str).collect();
-    let kept = ["--retain", "0", "--deadline", "300d"];
+    // One at a time: some signatures are accepted for 5 s, and a receiver that has much to do at once takes longer.
+    let kept = [
+        "--retain",
+        "0",
+        "--deadline",
+        "300d",
+        "--max-in-flight",
+        "1",
+    ];
     home.listen(&[&kept[..], &all].concat()).await
 }
 
