@@ -299,6 +299,9 @@ pub struct EventLine {
     /// What the sender calls this kind of event, where it says so in a header or the body.
     #[serde(default)]
     pub kind: Option<String>,
+    /// The id that the provider gives it: its own retries have the same.
+    #[serde(default)]
+    pub provider_id: Option<String>,
     /// Whether retention has removed the body.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub body_removed: bool,
@@ -359,6 +362,7 @@ impl EventLine {
             path: request.path_and_query(),
             bytes: event.body_len(),
             kind: None,
+            provider_id: None,
             body_removed: event.removed_body.is_some(),
             received_at: event.received_at.to_string(),
             state: least.map_or(State::Queued, |delivery| delivery.state),
@@ -387,6 +391,7 @@ impl EventLine {
             state: least.0,
             reason: least.1,
             kind: self.kind.or(other.kind),
+            provider_id: self.provider_id.or(other.provider_id),
             cause: self.cause.or(other.cause),
             signature: self.signature.or(other.signature),
             attempts: self.attempts + other.attempts,

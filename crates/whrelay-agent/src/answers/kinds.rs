@@ -3,6 +3,7 @@
 
 use whrelay_core::bucket::Seq;
 use whrelay_core::delivery::{DeadReason, current};
+use whrelay_core::event::Request;
 use whrelay_store::StoreError;
 
 use super::Local;
@@ -10,10 +11,10 @@ use crate::control::Filter;
 use crate::lines::{EventLine, SignatureLine};
 
 impl Local {
-    /// What the sender calls the event at a place. Nothing where that was in a body which is removed or damaged.
-    fn kind_at(&self, seq: Seq) -> Result<Option<String>, StoreError> {
+    /// The request at a place. Nothing where it is damaged.
+    fn request_at(&self, seq: Seq) -> Result<Option<Request>, StoreError> {
         match self.store().event_at(self.bucket(), seq) {
-            Ok(event) => Ok(event.and_then(|event| whrelay_providers::kind(&event.request))),
+            Ok(event) => Ok(event.map(|event| event.request)),
             Err(StoreError::Damaged(_)) => Ok(None),
             Err(error) => Err(error),
         }
@@ -24,12 +25,17 @@ impl Local {
         let Some(wanted) = &filter.kind else {
             return Ok(true);
         };
-        Ok(self.kind_at(seq)?.as_ref() == Some(wanted))
+        let request = self.request_at(seq)?;
+        let kind = request.as_ref().and_then(whrelay_providers::kind);
+        Ok(kind.as_ref() == Some(wanted))
     }
 
     /// Adds to a line what its event's body and its last attempts say.
     pub(super) fn describe(&self, line: &mut EventLine, seq: Seq) -> Result<(), StoreError> {
-        line.kind = self.kind_at(seq)?;
+        if let Some(request) = self.request_at(seq)? {
+            line.kind = whrelay_providers::kind(&request);
+            line.provider_id = whrelay_providers::delivery_id(&request);
+        }
         if line.reason != Some(DeadReason::Rejected) {
             return Ok(());
         }
