@@ -218,6 +218,7 @@ async fn it_leaves_the_terminal_to_others_while_it_runs_in_the_background() {
     let ready: Value = serde_json::from_slice(&ready).unwrap();
     let ended = Command::new("kill").arg(ready["pid"].to_string()).status();
     assert!(ended.unwrap().success());
+    assert_eq!(terminal.ends().await, "0");
 }
 
 #[tokio::test(flavor = "multi_thread")]
