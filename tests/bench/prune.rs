@@ -33,6 +33,7 @@ async fn measure(buckets: u64) {
             max_disk: None,
         },
         max_connections: limits::MAX_CONNECTIONS,
+        max_body: limits::MAX_BODY,
         subscription_ttl: None,
     };
     let (listener, before) = (listener.await.unwrap(), cpu());

@@ -41,19 +41,51 @@ fn options() -> Options {
     }
 }
 
+/// What a forwarder allows.
+struct Allowed {
+    max_connections: usize,
+    subscription_ttl: Option<Duration>,
+    max_body: usize,
+}
+
+impl Default for Allowed {
+    fn default() -> Self {
+        Self {
+            max_connections: limits::MAX_CONNECTIONS,
+            subscription_ttl: None,
+            max_body: limits::MAX_BODY,
+        }
+    }
+}
+
 impl Relay {
     /// A new one.
     pub async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path(), &options()).unwrap();
-        Self::run(dir, store, Port::hold(), limits::MAX_CONNECTIONS).await
+        Self::run(dir, store, Port::hold(), Allowed::default()).await
+    }
+
+    /// A new one that takes bodies up to this size.
+    pub async fn start_taking(max_body: usize) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), &options()).unwrap();
+        let allowed = Allowed {
+            max_body,
+            ..Allowed::default()
+        };
+        Self::run(dir, store, Port::hold(), allowed).await
     }
 
     /// A new one that serves only so many connections at once.
     pub async fn start_small(max_connections: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path(), &options()).unwrap();
-        Self::run(dir, store, Port::hold(), max_connections).await
+        let allowed = Allowed {
+            max_connections,
+            ..Allowed::default()
+        };
+        Self::run(dir, store, Port::hold(), allowed).await
     }
 
     /// A new one whose store takes in only so many bytes.
@@ -67,7 +99,7 @@ impl Relay {
             ..options()
         };
         let store = Store::open(dir.path(), &bounded).unwrap();
-        Self::run(dir, store, Port::hold(), limits::MAX_CONNECTIONS).await
+        Self::run(dir, store, Port::hold(), Allowed::default()).await
     }
 
     /// Asks it to stop.
@@ -90,8 +122,11 @@ impl Relay {
     pub async fn start_expiring(medium: Medium, ttl: Option<Duration>) -> Self {
         let store = Store::open_on(medium, &options()).unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let (port, most) = (Port::hold(), limits::MAX_CONNECTIONS);
-        Self::run_expiring(dir, store, port, most, ttl).await
+        let allowed = Allowed {
+            subscription_ttl: ttl,
+            ..Allowed::default()
+        };
+        Self::run(dir, store, Port::hold(), allowed).await
     }
 
     /// Stops it, and starts it again on the same port and data.
@@ -108,20 +143,10 @@ impl Relay {
         task.await.unwrap().unwrap();
         store.close().await;
         let store = Store::open(dir.path(), &options()).unwrap();
-        Self::run(dir, store, port, limits::MAX_CONNECTIONS).await
+        Self::run(dir, store, port, Allowed::default()).await
     }
 
-    async fn run(dir: TempDir, store: Store, port: Port, max_connections: usize) -> Self {
-        Self::run_expiring(dir, store, port, max_connections, None).await
-    }
-
-    async fn run_expiring(
-        dir: TempDir,
-        store: Store,
-        port: Port,
-        max_connections: usize,
-        subscription_ttl: Option<Duration>,
-    ) -> Self {
+    async fn run(dir: TempDir, store: Store, port: Port, allowed: Allowed) -> Self {
         let path = dir.path().join("admin-token");
         let (token, _) = whrelay_forwarder::admin_token(&store, &path).await.unwrap();
         let (listener, address) = (port.listen(), port.address);
@@ -129,8 +154,9 @@ impl Relay {
         let config = Config {
             public_url: format!("http://{address}"),
             retention: Retention::ALL,
-            subscription_ttl,
-            max_connections,
+            subscription_ttl: allowed.subscription_ttl,
+            max_connections: allowed.max_connections,
+            max_body: allowed.max_body,
         };
         let task = tokio::spawn(whrelay_forwarder::run(
             listener,

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
 use whrelay_agent::lines::{EndpointState, Line};
 use whrelay_core::delivery::DeadReason;
+use whrelay_core::limits;
 use whrelay_core::retry::Schedule;
 use whrelay_tests::agent::{Agent, Setup};
 use whrelay_tests::eventually;
@@ -88,7 +89,7 @@ async fn every_method_and_an_empty_body_pass() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_largest_body_arrives_whole_beside_small_ones() {
-    let relay = Relay::start().await;
+    let relay = Relay::start_taking(limits::LARGEST_MAX_BODY).await;
     let receiver = Receiver::start().await;
     let agent = Agent::start(Setup::new(&relay, receiver.target())).await;
     let url = relay.input("default").await;
@@ -98,7 +99,7 @@ async fn the_largest_body_arrives_whole_beside_small_ones() {
         (seed >> 24) as u8
     };
     let body: Vec<u8> = std::iter::repeat_with(&mut noise)
-        .take(whrelay_core::limits::MAX_BODY)
+        .take(limits::LARGEST_MAX_BODY)
         .collect();
     let (large, small) = tokio::join!(send(&url, body.clone()), send(&url, "small"));
     agent.wait_state(&small, "sent").await;

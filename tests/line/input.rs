@@ -121,6 +121,33 @@ async fn a_body_over_the_limit_is_413_with_and_without_its_length() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_operator_sets_the_limit_of_bodies() {
+    for (max_body, size, status) in [
+        (limits::SMALLEST_MAX_BODY, limits::SMALLEST_MAX_BODY, 200),
+        (
+            limits::SMALLEST_MAX_BODY,
+            limits::SMALLEST_MAX_BODY + 1,
+            413,
+        ),
+        (limits::LARGEST_MAX_BODY, limits::LARGEST_MAX_BODY, 200),
+        (limits::LARGEST_MAX_BODY, limits::LARGEST_MAX_BODY + 1, 413),
+    ] {
+        let relay = Relay::start_taking(max_body).await;
+        let url = relay.input("default").await;
+        let sending = client().post(&url).body(vec![7; size]).send();
+        let answer = sending.await.unwrap();
+        assert_eq!(answer.status(), status, "{size} of {max_body} bytes");
+        if status == 413 {
+            let said = answer.text().await.unwrap();
+            assert!(
+                said.contains(&format!("larger than {max_body} bytes")),
+                "{said}"
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn too_many_or_too_large_headers_are_431_and_say_so() {
     let input = Input::new().await;
     let fields = |n| (0..n).map(|n| format!("X-{n}: 1\r\n")).collect::<String>();

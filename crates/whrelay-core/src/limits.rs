@@ -2,15 +2,23 @@
 
 use std::time::Duration;
 
-/// Largest body an input URL accepts, in bytes: GitHub caps its payloads at 25 MiB.
+/// Largest body an input URL accepts, in bytes, where its operator sets no other limit: GitHub caps its payloads at
+/// 25 MiB.
 pub const MAX_BODY: usize = 25 * 1024 * 1024;
+/// Smallest limit of bodies that an operator may set.
+pub const SMALLEST_MAX_BODY: usize = 1024;
+/// Largest limit of bodies that an operator may set. Agents take events of this size.
+pub const LARGEST_MAX_BODY: usize = 100 * 1024 * 1024;
+/// Bodies of the largest size that fit in a budget of memory: a bucket may hold half of them.
+pub const LARGEST_AT_ONCE: usize = 4;
 /// Largest request head an input URL accepts, in bytes, request line included.
 pub const MAX_HEAD: usize = 64 * 1024;
 /// Most header fields an input URL accepts.
 pub const MAX_HEADERS: usize = 100;
 /// How long a sender may take over its request head.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a sender may take over its body, however steadily it flows.
+/// How long a sender may take over its body, however steadily it flows. A forwarder that takes larger bodies than
+/// [`MAX_BODY`] gives them proportionally more.
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Grace before [`MIN_BODY_RATE`] is demanded of a body.
 pub const BODY_GRACE: Duration = Duration::from_secs(5);
@@ -21,7 +29,8 @@ pub const MIN_BODY_RATE: u64 = 1024;
 pub const SMALL_BODY: usize = 64 * 1024;
 /// Bytes of small bodies that may be in memory at the input.
 pub const MAX_SMALL_BODIES: usize = 64 * 1024 * 1024;
-/// Bytes of large bodies that may be in memory at the input: ten of the largest size.
+/// Bytes of large bodies that may be in memory at the input, or [`LARGEST_AT_ONCE`] of the largest size where that is
+/// more.
 pub const MAX_INGEST_BYTES: usize = 256 * 1024 * 1024;
 /// One bucket may hold one part in this many of a memory budget.
 pub const BUCKET_SHARE: usize = 2;
@@ -108,7 +117,7 @@ pub const MAX_FRAME_EVENTS: usize = 512;
 /// A frame takes further events only up to this many bytes, heads included (one event may be larger).
 pub const MAX_FRAME_BYTES: usize = 1024 * 1024;
 /// Largest tunnel frame that is read: one event of the largest size and its head.
-pub const MAX_FRAME: usize = MAX_BODY + 4 * MAX_HEAD;
+pub const MAX_FRAME: usize = LARGEST_MAX_BODY + 4 * MAX_HEAD;
 /// Largest frame an agent may send: it sends no bodies.
 pub const MAX_AGENT_FRAME: usize = 64 * 1024;
 /// Credit of a new agent session: events sent to it and not yet receipted.
@@ -140,8 +149,8 @@ pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// Read buffer of a tunnel at the forwarder, where only small frames arrive: with tungstenite's
 /// default an idle tunnel costs 137 kB.
 pub const TUNNEL_READ_BUFFER: usize = 1024;
-/// Bytes of frames that all tunnels together have read from the store and not written yet: four events of the
-/// largest size.
+/// Bytes of frames that all tunnels together have read from the store and not written yet, or [`LARGEST_AT_ONCE`]
+/// events of the largest size where that is more.
 pub const MAX_TUNNEL_BYTES: usize = 128 * 1024 * 1024;
 /// How long a tunnel waits for its share of [`MAX_TUNNEL_BYTES`] before it looks at its agent again.
 pub const TUNNEL_WAIT: Duration = Duration::from_secs(1);

@@ -19,26 +19,18 @@ use crate::problem::{self, Problem, RETRY_SOON};
 use crate::refusals::Reason;
 use crate::seats::{Phase, Seat};
 
-/// How much of a body that is too large is read and thrown away, and for how long, so that the
+/// How much of a body that is too large is read and thrown away, in largest bodies, and for how long, so that the
 /// sender gets to read why.
-const DISCARD_BYTES: usize = 2 * limits::MAX_BODY;
+const DISCARDED: usize = 2;
 const DISCARD_TIME: Duration = Duration::from_secs(5);
 
 /// Memory for bodies: the small ones have their own, so that large ones never stop them.
 #[derive(Debug)]
 pub(crate) struct Room {
+    /// The largest body that is taken.
+    max_body: usize,
     small: Arc<Budget>,
     large: Arc<Budget>,
-}
-
-impl Default for Room {
-    fn default() -> Self {
-        let budget = |total| Budget::new(total, limits::BODY_STALLED, Reason::EvictedBody);
-        Self {
-            small: budget(limits::MAX_SMALL_BODIES),
-            large: budget(limits::MAX_INGEST_BYTES),
-        }
-    }
 }
 
 /// A body, and the memory that it keeps until it is dropped.
@@ -62,6 +54,15 @@ struct Reading<'a> {
 }
 
 impl Room {
+    pub(crate) fn new(max_body: usize) -> Self {
+        let budget = |total| Budget::new(total, limits::BODY_STALLED, Reason::EvictedBody);
+        Self {
+            max_body,
+            small: budget(limits::MAX_SMALL_BODIES),
+            large: budget(limits::MAX_INGEST_BYTES.max(limits::LARGEST_AT_ONCE * max_body)),
+        }
+    }
+
     /// Reads a body whole.
     pub(crate) async fn read(
         &self,
@@ -85,8 +86,8 @@ impl Room {
         stop: &CancellationToken,
     ) -> Result<Whole, Problem> {
         let declared = body.size_hint().lower();
-        if declared > limits::MAX_BODY as u64 {
-            return Err(too_large(body, declared, seat, stop).await);
+        if declared > self.max_body as u64 {
+            return Err(self.too_large(body, declared, seat, stop).await);
         }
         let holder = Holder {
             seat: Arc::clone(seat),
@@ -106,6 +107,58 @@ impl Room {
         };
         reading.all().await
     }
+
+    /// The time by which a body of which so much has come must have come further.
+    fn time_for(&self, received: usize) -> Duration {
+        let earned = Duration::from_secs(received as u64 / limits::MIN_BODY_RATE);
+        let larger = (self.max_body as f64 / limits::MAX_BODY as f64).max(1.0);
+        (limits::BODY_GRACE + earned).min(limits::BODY_TIMEOUT.mul_f64(larger))
+    }
+
+    /// Takes some more of it, so that its sender reads the answer instead of a broken connection.
+    async fn too_large(
+        &self,
+        mut body: Body,
+        seen: u64,
+        seat: &Seat,
+        stop: &CancellationToken,
+    ) -> Problem {
+        let most = DISCARDED * self.max_body;
+        let mut left = most;
+        let discard = async {
+            while let Some(Ok(frame)) = body.frame().await {
+                let length = frame.data_ref().map_or(0, Bytes::len);
+                if length > left {
+                    break;
+                }
+                left -= length;
+            }
+        };
+        if seen <= most as u64 {
+            // Whether all of it came in time changes nothing.
+            tokio::select! {
+                _ = timeout(DISCARD_TIME, discard) => {}
+                _ = seat.until_evicted() => {}
+                () = stop.cancelled() => {}
+            }
+        }
+        self.over_limit(seen)
+    }
+
+    fn over_limit(&self, seen: u64) -> Problem {
+        let most = self.max_body;
+        let why = format!("the body is larger than {most} bytes: {seen} were sent or announced");
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, why)
+    }
+
+    /// Refuses a body that is too large while its sender still waits to be asked for it (RFC 9110 section 10.1.1).
+    pub(crate) fn refuse_unasked(&self, headers: &HeaderMap, body: &Body) -> Option<Problem> {
+        let expects = headers.get(header::EXPECT)?;
+        let announced = body.size_hint().lower();
+        let waits = expects.as_bytes().eq_ignore_ascii_case(b"100-continue");
+        let is_too_large = announced > self.max_body as u64;
+        (waits && is_too_large).then(|| self.over_limit(announced).closing())
+    }
 }
 
 impl Reading<'_> {
@@ -120,8 +173,11 @@ impl Reading<'_> {
                 },
             };
             let all = self.gathered.len() + data.len();
-            if all > limits::MAX_BODY {
-                return Err(too_large(self.body, all as u64, self.seat, self.stop).await);
+            if all > self.room.max_body {
+                let refused = self
+                    .room
+                    .too_large(self.body, all as u64, self.seat, self.stop);
+                return Err(refused.await);
             }
             self.reserve(data.len()).await?;
             self.gathered.add(data);
@@ -161,7 +217,7 @@ impl Reading<'_> {
     /// By when more has to come, and what is said where it does not.
     fn deadline(&mut self) -> (Instant, Problem) {
         let received = self.gathered.len();
-        let slow = self.began + time_for(received);
+        let slow = self.began + self.room.time_for(received);
         if let Some((since, had)) = &mut self.hurried {
             if received >= *had + limits::DRAIN_PROGRESS {
                 (*since, *had) = (Instant::now(), received);
@@ -251,52 +307,6 @@ impl Gathered {
     }
 }
 
-/// The time by which a body of which so much has come must have come further.
-fn time_for(received: usize) -> Duration {
-    let earned = Duration::from_secs(received as u64 / limits::MIN_BODY_RATE);
-    (limits::BODY_GRACE + earned).min(limits::BODY_TIMEOUT)
-}
-
-/// Takes some more of it, so that its sender reads the answer instead of a broken connection.
-async fn too_large(mut body: Body, seen: u64, seat: &Seat, stop: &CancellationToken) -> Problem {
-    let mut left = DISCARD_BYTES;
-    let discard = async {
-        while let Some(Ok(frame)) = body.frame().await {
-            let length = frame.data_ref().map_or(0, Bytes::len);
-            if length > left {
-                break;
-            }
-            left -= length;
-        }
-    };
-    if seen <= DISCARD_BYTES as u64 {
-        // Whether all of it came in time changes nothing.
-        tokio::select! {
-            _ = timeout(DISCARD_TIME, discard) => {}
-            _ = seat.until_evicted() => {}
-            () = stop.cancelled() => {}
-        }
-    }
-    over_limit(seen)
-}
-
-fn over_limit(seen: u64) -> Problem {
-    let why = format!(
-        "the body is larger than {} bytes: {seen} were sent or announced",
-        limits::MAX_BODY
-    );
-    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, why)
-}
-
-/// Refuses a body that is too large while its sender still waits to be asked for it (RFC 9110 section 10.1.1).
-pub(crate) fn refuse_unasked(headers: &HeaderMap, body: &Body) -> Option<Problem> {
-    let expects = headers.get(header::EXPECT)?;
-    let announced = body.size_hint().lower();
-    let waits = expects.as_bytes().eq_ignore_ascii_case(b"100-continue");
-    let is_too_large = announced > limits::MAX_BODY as u64;
-    (waits && is_too_large).then(|| over_limit(announced).closing())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -316,11 +326,23 @@ mod tests {
 
     #[test]
     fn a_body_earns_time_as_it_comes_but_not_for_ever() {
-        assert_eq!(time_for(0), limits::BODY_GRACE);
+        let room = Room::new(limits::MAX_BODY);
+        assert_eq!(room.time_for(0), limits::BODY_GRACE);
         assert_eq!(
-            time_for(10 * 1024),
+            room.time_for(10 * 1024),
             limits::BODY_GRACE + Duration::from_secs(10)
         );
-        assert_eq!(time_for(limits::MAX_BODY), limits::BODY_TIMEOUT);
+        assert_eq!(room.time_for(limits::MAX_BODY), limits::BODY_TIMEOUT);
+    }
+
+    #[test]
+    fn larger_bodies_have_memory_and_time_in_proportion() {
+        let room = Room::new(limits::LARGEST_MAX_BODY);
+        assert_eq!(
+            room.time_for(limits::LARGEST_MAX_BODY),
+            limits::BODY_TIMEOUT * 4
+        );
+        let small = Room::new(limits::SMALLEST_MAX_BODY);
+        assert_eq!(small.time_for(limits::MAX_BODY), limits::BODY_TIMEOUT);
     }
 }

@@ -22,7 +22,7 @@ use whrelay_core::{limits, tail};
 use whrelay_store::NewEvent;
 
 use crate::Shared;
-use crate::body::{Whole, refuse_unasked};
+use crate::body::Whole;
 use crate::problem::{Problem, RETRY_SOON};
 use crate::refusals::{Reason, Refusal, Shown};
 use crate::seats::Seat;
@@ -58,7 +58,7 @@ pub(crate) async fn receive(
         return Err(Problem::new(StatusCode::MISDIRECTED_REQUEST, why)
             .hint("give `listen` the address of your app, not the input URL"));
     }
-    if let Some(problem) = refuse_unasked(&parts.headers, &body) {
+    if let Some(problem) = shared.bodies.refuse_unasked(&parts.headers, &body) {
         return Err(problem);
     }
     let read = shared.bodies.read(body, &seat, bucket.id, &shared.stop);

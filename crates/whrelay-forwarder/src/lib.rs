@@ -55,6 +55,8 @@ pub struct Config {
     pub subscription_ttl: Option<Duration>,
     /// Connections served at once, [`limits::MAX_CONNECTIONS`] at most: fewer where the process may open few files.
     pub max_connections: usize,
+    /// The largest body that the input takes, [`limits::LARGEST_MAX_BODY`] at most.
+    pub max_body: usize,
 }
 
 impl Config {
@@ -91,7 +93,7 @@ pub async fn run(
     config: Config,
     stop: CancellationToken,
 ) -> Result<(), StoreError> {
-    let retention = config.retention;
+    let (retention, max_body) = (config.retention, config.max_body);
     let registry = registry::Registry::load(&store)?;
     log_damaged(&store, &registry)?;
     let shared = Arc::new(Shared {
@@ -100,9 +102,9 @@ pub async fn run(
         store: store.clone(),
         hub: hub::Hub::default(),
         clock: Clock::default(),
-        bodies: body::Room::default(),
+        bodies: body::Room::new(max_body),
         tunnels: Budget::new(
-            limits::MAX_TUNNEL_BYTES,
+            limits::MAX_TUNNEL_BYTES.max(limits::LARGEST_AT_ONCE * max_body),
             limits::TUNNEL_STALLED,
             Reason::EvictedTunnel,
         ),

@@ -156,7 +156,7 @@ fn check_head(head: &EventHead) -> Result<(), ProtocolError> {
 fn check_window(pending: &[(u64, usize, u64)]) -> Result<(), ProtocolError> {
     let events: usize = pending.iter().map(|(_, events, _)| events).sum();
     let bytes: u64 = pending.iter().map(|(.., bytes)| bytes).sum();
-    let most = limits::WINDOW_BYTES + (limits::MAX_HEAD + limits::MAX_BODY) as u64;
+    let most = limits::WINDOW_BYTES + (limits::MAX_HEAD + limits::LARGEST_MAX_BODY) as u64;
     if events > limits::WINDOW_EVENTS as usize || bytes > most {
         return Err(ProtocolError::OverWindow);
     }

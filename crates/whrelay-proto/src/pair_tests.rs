@@ -280,7 +280,7 @@ fn heads_count_like_bodies_and_a_larger_one_than_an_input_takes_is_refused() {
             events,
         })
     };
-    let most = 2 * least + (limits::MAX_BODY / limits::MAX_HEAD) as u64;
+    let most = 2 * least + (limits::LARGEST_MAX_BODY / limits::MAX_HEAD) as u64;
     let many = (1..=most).map(|seq| with_query(seq, limits::MAX_HEAD - 64));
     let refused = live_agent(0).on_frame(batch(many.collect()));
     assert!(

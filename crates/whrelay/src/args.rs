@@ -41,8 +41,8 @@ pub(crate) use self::subscription::{BucketPlace, SubscriptionArgs, SubscriptionC
 pub(crate) use self::trigger::TriggerArgs;
 pub(crate) use self::values::{CaFile, Matcher, Newest, Percent, PublicBy, expanded};
 use self::values::{
-    backlog, bind, bytes, ca_file, duration, forwarder_url, matcher, past, percent, schedule,
-    some_time,
+    backlog, bind, bytes, ca_file, duration, forwarder_url, matcher, max_body, past, percent,
+    schedule, some_time,
 };
 
 /// The heading of flags that every command has.
@@ -431,6 +431,9 @@ pub(crate) struct ForwarderArgs {
     /// End subscriptions whose agents have been away longer than this [default: never]
     #[arg(long, value_name = "DUR", env = "WHRELAY_SUBSCRIPTION_TTL", value_parser = some_time)]
     pub(crate) subscription_ttl: Option<Duration>,
+    /// Largest body that it takes, from 1KiB to 100MiB; a larger one is answered with 413
+    #[arg(long, value_name = "SIZE", default_value = "25MiB", env = "WHRELAY_MAX_BODY", value_parser = max_body)]
+    pub(crate) max_body: usize,
 }
 
 #[derive(Debug, Args)]
@@ -592,6 +595,9 @@ mod tests {
             (&["listen", "3000", "--order", "lifo"], "--order"),
             (&["listen", "3000", "--retain", "long"], "--retain"),
             (&["forwarder", "--max-disk", "5"], "--max-disk"),
+            (&["forwarder", "--max-body", "0"], "--max-body"),
+            (&["forwarder", "--max-body", "101MiB"], "--max-body"),
+            (&["forwarder", "--max-body", "-1"], "--max-body"),
             (&["listen", "3000", "--route", "stripe=3001"], "--route"),
             (&["listen", "3000", "--backlog", "some"], "--backlog"),
             (&["replay", "--reason", "whim"], "--reason"),

@@ -143,6 +143,7 @@ async fn serve(
         retention,
         subscription_ttl: None,
         max_connections: files::connections(),
+        max_body: limits::MAX_BODY,
     };
     Ok(whrelay_forwarder::run(listener, store, config, stop).await?)
 }

@@ -1,7 +1,7 @@
 //! What a forwarder of ours never says, each with what an agent has to make of it. It must not know
 //! how agents are run.
 
-use whrelay_core::limits::{MAX_BODY, MAX_FRAME, MAX_HEAD, MAX_HEADERS, WINDOW_EVENTS};
+use whrelay_core::limits::{LARGEST_MAX_BODY, MAX_FRAME, MAX_HEAD, MAX_HEADERS, WINDOW_EVENTS};
 use whrelay_proto::codec;
 use whrelay_proto::frame::{
     Ack, EventHead, Events, Frame, Refused, RefusedCode, Welcome, WireEvent, WireHeader,
@@ -471,7 +471,7 @@ fn odd(place: u64) -> Vec<(&'static str, Vec<u8>, u64)> {
         ),
         (
             "one byte over the largest body",
-            with(|event| event.body = vec![7; MAX_BODY + 1].into()),
+            with(|event| event.body = vec![7; LARGEST_MAX_BODY + 1].into()),
             next,
         ),
         (

@@ -64,6 +64,7 @@ impl Forwarder {
                 retention: whrelay_core::retention::Retention::ALL,
                 subscription_ttl: None,
                 max_connections: whrelay_core::limits::MAX_CONNECTIONS,
+                max_body: whrelay_core::limits::MAX_BODY,
             },
         );
         runtime.spawn(whrelay_forwarder::run(

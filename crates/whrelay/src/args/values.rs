@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use url::Url;
 use whrelay_core::id::EventId;
+use whrelay_core::limits;
 use whrelay_core::retry::Schedule;
 use whrelay_core::route::Prefix;
 use whrelay_delivery::Trust;
@@ -130,6 +131,15 @@ pub(super) fn bytes(text: &str) -> Result<u64, String> {
         // What is beyond all numbers is read as the largest.
         .filter(|bytes| (LEAST_DISK..u64::MAX).contains(bytes))
         .ok_or_else(|| "write 1MB or more, such as 500MB, 2GB or 10GiB".to_owned())
+}
+
+/// The largest body that a forwarder takes.
+pub(super) fn max_body(text: &str) -> Result<usize, String> {
+    let bytes = text.trim().parse::<bytesize::ByteSize>().ok();
+    bytes
+        .and_then(|bytes| usize::try_from(bytes.as_u64()).ok())
+        .filter(|bytes| (limits::SMALLEST_MAX_BODY..=limits::LARGEST_MAX_BODY).contains(bytes))
+        .ok_or_else(|| "write a size from 1KiB to 100MiB, such as 25MiB".to_owned())
 }
 
 pub(super) fn schedule(text: &str) -> Result<Schedule, String> {

@@ -94,6 +94,7 @@ pub(crate) async fn run(
         retention,
         subscription_ttl: args.subscription_ttl,
         max_connections,
+        max_body: args.max_body,
     };
     let serving = async {
         whrelay_forwarder::run(listener, store.clone(), config, stop).await?;
