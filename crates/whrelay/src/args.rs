@@ -597,7 +597,7 @@ mod tests {
             (&["forwarder", "--max-disk", "5"], "--max-disk"),
             (&["forwarder", "--max-body", "0"], "--max-body"),
             (&["forwarder", "--max-body", "101MiB"], "--max-body"),
-            (&["forwarder", "--max-body", "-1"], "--max-body"),
+            (&["forwarder", "--max-body=-1"], "--max-body"),
             (&["listen", "3000", "--route", "stripe=3001"], "--route"),
             (&["listen", "3000", "--backlog", "some"], "--backlog"),
             (&["replay", "--reason", "whim"], "--reason"),
