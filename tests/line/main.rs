@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test panics where it has to fail")]
 
+mod closes;
 mod crowd;
 mod damage;
 mod delivery;

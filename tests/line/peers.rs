@@ -143,9 +143,9 @@ async fn an_answer_without_end_does_not_fill_an_agents_memory() {
     assert!(written < HELD_UP, "{written} bytes were taken");
 }
 
-type Socket = tokio_tungstenite::WebSocketStream<tokio::net::TcpStream>;
+pub(crate) type Socket = tokio_tungstenite::WebSocketStream<tokio::net::TcpStream>;
 
-async fn dial(
+pub(crate) async fn dial(
     relay: &Relay,
     change: impl FnOnce(&mut http::HeaderMap),
 ) -> Result<Socket, tokio_tungstenite::tungstenite::Error> {

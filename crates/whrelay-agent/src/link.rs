@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use tokio::time::timeout;
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::error::ProtocolError::ResetWithoutClosingHandshake;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_util::sync::CancellationToken;
 use whrelay_core::backlog::Backlog;
 use whrelay_core::bucket::Seq;
@@ -135,7 +137,10 @@ impl Link {
                 let message = socket.stream.next().await;
                 match self.on_message(&mut socket, &mut session, message).await? {
                     Some(AgentAction::Welcomed(welcome)) => return Ok(*welcome),
-                    Some(AgentAction::Refused(refused)) => return Err(self.refused(refused)),
+                    Some(AgentAction::Refused(refused)) => {
+                        socket.close(CloseCode::Normal).await;
+                        return Err(self.refused(refused));
+                    }
                     Some(AgentAction::Store { .. }) | None => {}
                 }
             }
@@ -375,14 +380,17 @@ impl Link {
             };
             tokio::select! {
                 () = stop.cancelled() => {
-                    // A closing word is a courtesy: the forwarder would find out by itself.
-                    let _ = self.send(&mut socket, Message::Close(None)).await;
+                    // A courtesy: the forwarder would find out by itself.
+                    socket.close(CloseCode::Normal).await;
                     return Ok(());
                 }
                 message = socket.stream.next() => {
                     match self.on_message(&mut socket, &mut session, message).await? {
                         Some(AgentAction::Store { events, upto }) => waiting.push_back((events, upto)),
-                        Some(AgentAction::Refused(refused)) => return Err(self.refused(refused)),
+                        Some(AgentAction::Refused(refused)) => {
+                            socket.close(CloseCode::Normal).await;
+                            return Err(self.refused(refused));
+                        }
                         Some(AgentAction::Welcomed(_)) | None => {}
                     }
                 }
@@ -433,15 +441,20 @@ impl Link {
         &self,
         socket: &mut Socket,
         session: &mut AgentSession,
-        message: Option<Result<Message, tokio_tungstenite::tungstenite::Error>>,
+        message: Option<Result<Message, Error>>,
     ) -> Result<Option<AgentAction>, AgentError> {
         match message {
             Some(Ok(Message::Binary(bytes))) => {
-                let frame = codec::decode(bytes).map_err(|e| self.lost(&e.to_string()))?;
-                match session.on_frame(frame) {
+                let action = codec::decode(bytes).and_then(|frame| session.on_frame(frame));
+                match action {
                     Ok(action) => Ok(Some(action)),
-                    Err(error) if error.is_retryable() => Err(self.lost(&error.to_string())),
-                    Err(error) => Err(AgentError::Refused(error.to_string())),
+                    Err(error) => {
+                        socket.close(CloseCode::Protocol).await;
+                        Err(match error.is_retryable() {
+                            true => self.lost(&error.to_string()),
+                            false => AgentError::Refused(error.to_string()),
+                        })
+                    }
                 }
             }
             // Its answer goes out before more is read: the answers to a forwarder that pings and reads
@@ -452,10 +465,20 @@ impl Link {
             }
             Some(Ok(Message::Pong(_) | Message::Frame(_))) => Ok(None),
             Some(Ok(Message::Text(_))) => {
+                socket.close(CloseCode::Protocol).await;
                 Err(self.lost("it sent a text frame, which this protocol does not have"))
             }
-            Some(Ok(Message::Close(_))) | None => Err(self.lost("the forwarder closed the tunnel")),
-            Some(Err(error)) => Err(self.lost(&error.to_string())),
+            Some(Ok(Message::Close(_))) => {
+                socket.close(CloseCode::Normal).await;
+                Err(self.lost("the forwarder closed the tunnel"))
+            }
+            None => Err(self.lost("the forwarder closed the tunnel")),
+            Some(Err(error)) => {
+                if let Some(code) = code_for(&error) {
+                    socket.close(code).await;
+                }
+                Err(self.lost(&error.to_string()))
+            }
         }
     }
 
@@ -494,6 +517,18 @@ impl Link {
             | RefusedCode::Protocol
             | RefusedCode::Unknown => self.lost(&text),
         }
+    }
+}
+
+/// How the websocket is closed after what could not be read; not at all where nobody is there any more.
+fn code_for(error: &Error) -> Option<CloseCode> {
+    match error {
+        Error::Capacity(_) => Some(CloseCode::Size),
+        Error::Utf8(_) => Some(CloseCode::Invalid),
+        Error::Protocol(error) if *error != ResetWithoutClosingHandshake => {
+            Some(CloseCode::Protocol)
+        }
+        _ => None,
     }
 }
 

@@ -8,13 +8,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
 use http::{HeaderValue, header};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::TlsConnector;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
-use tokio_tungstenite::tungstenite::{self, Error};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{self, Error, Utf8Bytes};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 use url::Url;
 use whrelay_core::limits;
@@ -99,6 +101,20 @@ impl AsyncWrite for Listened {
 pub(crate) struct Socket {
     pub(crate) stream: WebSocketStream<Listened>,
     pub(crate) heard: Heard,
+}
+
+impl Socket {
+    /// Closes the websocket on both sides (RFC 6455 section 5.5.1). A forwarder that does not answer is not waited for
+    /// long.
+    pub(crate) async fn close(&mut self, code: CloseCode) {
+        let reason = Utf8Bytes::default();
+        let closing = async {
+            // The forwarder may have closed it, or be gone.
+            let _ = self.stream.close(Some(CloseFrame { code, reason })).await;
+            while let Some(Ok(_)) = self.stream.next().await {}
+        };
+        let _ = tokio::time::timeout(limits::FAREWELL, closing).await;
+    }
 }
 
 /// Opens the tunnel's socket. The address is resolved anew each time: servers move.

@@ -10,6 +10,9 @@ use axum::response::Response;
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::error::ProtocolError::ResetWithoutClosingHandshake;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_util::sync::CancellationToken;
 use whrelay_core::bucket::{Bucket, Seq};
@@ -77,6 +80,8 @@ pub(crate) async fn open(
 pub(crate) enum End {
     /// The agent is told, with this code and text.
     Refuse(RefusedCode, String),
+    /// The websocket is closed with this code: no session could tell the agent.
+    Close(CloseCode, &'static str),
     /// The agent is gone.
     Gone(&'static str),
 }
@@ -101,7 +106,7 @@ struct Tunnel {
 impl Tunnel {
     async fn run(&mut self, shared: &Arc<Shared>) -> Result<(), End> {
         let hello = timeout(limits::HELLO_TIMEOUT, self.hello()).await;
-        let hello = hello.unwrap_or(Err(End::Gone("no hello in time")))?;
+        let hello = hello.unwrap_or(Err(End::Close(CloseCode::Policy, "no hello in time")))?;
         let subscription = joining::subscription(shared, &hello)?;
         // Before its place is read: what another session says of it no longer counts.
         let (lease, incumbent) = joining::lease(shared, &subscription, &hello)?;
@@ -313,6 +318,14 @@ impl Tunnel {
             Some(Ok(Message::Pong(_) | Message::Frame(_))) => Ok(None),
             Some(Ok(Message::Text(_))) => Err(breach("text frames are not supported".into())),
             Some(Ok(Message::Close(_))) | None => Err(End::Gone("closed by the agent")),
+            Some(Err(Error::Capacity(_))) => Err(End::Close(
+                CloseCode::Size,
+                "a message is larger than agents may send",
+            )),
+            Some(Err(Error::Utf8(_))) => Err(End::Close(CloseCode::Invalid, "a text is not UTF-8")),
+            Some(Err(Error::Protocol(error))) if error != ResetWithoutClosingHandshake => {
+                Err(End::Close(CloseCode::Protocol, "not a websocket's frame"))
+            }
             Some(Err(_)) => Err(End::Gone("the connection broke")),
         }
     }
@@ -326,24 +339,70 @@ impl Tunnel {
         written
     }
 
+    /// Tells the agent, and closes the websocket on both sides (RFC 6455 section 5.5.1).
     async fn finish(mut self, end: End) {
-        match end {
-            End::Gone(why) => tracing::info!(why, "agent disconnected"),
+        let (frame, close) = match end {
+            End::Gone(why) => {
+                tracing::info!(why, "agent disconnected");
+                (None, None)
+            }
+            End::Close(code, why) => {
+                tracing::info!(why, "agent disconnected");
+                (None, Some((code, why)))
+            }
             End::Refuse(code, text) => {
                 // It may repeat what the agent said.
                 tracing::info!(?code, text = %text.escape_debug(), "agent disconnected");
-                if self.torn {
-                    return;
-                }
-                let frame = Frame::Refused(Refused { code, text });
-                // The agent may be gone already, or not listen.
-                let _ = timeout(limits::FAREWELL, async {
-                    let _ = self.send(Message::Binary(codec::encode(frame))).await;
-                    let _ = self.send(Message::Close(None)).await;
-                })
-                .await;
+                let close = close_code(code);
+                (
+                    Some(Frame::Refused(Refused { code, text })),
+                    Some((close, "")),
+                )
             }
+        };
+        if self.torn {
+            return;
         }
+        let seat = Arc::clone(&self.seat);
+        // The agent may be gone already, or not listen.
+        let farewell = async {
+            if let Some(frame) = frame {
+                let _ = self.send(Message::Binary(codec::encode(frame))).await;
+            }
+            if let Some((code, why)) = close {
+                let reason = why.into();
+                let close = Message::Close(Some(CloseFrame { code, reason }));
+                let _ = self.send(close).await;
+            }
+            // Whatever comes before the agent's own close changes nothing any more.
+            let mut ends = close.is_none();
+            while let Some(Ok(message)) = self.socket.next().await {
+                ends |= message.is_close();
+            }
+            if !ends {
+                // With bytes that nobody read the system would cut the connection, and the close with it.
+                let _ = tokio::io::copy(self.socket.get_mut(), &mut tokio::io::sink()).await;
+            }
+        };
+        tokio::select! {
+            _ = timeout(limits::FAREWELL, farewell) => {}
+            _ = seat.until_evicted() => {}
+        }
+    }
+}
+
+/// The websocket's code beside the session's (RFC 6455 section 7.4.1).
+fn close_code(code: RefusedCode) -> CloseCode {
+    match code {
+        RefusedCode::Protocol => CloseCode::Protocol,
+        RefusedCode::Stopping => CloseCode::Away,
+        RefusedCode::Unavailable => CloseCode::Again,
+        RefusedCode::UnknownBucket
+        | RefusedCode::Version
+        | RefusedCode::Replaced
+        | RefusedCode::InUse
+        | RefusedCode::TooManySubscriptions
+        | RefusedCode::Unknown => CloseCode::Policy,
     }
 }
 
