@@ -525,10 +525,16 @@ fn code_for(error: &Error) -> Option<CloseCode> {
     match error {
         Error::Capacity(_) => Some(CloseCode::Size),
         Error::Utf8(_) => Some(CloseCode::Invalid),
-        Error::Protocol(error) if *error != ResetWithoutClosingHandshake => {
-            Some(CloseCode::Protocol)
-        }
-        _ => None,
+        Error::Protocol(ResetWithoutClosingHandshake)
+        | Error::ConnectionClosed
+        | Error::AlreadyClosed
+        | Error::Io(_)
+        | Error::Tls(_)
+        | Error::WriteBufferFull(_)
+        | Error::Url(_)
+        | Error::Http(_)
+        | Error::HttpFormat(_) => None,
+        Error::Protocol(_) | Error::AttackAttempt => Some(CloseCode::Protocol),
     }
 }
 
