@@ -20,9 +20,9 @@ use crate::peers::dial;
 async fn closed(socket: &mut WebSocketStream<TcpStream>) -> CloseCode {
     let mut code = None;
     while let Some(message) = socket.next().await {
-        match message.unwrap() {
-            Message::Close(close) => code = Some(close.unwrap().code),
-            _ => assert_eq!(code, None, "nothing comes after a close"),
+        assert_eq!(code, None, "nothing comes after a close");
+        if let Message::Close(close) = message.unwrap() {
+            code = Some(close.unwrap().code);
         }
     }
     code.unwrap()
