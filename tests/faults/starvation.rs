@@ -253,7 +253,7 @@ async fn fill_and_retain(there: &Home, here: &Place) -> Result<Told, String> {
 fn refuses(listen: &Process) -> bool {
     let warnings = listen.all("warning");
     let last = warnings.last().and_then(|line| line["message"].as_str());
-    last.is_some_and(|message| message.contains("nothing new"))
+    last.is_some_and(|message| message.contains("accepts none"))
 }
 
 /// Waits until so many requests have come.

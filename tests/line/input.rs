@@ -11,6 +11,7 @@ use whrelay_core::limits;
 use whrelay_delivery::Trust;
 use whrelay_tests::agent::{Agent, Setup};
 use whrelay_tests::eventually;
+use whrelay_tests::receiver::Receiver;
 use whrelay_tests::relay::Relay;
 use whrelay_tests::sender::{client, path_of, raw, read_answer, send};
 
@@ -277,6 +278,40 @@ async fn a_host_that_is_missing_doubled_or_senseless_is_400() {
             "{hosts}"
         );
     }
+}
+
+/// What other servers take is taken, and arrives as it was written; on a kept connection, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn characters_that_a_sender_wrote_raw_arrive_raw() {
+    let input = Input::new().await;
+    let receiver = Receiver::start().await;
+    let _agent = Agent::start(Setup::new(&input.relay, receiver.target())).await;
+    let mut stream = TcpStream::connect(input.relay.address).await.unwrap();
+    let tails = [
+        "/a\"b\"?q=\"<x>`",
+        "/plain",
+        "/<>?{\"a\":[1]}",
+        "/%3C%22%~3C\"",
+        "/%~3C?`|^\\",
+    ];
+    for tail in tails {
+        let path = &input.path;
+        let head = format!("POST {path}{tail} HTTP/1.1\r\nHost: a\r\nX-Raw: \"<>`\r\n");
+        let request = format!("{head}Content-Length: 4\r\n\r\n\"<>`");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        assert_eq!(read_answer(&mut stream).await.status, 200, "{tail}");
+        eventually(tail, || {
+            receiver.seen().into_iter().find(|r| r.path == tail)
+        })
+        .await;
+    }
+    for got in receiver.seen() {
+        assert_eq!(
+            (got.header("x-raw").as_str(), &got.body[..]),
+            ("\"<>`", &b"\"<>`"[..])
+        );
+    }
+    assert_eq!(receiver.count(), tails.len());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -29,6 +29,7 @@ use whrelay_providers::Signed;
 
 use crate::dial::{DialError, Socket, Way};
 use crate::headers::{Fields, outgoing};
+use crate::raw;
 use crate::tls::{Trust, client_config, explain};
 use crate::wire::{Grip, Told, Wire};
 
@@ -68,7 +69,7 @@ pub struct Client {
     fields: Arc<Fields>,
     way: Arc<Way>,
     inner: Inner,
-    /// The same, with a new connection for each request.
+    /// The same with HTTP/1.1 alone, and a new connection for each request.
     fresh: Inner,
     /// Whether the target accepted connections and closed them before anything was asked when it was last looked at.
     closes: Arc<AtomicBool>,
@@ -87,20 +88,21 @@ impl Client {
         max_idle: usize,
     ) -> Result<Self, rustls::Error> {
         let way = Arc::new(Way::to(&target));
-        let https = HttpsConnectorBuilder::new()
-            .with_tls_config(client_config(trust)?)
-            .https_or_http()
-            .enable_all_versions()
-            .wrap_connector(Tcp {
-                way: Arc::clone(&way),
-            });
-        let connector = Connector { https };
+        let tls = client_config(trust)?;
+        let tcp = Tcp {
+            way: Arc::clone(&way),
+        };
+        let builder = || HttpsConnectorBuilder::new().with_tls_config(tls.clone());
+        let any = builder().https_or_http().enable_all_versions();
+        let oldest = builder().https_or_http().enable_http1();
+        let any = any.wrap_connector(tcp.clone());
+        let oldest = oldest.wrap_connector(tcp);
         Ok(Self {
             target,
             fields: Arc::new(fields),
             way,
-            inner: inner(connector.clone(), max_idle),
-            fresh: inner(connector, 0),
+            inner: inner(Connector { https: any }, max_idle),
+            fresh: inner(Connector { https: oldest }, 0),
             closes: Arc::default(),
         })
     }
@@ -144,8 +146,13 @@ impl Client {
         };
         let forever = Duration::from_secs(365 * 86_400);
         let deadline = Instant::now() + if timeout.is_zero() { forever } else { timeout };
+        // In HTTP/2 no target can have what is marked.
+        let client = match raw::is_marked(request.uri()) {
+            true => &self.fresh,
+            false => &self.inner,
+        };
         let exchange = async {
-            let first = exchange(&self.inner, request.clone(), deadline).await;
+            let first = exchange(client, request.clone(), deadline).await;
             match first {
                 // It may be about what a handler left unread of the request before.
                 (reply, Some(told)) if reply.status == Some(400) && told.requests > 1 => {
@@ -206,7 +213,7 @@ impl Client {
             .target
             .request_url(&sent.tail, sent.query.as_deref())
             .map_err(|e| told(&e))?;
-        let uri = Uri::try_from(url).map_err(|e| told(&e))?;
+        let uri = Uri::try_from(raw::marked(&url).as_ref()).map_err(|e| told(&e))?;
         let method = Method::from_bytes(sent.method.as_bytes()).map_err(|e| told(&e))?;
         if method == Method::CONNECT {
             return Err("CONNECT cannot be delivered".into());

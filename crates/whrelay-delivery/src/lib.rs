@@ -10,6 +10,7 @@ mod dial;
 mod engine;
 mod headers;
 mod http;
+mod raw;
 mod repair;
 mod retention;
 mod signatures;

@@ -13,6 +13,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 
+use crate::raw;
 use crate::strays::Strays;
 
 /// A connection.
@@ -20,8 +21,18 @@ pub(crate) struct Wire<S> {
     stream: TokioIo<S>,
     grip: Grip,
     strays: Strays,
+    /// The first line of a request, where hyper writes it in another way.
+    line: Option<Line>,
     /// Whether it speaks HTTP/2, where requests and answers are mixed.
     is_h2: bool,
+}
+
+/// A line that goes out in place of another.
+struct Line {
+    bytes: Vec<u8>,
+    written: usize,
+    /// How many of hyper's bytes it stands for.
+    stands_for: usize,
 }
 
 /// What an attempt holds of the connection its answer came over.
@@ -107,6 +118,7 @@ impl<S: Connection> Wire<S> {
             stream: TokioIo::new(stream),
             grip,
             strays: Strays::default(),
+            line: None,
             is_h2,
         })
     }
@@ -117,6 +129,11 @@ impl<S> Wire<S> {
     fn begin(&mut self, bytes: &[u8]) {
         if !self.is_h2 {
             self.strays.request(bytes);
+            self.line = raw::first_line(bytes).map(|(bytes, stands_for)| Line {
+                bytes,
+                written: 0,
+                stands_for,
+            });
             self.grip.tell(|told| {
                 let requests = told.requests + 1;
                 *told = Told {
@@ -125,6 +142,26 @@ impl<S> Wire<S> {
                 };
             });
         }
+    }
+}
+
+impl<S: Write + Unpin> Wire<S> {
+    /// Writes a line that goes out in place of another, if there is one. Says how many bytes it stood for.
+    fn poll_line(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<usize>>> {
+        while let Some(line) = &mut self.line {
+            let rest = &line.bytes[line.written..];
+            if rest.is_empty() {
+                let stood_for = line.stands_for;
+                self.line = None;
+                return Poll::Ready(Ok(Some(stood_for)));
+            }
+            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, rest))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            line.written += written;
+        }
+        Poll::Ready(Ok(None))
     }
 }
 
@@ -177,6 +214,9 @@ impl<S: Write + Unpin> AsyncWrite for Wire<S> {
         if self.grip.check(cx)? {
             self.begin(bytes);
         }
+        if let Some(stood_for) = ready!(self.poll_line(cx))? {
+            return Poll::Ready(Ok(stood_for));
+        }
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
@@ -188,6 +228,9 @@ impl<S: Write + Unpin> AsyncWrite for Wire<S> {
         if self.grip.check(cx)? {
             let first = slices.iter().find(|slice| !slice.is_empty());
             self.begin(first.map_or(&[], |slice| slice));
+        }
+        if let Some(stood_for) = ready!(self.poll_line(cx))? {
+            return Poll::Ready(Ok(stood_for));
         }
         Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
     }

@@ -21,6 +21,7 @@ mod serve;
 mod status;
 mod stream;
 mod subscriptions;
+mod target;
 mod tunnel;
 mod websocket;
 

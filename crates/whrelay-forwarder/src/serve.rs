@@ -24,6 +24,7 @@ use crate::budget::Budget;
 use crate::refusals::{Reason, Refusal};
 use crate::seats::{Phase, Seat, Seats};
 use crate::stream::Watched;
+use crate::target;
 
 /// Who may connect.
 struct Places {
@@ -124,16 +125,25 @@ async fn connection(
         }
     };
     if readable {
-        let stream = Watched::new(stream, Arc::clone(&seat), heads);
-        Box::pin(exchange(stream, router, seat, shared)).await;
+        let targets = Arc::<target::Exchange>::default();
+        let reader = target::Reader::new(Arc::clone(&targets));
+        let stream = Watched::new(stream, Arc::clone(&seat), heads, reader);
+        Box::pin(exchange(stream, router, seat, targets, shared)).await;
     }
 }
 
-async fn exchange(stream: Watched, router: Router, seat: Arc<Seat>, shared: &Shared) {
+async fn exchange(
+    stream: Watched,
+    router: Router,
+    seat: Arc<Seat>,
+    targets: Arc<target::Exchange>,
+    shared: &Shared,
+) {
     let watched = Arc::clone(&seat);
     let service = service_fn(move |mut request: Request<Incoming>| {
         let seat = Arc::clone(&seat);
         seat.enter(Phase::Busy);
+        targets.begin(&mut request);
         request.extensions_mut().insert(Arc::clone(&seat));
         let answer = router.clone().call(request);
         async move {

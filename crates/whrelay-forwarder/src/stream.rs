@@ -13,6 +13,7 @@ use whrelay_core::limits;
 
 use crate::budget::{Budget, Holder};
 use crate::seats::{Phase, Seat};
+use crate::target::Reader;
 
 /// hyper's buffer for a head grows by doubling, so that it may be twice as large as the head.
 const GROWTH: usize = 2;
@@ -22,6 +23,7 @@ pub(crate) struct Watched {
     inner: Take<TcpStream>,
     seat: Arc<Seat>,
     heads: Arc<Budget>,
+    targets: Reader,
     /// Runs while nothing of an answer is taken.
     blocked: Option<Pin<Box<Sleep>>>,
     /// Runs while a large head waits for memory.
@@ -29,11 +31,17 @@ pub(crate) struct Watched {
 }
 
 impl Watched {
-    pub(crate) fn new(stream: TcpStream, seat: Arc<Seat>, heads: Arc<Budget>) -> Self {
+    pub(crate) fn new(
+        stream: TcpStream,
+        seat: Arc<Seat>,
+        heads: Arc<Budget>,
+        targets: Reader,
+    ) -> Self {
         Self {
             inner: stream.take(0),
             seat,
             heads,
+            targets,
             blocked: None,
             waits: None,
         }
@@ -114,10 +122,20 @@ impl AsyncRead for Watched {
         this.inner.set_limit(allowed as u64);
         let before = buffer.filled().len();
         ready!(Pin::new(&mut this.inner).poll_read(cx, buffer))?;
-        let came = buffer.filled().len() - before;
-        if came > 0 && this.seat.phase() != Phase::Tunnel {
-            this.seat.moved(came);
+        let came = &mut buffer.filled_mut()[before..];
+        if came.is_empty() {
+            return Poll::Ready(Ok(()));
         }
+        match this.seat.phase() {
+            Phase::Idle => {
+                this.targets.next();
+                this.targets.read(came);
+            }
+            Phase::Head => this.targets.read(came),
+            Phase::Body | Phase::Busy => this.targets.pass(came.len()),
+            Phase::Tunnel => return Poll::Ready(Ok(())),
+        }
+        this.seat.moved(came.len());
         Poll::Ready(Ok(()))
     }
 }

@@ -19,7 +19,6 @@ const HOP: &[(&str, &str)] = &[
     ("Upgrade", "h2c"),
     ("HTTP2-Settings", "AAMAAABk"),
     ("Expect", "100-continue"),
-    ("Host", "evil.test"),
     ("X-Whrelay-Event-Id", "evt_00000000000000000000000000"),
     ("X-Whrelay-Delivery-Id", "dlv_00000000000000000000000000"),
     ("X-Whrelay-Attempt", "99"),

@@ -162,6 +162,11 @@ const KEPT: &[&str] = &[
     "/~a",
     "/'a'",
     "/\"a\"",
+    "/<a>",
+    "/`a`",
+    "/<\"`>/<\"`>",
+    "/%3C<%22\"%~3C",
+    "/\u{e9}<\u{e9}",
     "/hidden.php/.git/config",
     "/in/default-0000/x",
     "/v1/tunnel",
@@ -195,6 +200,9 @@ const QUERIES: &[&str] = &[
     "?%ff",
     "?\u{e9}=\u{1f980}",
     "?`",
+    "?\"a\"",
+    "?q=<a>",
+    "?{\"a\":[\"<b>\"]}",
     "?{a}",
     "?|^",
     "?[]=1&[]=2",
@@ -211,6 +219,7 @@ const FRAGMENTS: &[(&str, &str)] = &[
     ("/a?b#c", "/a?b"),
     ("/a#b?c", "/a"),
     ("?a#b#c", "?a"),
+    ("/<#>", "/<"),
 ];
 
 /// Bytes that no target may hold.
@@ -227,8 +236,6 @@ const NEVER: &[&[u8]] = &[
     b"\x1b",
     b"\x7f",
     b" ",
-    b"<",
-    b">",
     b"\x80",
     b"\xff",
     b"\xc0\xae",
@@ -325,6 +332,8 @@ fn keys(path: &str) -> Vec<String> {
     .map(str::to_owned)
     .into();
     targets.extend([
+        format!("{path}<c"),
+        format!("{path}\""),
         format!("/in/{name}"),
         format!("/in/{name}-"),
         format!("/in/-{secret}"),

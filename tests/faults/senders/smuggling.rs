@@ -320,6 +320,16 @@ const WHOLE: &[(&str, &[u16])] = &[
     ("POST\t{path} HTTP/1.1\r\nHost: x\r\n\r\n", BAD),
     ("POST {path}\tHTTP/1.1\r\nHost: x\r\n\r\n", BAD),
     (" POST {path} HTTP/1.1\r\nHost: x\r\n\r\n", BAD),
+    ("POST {path} HTTP/1.1\r\n\r\n", BAD),
+    ("POST {path} HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", BAD),
+    ("POST {path} HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n", BAD),
+    (
+        "POST {path} HTTP/1.1\r\nHost: x\r\nA: 1\r\nhOST:\r\n\r\n",
+        BAD,
+    ),
+    ("POST {path} HTTP/1.1\r\nHost: x:y\r\n\r\n", BAD),
+    ("POST {path} HTTP/1.1\r\nHost: a@x\r\n\r\n", BAD),
+    ("POST {path} HTTP/1.0\r\nHost: x\r\nHost: x\r\n\r\n", BAD),
     ("POST {path} HTTP/1.1\rHost: x\r\n\r\n", BAD),
     ("POST {path} HTTP/1.1\r\n Host: x\r\n\r\n", BAD),
     ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\u{4}\0\0\0\0\0", BAD),
@@ -377,8 +387,6 @@ const PLAIN: &[&str] = &[
     "POST {path} HTTP/1.1\nHost: x\n\n",
     "POST {path} HTTP/1.0\r\n\r\n",
     "POST {path} HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
-    "POST {path} HTTP/1.1\r\n\r\n",
-    "POST {path} HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
 ];
 
 /// Header lines, what follows, and the body that is read or the statuses of a refusal.
