@@ -10,6 +10,7 @@ mod durable;
 mod endpoints;
 mod groups;
 mod harness;
+mod http2;
 mod input;
 mod payloads;
 mod peers;

@@ -10,7 +10,7 @@ use axum::body::Body;
 use axum::extract::{Extension, State};
 use axum::http::request::Parts;
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, Method, Request, StatusCode, Version, header};
+use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Version, header};
 use bytes::Bytes;
 use serde::Serialize;
 use tokio::time::timeout;
@@ -40,7 +40,8 @@ pub(crate) async fn receive(
     Extension(seat): Extension<Arc<Seat>>,
     request: Request<Body>,
 ) -> Result<Json<Accepted>, Problem> {
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
+    as_http1(&mut parts);
     let taken = parts.extensions.get::<TakenOut>();
     let (path, query) = taken.cloned().unwrap_or_default().put_back(&parts.uri);
     let (key, tail) = split_path(&path);
@@ -93,6 +94,28 @@ pub(crate) async fn receive(
     Ok(Json(Accepted { id: id.to_string() }))
 }
 
+/// Writes the fields of HTTP/2 as HTTP/1.1 has them (RFC 9113 sections 8.2.3 and 8.3.1).
+fn as_http1(parts: &mut Parts) {
+    if parts.version != Version::HTTP_2 {
+        return;
+    }
+    let headers = &mut parts.headers;
+    if let Some(host) = parts.uri.authority().map(Authority::as_str)
+        && let Ok(value) = HeaderValue::from_str(host)
+        && headers.get(header::HOST) != Some(&value)
+    {
+        // Beside a Host field that names another host, it makes two.
+        headers.append(header::HOST, value);
+    }
+    let crumbs: Vec<_> = headers.get_all(header::COOKIE).iter().collect();
+    let crumbs: Vec<_> = crumbs.iter().map(|it| it.as_bytes()).collect();
+    if crumbs.len() > 1
+        && let Ok(cookie) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..]))
+    {
+        headers.insert(header::COOKIE, cookie);
+    }
+}
+
 /// Key and tail of `/in/{key}[/tail]`, raw.
 fn split_path(path: &str) -> (&str, &str) {
     let rest = path.strip_prefix("/in/").unwrap_or_default();
@@ -123,7 +146,7 @@ fn wrong_host(parts: &Parts) -> Option<&'static str> {
     let mut hosts = parts.headers.get_all(header::HOST).iter();
     match (hosts.next(), hosts.next()) {
         (Some(_), Some(_)) => Some("there are two Host fields"),
-        (None, _) if parts.version == Version::HTTP_11 => Some("there is no Host field"),
+        (None, _) if parts.version >= Version::HTTP_11 => Some("there is no Host field"),
         (None, _) => None,
         (Some(host), None) => (!is_host(host.as_bytes())).then_some("the Host field is not a host"),
     }

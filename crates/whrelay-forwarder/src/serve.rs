@@ -1,17 +1,20 @@
 //! Accepting connections and letting them go. It must not know what is asked over them.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::Response;
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::{Error, Request};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
@@ -20,7 +23,7 @@ use tower_service::Service;
 use whrelay_core::limits;
 
 use crate::Shared;
-use crate::budget::Budget;
+use crate::budget::{Budget, Holder};
 use crate::refusals::{Reason, Refusal};
 use crate::seats::{Phase, Seat, Seats};
 use crate::stream::Watched;
@@ -33,6 +36,13 @@ struct Places {
     seats: Arc<Seats>,
 }
 
+/// Memory that connections take for what is no body.
+#[derive(Clone)]
+struct Memory {
+    heads: Arc<Budget>,
+    http2: Arc<Budget>,
+}
+
 /// Serves until the forwarder stops, then waits for the connections, at most [`limits::DRAIN`].
 pub(crate) async fn serve(listener: TcpListener, router: Router, shared: &Arc<Shared>) {
     let connections = TaskTracker::new();
@@ -43,7 +53,11 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, shared: &Arc<Sh
         permits: Arc::new(Semaphore::new(most)),
         seats: Arc::default(),
     };
-    let heads = Budget::new(limits::MAX_LARGE_HEADS, Duration::ZERO, Reason::EvictedHead);
+    let budget = |total, cause| Budget::new(total, Duration::ZERO, cause);
+    let memory = Memory {
+        heads: budget(limits::MAX_LARGE_HEADS, Reason::EvictedHead),
+        http2: budget(limits::MAX_HTTP2_BYTES, Reason::EvictedIdle),
+    };
     loop {
         let (stream, peer, permit) = tokio::select! {
             biased;
@@ -51,8 +65,8 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, shared: &Arc<Sh
             accepted = places.accept(&listener) => accepted,
         };
         let seat = places.seats.take(peer.ip(), permit, connections.token());
-        let (router, heads, shared) = (router.clone(), Arc::clone(&heads), Arc::clone(shared));
-        tokio::spawn(async move { connection(stream, router, seat, heads, &shared).await });
+        let (router, memory, shared) = (router.clone(), memory.clone(), Arc::clone(shared));
+        tokio::spawn(async move { connection(stream, router, seat, memory, &shared).await });
     }
     // New senders are told at once that nobody is here, and go to another forwarder or come again.
     drop(listener);
@@ -108,7 +122,7 @@ async fn connection(
     stream: TcpStream,
     router: Router,
     seat: Arc<Seat>,
-    heads: Arc<Budget>,
+    memory: Memory,
     shared: &Shared,
 ) {
     // Answers are small and must not wait for acknowledgements; without it they only do.
@@ -124,50 +138,40 @@ async fn connection(
             timeout(limits::STOP_GRACE, stream.readable()).await.is_ok()
         }
     };
-    if readable {
-        let targets = Arc::<target::Exchange>::default();
-        let reader = target::Reader::new(Arc::clone(&targets));
-        let stream = Watched::new(stream, Arc::clone(&seat), heads, reader);
-        Box::pin(exchange(stream, router, seat, targets, shared)).await;
+    if !readable {
+        return;
+    }
+    match speaks_h2(&stream).await {
+        true => Box::pin(over_h2(stream, router, seat, memory, shared)).await,
+        false => Box::pin(over_h1(stream, router, seat, memory, shared)).await,
     }
 }
 
-async fn exchange(
-    stream: Watched,
+/// Whether a client begins with HTTP/2 without having asked (RFC 9113 section 3.3).
+async fn speaks_h2(stream: &TcpStream) -> bool {
+    // No request of HTTP/1 begins like this.
+    const BEGIN: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    const ENOUGH: usize = b"PRI ".len();
+    let mut came = [0; BEGIN.len()];
+    let length = stream.peek(&mut came).await.unwrap_or(0);
+    length >= ENOUGH && BEGIN.starts_with(&came[..length])
+}
+
+async fn over_h1(
+    stream: TcpStream,
     router: Router,
     seat: Arc<Seat>,
-    targets: Arc<target::Exchange>,
+    memory: Memory,
     shared: &Shared,
 ) {
-    let watched = Arc::clone(&seat);
+    let targets = Arc::<target::Exchange>::default();
+    let reader = target::Reader::new(Arc::clone(&targets));
+    let stream = Watched::new(stream, Arc::clone(&seat), memory.heads, reader);
+    let answering = Arc::clone(&seat);
     let service = service_fn(move |mut request: Request<Incoming>| {
-        let seat = Arc::clone(&seat);
-        seat.enter(Phase::Busy);
+        answering.enter(Phase::Busy);
         targets.begin(&mut request);
-        request.extensions_mut().insert(Arc::clone(&seat));
-        let answer = router.clone().call(request);
-        async move {
-            let mut answer = answer.await;
-            if let Ok(answer) = &mut answer {
-                // An answer says what became of one request.
-                let none = HeaderValue::from_static("no-store");
-                answer
-                    .headers_mut()
-                    .entry(header::CACHE_CONTROL)
-                    .or_insert(none);
-            }
-            let large = seat.head().is_some();
-            if let Ok(answer) = &mut answer
-                && large
-                && answer.status() != StatusCode::SWITCHING_PROTOCOLS
-            {
-                // hyper would keep the buffer of a large head for the next one.
-                let close = HeaderValue::from_static("close");
-                answer.headers_mut().insert(header::CONNECTION, close);
-            }
-            seat.answered();
-            answer
-        }
+        answer(router.clone(), request, Arc::clone(&answering))
     });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -179,31 +183,97 @@ async fn exchange(
         .half_close(true)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
+    conduct(serving, |it| it.graceful_shutdown(), &seat, shared).await;
+}
+
+/// One request at a time, as over HTTP/1: a connection counts as one sender.
+async fn over_h2(
+    stream: TcpStream,
+    router: Router,
+    seat: Arc<Seat>,
+    memory: Memory,
+    shared: &Shared,
+) {
+    let mut held = memory.http2.begin(Holder {
+        seat: Arc::clone(&seat),
+        bucket: None,
+    });
+    let room = held.add(limits::HTTP2_BYTES, limits::HEAD_TIMEOUT);
+    if room.await.is_err() {
+        return cut(shared, &seat, Reason::EvictedIdle);
+    }
+    let stream = Watched::of_h2(stream, Arc::clone(&seat), memory.heads);
+    let answering = Arc::clone(&seat);
+    let service = service_fn(move |request: Request<Incoming>| {
+        answering.enter(Phase::Busy);
+        answer(router.clone(), request, Arc::clone(&answering))
+    });
+    let serving = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(1)
+        .initial_stream_window_size(limits::HTTP2_WINDOW)
+        .initial_connection_window_size(limits::HTTP2_WINDOW)
+        .max_header_list_size(limits::MAX_HEAD as u32)
+        .keep_alive_interval(limits::HTTP2_PING)
+        .keep_alive_timeout(limits::HTTP2_PING)
+        .serve_connection(TokioIo::new(stream), service);
+    conduct(serving, |it| it.graceful_shutdown(), &seat, shared).await;
+}
+
+/// Answers a request.
+async fn answer(
+    mut router: Router,
+    mut request: Request<Incoming>,
+    seat: Arc<Seat>,
+) -> Result<Response, Infallible> {
+    request.extensions_mut().insert(Arc::clone(&seat));
+    let mut answer = router.call(request).await?;
+    // An answer says what became of one request.
+    let none = HeaderValue::from_static("no-store");
+    let headers = answer.headers_mut();
+    headers.entry(header::CACHE_CONTROL).or_insert(none);
+    let has_large_head = seat.head().is_some();
+    if has_large_head && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+        // hyper would keep the buffer of a large head for the next one.
+        let close = HeaderValue::from_static("close");
+        answer.headers_mut().insert(header::CONNECTION, close);
+    }
+    seat.answered();
+    Ok(answer)
+}
+
+/// Serves a connection until it ends, its place is needed, or the forwarder stops.
+async fn conduct<C: Future<Output = Result<(), Error>>>(
+    serving: C,
+    wind_down: impl Fn(Pin<&mut C>),
+    seat: &Seat,
+    shared: &Shared,
+) {
     let mut serving = std::pin::pin!(serving);
     let served = tokio::select! {
         served = serving.as_mut() => served,
-        cause = watched.until_evicted() => {
-            if !matches!(watched.phase(), Phase::Busy | Phase::Body) {
-                return cut(shared, &watched, cause);
+        cause = seat.until_evicted() => {
+            if !matches!(seat.phase(), Phase::Busy | Phase::Body) {
+                return cut(shared, seat, cause);
             }
             // It has still to be answered.
-            serving.as_mut().graceful_shutdown();
+            wind_down(serving.as_mut());
             serving.await
         }
         () = shared.stop.cancelled() => {
             // A request that has come, and was not read yet, is still answered.
             match timeout(limits::STOP_GRACE, serving.as_mut()).await {
                 Ok(served) => served,
-                Err(_) if matches!(watched.phase(), Phase::Idle | Phase::Head) => return,
+                Err(_) if matches!(seat.phase(), Phase::Idle | Phase::Head) => return,
                 Err(_) => {
-                    serving.as_mut().graceful_shutdown();
+                    wind_down(serving.as_mut());
                     serving.await
                 }
             }
         }
     };
     if let Err(error) = served {
-        ended(shared, &watched, &error);
+        ended(shared, seat, &error);
     }
 }
 

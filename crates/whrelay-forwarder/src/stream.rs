@@ -24,6 +24,8 @@ pub(crate) struct Watched {
     seat: Arc<Seat>,
     heads: Arc<Budget>,
     targets: Reader,
+    /// Whether it speaks HTTP/2, whose frames are no heads.
+    is_h2: bool,
     /// Runs while nothing of an answer is taken.
     blocked: Option<Pin<Box<Sleep>>>,
     /// Runs while a large head waits for memory.
@@ -31,6 +33,7 @@ pub(crate) struct Watched {
 }
 
 impl Watched {
+    /// One that speaks HTTP/1.
     pub(crate) fn new(
         stream: TcpStream,
         seat: Arc<Seat>,
@@ -38,6 +41,7 @@ impl Watched {
         targets: Reader,
     ) -> Self {
         Self {
+            is_h2: false,
             inner: stream.take(0),
             seat,
             heads,
@@ -45,6 +49,13 @@ impl Watched {
             blocked: None,
             waits: None,
         }
+    }
+
+    /// One that speaks HTTP/2.
+    pub(crate) fn of_h2(stream: TcpStream, seat: Arc<Seat>, heads: Arc<Budget>) -> Self {
+        let mut stream = Self::new(stream, seat, heads, Reader::idle());
+        stream.is_h2 = true;
+        stream
     }
 
     /// How many bytes may be read now: none of a large head before there is memory for it.
@@ -64,8 +75,10 @@ impl Watched {
     /// hyper asks for a larger buffer after a read that filled the one it had: one byte less keeps it small.
     fn allowed(&self) -> usize {
         let head = match self.seat.phase() {
-            Phase::Idle | Phase::Head => self.seat.head_bytes(),
-            Phase::Body | Phase::Busy | Phase::Tunnel => return limits::READ_AT_ONCE - 1,
+            Phase::Idle | Phase::Head if !self.is_h2 => self.seat.head_bytes(),
+            Phase::Idle | Phase::Head | Phase::Body | Phase::Busy | Phase::Tunnel => {
+                return limits::READ_AT_ONCE - 1;
+            }
         };
         let mut held = self.seat.head();
         let granted = held.as_ref().map_or(0, |grant| grant.bytes() / GROWTH);
@@ -127,6 +140,8 @@ impl AsyncRead for Watched {
             return Poll::Ready(Ok(()));
         }
         match this.seat.phase() {
+            // Its frames may be about no request.
+            Phase::Idle | Phase::Head if this.is_h2 => return Poll::Ready(Ok(())),
             Phase::Idle => {
                 this.targets.next();
                 this.targets.read(came);

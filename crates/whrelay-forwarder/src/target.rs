@@ -96,6 +96,12 @@ impl Reader {
         Self { at, exchange }
     }
 
+    /// Reads nothing: the connection speaks no HTTP/1.
+    pub(crate) fn idle() -> Self {
+        let (at, exchange) = (At::Lost, Arc::default());
+        Self { at, exchange }
+    }
+
     /// The request before has its answer: what comes now may be the next one.
     pub(crate) fn next(&mut self) {
         self.at = match self.at {

@@ -332,7 +332,7 @@ const WHOLE: &[(&str, &[u16])] = &[
     ("POST {path} HTTP/1.0\r\nHost: x\r\nHost: x\r\n\r\n", BAD),
     ("POST {path} HTTP/1.1\rHost: x\r\n\r\n", BAD),
     ("POST {path} HTTP/1.1\r\n Host: x\r\n\r\n", BAD),
-    ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\u{4}\0\0\0\0\0", BAD),
+    ("PRI * HTTP/2.0\r\n\r\nMS\r\n\r\n\0\0\0\u{4}\0\0\0\0\0", BAD),
     (
         "POST {path} HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         BAD,
