@@ -45,7 +45,7 @@ need nft nftables
 FUZZ_VERSION=0.13.2
 tools="${CARGO_TARGET_DIR:-$PWD/target}/tools"
 if ! "$tools/bin/cargo-fuzz" --version 2>/dev/null | grep -qF "$FUZZ_VERSION"; then
-    cargo install cargo-fuzz --version "$FUZZ_VERSION" --locked --quiet --root "$tools"
+    cargo install cargo-fuzz --version "$FUZZ_VERSION" --locked --debug --quiet --root "$tools"
 fi
 
 cargo build --release --locked --quiet -p whrelay -p whrelay-tests --bin whrelay --bin whrelay-faults
@@ -57,25 +57,30 @@ RUSTC_BOOTSTRAP=1 "$tools/bin/cargo-fuzz" fuzz build --fuzz-dir tests/fuzz --tar
 
 export WHRELAY_FAULTS_REPORT="$target/faults.jsonl"
 rm -f "$WHRELAY_FAULTS_REPORT"
-failed=0 began=$SECONDS
+failures="$target/failures" began=$SECONDS
+: >"$failures"
+keep() { # keep NAME LOG: the end of what a failed attack printed, to be shown last
+    { printf '\n== %s\n' "$1" && tail -n 40 "$2"; } >>"$failures"
+}
+
 attack() { # attack ARGUMENT...: goes on after a failure, so that the table has every one
     printf '\n== %s\n' "$*"
-    "$faults" "$@" || failed=1
+    "$faults" "$@" 2>&1 | tee "$target/attack-log" || keep "$*" "$target/attack-log"
 }
 
 together() { # together "ARGUMENT..."...: attacks that mostly wait, at once
-    local pids=() arguments log
-    log="$target/together"
+    local pids=() arguments log n=0
     for arguments in "$@"; do
         # shellcheck disable=SC2086 # each is several arguments
-        "$faults" $arguments >"$log-${#pids[@]}" 2>&1 &
+        "$faults" $arguments >"$target/together-${#pids[@]}" 2>&1 &
         pids+=($!)
     done
     for arguments in "$@"; do
+        log="$target/together-$n"
         printf '\n== %s\n' "$arguments"
-        wait "${pids[0]}" || failed=1
-        cat "$log-$(($# - ${#pids[@]}))"
-        pids=("${pids[@]:1}")
+        wait "${pids[$n]}" || keep "$arguments" "$log"
+        cat "$log"
+        n=$((n + 1))
     done
 }
 
@@ -121,11 +126,15 @@ fuzz sessions records
 fuzz targets arguments retry_after files webhooks
 
 if [ "$reproduce" = yes ]; then
-    tests/reproducible.sh || failed=1
+    tests/reproducible.sh 2>&1 | tee "$target/attack-log" || keep "reproducible builds" "$target/attack-log"
 fi
 
 printf '\nThe attack took %d min %d s.\n' $(((SECONDS - began) / 60)) $(((SECONDS - began) % 60))
 if [ "$publish" = yes ]; then
     "$faults" publish "$WHRELAY_FAULTS_REPORT" docs/guarantees.md
 fi
-exit "$failed"
+if [ -s "$failures" ]; then
+    printf '\nFailed:\n'
+    cat "$failures"
+    exit 1
+fi

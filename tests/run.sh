@@ -38,7 +38,7 @@ npm ci --prefix tests/vendors --ignore-scripts --no-audit --no-fund --loglevel=e
 python3 -m venv tests/vendors/venv
 tests/vendors/venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r tests/vendors/requirements.txt
 if ! "$tools/bin/cargo-deny" --version 2>/dev/null | grep -qF "$DENY_VERSION"; then
-    cargo install cargo-deny --version "$DENY_VERSION" --locked --quiet --root "$tools"
+    cargo install cargo-deny --version "$DENY_VERSION" --locked --debug --quiet --root "$tools"
 fi
 
 step "style"
