@@ -7,6 +7,7 @@ mod commands;
 mod company;
 mod copies;
 mod doors;
+mod elsewhere;
 mod interactive;
 mod refusals;
 mod replays;

@@ -1,5 +1,7 @@
 //! How a tunnel's websocket closes: with a code, and on both sides (RFC 6455 section 5.5.1).
 
+use std::time::Duration;
+
 use futures_util::{SinkExt, StreamExt};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -8,10 +10,13 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
+use whrelay_agent::lines::Line;
 use whrelay_core::limits;
 use whrelay_proto::frame::{Frame, Hello, Refused, RefusedCode, Welcome};
 use whrelay_proto::{AgentSession, SUBPROTOCOL, codec};
 use whrelay_tests::agent::{Agent, Setup};
+use whrelay_tests::proxy::Proxy;
+use whrelay_tests::receiver::Receiver;
 use whrelay_tests::relay::Relay;
 
 use crate::peers::dial;
@@ -167,4 +172,21 @@ async fn an_agent_that_stops_closes_its_tunnel() {
     let (stopped, code) = tokio::join!(stopping, closed(&mut socket));
     stopped.unwrap();
     assert_eq!(code, CloseCode::Normal);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_says_that_its_tunnel_was_cut_again_while_idle() {
+    let relay = Relay::start().await;
+    let impatient = Proxy::impatient(relay.address, Duration::from_secs(3)).await;
+    let mut setup = Setup::new(&relay, Receiver::start().await.target());
+    setup.forwarder = format!("http://{}", impatient.address).parse().unwrap();
+    let agent = Agent::start(setup).await;
+    let cut = |line: &Line| {
+        let Line::Link { error, .. } = line else {
+            return None;
+        };
+        error.clone().filter(|why| why.contains("again after"))
+    };
+    let why = agent.wait("the second cut", cut).await;
+    assert!(why.contains("after 3 s without traffic"), "{why}");
 }

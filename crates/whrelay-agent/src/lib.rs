@@ -11,6 +11,7 @@ mod access;
 mod answer;
 mod answers;
 mod backlog;
+mod between;
 mod error;
 mod intake;
 mod lanes;
@@ -44,6 +45,7 @@ use whrelay_store::{Store, persist};
 
 pub use access::Access;
 pub use answers::{Local, Offline};
+pub use between::{Reaches, cut_when_idle, who_takes};
 pub use error::{AgentError, chain};
 pub use management::{Management, ManagementError};
 pub use provision::{Looked, ensure_bucket, look_at};

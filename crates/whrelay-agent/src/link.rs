@@ -39,6 +39,10 @@ use crate::socket::{self, Socket};
 
 /// Clocks that differ by more than this are worth a warning.
 const SKEW: Duration = Duration::from_secs(30);
+/// Tunnels that are cut by something on the way that ends idle connections had been idle for at least so long.
+const CUT_EARLY: Duration = Duration::from_secs(2);
+/// By how much the times of two such cuts differ at most.
+const CUT_ALIKE: Duration = Duration::from_secs(1);
 
 /// What keeps the tunnel up.
 pub(crate) struct Link {
@@ -50,6 +54,8 @@ pub(crate) struct Link {
     said: Said,
     /// Whether the subscription is still to be taken from another agent: a reconnect takes nothing.
     take_over: AtomicBool,
+    /// How long the last tunnel had been idle, if it was cut.
+    cut_after: Mutex<Option<Duration>>,
 }
 
 /// A session that has been welcomed.
@@ -70,6 +76,7 @@ impl Link {
             catching: Arc::default(),
             said: Said::default(),
             take_over: AtomicBool::new(config.take_over),
+            cut_after: Mutex::default(),
         }
     }
 
@@ -132,7 +139,7 @@ impl Link {
         let (mut session, hello) = AgentSession::begin(hello);
         self.send(&mut socket, Message::Binary(codec::encode(hello)))
             .await?;
-        let welcomed = timeout(limits::HELLO_TIMEOUT, async {
+        let welcomed = timeout(limits::WELCOME_TIMEOUT, async {
             loop {
                 let message = socket.stream.next().await;
                 match self.on_message(&mut socket, &mut session, message).await? {
@@ -385,7 +392,10 @@ impl Link {
                     return Ok(());
                 }
                 message = socket.stream.next() => {
-                    match self.on_message(&mut socket, &mut session, message).await? {
+                    let is_cut = matches!(message, None | Some(Err(_)));
+                    let idle = socket.heard.at().elapsed();
+                    let taken = self.on_message(&mut socket, &mut session, message).await;
+                    match taken.map_err(|error| self.explained(error, is_cut.then_some(idle)))? {
                         Some(AgentAction::Store { events, upto }) => waiting.push_back((events, upto)),
                         Some(AgentAction::Refused(refused)) => {
                             socket.close(CloseCode::Normal).await;
@@ -495,6 +505,27 @@ impl Link {
             Ok(Err(error)) => Err(self.lost(&error.to_string())),
             Err(_) => Err(self.lost("it stopped reading")),
         }
+    }
+
+    /// The end of a tunnel, with what it may mean where two in a row were cut after the same time without traffic.
+    fn explained(&self, mut error: AgentError, cut_after: Option<Duration>) -> AgentError {
+        let mut before = self
+            .cut_after
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut *before, cut_after);
+        if let (Some(before), Some(now)) = (before, cut_after)
+            && let AgentError::Unreachable { why, .. } = &mut error
+            && now >= CUT_EARLY
+            && now.abs_diff(before) < CUT_ALIKE
+        {
+            let seconds = now.as_secs_f64();
+            why.push_str(&format!(
+                ", again after {seconds:.0} s without traffic: a proxy on the way has to keep idle connections for 25 s \
+                 or more"
+            ));
+        }
+        error
     }
 
     fn lost(&self, why: &str) -> AgentError {

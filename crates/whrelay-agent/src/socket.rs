@@ -28,7 +28,7 @@ use crate::error::{AgentError, chain};
 use crate::provision::refused;
 use crate::proxy::{self, Proxies};
 
-trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(crate) trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
 
 /// When bytes last came. A large frame arrives over many seconds, in which the websocket says
@@ -148,7 +148,7 @@ pub(crate) async fn open(
         .unwrap_or_else(|_| Err(unreachable("no answer in time".into())))
 }
 
-async fn wire(
+pub(crate) async fn wire(
     forwarder: &Url,
     proxies: &Proxies,
     trust: &Trust,

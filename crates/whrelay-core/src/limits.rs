@@ -152,8 +152,11 @@ pub const FETCH_TIMEOUT: Duration = Duration::from_secs(300);
 pub const TTL_GRACE: Duration = Duration::from_secs(600);
 /// How often a forwarder writes down that a connected agent is there.
 pub const NOTE_SEEN_EVERY: Duration = Duration::from_secs(600);
-/// How long a peer may take over hello and welcome.
-pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an agent may take over its hello: longer than pings are apart, so that who waits for its end sees whether
+/// something on the way cuts idle connections earlier than that.
+pub const HELLO_TIMEOUT: Duration = Duration::from_secs(12);
+/// How long a forwarder may take over its welcome.
+pub const WELCOME_TIMEOUT: Duration = Duration::from_secs(5);
 /// Read buffer of a tunnel at the forwarder, where only small frames arrive: with tungstenite's
 /// default an idle tunnel costs 137 kB.
 pub const TUNNEL_READ_BUFFER: usize = 1024;

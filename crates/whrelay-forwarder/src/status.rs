@@ -26,6 +26,8 @@ pub struct Status {
     pub url: Option<String>,
     /// Its process, where it runs.
     pub pid: Option<u32>,
+    /// Bytes of the largest body that it takes, where it runs.
+    pub max_body: Option<usize>,
     /// Bytes that events take in its store.
     pub stored_bytes: u64,
     /// How many of those there may be.
@@ -100,6 +102,7 @@ pub(crate) async fn show(
         refused: refused.filter(|(_, count)| *count > 0).collect(),
         url: Some(shared.config.public_url.clone()),
         pid: Some(std::process::id()),
+        max_body: Some(shared.config.max_body),
         ..status
     }))
 }
@@ -145,6 +148,7 @@ fn of(
     Ok(Status {
         url: None,
         pid: None,
+        max_body: None,
         stored_bytes: store.size(),
         max_disk: store.bound().map(|bound| bound.bytes),
         buckets: buckets.collect::<Result<_, StoreError>>()?,

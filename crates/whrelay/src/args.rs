@@ -144,6 +144,8 @@ impl Command {
             Some(&mut args.forwarder)
         } else if let Self::Doctor(args) = self {
             Some(&mut args.forwarder)
+        } else if let Self::Status(args) = self {
+            Some(&mut args.forwarder)
         } else if let Self::Subscription(args) = self {
             Some(args.forwarder())
         } else {
@@ -377,6 +379,11 @@ impl ListenArgs {
 #[derive(Debug, Args)]
 #[command(after_help = examples::STATUS)]
 pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    pub(crate) forwarder: ForwarderChoice,
+    /// Certificates (PEM) to trust beside the machine's
+    #[arg(long, value_name = "FILE", env = "WHRELAY_CA_FILE", value_parser = ca_file)]
+    pub(crate) ca_file: Option<CaFile>,
     /// Where the forwarder of this machine has its store
     #[arg(long, value_name = "DIR", env = "WHRELAY_FORWARDER_DATA_DIR")]
     pub(crate) data_dir: Option<PathBuf>,

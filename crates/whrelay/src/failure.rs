@@ -76,6 +76,17 @@ impl Failure {
         )
     }
 
+    /// Whether the network or a forwarder cannot be reached.
+    pub(crate) fn is_unreachable(&self) -> bool {
+        matches!(
+            self,
+            Self::Told {
+                code: Code::Unreachable,
+                ..
+            }
+        )
+    }
+
     /// What went wrong, in one line.
     pub(crate) fn message(&self) -> &str {
         match self {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use tokio::time::Instant;
+use url::Url;
 use whrelay_agent::{Management, Method};
 use whrelay_core::bucket::BucketName;
 use whrelay_core::token::Token;
@@ -38,20 +39,8 @@ impl Door {
         trust: Trust,
         (bucket, dir): (&BucketName, Option<&Path>),
     ) -> Result<Self, Failure> {
-        if let Some(forwarder) = &choice.url {
-            let token = given_token(choice)?.ok_or_else(|| {
-                Failure::new(
-                    Code::Unauthorised,
-                    format!("{forwarder} needs an access token"),
-                )
-                .hint("give it with --token-file or WHRELAY_TOKEN")
-            })?;
-            return Ok(Self::Running(Management {
-                forwarder: forwarder.clone(),
-                proxies: proxies(),
-                trust,
-                token,
-            }));
+        if let Some(configured) = Self::configured(choice, trust)? {
+            return Ok(configured);
         }
         let paths = Paths::resolve()?;
         let here = dir.map_or_else(|| paths.forwarder(), Path::to_owned);
@@ -65,6 +54,29 @@ impl Door {
         }
         let why = format!("no forwarder on this machine has bucket `{bucket}`");
         Err(Failure::new(Code::NotFound, why).hint("name its forwarder with --forwarder"))
+    }
+
+    /// The forwarder that is configured, if one is.
+    pub(crate) fn configured(
+        choice: &ForwarderChoice,
+        trust: Trust,
+    ) -> Result<Option<Self>, Failure> {
+        let Some(forwarder) = &choice.url else {
+            return Ok(None);
+        };
+        let token = given_token(choice)?.ok_or_else(|| {
+            Failure::new(
+                Code::Unauthorised,
+                format!("{forwarder} needs an access token"),
+            )
+            .hint("give it with --token-file or WHRELAY_TOKEN")
+        })?;
+        Ok(Some(Self::Running(Management {
+            forwarder: forwarder.clone(),
+            proxies: proxies(),
+            trust,
+            token,
+        })))
     }
 
     /// The forwarder of a directory. Returns `None` if the directory has no store. Waits for a command that holds the
@@ -107,6 +119,14 @@ impl Door {
     /// Whether it runs.
     pub(crate) fn runs(&self) -> bool {
         matches!(self, Self::Running(_))
+    }
+
+    /// Where it is, if it runs.
+    pub(crate) fn address(&self) -> Option<&Url> {
+        match self {
+            Self::Running(management) => Some(&management.forwarder),
+            Self::Idle(_) => None,
+        }
     }
 
     async fn has(&self, bucket: &BucketName) -> Result<bool, Failure> {

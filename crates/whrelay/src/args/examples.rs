@@ -64,7 +64,12 @@ Exit codes: 0 done, 2 wrong use, 3 no event matches";
 pub(super) const STATUS: &str = "\
 Examples:
   whrelay status
-  whrelay status --json | jq .stalled";
+  whrelay status --forwarder https://hooks.example.com --token-file token
+  whrelay status --json | jq .stalled
+
+A forwarder that is configured is asked, too: how many events wait there, and for whom.
+
+Exit codes: 0 done, 1 a store cannot be read, 4 the forwarder does not take the token";
 
 pub(super) const DOCTOR: &str = "\
 Examples:

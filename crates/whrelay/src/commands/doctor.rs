@@ -1,6 +1,7 @@
 //! `whrelay doctor`: is everything well, and what helps where it is not? It must not change anything,
 //! unless it is asked to salvage or to compact.
 
+mod between;
 mod places;
 mod stores;
 
@@ -59,7 +60,7 @@ pub(crate) async fn run(args: DoctorArgs, config: &Config, output: &Output) -> R
         show(&check, args.json, output)
     };
     if args.dirs.is_empty() {
-        for check in places::check(&args, config).await? {
+        for check in places::check(&args, config, output).await? {
             told(check)?;
         }
     }

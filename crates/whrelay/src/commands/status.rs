@@ -1,6 +1,10 @@
-//! `whrelay status`: how the agents and the forwarders on this machine stand. It must not change anything.
+//! `whrelay status`: how the agents and the forwarders on this machine stand, and the forwarder that is
+//! configured. It must not change anything.
+
+use std::time::Duration;
 
 use serde_json::Value;
+use tokio::time::timeout;
 use whrelay_agent::control::Ask;
 
 use crate::agents::{self, Round};
@@ -12,6 +16,8 @@ use crate::output::Output;
 use crate::paths::Paths;
 use crate::text::{events, shown, size};
 
+/// How long a forwarder elsewhere may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Buckets shown to people.
 const SHOWN: usize = 100;
 
@@ -30,6 +36,8 @@ pub(crate) async fn run(args: StatusArgs, output: &Output) -> Result<(), Failure
             output.line(&line, args.json)?;
         }
     }
+    let configured = round.note(configured(&args, output)).flatten();
+    let elsewhere = configured.as_ref().and_then(Door::address).cloned();
     for dir in forwarders {
         let is_embedded = dir
             .parent()
@@ -40,19 +48,55 @@ pub(crate) async fn run(args: StatusArgs, output: &Output) -> Result<(), Failure
             let Some(door) = door.filter(|door| !(is_embedded && door.runs())) else {
                 return Ok(None);
             };
-            let status = door.status().await;
+            let is_configured = door.runs() && door.address() == elsewhere.as_ref();
+            let status = match is_configured {
+                true => Ok(None),
+                false => door.status().await.map(Some),
+            };
             door.close().await;
-            status.map(Some)
+            status
         };
         let status = round.note(asked.await).flatten();
         let status = status.filter(|status| !is_embedded || is_worth_a_word(status));
-        match status {
-            Some(status) if args.json => output.json(&status)?,
-            Some(status) => output.data(&text(&status))?,
-            None => {}
+        if let Some(status) = status {
+            show(&status, args.json, output)?;
+        }
+    }
+    if let Some(door) = configured {
+        match timeout(PATIENCE, door.status()).await {
+            Ok(Ok(status)) => show(&status, args.json, output)?,
+            Ok(Err(failure)) if failure.is_unreachable() => output.warn(failure.message()),
+            Ok(Err(failure)) => {
+                round.note::<()>(Err(failure));
+            }
+            Err(_) => output.warn(&format!(
+                "the forwarder did not answer within {} s",
+                PATIENCE.as_secs()
+            )),
         }
     }
     round.end(output)
+}
+
+/// The forwarder that is configured, where a token may be sent there.
+fn configured(args: &StatusArgs, output: &Output) -> Result<Option<Door>, Failure> {
+    let choice = &args.forwarder;
+    let has_token = choice.token.is_some() || choice.token_file.is_some();
+    let trust = args.ca_file.clone().map(|ca| ca.0).unwrap_or_default();
+    match Door::configured(choice, trust) {
+        Err(failure) if choice.is_less_trusted || !has_token => {
+            output.warn(&format!("not asked: {}", failure.message()));
+            Ok(None)
+        }
+        configured => configured,
+    }
+}
+
+fn show(status: &Value, json: bool, output: &Output) -> Result<(), Failure> {
+    match json {
+        true => output.json(status),
+        false => output.data(&text(status)),
+    }
 }
 
 /// Whether something waits at a forwarder, is refused, or has happened.

@@ -4,27 +4,33 @@
 use std::time::Duration;
 
 use url::Url;
-use whrelay_agent::control::{Ask, Client as Door, Piece, Unanswered};
+use whrelay_agent::control::{Ask, Client as Agent, Piece, Unanswered};
 use whrelay_agent::lines::{Line, LinkState, StatusLine};
 use whrelay_agent::{Looked, look_at};
 use whrelay_core::target::Target;
 use whrelay_core::token::Token;
 use whrelay_delivery::{Client, Clock, Fields, Trust};
 
-use super::Check;
+use super::{Check, between};
 use crate::args::DoctorArgs;
 use crate::commands::listen::{given_token, proxies};
 use crate::config::Config;
 use crate::embedded::TOKEN_FILE;
 use crate::exposure;
 use crate::failure::Failure;
+use crate::forwarders::{self, Door};
+use crate::output::Output;
 use crate::paths::Paths;
 
 /// A difference of clocks that is worth a word: signatures and schedules are off by as much.
 const SKEW: Duration = Duration::from_secs(30);
 
 /// Checks all of it.
-pub(super) async fn check(args: &DoctorArgs, config: &Config) -> Result<Vec<Check>, Failure> {
+pub(super) async fn check(
+    args: &DoctorArgs,
+    config: &Config,
+    output: &Output,
+) -> Result<Vec<Check>, Failure> {
     let paths = Paths::resolve()?;
     let mut checks = vec![files(config), data(&paths)];
     let own = paths.forwarder().join(TOKEN_FILE);
@@ -52,7 +58,17 @@ pub(super) async fn check(args: &DoctorArgs, config: &Config) -> Result<Vec<Chec
         )),
         Some(url) => {
             let token = given_token(&args.forwarder);
+            let given = token.as_ref().ok().and_then(Option::as_ref).cloned();
             checks.extend(forwarder(url, token, &trust).await);
+            if let Some(token) = given
+                && checks
+                    .iter()
+                    .all(|check| check.check != "token" || check.ok)
+                && !is_on_this_machine(url).await?
+            {
+                output.tell("seeing for 12 s how connections to the forwarder are treated");
+                checks.extend(between::check(url, token, trust.clone()).await);
+            }
         }
     }
     let mut targets: Vec<Target> = args.to.clone();
@@ -73,6 +89,21 @@ pub(super) async fn check(args: &DoctorArgs, config: &Config) -> Result<Vec<Chec
         checks.push(answers(target, &trust).await);
     }
     Ok(checks)
+}
+
+/// Whether a forwarder of this machine has an address as its own: nothing lies between here and there.
+async fn is_on_this_machine(url: &Url) -> Result<bool, Failure> {
+    for dir in forwarders::on_this_machine(None)? {
+        // One that cannot be opened is told of where its store is looked at.
+        if let Ok(Some(door)) = Door::open(&dir).await {
+            let is_its = door.address() == Some(url);
+            door.close().await;
+            if is_its {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 /// Files were tried when they were read.
@@ -193,10 +224,10 @@ async fn forwarder(url: &Url, given: Result<Option<Token>, Failure>, trust: &Tru
 async fn running(paths: &Paths, checks: &mut Vec<Check>) -> Vec<StatusLine> {
     let mut all = Vec::new();
     for dir in paths.all_agents() {
-        let Some(door) = Door::find(&dir) else {
+        let Some(agent) = Agent::find(&dir) else {
             continue;
         };
-        let mut pieces = match door.ask(&Ask::Status).await {
+        let mut pieces = match agent.ask(&Ask::Status).await {
             Ok(pieces) => pieces,
             // Its store is looked at as that of any agent that does not run.
             Err(Unanswered::Gone | Unanswered::Refused { .. }) => continue,
