@@ -5,7 +5,7 @@ use serde_json::Value;
 use whrelay_tests::eventually;
 use whrelay_tests::process::{Cloud, Home};
 use whrelay_tests::receiver::{Received, Receiver, Reply};
-use whrelay_tests::sender::send;
+use whrelay_tests::sender::{path_of, raw, send};
 
 use crate::{home, json_lines, text, told};
 
@@ -187,6 +187,32 @@ async fn the_curl_command_makes_the_same_request_to_the_byte() {
             (r.method.clone(), r.path.clone(), fields, r.body.clone())
         };
         assert_eq!(plain(&made), plain(&delivered), "{command}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_curl_command_sends_a_raw_path_as_it_came() {
+    let (home, receiver) = (home(), Receiver::start().await);
+    let (_listen, url) = home.listen(&["--to", &receiver.target()]).await;
+    let address = url.parse::<url::Url>().unwrap();
+    let address = address.socket_addrs(|| None).unwrap().remove(0);
+    for tail in ["/caf\u{e9}", "/a//\"b\"", "?q=<\u{4f60}>&r=`id`"] {
+        let path = path_of(&url) + tail;
+        let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n");
+        let before = receiver.count();
+        assert_eq!(raw(address, head.as_bytes()).await.status, 200, "{tail}");
+        eventually("it arrives", || (receiver.count() > before).then_some(())).await;
+        let delivered = receiver.seen().pop().unwrap();
+        let id = delivered.event();
+        let command = text(&home.run(&["events", "show", &id, "--curl"]).stdout);
+        let ran = std::process::Command::new("sh")
+            .args(["-c", &command])
+            .output();
+        assert!(ran.unwrap().status.success(), "{command}");
+        let made = receiver.seen().pop().unwrap();
+        assert!(made.event().is_empty(), "curl has made it");
+        assert_eq!(made.path, delivered.path, "{command}");
+        assert!(made.path.ends_with(tail), "{}", made.path);
     }
 }
 
@@ -401,12 +427,15 @@ async fn an_agent_without_its_forwarder_ends_where_it_is_told_to() {
 
 #[test]
 fn shells_and_man_are_told_of_every_command() {
-    let home = home();
+    let mut home = home();
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
         let script = text(&home.run(&["completions", shell]).stdout);
         assert!(script.contains("exit-on-disconnect"), "{shell}");
     }
-    assert!(text(&home.run(&["man"]).stdout).contains(".TH whrelay"));
+    home.set("SOURCE_DATE_EPOCH", "1767225600");
+    let page = text(&home.run(&["man"]).stdout);
+    let title = page.lines().find(|line| line.starts_with(".TH whrelay"));
+    assert!(title.unwrap().contains("2026-01-01"), "{page}");
     let dir = home.path().join("man");
     let written = home.run(&["man", "--dir", dir.to_str().unwrap()]);
     assert_eq!(written.status.code(), Some(0));

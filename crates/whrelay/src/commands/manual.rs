@@ -4,6 +4,9 @@ use std::any::TypeId;
 use std::path::{Path, PathBuf};
 
 use clap::{Command, CommandFactory, ValueHint};
+use clap_mangen::Man;
+use whrelay_core::time::Timestamp;
+use whrelay_delivery::Clock;
 
 use crate::args::{CaFile, Cli, CompletionsArgs, ManArgs};
 use crate::failure::{Code, Failure};
@@ -34,7 +37,7 @@ pub(crate) fn man(args: &ManArgs, output: &Output) -> Result<(), Failure> {
     let command = Cli::command().disable_help_subcommand(true);
     let Some(dir) = &args.dir else {
         let mut page = Vec::new();
-        clap_mangen::Man::new(command).render(&mut page)?;
+        page_of(command)?.render(&mut page)?;
         return output.bytes(&page);
     };
     let written = write_all(command, dir);
@@ -56,5 +59,29 @@ fn write_all(command: clap::Command, dir: &Path) -> std::io::Result<()> {
             return Err(std::io::Error::new(std::io::ErrorKind::AlreadyExists, why));
         }
     }
-    clap_mangen::generate_to(command, dir)
+    let mut command = command;
+    command.build();
+    write_each(command, dir)
+}
+
+fn write_each(command: Command, dir: &Path) -> std::io::Result<()> {
+    for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
+        write_each(sub.clone(), dir)?;
+    }
+    page_of(command)?.generate_to(dir)?;
+    Ok(())
+}
+
+/// A page with the date of its making, or the one that packagers give (reproducible-builds.org/specs/source-date-epoch).
+fn page_of(command: Command) -> std::io::Result<Man> {
+    let made = match std::env::var("SOURCE_DATE_EPOCH") {
+        Ok(given) => given.parse().map_err(|_| {
+            let why = format!("SOURCE_DATE_EPOCH={given} is no number of seconds");
+            std::io::Error::new(std::io::ErrorKind::InvalidInput, why)
+        })?,
+        Err(_) => Clock::default().now().as_micros() / 1_000_000,
+    };
+    let made = Timestamp::from_micros(made.saturating_mul(1_000_000)).to_string();
+    let day = made.split('T').next().unwrap_or_default();
+    Ok(Man::new(command).date(day))
 }

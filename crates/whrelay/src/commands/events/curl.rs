@@ -36,10 +36,14 @@ pub(super) fn command(
         ("HEAD", true) => "--head".to_owned(),
         (method, _) => format!("-X {}", quoted(method.as_bytes())),
     };
-    let mut command = format!(
-        "curl --globoff --path-as-is {method} {}",
-        quoted(url.as_bytes())
-    );
+    let (origin, path) = split(&url);
+    let mut command = "curl --globoff --path-as-is ".to_owned();
+    if path.bytes().all(is_kept) {
+        command += &format!("{method} {}", quoted(url.as_bytes()));
+    } else {
+        command += &format!("{method} {}", quoted(origin.as_bytes()));
+        put(&mut command, "--request-target", path.as_bytes());
+    }
     if let Some(socket) = target.socket() {
         put(&mut command, "--unix-socket", socket.as_bytes());
     }
@@ -74,6 +78,18 @@ pub(super) fn command(
             Ok(format!("base64 -d <<'BODY' | {command}\n{lines}BODY"))
         }
     }
+}
+
+/// A URL's origin, and its path and query.
+fn split(url: &str) -> (&str, &str) {
+    let authority = url.find("://").map_or(0, |at| at + "://".len());
+    let path = url[authority..].find(['/', '?']);
+    url.split_at(path.map_or(url.len(), |at| authority + at))
+}
+
+/// Whether curl sends this byte of a URL as it is.
+fn is_kept(byte: u8) -> bool {
+    byte.is_ascii_graphic() && !b"\"<>\\^`{|}".contains(&byte)
 }
 
 fn put(command: &mut String, flag: &str, value: &[u8]) {
