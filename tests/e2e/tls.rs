@@ -10,72 +10,29 @@ use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, date_time_ymd};
+use rcgen::{BasicConstraints, IsCa};
 use rustls::ServerConfig;
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use tokio::io::copy_bidirectional;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 use whrelay_tests::eventually;
 use whrelay_tests::process::Cloud;
 use whrelay_tests::receiver::Receiver;
 use whrelay_tests::sender::{client, id_of, send};
+use whrelay_tests::tls::Identity;
 
 use crate::{home, text};
 
-/// A certificate that vouches for itself.
-struct Identity {
-    pem: String,
-    config: Arc<ServerConfig>,
-}
-
 fn identity(host: &str, last_year: i32) -> Identity {
-    signed(host, last_year, IsCa::NoCa)
-}
-
-fn signed(host: &str, last_year: i32, is_ca: IsCa) -> Identity {
-    let mut params = CertificateParams::new(vec![host.to_owned()]).unwrap();
-    params.is_ca = is_ca;
-    params.not_before = date_time_ymd(2020, 1, 1);
-    params.not_after = date_time_ymd(last_year, 12, 31);
-    let key = KeyPair::generate().unwrap();
-    let certificate = params.self_signed(&key).unwrap();
-    let secret = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate.der().clone()], secret)
-        .unwrap();
-    Identity {
-        pem: certificate.pem(),
-        config: Arc::new(config),
-    }
+    Identity::new(host, last_year, IsCa::NoCa)
 }
 
 /// Takes the TLS off and passes on what is left; answers with its port.
 async fn terminate(identity: &Identity, server: &str) -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let (acceptor, server) = (
-        TlsAcceptor::from(Arc::clone(&identity.config)),
-        server.trim_start_matches("http://").to_owned(),
-    );
-    tokio::spawn(async move {
-        while let Ok((near, _)) = listener.accept().await {
-            let (acceptor, server) = (acceptor.clone(), server.clone());
-            tokio::spawn(async move {
-                // A client that does not trust us goes away here.
-                let Ok(mut near) = acceptor.accept(near).await else {
-                    return;
-                };
-                let mut far = TcpStream::connect(server).await.unwrap();
-                let _ = copy_bidirectional(&mut near, &mut far).await;
-            });
-        }
-    });
+    let server = server.trim_start_matches("http://").to_owned();
+    tokio::spawn(identity.terminate(listener, server));
     port
 }
 
@@ -173,7 +130,7 @@ async fn targets_behind_tls_are_trusted_as_the_user_says_and_get_the_users_field
 async fn a_server_that_shows_a_root_is_trusted_where_it_is_that_very_one() {
     let (home, receiver) = (home(), Receiver::start().await);
     let root = || IsCa::Ca(BasicConstraints::Unconstrained);
-    let other = signed("localhost", 2099, root());
+    let other = Identity::new("localhost", 2099, root());
     for (n, (host, last_year, own, state)) in [
         ("localhost", 2099, true, "sent"),
         ("localhost", 2099, false, "stalled"),
@@ -183,7 +140,7 @@ async fn a_server_that_shows_a_root_is_trusted_where_it_is_that_very_one() {
     .into_iter()
     .enumerate()
     {
-        let identity = signed(host, last_year, root());
+        let identity = Identity::new(host, last_year, root());
         let port = terminate(&identity, &receiver.target()).await;
         let known = if own { &identity } else { &other };
         let file = home.path().join(format!("{n}.pem"));

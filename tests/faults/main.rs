@@ -64,6 +64,7 @@ fn main() -> ExitCode {
         ["network", "--binary", binary] => network::run(binary),
         ["scene", "--binary", binary, "--name", name] => network::scene(binary, name),
         ["proxy", bind] => network::proxy(bind),
+        ["terminate", bind, server] => network::terminate(bind, server),
         ["receivers", "--binary", binary] => receivers::run(binary),
         ["peers", "--binary", binary] => peers::run(binary, peers::AGENTS),
         ["peers", "--binary", binary, "--agents", n] => peers::run(binary, n.parse().unwrap()),

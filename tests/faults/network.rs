@@ -10,11 +10,13 @@ use std::fmt::Write as _;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rcgen::IsCa;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use whrelay_tests::process::{Home, Process};
 use whrelay_tests::receiver::Receiver;
 use whrelay_tests::sender;
+use whrelay_tests::tls::Identity;
 
 use crate::arrivals::all_arrive;
 use crate::chance::Chance;
@@ -24,6 +26,7 @@ use hosts::{CLOUD, FRONT, Host, Hosts, NAME, ROUTER};
 use scenes::{Notice, SCENES, Scene, Way};
 
 const PORT: u16 = 8080;
+const TLS_PORT: u16 = 8443;
 const PROXY_PORT: u16 = 3128;
 /// Events before a fault, during it, and after it.
 const EVENTS: usize = 20;
@@ -101,7 +104,9 @@ struct Stage {
     receiver: Receiver,
     forwarder: Process,
     listen: Process,
-    proxy: Option<Proxy>,
+    proxy: Option<Helper>,
+    /// What takes the TLS off before the forwarder.
+    _terminator: Option<Helper>,
     /// The input URL as senders reach it.
     front: String,
     _home: Home,
@@ -117,18 +122,30 @@ impl Stage {
         let mut home = Home::new(binary);
         home.set("WHRELAY_ALLOW_PLAIN_HTTP", "1");
         let (forwarder, token_file) = start_forwarder(&hosts, &mut home, binary).await;
-        let mut proxy = None;
+        let (mut proxy, mut terminator) = (None, None);
         let mut run = format!("exec {binary} \"$@\"");
-        if scene.way == Way::Proxy {
-            proxy = Some(Proxy::start(&hosts).await);
-            run = format!("HTTP_PROXY=http://{ROUTER}:{PROXY_PORT} {run}");
-        }
-        home.use_binary(&script::write(&home.path().join("here"), &run));
-        let host = match scene.way {
-            Way::Name => NAME,
-            Way::Address | Way::Proxy => CLOUD,
+        let url = match scene.way {
+            Way::Name => format!("http://{NAME}:{PORT}"),
+            Way::Address => format!("http://{CLOUD}:{PORT}"),
+            Way::Proxy => {
+                let at = format!("{CLOUD}:{TLS_PORT}");
+                let server = format!("127.0.0.1:{PORT}");
+                let tls = Helper::start(&hosts, Host::Cloud, &["terminate", &at, &server]).await;
+                let roots = home.path().join("roots.pem");
+                let certificate = tls.process.all("ready").remove(0)["certificate"].take();
+                std::fs::write(&roots, certificate.as_str().unwrap()).unwrap();
+                let through = format!("{ROUTER}:{PROXY_PORT}");
+                proxy = Some(Helper::start(&hosts, Host::Router, &["proxy", &through]).await);
+                run = format!(
+                    "HTTPS_PROXY=http://{through} SSL_CERT_FILE={} {run}",
+                    roots.display()
+                );
+                terminator = Some(tls);
+                format!("https://{at}")
+            }
         };
-        let (receiver, url) = (Receiver::start().await, format!("http://{host}:{PORT}"));
+        home.use_binary(&script::write(&home.path().join("here"), &run));
+        let receiver = Receiver::start().await;
         let to = receiver.target();
         let flags = [
             "--to",
@@ -145,6 +162,7 @@ impl Stage {
             forwarder,
             listen,
             proxy,
+            _terminator: terminator,
             front: format!("http://{FRONT}:{PORT}{}", sender::path_of(&url)),
             _home: home,
         }
@@ -226,32 +244,50 @@ async fn start_forwarder(hosts: &Hosts, home: &mut Home, binary: &str) -> (Proce
     (process, ready["token_file"].as_str().unwrap().to_owned())
 }
 
-/// A proxy on the router.
-struct Proxy {
+/// A command of this program, on a host.
+struct Helper {
     process: Process,
     home: Home,
+    args: Vec<String>,
 }
 
-impl Proxy {
-    async fn start(hosts: &Hosts) -> Self {
+impl Helper {
+    async fn start(hosts: &Hosts, host: Host, args: &[&str]) -> Self {
         let this = std::env::current_exe().unwrap();
         let mut home = Home::new("");
-        home.use_binary(&hosts.program(Host::Router, home.path(), this.to_str().unwrap()));
-        let process = home.start(&["proxy", &format!("{ROUTER}:{PROXY_PORT}")]);
+        home.use_binary(&hosts.program(host, home.path(), this.to_str().unwrap()));
+        let process = home.start(args);
         process.wait("ready", |_| true).await;
-        Self { process, home }
+        let args = args.iter().map(|arg| (*arg).to_owned()).collect();
+        Self {
+            process,
+            home,
+            args,
+        }
     }
 
     async fn start_again(&mut self) {
-        self.process = self
-            .home
-            .start(&["proxy", &format!("{ROUTER}:{PROXY_PORT}")]);
+        let args: Vec<_> = self.args.iter().map(String::as_str).collect();
+        self.process = self.home.start(&args);
         self.process.wait("ready", |_| true).await;
     }
 }
 
-/// An HTTP proxy that speaks CONNECT (RFC 9110 section 9.3.6), and takes requests for other servers in
-/// absolute form, one for each connection. It runs until it is killed.
+/// Takes the TLS off before a server, for an address. It runs until it is killed.
+pub(crate) fn terminate(bind: &str, server: &str) -> bool {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let listener = TcpListener::bind(bind).await.unwrap();
+        let address = listener.local_addr().unwrap().ip().to_string();
+        let identity = Identity::new(&address, 2099, IsCa::NoCa);
+        let ready = serde_json::json!({"type": "ready", "certificate": identity.pem});
+        println!("{ready}");
+        identity.terminate(listener, server.to_owned()).await;
+        true
+    })
+}
+
+/// An HTTP proxy that speaks CONNECT (RFC 9110 section 9.3.6). It runs until it is killed.
 pub(crate) fn proxy(bind: &str) -> bool {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
@@ -271,24 +307,15 @@ async fn pass_on(near: TcpStream) -> std::io::Result<()> {
     let mut near = BufReader::new(near);
     let mut line = String::new();
     near.read_line(&mut line).await?;
-    let [method, target, version] = line.split_whitespace().collect::<Vec<_>>()[..] else {
-        return Ok(());
+    let ["CONNECT", target, _] = line.split_whitespace().collect::<Vec<_>>()[..] else {
+        return near.write_all(b"HTTP/1.1 405 X\r\n\r\n").await;
     };
-    if method == "CONNECT" {
-        let mut far = TcpStream::connect(target).await?;
-        let mut field = String::new();
-        while near.read_line(&mut field).await? > 2 {
-            field.clear();
-        }
-        near.write_all(b"HTTP/1.1 200 X\r\n\r\n").await?;
-        copy_bidirectional(&mut near, &mut far).await?;
-        return Ok(());
+    let mut far = TcpStream::connect(target).await?;
+    let mut field = String::new();
+    while near.read_line(&mut field).await? > 2 {
+        field.clear();
     }
-    let rest = target.trim_start_matches("http://");
-    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-    let mut far = TcpStream::connect(authority).await?;
-    far.write_all(format!("{method} {path} {version}\r\n").as_bytes())
-        .await?;
+    near.write_all(b"HTTP/1.1 200 X\r\n\r\n").await?;
     copy_bidirectional(&mut near, &mut far).await?;
     Ok(())
 }

@@ -18,6 +18,7 @@ pub mod proxy;
 pub mod receiver;
 pub mod relay;
 pub mod sender;
+pub mod tls;
 
 use std::time::{Duration, Instant};
 

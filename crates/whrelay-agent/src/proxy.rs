@@ -27,6 +27,12 @@ pub(crate) enum NotThrough {
         "{0} is a SOCKS proxy, which is not supported: name an HTTP proxy, or the forwarder in NO_PROXY"
     )]
     Socks(String),
+    /// It would read the token.
+    #[error(
+        "the proxy {0} would read the token, since the forwarder's address is http: use its https address, or name the \
+         forwarder in NO_PROXY"
+    )]
+    Plain(String),
 }
 
 impl Proxies {
@@ -74,7 +80,7 @@ impl Proxies {
     /// The proxy on the way to a forwarder. This machine is always reached directly.
     ///
     /// # Errors
-    /// When a proxy is set that is none for HTTP.
+    /// When a proxy is set that is none for HTTP, or that would read the token.
     pub(crate) fn toward(&self, forwarder: &Url) -> Result<Option<Intercept>, NotThrough> {
         let Some(proxy) = self.named_for(forwarder) else {
             return Ok(None);
@@ -83,9 +89,11 @@ impl Proxies {
             .uri()
             .scheme_str()
             .is_some_and(|scheme| scheme.starts_with("socks"));
-        match is_socks {
-            true => Err(NotThrough::Socks(proxy.uri().to_string())),
-            false => Ok(Some(proxy)),
+        let named = proxy.uri().to_string();
+        match forwarder.scheme() {
+            _ if is_socks => Err(NotThrough::Socks(named)),
+            "http" => Err(NotThrough::Plain(named)),
+            _ => Ok(Some(proxy)),
         }
     }
 
@@ -174,7 +182,8 @@ mod tests {
         for proxied in ["https://hooks.test", "https://hooks.lab", "https://notcorp"] {
             assert_eq!(through(proxied), Ok(Some("proxy".to_owned())), "{proxied}");
         }
-        assert_eq!(through("http://hooks.test"), Ok(Some("other".to_owned())));
+        let plain = through("http://hooks.test");
+        assert!(matches!(plain, Err(NotThrough::Plain(_))));
         let socks = Proxies::new("socks5://proxy:1080", "", "", "");
         let socks = socks.toward(&"https://hooks.test".parse().expect("a URL"));
         assert!(matches!(socks, Err(NotThrough::Socks(_))));
