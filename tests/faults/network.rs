@@ -104,9 +104,9 @@ struct Stage {
     receiver: Receiver,
     forwarder: Process,
     listen: Process,
-    proxy: Option<Helper>,
+    proxy: Option<HostCommand>,
     /// What takes the TLS off before the forwarder.
-    _terminator: Option<Helper>,
+    _terminator: Option<HostCommand>,
     /// The input URL as senders reach it.
     front: String,
     _home: Home,
@@ -130,12 +130,13 @@ impl Stage {
             Way::Proxy => {
                 let at = format!("{CLOUD}:{TLS_PORT}");
                 let server = format!("127.0.0.1:{PORT}");
-                let tls = Helper::start(&hosts, Host::Cloud, &["terminate", &at, &server]).await;
+                let tls =
+                    HostCommand::start(&hosts, Host::Cloud, &["terminate", &at, &server]).await;
                 let roots = home.path().join("roots.pem");
                 let certificate = tls.process.all("ready").remove(0)["certificate"].take();
                 std::fs::write(&roots, certificate.as_str().unwrap()).unwrap();
                 let through = format!("{ROUTER}:{PROXY_PORT}");
-                proxy = Some(Helper::start(&hosts, Host::Router, &["proxy", &through]).await);
+                proxy = Some(HostCommand::start(&hosts, Host::Router, &["proxy", &through]).await);
                 run = format!(
                     "HTTPS_PROXY=http://{through} SSL_CERT_FILE={} {run}",
                     roots.display()
@@ -245,13 +246,13 @@ async fn start_forwarder(hosts: &Hosts, home: &mut Home, binary: &str) -> (Proce
 }
 
 /// A command of this program, on a host.
-struct Helper {
+struct HostCommand {
     process: Process,
     home: Home,
     args: Vec<String>,
 }
 
-impl Helper {
+impl HostCommand {
     async fn start(hosts: &Hosts, host: Host, args: &[&str]) -> Self {
         let this = std::env::current_exe().unwrap();
         let mut home = Home::new("");
