@@ -8,7 +8,12 @@ import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl
 
+import resend
+from hubspot.utils.signature import Signature as Hubspot
+from linebot.v3.webhook import SignatureValidator as Line
+from openai import OpenAI
 from paddle_billing.Notifications import Secret, Verifier
+from razorpay import Client as Razorpay
 from slack_bolt.middleware.request_verification import RequestVerification
 from slack_bolt.request import BoltRequest
 from slack_bolt.response import BoltResponse
@@ -18,6 +23,7 @@ from standardwebhooks import Webhook as Standard
 from stripe import WebhookSignature
 from svix.webhooks import Webhook as Svix
 from twilio.request_validator import RequestValidator
+from workos import WorkOSClient
 
 logging.disable(logging.CRITICAL)
 
@@ -44,6 +50,19 @@ VERIFIERS = {
         r["body"].decode(), r["lower"]["stripe-signature"], r["secret"], 300),
     "py-svix": lambda r: raises_nothing(Svix(r["secret"]).verify, r["body"], r["lower"]),
     "py-standard": lambda r: raises_nothing(Standard(r["secret"]).verify, r["body"], r["lower"]),
+    "py-resend": lambda r: raises_nothing(resend.Webhooks.verify, {
+        "payload": r["body"].decode(), "webhook_secret": r["secret"],
+        "headers": {key: r["lower"]["svix-" + key] for key in ("id", "timestamp", "signature")}}),
+    "py-openai": lambda r: raises_nothing(
+        OpenAI(api_key="sk-x", webhook_secret=r["secret"]).webhooks.verify_signature, r["body"], r["lower"]),
+    "py-workos": lambda r: raises_nothing(lambda: WorkOSClient(api_key="sk_x", client_id="x").webhooks.verify_header(
+        event_body=r["body"], event_signature=r["lower"]["workos-signature"], secret=r["secret"])),
+    "py-hubspot": lambda r: Hubspot.is_valid(
+        r["lower"]["x-hubspot-signature-v3"], r["secret"], r["body"].decode(), r["url"], "POST", "v3",
+        r["lower"]["x-hubspot-request-timestamp"]),
+    "py-line": lambda r: Line(r["secret"]).validate(r["body"].decode(), r["lower"]["x-line-signature"]),
+    "py-razorpay": lambda r: Razorpay(auth=("x", "x")).utility.verify_webhook_signature(
+        r["body"].decode(), r["lower"]["x-razorpay-signature"], r["secret"]),
     "py-slack": lambda r: SignatureVerifier(r["secret"]).is_valid_request(r["body"], r["headers"]),
     "py-slack-bolt": slack_bolt,
     "py-paddle": lambda r: Verifier().verify(Request(r["headers"], r["body"]), Secret(r["secret"])),

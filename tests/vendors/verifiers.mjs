@@ -10,12 +10,17 @@ import { Webhook as Standard } from "standardwebhooks";
 import Stripe from "stripe";
 import { WebhooksHelper } from "square";
 import twilio from "twilio";
+import { Resend } from "resend";
+import { verifyWebhook as verifyClerk } from "@clerk/backend/webhooks";
+import { validateSignature as verifyLine } from "@line/bot-sdk";
+import Razorpay from "razorpay";
 import "@shopify/shopify-api/adapters/node";
 import { shopifyApi } from "@shopify/shopify-api";
 
 const require = createRequire(import.meta.url);
 const { verifySlackRequest } = require("@slack/bolt");
 const { verifyRequest } = require("@contentful/node-apps-toolkit");
+const { isValidSignature: verifySanity } = require("@sanity/webhook");
 const { Signature } = require("@hubspot/api-client");
 
 const form = (body) => Object.fromEntries(
@@ -45,6 +50,21 @@ export const verifiers = {
     await client.webhooks.verifySignature(body.toString(), headers);
     return true;
   },
+  resend: ({ body, headers, secret }) => {
+    const svix = { id: headers["svix-id"], timestamp: headers["svix-timestamp"], signature: headers["svix-signature"] };
+    const options = { payload: body.toString(), headers: svix, webhookSecret: secret };
+    try { new Resend("re_x").webhooks.verify(options); } catch (error) { return unlessJson(error); }
+    return true;
+  },
+  clerk: async ({ body, headers, secret, url }) => {
+    const request = new Request(url, { method: "POST", headers, body });
+    try { await verifyClerk(request, { signingSecret: secret }); } catch (error) { return unlessJson(error); }
+    return true;
+  },
+  line: ({ body, headers, secret }) => verifyLine(body, secret, headers["x-line-signature"]),
+  razorpay: ({ body, headers, secret }) =>
+    Razorpay.validateWebhookSignature(body.toString(), headers["x-razorpay-signature"], secret),
+  sanity: ({ body, headers, secret }) => verifySanity(body.toString(), headers["sanity-webhook-signature"], secret),
   slack: ({ body, headers, secret }) => {
     verifySlackRequest({ signingSecret: secret, body: body.toString(), headers });
     return true;

@@ -36,6 +36,8 @@ struct Places {
     seats: Arc<Seats>,
 }
 
+const H2_BEGIN: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
 /// Memory that connections take for what is no body.
 #[derive(Clone)]
 struct Memory {
@@ -128,33 +130,32 @@ async fn connection(
     // Answers are small and must not wait for acknowledgements; without it they only do.
     let _ = stream.set_nodelay(true);
     // A connection without a byte has no buffer.
-    let readable = tokio::select! {
-        readable = timeout(limits::HEAD_TIMEOUT, stream.readable()) => readable.is_ok(),
+    let mut begin = [0; H2_BEGIN.len()];
+    let length = tokio::select! {
+        read = timeout(limits::HEAD_TIMEOUT, stream.peek(&mut begin)) => read.map_or(None, Result::ok),
         cause = seat.until_evicted() => {
             cut(shared, &seat, cause);
-            false
+            None
         }
         () = shared.stop.cancelled() => {
-            timeout(limits::STOP_GRACE, stream.readable()).await.is_ok()
+            let read = timeout(limits::STOP_GRACE, stream.peek(&mut begin));
+            read.await.map_or(None, Result::ok)
         }
     };
-    if !readable {
-        return;
-    }
-    match speaks_h2(&stream).await {
-        true => Box::pin(over_h2(stream, router, seat, memory, shared)).await,
-        false => Box::pin(over_h1(stream, router, seat, memory, shared)).await,
+    match length {
+        None => {}
+        Some(length) if is_h2(&begin[..length]) => {
+            Box::pin(over_h2(stream, router, seat, memory, shared)).await;
+        }
+        Some(_) => Box::pin(over_h1(stream, router, seat, memory, shared)).await,
     }
 }
 
 /// Whether a client begins with HTTP/2 without having asked (RFC 9113 section 3.3).
-async fn speaks_h2(stream: &TcpStream) -> bool {
+fn is_h2(begin: &[u8]) -> bool {
     // No request of HTTP/1 begins like this.
-    const BEGIN: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     const ENOUGH: usize = b"PRI ".len();
-    let mut came = [0; BEGIN.len()];
-    let length = stream.peek(&mut came).await.unwrap_or(0);
-    length >= ENOUGH && BEGIN.starts_with(&came[..length])
+    begin.len() >= ENOUGH && H2_BEGIN.starts_with(begin)
 }
 
 async fn over_h1(

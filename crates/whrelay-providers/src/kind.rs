@@ -7,8 +7,10 @@ use whrelay_core::event::Request;
 
 use crate::json;
 
+type Members<'a> = BTreeMap<String, &'a RawValue>;
+
 /// Fields in which providers name the kind of an event.
-const KIND_FIELDS: [&str; 16] = [
+const KIND_FIELDS: [&str; 17] = [
     "x-github-event",
     "x-gitlab-event",
     "x-gitea-event",
@@ -23,6 +25,7 @@ const KIND_FIELDS: [&str; 16] = [
     "x-webhook-topic",
     "x-event-type",
     "linear-event",
+    "sanity-operation",
     "sentry-hook-resource",
     "ce-type",
 ];
@@ -48,6 +51,14 @@ const KIND_MEMBERS: [&str; 14] = [
 /// Members that are objects with one of those in them.
 const KIND_OBJECTS: [&str; 5] = ["event", "event-data", "meta", "data", "payload"];
 
+/// Members that are lists of events, or of what has them: LINE's and Meta's.
+const KIND_LISTS: [&str; 3] = ["events", "entry", "changes"];
+/// How many lists may be within each other.
+const LISTS_DEEP: usize = 2;
+
+/// Members whose names do: Dropbox's.
+const KIND_NAMES: [&str; 1] = ["list_folder"];
+
 /// Fields of a form that do.
 const KIND_FORM: [&str; 7] = [
     "MessageStatus",
@@ -60,7 +71,7 @@ const KIND_FORM: [&str; 7] = [
 ];
 
 /// Fields in which providers name a delivery: the same in each of their own retries.
-const ID_FIELDS: [&str; 15] = [
+const ID_FIELDS: [&str; 17] = [
     "webhook-id",
     "svix-id",
     "x-github-delivery",
@@ -73,6 +84,8 @@ const ID_FIELDS: [&str; 15] = [
     "linear-delivery",
     "x-gitlab-event-uuid",
     "x-contentful-webhook-request-id",
+    "x-contentful-idempotency-key",
+    "x-razorpay-event-id",
     "request-id",
     "idempotency-key",
     "ce-id",
@@ -87,6 +100,9 @@ const ID_MEMBERS: [&str; 6] = [
     "id",
     "uuid",
 ];
+
+/// Members of an event in a list that do: LINE's and HubSpot's.
+const LISTED_IDS: [&str; 2] = ["webhookEventId", "eventId"];
 
 /// Larger bodies are not read for it.
 const MAX_BODY: usize = 1 << 20;
@@ -108,15 +124,15 @@ fn body_kind(request: &Request) -> Option<String> {
         return None;
     }
     match body.trim_ascii_start().first()? {
-        b'{' => object_kind(&json::members(body)?),
+        b'{' => object_kind(&json::members(body)?, LISTS_DEEP),
         // SendGrid and HubSpot send several at once.
-        b'[' => object_kind(&json::members(json::first(body)?.get().as_bytes())?),
+        b'[' => object_kind(&first_of(body)?, LISTS_DEEP),
         _ if is_form(request) => form_kind(body),
         _ => None,
     }
 }
 
-fn object_kind(members: &BTreeMap<String, &RawValue>) -> Option<String> {
+fn object_kind(members: &Members<'_>, lists: usize) -> Option<String> {
     let text = |name: &str| members.get(name).and_then(|value| json::string(value));
     let found = KIND_MEMBERS.iter().find_map(|member| name(&text(member)?));
     // Slack puts what happened into an envelope.
@@ -129,13 +145,39 @@ fn object_kind(members: &BTreeMap<String, &RawValue>) -> Option<String> {
         let text = |member: &&str| json::string(inner.get(*member)?);
         KIND_MEMBERS.iter().find_map(|member| name(&text(member)?))
     });
-    inner.or_else(|| is_envelope.then(|| "event_callback".to_owned()))
+    inner
+        .or_else(|| is_envelope.then(|| "event_callback".to_owned()))
+        .or_else(|| listed_kind(members, lists))
+        .or_else(|| {
+            let named = KIND_NAMES.iter().find(|name| members.contains_key(**name));
+            named.map(|name| (*name).to_owned())
+        })
+}
+
+/// What the first event of a list is called, or what the list is about.
+fn listed_kind(members: &Members<'_>, lists: usize) -> Option<String> {
+    let deeper = lists.checked_sub(1)?;
+    let text = |members: &Members<'_>, name: &str| json::string(members.get(name)?);
+    let (list, first) = KIND_LISTS
+        .iter()
+        .find_map(|list| Some((*list, first_of(members.get(*list)?.get().as_bytes())?)))?;
+    let about = || match list {
+        "entry" => text(members, "object"),
+        "changes" => text(&first, "field"),
+        _ => None,
+    };
+    object_kind(&first, deeper).or_else(|| name(&about()?))
+}
+
+/// The members of the first object of an array.
+fn first_of(array: &[u8]) -> Option<Members<'_>> {
+    json::members(json::first(array)?.get().as_bytes())
 }
 
 fn form_kind(body: &[u8]) -> Option<String> {
     let pairs: BTreeMap<_, _> = form_urlencoded::parse(body).collect();
     if let Some(payload) = pairs.get("payload") {
-        return object_kind(&json::members(payload.as_bytes())?);
+        return object_kind(&json::members(payload.as_bytes())?, LISTS_DEEP);
     }
     KIND_FORM.iter().find_map(|field| name(pairs.get(*field)?))
 }
@@ -155,10 +197,26 @@ pub fn delivery_id(request: &Request) -> Option<String> {
     if request.body.len() > MAX_BODY {
         return None;
     }
-    let members = json::members(&request.body)?;
-    ID_MEMBERS
-        .iter()
-        .find_map(|member| name(&json::string(members.get(*member)?)?))
+    let body = &request.body[..];
+    let Some(members) = json::members(body) else {
+        return event_id(&first_of(body)?);
+    };
+    let text = |member: &str| json::string(members.get(member)?);
+    let named = ID_MEMBERS.iter().find_map(|member| name(&text(member)?));
+    named.or_else(|| {
+        let listed = |list: &&str| first_of(members.get(*list)?.get().as_bytes());
+        event_id(&KIND_LISTS.iter().find_map(listed)?)
+    })
+}
+
+/// The id of an event that comes in a list, where an id may also be that of something else.
+fn event_id(members: &Members<'_>) -> Option<String> {
+    let value = LISTED_IDS.iter().find_map(|member| members.get(*member))?;
+    let is_number = value.get().bytes().all(|b| b.is_ascii_digit());
+    name(&match is_number {
+        true => value.get().to_owned(),
+        false => json::string(value)?,
+    })
 }
 
 /// A text that can be a name.

@@ -1,5 +1,5 @@
-//! How each provider signs, as data: which field has the signature, what is signed, and where its time is.
-//! `docs/providers.md` names the sources.
+//! How each provider signs, as data: which field has the signature, what is signed, and where its time is. The sources
+//! are the providers' public documentation and libraries.
 
 use crate::provider::Provider;
 
@@ -23,9 +23,9 @@ pub(crate) struct Scheme {
 pub(crate) enum Form {
     /// The signature alone, behind this prefix.
     Whole(&'static str),
-    /// `time=…` and `signature=…`, several of them maybe, with a separator.
+    /// `time=…` and `signature=…`, several of them maybe, with a separator; it is read without the space that it may have.
     Pairs {
-        separator: char,
+        separator: &'static str,
         signature: &'static str,
     },
     /// Signatures behind this prefix, separated by spaces.
@@ -41,8 +41,8 @@ pub(crate) enum Time {
     Field(&'static str, Unit),
     /// In the signature's field, under this key.
     Pair(&'static str, Unit),
-    /// In the body, as a number under this key.
-    Body(&'static str, Unit),
+    /// In the body, as a number under this key. A field may repeat it, which nothing signs.
+    Body(&'static str, Unit, &'static str),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,11 +121,11 @@ const fn v0(field: &'static str, time: &'static str) -> Scheme {
 }
 
 /// `t=…,v1=…` over `time.body`.
-const fn t_v1(field: &'static str, unit: Unit, text: Text) -> Scheme {
+const fn t_v1(field: &'static str, separator: &'static str, unit: Unit, text: Text) -> Scheme {
     Scheme {
         field,
         form: Form::Pairs {
-            separator: ',',
+            separator,
             signature: "v1",
         },
         time: Time::Pair("t", unit),
@@ -135,10 +135,17 @@ const fn t_v1(field: &'static str, unit: Unit, text: Text) -> Scheme {
     }
 }
 
-const STRIPE: &[Scheme] = &[t_v1("stripe-signature", Unit::Seconds, Text::Hex)];
-const WORKOS: &[Scheme] = &[t_v1("workos-signature", Unit::Milliseconds, Text::Hex)];
+const STRIPE: &[Scheme] = &[t_v1("stripe-signature", ",", Unit::Seconds, Text::Hex)];
+/// Its library for Python reads no other separator.
+const WORKOS: &[Scheme] = &[t_v1(
+    "workos-signature",
+    ", ",
+    Unit::Milliseconds,
+    Text::Hex,
+)];
 const SANITY: &[Scheme] = &[t_v1(
     "sanity-webhook-signature",
+    ",",
     Unit::Milliseconds,
     Text::Base64Url,
 )];
@@ -150,13 +157,13 @@ const RAZORPAY: &[Scheme] = &[of_body("x-razorpay-signature", "", Text::Hex)];
 const SLACK: &[Scheme] = &[v0("x-slack-signature", "x-slack-request-timestamp")];
 const ZOOM: &[Scheme] = &[v0("x-zm-signature", "x-zm-request-timestamp")];
 const LINEAR: &[Scheme] = &[Scheme {
-    time: Time::Body("webhookTimestamp", Unit::Milliseconds),
+    time: Time::Body("webhookTimestamp", Unit::Milliseconds, "linear-timestamp"),
     ..of_body("linear-signature", "", Text::Hex)
 }];
 const PADDLE: &[Scheme] = &[Scheme {
     field: "paddle-signature",
     form: Form::Pairs {
-        separator: ';',
+        separator: ";",
         signature: "h1",
     },
     time: Time::Pair("ts", Unit::Seconds),

@@ -77,9 +77,15 @@ pub struct Signed {
 }
 
 impl Keyring {
-    /// Of these secrets.
+    /// Of these secrets; one that is given twice signs once.
     pub fn new(keys: Vec<Key>) -> Self {
-        Self(keys)
+        let mut all: Vec<Key> = Vec::with_capacity(keys.len());
+        for key in keys {
+            if !all.contains(&key) {
+                all.push(key);
+            }
+        }
+        Self(all)
     }
 
     /// Whether it has no secret.
@@ -202,10 +208,24 @@ impl Verified<'_> {
     }
 }
 
-/// Signs a request that has no signature yet. Nothing where it lacks a field that is signed.
+/// Signs a request that has no signature yet, in each field for which it has what is signed there. Nothing where there is
+/// none.
 pub fn sign(key: &Key, request: &Request, url: &str, at: Timestamp) -> Option<Signed> {
-    let scheme = schemes(key.provider).first()?;
-    sign_with(scheme, &[key], request, url, &written(scheme, at))
+    let mut all: Option<Signed> = None;
+    for scheme in schemes(key.provider) {
+        let is_signed = |all: &Signed| all.fields.iter().any(|(name, _)| *name == scheme.field);
+        if all.as_ref().is_some_and(is_signed) {
+            continue;
+        }
+        let Some(one) = sign_with(scheme, &[key], request, url, &written(scheme, at)) else {
+            continue;
+        };
+        match &mut all {
+            Some(all) => all.fields.extend(one.fields),
+            None => all = Some(one),
+        }
+    }
+    all
 }
 
 fn sign_with(
@@ -216,7 +236,7 @@ fn sign_with(
     time: &str,
 ) -> Option<Signed> {
     let body = match scheme.time {
-        Time::Body(member, _) => Some(with_time(&request.body, member, time)?),
+        Time::Body(member, ..) => Some(with_time(&request.body, member, time)?),
         Time::None | Time::Field(..) | Time::Pair(..) => None,
     };
     let text = content(
@@ -235,16 +255,19 @@ fn sign_with(
         (Form::Pairs { separator, .. }, Time::Pair(name, _)) => {
             let time = std::iter::once(format!("{name}={time}"));
             let all: Vec<_> = time.chain(signatures).collect();
-            all.join(&separator.to_string())
+            all.join(separator)
         }
         (Form::Pairs { separator, .. }, Time::None | Time::Field(..) | Time::Body(..)) => {
-            signatures.collect::<Vec<_>>().join(&separator.to_string())
+            signatures.collect::<Vec<_>>().join(separator)
         }
     };
     let mut fields = vec![(scheme.field, value)];
-    if let Time::Field(name, _) = scheme.time {
-        fields.push((name, time.to_owned()));
-    }
+    let also = match scheme.time {
+        Time::Field(name, _) => Some(name),
+        Time::Body(_, _, name) => request.header(name).map(|_| name),
+        Time::None | Time::Pair(..) => None,
+    };
+    fields.extend(also.map(|name| (name, time.to_owned())));
     Some(Signed { fields, body })
 }
 
@@ -274,7 +297,7 @@ fn parse(scheme: &Scheme, request: &Request) -> Option<Parsed> {
             separator,
             signature,
         } => {
-            for pair in value.split(separator).map(str::trim) {
+            for pair in value.split(separator.trim()).map(str::trim) {
                 let (name, text) = pair.split_once('=')?;
                 if name == signature {
                     signatures.push(pair.to_owned());
@@ -291,7 +314,7 @@ fn parse(scheme: &Scheme, request: &Request) -> Option<Parsed> {
             times.push(single(request, name)?);
             Some(unit)
         }
-        Time::Body(member, unit) => {
+        Time::Body(member, unit, _) => {
             let members = json::members(&request.body)?;
             times.push(members.get(member)?.get().to_owned());
             Some(unit)
@@ -337,7 +360,7 @@ fn read(text: &str, unit: Unit) -> Option<Timestamp> {
 fn written(scheme: &Scheme, at: Timestamp) -> String {
     let unit = match scheme.time {
         Time::None => return String::new(),
-        Time::Field(_, unit) | Time::Pair(_, unit) | Time::Body(_, unit) => unit,
+        Time::Field(_, unit) | Time::Pair(_, unit) | Time::Body(_, unit, _) => unit,
     };
     let micros = at.as_micros();
     let number = match unit {

@@ -101,6 +101,27 @@ const KINDS: &[Named] = &[
         "block_actions",
     ),
     (&[FORM], "command=%2Fdeploy&text=now", "/deploy"),
+    (&[("sanity-operation", "update")], "{}", "update"),
+    (
+        &[],
+        r#"{"destination":"U1","events":[{"type":"message"},{"type":"follow"}]}"#,
+        "message",
+    ),
+    (
+        &[],
+        r#"{"object":"page","entry":[{"id":"1","changes":[{"field":"feed","value":{}}]}]}"#,
+        "feed",
+    ),
+    (
+        &[],
+        r#"{"object":"page","entry":[{"id":"1","messaging":[]}]}"#,
+        "page",
+    ),
+    (
+        &[],
+        r#"{"list_folder":{"accounts":["dbid:1"]},"delta":{"users":[1]}}"#,
+        "list_folder",
+    ),
 ];
 
 #[test]
@@ -130,4 +151,15 @@ fn kinds_and_ids_of_many_providers() {
         Some("72d3")
     );
     assert_eq!(id(&[], "{\"id\":\"evt_1\"}").as_deref(), Some("evt_1"));
+    let listed = r#"{"destination":"U1","events":[{"type":"message","webhookEventId":"01H"}]}"#;
+    assert_eq!(id(&[], listed).as_deref(), Some("01H"));
+    let several = r#"[{"eventId":100,"subscriptionType":"contact.creation"}]"#;
+    assert_eq!(id(&[], several).as_deref(), Some("100"));
+    let page = r#"{"object":"page","entry":[{"id":"1","changes":[]}]}"#;
+    assert_eq!(id(&[], page), None, "the page's");
+    for deep in [r#"{"events":["#, "["] {
+        let body = deep.repeat(100_000);
+        let sent = request(&[], &body);
+        assert_eq!((kind(&sent), delivery_id(&sent)), (None, None));
+    }
 }

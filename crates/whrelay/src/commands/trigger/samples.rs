@@ -101,10 +101,16 @@ pub(super) fn fields(
             ("user-agent", "Slackbot 1.0 (sample)".to_owned()),
             ("x-slack-request-timestamp", stamp.unix().to_string()),
         ],
-        Provider::Standard => vec![
-            ("webhook-id", format!("msg_{}", stamp.hex(24))),
-            ("webhook-timestamp", stamp.unix().to_string()),
-        ],
+        Provider::Standard => {
+            let (id, time) = (format!("msg_{}", stamp.hex(24)), stamp.unix().to_string());
+            vec![
+                ("webhook-id", id.clone()),
+                ("webhook-timestamp", time.clone()),
+                // Customers of Svix read these.
+                ("svix-id", id),
+                ("svix-timestamp", time),
+            ]
+        }
         Provider::Contentful => vec![
             (
                 "x-contentful-signed-headers",
