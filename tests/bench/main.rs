@@ -1,4 +1,4 @@
-//! Figures, as ratios within one run: `whrelay-bench ingest|line|beside|bound|drain|lists|groups|prune|tunnels|process`. A
+//! Figures, as ratios within one run: `whrelay-bench ingest|line|beside|bound|drain|lists|groups|prune|signed|tunnels|process`. A
 //! figure is never asserted: machines differ.
 
 #![expect(clippy::print_stdout, reason = "a benchmark's output is its figures")]
@@ -16,6 +16,7 @@ mod lists;
 mod load;
 mod process;
 mod prune;
+mod signed;
 
 #[tokio::main]
 async fn main() {
@@ -30,10 +31,11 @@ async fn main() {
         Some("groups") => groups::run().await,
         Some("lists") => lists::run().await,
         Some("prune") => prune::run().await,
+        Some("signed") => signed::run().await,
         Some("tunnels") => process::tunnels().await,
         Some("process") => process::small().await,
         _ => println!(
-            "usage: whrelay-bench ingest|line|beside|bound|drain|lists|groups|prune|tunnels|process"
+            "usage: whrelay-bench ingest|line|beside|bound|drain|lists|groups|prune|signed|tunnels|process"
         ),
     }
 }

@@ -1,10 +1,11 @@
 //! What commands see of a forwarder on another machine, and of what lies between.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream};
 use whrelay_tests::port;
 use whrelay_tests::process::{Cloud, Home};
 use whrelay_tests::proxy::Proxy;
@@ -78,32 +79,96 @@ async fn the_doctor_measures_how_long_a_proxy_keeps_an_idle_tunnel() {
     assert_eq!(tunnel["ok"], true, "{tunnel}");
 }
 
+/// The head of a request.
+async fn head(stream: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    String::from_utf8(head).unwrap()
+}
+
+/// A server that answers each request by its head, or passes it on to another one.
+async fn server(
+    answer: impl Fn(&str) -> Option<String> + Send + Sync + 'static,
+    other: String,
+) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            let head = head(&mut near).await;
+            if let Some(answer) = answer(&head) {
+                near.write_all(answer.as_bytes()).await.unwrap();
+                continue;
+            }
+            let mut far = TcpStream::connect(&other).await.unwrap();
+            far.write_all(head.as_bytes()).await.unwrap();
+            tokio::spawn(async move { copy_bidirectional(&mut near, &mut far).await });
+        }
+    });
+    format!("http://{address}")
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_doctor_names_a_proxy_that_refuses_what_the_forwarder_takes() {
-    let (mut there, here) = (home(), home());
-    let proxy = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let public = format!("http://{}", proxy.local_addr().unwrap());
-    there.set("WHRELAY_PUBLIC_URL", &public);
+    let (there, here) = (home(), home());
     let bind = port::quiet();
     let cloud = Cloud::start_at(&there, &bind).await;
-    let refusing = tokio::spawn(async move {
-        let (mut stream, _) = proxy.accept().await.unwrap();
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.push(stream.read_u8().await.unwrap());
-        }
-        let answer =
-            "HTTP/1.1 413 Too Large\r\nContent-Type: text/html\r\nContent-Length: 0\r\n\r\n";
-        stream.write_all(answer.as_bytes()).await.unwrap();
-        String::from_utf8(head).unwrap()
-    });
-    let url = format!("http://{bind}");
+    let asked = Arc::<Mutex<Vec<String>>>::default();
+    let seen = Arc::clone(&asked);
+    let refuses = move |head: &str| {
+        let is_input = head.starts_with("POST /in/ ");
+        is_input.then(|| {
+            seen.lock().unwrap().push(head.to_lowercase());
+            "HTTP/1.1 413 Too Large\r\nContent-Type: text/html\r\nContent-Length: 0\r\n\r\n"
+                .to_owned()
+        })
+    };
+    let url = server(refuses, bind).await;
     let flags = ["--forwarder", &url, "--token-file", &cloud.token_file];
     let input = found(&here, flags, "input").await;
     assert_eq!(input["ok"], false, "{input}");
     let hint = input["hint"].as_str().unwrap();
     assert!(hint.contains("client_max_body_size 26214400"), "{hint}");
-    let asked = refusing.await.unwrap();
+    let asked = asked.lock().unwrap().remove(0);
     assert!(asked.contains("content-length: 26214400"), "{asked}");
-    assert!(!asked.to_lowercase().contains("authorization"), "{asked}");
+    assert!(!asked.contains("authorization"), "{asked}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn words_of_a_forwarder_elsewhere_do_not_control_the_terminal() {
+    let (there, here) = (home(), home());
+    let cloud = Cloud::start(&there).await;
+    let evil = r"\u001b]0;evil\u0007\u009b2J";
+    let answer = |status: &str, kind: &str, json: String| {
+        let length = json.len();
+        format!(
+            "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nConnection: close\r\n\
+             Content-Length: {length}\r\n\r\n{json}"
+        )
+    };
+    let answers = move |head: &str| {
+        let is_status = head.starts_with("GET /v1/status");
+        Some(if is_status {
+            let bucket = format!(r#"{{"bucket":"{evil}","waiting":1,"refuses":"{evil}"}}"#);
+            let refused = format!(r#"{{"{evil}":1}}"#);
+            let json = format!(
+                r#"{{"type":"forwarder","url":"{evil}","pid":1,"buckets":[{bucket}],"refused":{refused}}}"#
+            );
+            answer("200 OK", "application/json", json)
+        } else {
+            let json = format!(r#"{{"detail":"{evil}"}}"#);
+            answer("401 Unauthorized", "application/problem+json", json)
+        })
+    };
+    let url = server(answers, String::new()).await;
+    for command in ["status", "doctor"] {
+        let flags = ["--forwarder", &url, "--token-file", &cloud.token_file];
+        let args = [&[command][..], &flags].concat();
+        let said = tokio::task::block_in_place(|| told(&here, &args).1);
+        assert!(said.contains("evil"), "{command}: {said}");
+        let mut controls = said.chars().filter(|c| c.is_control() && *c != '\n');
+        assert_eq!(controls.next(), None, "{command}: {said:?}");
+    }
 }

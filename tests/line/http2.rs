@@ -1,5 +1,7 @@
 //! Senders that speak HTTP/2 without asking first, as proxies inside a network do.
 
+use std::time::Duration;
+
 use axum::body::Bytes;
 use futures_util::future::try_join_all;
 use http::{Request, Response, StatusCode};
@@ -10,14 +12,23 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use whrelay_core::bucket::Seq;
 use whrelay_core::limits;
 use whrelay_delivery::{Fields, HostField};
 use whrelay_tests::agent::{Agent, Setup};
-use whrelay_tests::eventually;
 use whrelay_tests::receiver::Receiver;
 use whrelay_tests::relay::Relay;
 use whrelay_tests::sender::{id_of, path_of, send};
+use whrelay_tests::{PATIENCE, eventually};
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const SETTINGS: &[u8] = b"\0\0\0\x04\0\0\0\0\0";
+
+/// Waits until a sender's connection has ended, however.
+async fn ended(connection: JoinHandle<hyper::Result<()>>) {
+    let _how = timeout(PATIENCE, connection).await.expect("it ends");
+}
 
 struct Sender {
     requests: SendRequest<Full<Bytes>>,
@@ -118,24 +129,98 @@ async fn an_idle_connection_ends_when_the_forwarder_stops() {
     assert_eq!(sender.post(&url, vec![]).await, 200);
     relay.ask_to_stop();
     relay.stopped().await;
-    let _ended = sender.connection.await.unwrap();
+    ended(sender.connection).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_connections_give_way_to_new_ones() {
+    // One address gets a share of the memory.
     let most = limits::MAX_HTTP2_BYTES / limits::HTTP2_BYTES;
     let relay = Relay::start().await;
     let url = relay.input("default").await;
     let first = Sender::new(&relay).await;
     assert_eq!(first.post(&url, vec![]).await, 200);
     let mut open = Vec::new();
-    for _ in 0..most + 10 {
+    for _ in 0..most {
         let sender = Sender::new(&relay).await;
         assert_eq!(sender.post(&url, vec![]).await, 200);
         open.push(sender);
     }
-    let _ended = first.connection.await.unwrap();
+    ended(first.connection).await;
     send(&url, "over HTTP/1").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_are_cancelled_keep_no_place() {
+    const MOST: usize = 40;
+    let relay = Relay::start_small(MOST).await;
+    let url = relay.input("default").await;
+    let mut open = Vec::new();
+    for n in 0..2 * MOST {
+        let sender = Sender::new(&relay).await;
+        // It resets its stream before, while or after it gets its answer.
+        let patience = Duration::from_micros(100 * n as u64);
+        let _cancelled = timeout(patience, sender.post(&url, vec![1])).await;
+        open.push(sender);
+    }
+    for _ in 0..10 {
+        timeout(PATIENCE, send(&url, "new")).await.unwrap();
+    }
+    relay.ask_to_stop();
+    timeout(limits::DRAIN / 2, relay.stopped()).await.unwrap();
+}
+
+/// A client that says what it wants.
+async fn raw(relay: &Relay, bytes: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect(relay.address).await.unwrap();
+    stream.write_all(bytes).await.unwrap();
+    stream
+}
+
+/// The headers of a POST whose body is still to come, as a client sends them first (RFC 7541 section 6.2.2).
+fn begun(url: &str) -> Vec<u8> {
+    let path = path_of(url);
+    let mut fields = vec![0x83, 0x86, 0x04, u8::try_from(path.len()).unwrap()];
+    fields.extend(path.bytes());
+    fields.extend(b"\x01\x01x");
+    let length = u8::try_from(fields.len()).unwrap();
+    let head = [0, 0, length, 1, 4, 0, 0, 0, 1];
+    [PREFACE, SETTINGS, &head, &fields].concat()
+}
+
+/// Reads until the forwarder has closed a connection.
+async fn closed(mut stream: TcpStream) {
+    let mut answer = Vec::new();
+    let read = timeout(PATIENCE, stream.read_to_end(&mut answer)).await;
+    // Whether it ends with a reset depends on what of it was read.
+    let _ended = read.expect("it is closed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_ignores_its_end_is_cut_off() {
+    const MOST: usize = 40;
+    let relay = Relay::start_small(MOST).await;
+    let url = relay.input("default").await;
+    let begun = begun(&url);
+    let mut open = Vec::new();
+    for _ in 0..2 * MOST {
+        open.push(raw(&relay, &begun).await);
+    }
+    for _ in 0..10 {
+        timeout(PATIENCE, send(&url, "new")).await.unwrap();
+    }
+    closed(open.swap_remove(0)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_without_a_request_ends_by_itself() {
+    let relay = Relay::start().await;
+    let part = raw(&relay, &PREFACE[..10]).await;
+    let whole = raw(&relay, &[PREFACE, SETTINGS].concat()).await;
+    let idle = Sender::new(&relay).await;
+    let url = relay.input("default").await;
+    assert_eq!(idle.post(&url, vec![]).await, 200);
+    tokio::join!(closed(part), closed(whole), ended(idle.connection));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -143,15 +228,11 @@ async fn bytes_that_are_no_http_2_end_the_connection() {
     let relay = Relay::start().await;
     let url = relay.input("default").await;
     let http1 = format!("POST {} HTTP/1.1\r\nHost: x\r\n\r\n", path_of(&url));
-    let settings = "\0\0\0\u{4}\0\0\0\0\0";
-    for after in ["", settings, "\0\0\u{1}\u{1}\u{5}\0\0\0\u{1}\u{7f}"] {
-        let begin = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-        let mut stream = TcpStream::connect(relay.address).await.unwrap();
-        let bytes = [begin, after, &http1].concat();
-        stream.write_all(bytes.as_bytes()).await.unwrap();
+    for after in [b"", SETTINGS, b"\0\0\x01\x01\x05\0\0\0\x01\x7f"] {
+        let mut stream = raw(&relay, &[PREFACE, after, http1.as_bytes()].concat()).await;
         let mut answer = Vec::new();
-        // Whether it ends with a reset depends on what of it was read.
-        let _ended = stream.read_to_end(&mut answer).await;
+        let read = timeout(PATIENCE, stream.read_to_end(&mut answer)).await;
+        let _ended = read.expect("it is closed");
         let is_answered = answer.windows(4).any(|it| it == b"HTTP");
         assert!(!is_answered, "{answer:?}");
     }

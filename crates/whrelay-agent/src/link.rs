@@ -43,6 +43,8 @@ const SKEW: Duration = Duration::from_secs(30);
 const CUT_EARLY: Duration = Duration::from_secs(2);
 /// By how much the times of two such cuts differ at most.
 const CUT_ALIKE: Duration = Duration::from_secs(1);
+/// So many such cuts in a row are no crashes.
+const CUTS_IN_A_ROW: u32 = 3;
 
 /// What keeps the tunnel up.
 pub(crate) struct Link {
@@ -54,8 +56,8 @@ pub(crate) struct Link {
     said: Said,
     /// Whether the subscription is still to be taken from another agent: a reconnect takes nothing.
     take_over: AtomicBool,
-    /// How long the last tunnel had been idle, if it was cut.
-    cut_after: Mutex<Option<Duration>>,
+    /// How many tunnels in a row were cut after the same time without traffic, and that time.
+    cuts: Mutex<(u32, Duration)>,
 }
 
 /// A session that has been welcomed.
@@ -76,7 +78,7 @@ impl Link {
             catching: Arc::default(),
             said: Said::default(),
             take_over: AtomicBool::new(config.take_over),
-            cut_after: Mutex::default(),
+            cuts: Mutex::default(),
         }
     }
 
@@ -330,7 +332,10 @@ impl Link {
     ) -> Result<(), AgentError> {
         self.greet(&live.welcome);
         let (mut appending, over) = (None, CancellationToken::new());
-        let ended = self.talk(live, failures, stop, &mut appending, &over).await;
+        let mut cut_after = None;
+        let ends = (&mut appending, &mut cut_after);
+        let ended = self.talk(live, failures, stop, ends, &over).await;
+        let ended = ended.map_err(|error| self.explained(error, cut_after));
         // What is being stored is told of as well, since nobody sends it again. Its ack goes with the next
         // hello.
         over.cancel();
@@ -349,13 +354,13 @@ impl Link {
     }
 
     /// Takes what comes, until the session ends. What is being stored then is left in `appending`, and goes
-    /// on until `over`.
+    /// on until `over`. If the connection was cut, `cut_after` is how long it had been without traffic.
     async fn talk(
         &self,
         live: Live,
         failures: &mut u32,
         stop: &CancellationToken,
-        appending: &mut Option<Appending>,
+        (appending, cut_after): (&mut Option<Appending>, &mut Option<Duration>),
         over: &CancellationToken,
     ) -> Result<(), AgentError> {
         let Live {
@@ -392,10 +397,10 @@ impl Link {
                     return Ok(());
                 }
                 message = socket.stream.next() => {
-                    let is_cut = matches!(message, None | Some(Err(_)));
-                    let idle = socket.heard.at().elapsed();
-                    let taken = self.on_message(&mut socket, &mut session, message).await;
-                    match taken.map_err(|error| self.explained(error, is_cut.then_some(idle)))? {
+                    if is_cut(message.as_ref()) {
+                        *cut_after = Some(socket.heard.at().elapsed());
+                    }
+                    match self.on_message(&mut socket, &mut session, message).await? {
                         Some(AgentAction::Store { events, upto }) => waiting.push_back((events, upto)),
                         Some(AgentAction::Refused(refused)) => {
                             socket.close(CloseCode::Normal).await;
@@ -507,19 +512,19 @@ impl Link {
         }
     }
 
-    /// The end of a tunnel, with what it may mean where two in a row were cut after the same time without traffic.
+    /// The end of a tunnel, and what it may mean if several in a row were cut after the same time without traffic.
     fn explained(&self, mut error: AgentError, cut_after: Option<Duration>) -> AgentError {
-        let mut before = self
-            .cut_after
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let before = std::mem::replace(&mut *before, cut_after);
-        if let (Some(before), Some(now)) = (before, cut_after)
-            && let AgentError::Unreachable { why, .. } = &mut error
-            && now >= CUT_EARLY
-            && now.abs_diff(before) < CUT_ALIKE
+        let mut cuts = self.cuts.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(idle) = cut_after.filter(|idle| *idle >= CUT_EARLY) else {
+            *cuts = (0, Duration::ZERO);
+            return error;
+        };
+        let is_alike = idle.abs_diff(cuts.1) < CUT_ALIKE;
+        *cuts = (if is_alike { cuts.0 + 1 } else { 1 }, idle);
+        if let AgentError::Unreachable { why, .. } = &mut error
+            && cuts.0 >= CUTS_IN_A_ROW
         {
-            let seconds = now.as_secs_f64();
+            let seconds = idle.as_secs_f64();
             why.push_str(&format!(
                 ", again after {seconds:.0} s without traffic: a proxy on the way has to keep idle connections for 25 s \
                  or more"
@@ -548,6 +553,18 @@ impl Link {
             | RefusedCode::Protocol
             | RefusedCode::Unknown => self.lost(&text),
         }
+    }
+}
+
+/// Whether the connection ended without a word.
+fn is_cut(message: Option<&Result<Message, Error>>) -> bool {
+    match message {
+        None => true,
+        Some(Ok(_)) => false,
+        Some(Err(error)) => matches!(
+            error,
+            Error::Io(_) | Error::Protocol(ResetWithoutClosingHandshake)
+        ),
     }
 }
 

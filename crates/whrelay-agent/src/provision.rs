@@ -17,6 +17,8 @@ use crate::Config;
 use crate::error::{AgentError, chain};
 use crate::proxy::Proxies;
 
+/// The type of a forwarder's errors (RFC 9457).
+pub(crate) const PROBLEM: &[u8] = b"application/problem+json";
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// `localhost`, as a forwarder is dialled. The ports are those of the URL.
 const LOCALHOST: [SocketAddr; 2] = [
@@ -85,7 +87,7 @@ pub(crate) fn refused(
         why,
     };
     let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
-    let is_ours = kind.is_some_and(|kind| kind.starts_with(b"application/problem+json"));
+    let is_ours = kind.is_some_and(|kind| kind.starts_with(PROBLEM));
     let detail = serde_json::from_slice::<ProblemAnswer>(answer).map(|problem| problem.detail);
     let detail = detail.unwrap_or_else(|_| format!("it answered {status}"));
     match status {

@@ -52,12 +52,11 @@ pub const SMALL_HEAD: usize = 8 * 1024;
 pub const MAX_LARGE_HEADS: usize = 64 * 1024 * 1024;
 /// Bytes of a body that a sender may send over HTTP/2 before they are read.
 pub const HTTP2_WINDOW: u32 = 64 * 1024;
-/// What a connection that speaks HTTP/2 may have in memory beyond one of HTTP/1: its window and a request's head.
-pub const HTTP2_BYTES: usize = HTTP2_WINDOW as usize + MAX_HEAD;
+/// What a connection that speaks HTTP/2 may have in memory beyond one of HTTP/1: its window, and a head of many small
+/// fields, which take three times their bytes.
+pub const HTTP2_BYTES: usize = HTTP2_WINDOW as usize + 3 * MAX_HEAD;
 /// Bytes that all connections of HTTP/2 may have so; where they would be more, the idlest connection is closed.
-pub const MAX_HTTP2_BYTES: usize = 64 * 1024 * 1024;
-/// How often a connection of HTTP/2 is asked whether its sender is still there, and how long it may take to say so.
-pub const HTTP2_PING: Duration = Duration::from_secs(20);
+pub const MAX_HTTP2_BYTES: usize = 128 * 1024 * 1024;
 /// Bytes read from a connection at once: hyper keeps a buffer of this size for an idle connection.
 pub const READ_AT_ONCE: usize = 16 * 1024;
 /// Connections that wait to be accepted. Where there is no room, the system lets a sender wait a second: a burst while

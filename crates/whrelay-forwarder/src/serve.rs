@@ -29,14 +29,15 @@ use crate::seats::{Phase, Seat, Seats};
 use crate::stream::Watched;
 use crate::target;
 
+/// What a client of HTTP/2 says first (RFC 9113 section 3.4).
+const H2_BEGIN: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
 /// Who may connect.
 struct Places {
     most: usize,
     permits: Arc<Semaphore>,
     seats: Arc<Seats>,
 }
-
-const H2_BEGIN: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Memory that connections take for what is no body.
 #[derive(Clone)]
@@ -172,7 +173,8 @@ async fn over_h1(
     let service = service_fn(move |mut request: Request<Incoming>| {
         answering.enter(Phase::Busy);
         targets.begin(&mut request);
-        answer(router.clone(), request, Arc::clone(&answering))
+        let answer = answer(router.clone(), request, Arc::clone(&answering));
+        async move { Ok::<_, Infallible>(answer.await) }
     });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -184,7 +186,9 @@ async fn over_h1(
         .half_close(true)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
-    conduct(serving, |it| it.graceful_shutdown(), &seat, shared).await;
+    // hyper ends what is idle.
+    let idle = std::future::pending();
+    conduct(serving, |it| it.graceful_shutdown(), idle, &seat, shared).await;
 }
 
 /// One request at a time, as over HTTP/1: a connection counts as one sender.
@@ -199,15 +203,28 @@ async fn over_h2(
         seat: Arc::clone(&seat),
         bucket: None,
     });
-    let room = held.add(limits::HTTP2_BYTES, limits::HEAD_TIMEOUT);
-    if room.await.is_err() {
+    let room = tokio::select! {
+        room = held.add(limits::HTTP2_BYTES, limits::HEAD_TIMEOUT) => room,
+        () = shared.stop.cancelled() => return,
+    };
+    if room.is_err() {
         return cut(shared, &seat, Reason::EvictedIdle);
     }
     let stream = Watched::of_h2(stream, Arc::clone(&seat), memory.heads);
-    let answering = Arc::clone(&seat);
+    let (answering, turns) = (Arc::clone(&seat), Arc::new(Semaphore::new(1)));
     let service = service_fn(move |request: Request<Incoming>| {
-        answering.enter(Phase::Busy);
-        answer(router.clone(), request, Arc::clone(&answering))
+        let (router, seat) = (router.clone(), Arc::clone(&answering));
+        let turn = Arc::clone(&turns).acquire_owned();
+        async move {
+            let turn = turn.await.map_err(io::Error::other)?;
+            // A sender that resets its stream ends neither what is stored, nor its turn before that.
+            let answering = tokio::spawn(async move {
+                let _turn = turn;
+                seat.enter(Phase::Busy);
+                answer(router, request, seat).await
+            });
+            answering.await.map_err(io::Error::other)
+        }
     });
     let serving = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
@@ -215,20 +232,41 @@ async fn over_h2(
         .initial_stream_window_size(limits::HTTP2_WINDOW)
         .initial_connection_window_size(limits::HTTP2_WINDOW)
         .max_header_list_size(limits::MAX_HEAD as u32)
-        .keep_alive_interval(limits::HTTP2_PING)
-        .keep_alive_timeout(limits::HTTP2_PING)
         .serve_connection(TokioIo::new(stream), service);
-    conduct(serving, |it| it.graceful_shutdown(), &seat, shared).await;
+    let idle = until_idle(&seat);
+    conduct(serving, |it| it.graceful_shutdown(), idle, &seat, shared).await;
+}
+
+/// Waits until a connection has been idle for as long as one of HTTP/1 may be. Frames that are no request change nothing.
+async fn until_idle(seat: &Seat) {
+    loop {
+        let idle = match seat.phase() {
+            Phase::Idle => seat.stalled().unwrap_or_default(),
+            Phase::Head | Phase::Body | Phase::Busy | Phase::Tunnel => Duration::ZERO,
+        };
+        let left = limits::HEAD_TIMEOUT.saturating_sub(idle);
+        if left.is_zero() {
+            return;
+        }
+        tokio::time::sleep(left).await;
+    }
+}
+
+/// A request that gets its answer.
+struct UnderWay(Arc<Seat>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.answered();
+    }
 }
 
 /// Answers a request.
-async fn answer(
-    mut router: Router,
-    mut request: Request<Incoming>,
-    seat: Arc<Seat>,
-) -> Result<Response, Infallible> {
-    request.extensions_mut().insert(Arc::clone(&seat));
-    let mut answer = router.call(request).await?;
+async fn answer(mut router: Router, mut request: Request<Incoming>, seat: Arc<Seat>) -> Response {
+    let under_way = UnderWay(seat);
+    let seat = &under_way.0;
+    request.extensions_mut().insert(Arc::clone(seat));
+    let Ok(mut answer) = router.call(request).await;
     // An answer says what became of one request.
     let none = HeaderValue::from_static("no-store");
     let headers = answer.headers_mut();
@@ -239,14 +277,14 @@ async fn answer(
         let close = HeaderValue::from_static("close");
         answer.headers_mut().insert(header::CONNECTION, close);
     }
-    seat.answered();
-    Ok(answer)
+    answer
 }
 
-/// Serves a connection until it ends, its place is needed, or the forwarder stops.
+/// Serves a connection until it ends, its place is needed, it is idle, or the forwarder stops.
 async fn conduct<C: Future<Output = Result<(), Error>>>(
     serving: C,
     wind_down: impl Fn(Pin<&mut C>),
+    idle: impl Future<Output = ()>,
     seat: &Seat,
     shared: &Shared,
 ) {
@@ -259,22 +297,43 @@ async fn conduct<C: Future<Output = Result<(), Error>>>(
             }
             // It has still to be answered.
             wind_down(serving.as_mut());
-            serving.await
+            until_left(serving, seat).await
+        }
+        () = idle => {
+            wind_down(serving.as_mut());
+            until_left(serving, seat).await
         }
         () = shared.stop.cancelled() => {
             // A request that has come, and was not read yet, is still answered.
             match timeout(limits::STOP_GRACE, serving.as_mut()).await {
                 Ok(served) => served,
-                Err(_) if matches!(seat.phase(), Phase::Idle | Phase::Head) => return,
+                Err(_) if matches!(seat.phase(), Phase::Idle | Phase::Head) => {
+                    wind_down(serving.as_mut());
+                    timeout(limits::STOP_GRACE, serving).await.unwrap_or(Ok(()))
+                }
                 Err(_) => {
                     wind_down(serving.as_mut());
-                    serving.await
+                    until_left(serving, seat).await
                 }
             }
         }
     };
     if let Err(error) = served {
         ended(shared, seat, &error);
+    }
+}
+
+/// Waits until a connection that was asked to end has ended. One that has its answer and stays is left.
+async fn until_left<C: Future<Output = Result<(), Error>>>(
+    mut serving: Pin<&mut C>,
+    seat: &Seat,
+) -> Result<(), Error> {
+    loop {
+        match timeout(limits::FAREWELL, serving.as_mut()).await {
+            Ok(served) => return served,
+            Err(_) if matches!(seat.phase(), Phase::Idle | Phase::Head) => return Ok(()),
+            Err(_) => {}
+        }
     }
 }
 

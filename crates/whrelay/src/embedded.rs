@@ -166,10 +166,15 @@ pub(crate) fn announce(dir: &Path, url: &str) -> io::Result<()> {
 /// Where the forwarder of a directory listens, if it is this process that has its lock: somebody else may have the port
 /// of another one.
 pub(crate) fn announced(dir: &Path, pid: u32) -> Option<Url> {
+    let (url, by) = last_announced(dir)?;
+    (by == pid).then_some(url)
+}
+
+/// Where the forwarder of a directory listens, unless it was killed, and its process.
+pub(crate) fn last_announced(dir: &Path) -> Option<(Url, u32)> {
     let text = fs::read_to_string(dir.join(URL_FILE)).ok()?;
     let (url, by) = text.trim_end().split_once('\n')?;
-    let is_there = by.parse() == Ok(pid);
-    is_there.then(|| url.parse().ok()).flatten()
+    Some((url.parse().ok()?, by.parse().ok()?))
 }
 
 /// Forgets where the forwarder of a directory listened: until it listens again, somebody else may have the port.

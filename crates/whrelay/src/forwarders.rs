@@ -21,6 +21,8 @@ use crate::embedded::{FORWARDER, TOKEN_FILE, announced, store_options};
 use crate::failure::{Code, Failure};
 use crate::paths::Paths;
 
+/// Pages of a forwarder's buckets that are read.
+const MAX_PAGES: usize = 100;
 const PURPOSE: &str = "a command";
 
 /// A forwarder that can be asked.
@@ -150,7 +152,10 @@ impl Door {
                 let page =
                     async |query: &[(&str, &str)]| management.look(&["v1", "status"], query).await;
                 let mut status = page(&[]).await?;
-                while let Some(last) = last_of_page(&status) {
+                for _ in 1..MAX_PAGES {
+                    let Some(last) = last_of_page(&status) else {
+                        break;
+                    };
                     let mut next = page(&[("after", &last)]).await?;
                     if let (Some(all), Some(more)) = (
                         status["buckets"].as_array_mut(),

@@ -1,8 +1,8 @@
 //! `whrelay doctor`: is everything well, and what helps where it is not? It must not change anything,
 //! unless it is asked to salvage or to compact.
 
-mod between;
 mod places;
+mod proxy;
 mod stores;
 
 use std::path::PathBuf;
@@ -118,7 +118,7 @@ fn show(check: &Check, json: bool, output: &Output) -> Result<(), Failure> {
         "" => String::new(),
         what => format!(" {}", shown(what)),
     };
-    output.data(&format!("{verdict} {check}{about}: {result}"))?;
+    output.data(&format!("{verdict} {check}{about}: {}", shown(result)))?;
     match hint {
         Some(hint) => output.data(&format!("     hint: {}", shown(hint))),
         None => Ok(()),

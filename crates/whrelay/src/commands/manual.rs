@@ -35,12 +35,13 @@ fn without_files(command: Command) -> Command {
 
 pub(crate) fn man(args: &ManArgs, output: &Output) -> Result<(), Failure> {
     let command = Cli::command().disable_help_subcommand(true);
+    let day = day()?;
     let Some(dir) = &args.dir else {
         let mut page = Vec::new();
-        page_of(command)?.render(&mut page)?;
+        Man::new(command).date(day).render(&mut page)?;
         return output.bytes(&page);
     };
-    let written = write_all(command, dir);
+    let written = write_all(command, dir, &day);
     written.map_err(|e| {
         Failure::new(Code::Failed, format!("--dir {}: {e}", dir.display()))
             .hint("name a directory that can be written, or made")
@@ -48,7 +49,7 @@ pub(crate) fn man(args: &ManArgs, output: &Output) -> Result<(), Failure> {
 }
 
 /// A page for each command.
-fn write_all(command: clap::Command, dir: &Path) -> std::io::Result<()> {
+fn write_all(command: Command, dir: &Path, day: &str) -> std::io::Result<()> {
     std::fs::create_dir_all(dir)?;
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
@@ -61,27 +62,27 @@ fn write_all(command: clap::Command, dir: &Path) -> std::io::Result<()> {
     }
     let mut command = command;
     command.build();
-    write_each(command, dir)
+    write_each(command, dir, day)
 }
 
-fn write_each(command: Command, dir: &Path) -> std::io::Result<()> {
+fn write_each(command: Command, dir: &Path, day: &str) -> std::io::Result<()> {
     for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
-        write_each(sub.clone(), dir)?;
+        write_each(sub.clone(), dir, day)?;
     }
-    page_of(command)?.generate_to(dir)?;
+    Man::new(command).date(day).generate_to(dir)?;
     Ok(())
 }
 
-/// A page with the date of its making, or the one that packagers give (reproducible-builds.org/specs/source-date-epoch).
-fn page_of(command: Command) -> std::io::Result<Man> {
-    let made = match std::env::var("SOURCE_DATE_EPOCH") {
-        Ok(given) => given.parse().map_err(|_| {
-            let why = format!("SOURCE_DATE_EPOCH={given} is no number of seconds");
-            std::io::Error::new(std::io::ErrorKind::InvalidInput, why)
+/// Today, or the day that packagers give (reproducible-builds.org/specs/source-date-epoch).
+fn day() -> Result<String, Failure> {
+    let given = std::env::var("SOURCE_DATE_EPOCH").unwrap_or_default();
+    let made = match given.as_str() {
+        "" => Clock::default().now().as_micros() / 1_000_000,
+        given => given.parse::<u32>().map(i64::from).map_err(|_| {
+            let why = format!("SOURCE_DATE_EPOCH={given} is not a number of seconds since 1970");
+            Failure::new(Code::Usage, why).hint("unset it, or set it as `date +%s` prints it")
         })?,
-        Err(_) => Clock::default().now().as_micros() / 1_000_000,
     };
     let made = Timestamp::from_micros(made.saturating_mul(1_000_000)).to_string();
-    let day = made.split('T').next().unwrap_or_default();
-    Ok(Man::new(command).date(day))
+    Ok(made.split('T').next().unwrap_or_default().to_owned())
 }

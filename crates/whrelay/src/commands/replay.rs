@@ -55,19 +55,24 @@ pub(crate) async fn run(args: ReplayArgs, output: &Output) -> Result<(), Failure
         signatures: args.requests.signatures.signatures(),
         ..Manner::default()
     };
+    let mut doors = Vec::new();
     for (dir, which) in chosen {
         let door = Door::open_to_deliver(&dir, &manner).await;
-        let Some(door) = round.note(door).flatten() else {
-            continue;
-        };
-        if matches!(door, Door::Running(_)) && !args.typed.is_empty() {
-            let flags = args.typed.join(", ");
-            let why = format!(
-                "the `listen` that runs makes its requests as it was started: {flags} would be ignored"
-            );
-            return Err(Failure::new(Code::Usage, why)
-                .hint("start `listen` with these flags, or stop it for this replay"));
+        doors.extend(round.note(door).flatten().map(|door| (door, which)));
+    }
+    let is_running = |(door, _): &(Door, Which)| matches!(door, Door::Running(_));
+    if doors.iter().any(is_running) && !args.typed.is_empty() {
+        for (door, _) in doors {
+            door.close().await;
         }
+        let flags = args.typed.join(", ");
+        let why = format!(
+            "the `listen` that runs makes its requests as it was started: {flags} would be ignored"
+        );
+        return Err(Failure::new(Code::Usage, why)
+            .hint("start `listen` with these flags, or stop it for this replay"));
+    }
+    for (door, which) in doors {
         round.note(replay(&door, which, &args, &mut tally, output).await);
         door.close().await;
     }

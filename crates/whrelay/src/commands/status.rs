@@ -150,7 +150,8 @@ fn text(status: &Value) -> String {
         text += &format!("\n  and {more} more buckets: `whrelay status --json` shows all");
     }
     if let Some(refused) = status["refused"].as_object().filter(|all| !all.is_empty()) {
-        let counts = refused.iter().map(|(why, count)| format!("{count} {why}"));
+        let counts = refused.iter();
+        let counts = counts.map(|(why, count)| format!("{} {}", number(count), shown(why)));
         let counts: Vec<_> = counts.collect();
         text += &format!("\n  refused    {}", counts.join(", "));
     }

@@ -7,18 +7,19 @@ use url::Url;
 use whrelay_agent::control::{Ask, Client as Agent, Piece, Unanswered};
 use whrelay_agent::lines::{Line, LinkState, StatusLine};
 use whrelay_agent::{Looked, look_at};
+use whrelay_core::limits;
 use whrelay_core::target::Target;
 use whrelay_core::token::Token;
 use whrelay_delivery::{Client, Clock, Fields, Trust};
 
-use super::{Check, between};
+use super::{Check, proxy};
 use crate::args::DoctorArgs;
 use crate::commands::listen::{given_token, proxies};
 use crate::config::Config;
-use crate::embedded::TOKEN_FILE;
+use crate::embedded::{TOKEN_FILE, last_announced};
 use crate::exposure;
 use crate::failure::Failure;
-use crate::forwarders::{self, Door};
+use crate::forwarders;
 use crate::output::Output;
 use crate::paths::Paths;
 
@@ -64,10 +65,13 @@ pub(super) async fn check(
                 && checks
                     .iter()
                     .all(|check| check.check != "token" || check.ok)
-                && !is_on_this_machine(url).await?
+                && !is_on_this_machine(url)?
             {
-                output.tell("seeing for 12 s how connections to the forwarder are treated");
-                checks.extend(between::check(url, token, trust.clone()).await);
+                output.tell(&format!(
+                    "measuring for {} s how idle connections to the forwarder are treated",
+                    limits::HELLO_TIMEOUT.as_secs()
+                ));
+                checks.extend(proxy::check(url, token, trust.clone()).await);
             }
         }
     }
@@ -91,19 +95,11 @@ pub(super) async fn check(
     Ok(checks)
 }
 
-/// Whether a forwarder of this machine has an address as its own: nothing lies between here and there.
-async fn is_on_this_machine(url: &Url) -> Result<bool, Failure> {
-    for dir in forwarders::on_this_machine(None)? {
-        // One that cannot be opened is told of where its store is looked at.
-        if let Ok(Some(door)) = Door::open(&dir).await {
-            let is_its = door.address() == Some(url);
-            door.close().await;
-            if is_its {
-                return Ok(true);
-            }
-        }
-    }
-    Ok(false)
+/// Whether an address is that of a forwarder of this machine: no proxy is between here and there.
+fn is_on_this_machine(url: &Url) -> Result<bool, Failure> {
+    let dirs = forwarders::on_this_machine(None)?;
+    let mut known = dirs.iter().filter_map(|dir| last_announced(dir));
+    Ok(known.any(|(known, _)| known == *url))
 }
 
 /// Files were tried when they were read.

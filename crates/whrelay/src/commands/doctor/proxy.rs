@@ -1,7 +1,7 @@
-//! The way to the forwarder: a proxy on it may refuse what the forwarder takes, or end what is idle.
+//! What a proxy before the forwarder refuses that the forwarder takes, and whether it ends idle connections.
 
 use url::Url;
-use whrelay_agent::{Management, Reaches, cut_when_idle, who_takes};
+use whrelay_agent::{Answerer, Management, probe_idle, probe_input};
 use whrelay_core::limits;
 use whrelay_core::token::Token;
 use whrelay_delivery::Trust;
@@ -10,10 +10,10 @@ use super::Check;
 use crate::commands::listen::proxies;
 use crate::text::size;
 
-/// Checks it.
+/// Checks both.
 pub(super) async fn check(forwarder: &Url, token: Token, trust: Trust) -> Vec<Check> {
     let proxies = proxies();
-    let idle = cut_when_idle(forwarder, &proxies, &trust, &token);
+    let idle = probe_idle(forwarder, &proxies, &trust, &token);
     let asked = Management {
         forwarder: forwarder.clone(),
         proxies: proxies.clone(),
@@ -27,9 +27,12 @@ pub(super) async fn check(forwarder: &Url, token: Token, trust: Trust) -> Vec<Ch
             .ok()?;
         let largest = status["max_body"].as_u64();
         let largest = largest.unwrap_or(limits::MAX_BODY as u64);
-        let public: Url = status["url"].as_str()?.parse().ok()?;
-        let reaches = who_takes(&public, &proxies, &trust, largest).await;
-        Some(input(&public, largest, reaches.map_err(|e| e.to_string())))
+        let answerer = probe_input(forwarder, &proxies, &trust, largest).await;
+        Some(input(
+            forwarder,
+            largest,
+            answerer.map_err(|e| e.to_string()),
+        ))
     };
     let (idle, input) = tokio::join!(idle, input);
     let what = forwarder.as_str();
@@ -56,26 +59,25 @@ pub(super) async fn check(forwarder: &Url, token: Token, trust: Trust) -> Vec<Ch
     input.into_iter().chain([idle]).collect()
 }
 
-fn input(public: &Url, largest: u64, reaches: Result<Reaches, String>) -> Check {
-    let check = |ok, result: String, hint: Option<&str>| {
-        Check::new("input", public.as_str(), ok, result, hint)
-    };
+fn input(forwarder: &Url, largest: u64, answerer: Result<Answerer, String>) -> Check {
+    let what = forwarder.as_str();
+    let check =
+        |ok, result: String, hint: Option<&str>| Check::new("input", what, ok, result, hint);
     let bodies = format!("bodies up to {}", size(largest));
-    match reaches {
-        Ok(Reaches::Forwarder) => check(true, format!("takes {bodies}"), None),
-        Ok(Reaches::Else(status)) if status == 413 => {
+    match answerer {
+        Ok(Answerer::Forwarder) => check(true, format!("takes {bodies}"), None),
+        Ok(Answerer::Proxy(status)) if status == 413 => {
             let why = format!("a proxy before the forwarder refuses {bodies} with 413");
             let hint = format!(
                 "let it pass what the forwarder takes, such as nginx with client_max_body_size {largest}"
             );
             check(false, why, Some(&hint))
         }
-        Ok(Reaches::Else(status)) => {
-            let why = format!("something before the forwarder answers {status}");
-            let hint = "senders have to reach the forwarder there: see its --public-url and the proxy before it";
+        Ok(Answerer::Proxy(status)) => {
+            let why = format!("a proxy or another server before the forwarder answers {status}");
+            let hint = "let it pass POST /in/… to the forwarder; docs/deploying.md has settings that were tried";
             check(false, why, Some(hint))
         }
-        // Senders may reach what this machine does not.
-        Err(why) => check(true, format!("not looked at from here: {why}"), None),
+        Err(why) => check(false, why, Some("is the forwarder still running?")),
     }
 }

@@ -1,5 +1,5 @@
-//! What lies between here and a forwarder: a proxy that refuses large bodies, or ends idle connections. It must not
-//! create anything at the forwarder.
+//! Finding out how a proxy before a forwarder treats large bodies and idle connections. It must not create anything at the
+//! forwarder.
 
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
@@ -21,38 +21,39 @@ use whrelay_core::token::Token;
 use whrelay_delivery::Trust;
 
 use crate::error::{AgentError, chain};
+use crate::provision::PROBLEM;
 use crate::proxy::Proxies;
 use crate::socket;
 
 /// Time for an answer to a request whose body does not come. A proxy that waits for the body takes it.
 const REFUSED_WITHIN: Duration = Duration::from_secs(3);
 
-/// What becomes of a webhook that is sent to a forwarder's public URL.
+/// Who answers a webhook that is sent to a forwarder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reaches {
-    /// The forwarder gets it.
+pub enum Answerer {
+    /// The forwarder itself.
     Forwarder,
-    /// Something before the forwarder answers it.
-    Else(StatusCode),
+    /// A proxy or another server before it.
+    Proxy(StatusCode),
 }
 
-/// Announces a body of a size to a forwarder's public URL, in a bucket that there cannot be, and sees who refuses it.
+/// Announces a webhook of a size, for a bucket that does not exist. No token and no body are sent.
 ///
 /// # Errors
 /// When nobody answers there.
-pub async fn who_takes(
-    public: &Url,
+pub async fn probe_input(
+    forwarder: &Url,
     proxies: &Proxies,
     trust: &Trust,
     bytes: u64,
-) -> Result<Reaches, AgentError> {
+) -> Result<Answerer, AgentError> {
     let unreachable = |why: String| AgentError::Unreachable {
-        forwarder: public.to_string(),
+        forwarder: forwarder.to_string(),
         why,
     };
     let wire = timeout(
         limits::CONNECT_TIMEOUT,
-        socket::wire(public, proxies, trust),
+        socket::wire(forwarder, proxies, trust),
     );
     let wire = wire
         .await
@@ -60,9 +61,9 @@ pub async fn who_takes(
     let body = StreamBody::new(futures_util::stream::pending::<
         Result<Frame<Bytes>, Infallible>,
     >());
-    let path = format!("{}/in/", public.path().trim_end_matches('/'));
+    let path = format!("{}/in/", forwarder.path().trim_end_matches('/'));
     let request = Request::post(path)
-        .header(HOST, &public[Position::BeforeHost..Position::AfterPort])
+        .header(HOST, &forwarder[Position::BeforeHost..Position::AfterPort])
         .header(CONTENT_LENGTH, bytes)
         .header(EXPECT, "100-continue")
         .body(body)
@@ -72,23 +73,23 @@ pub async fn who_takes(
         .map_err(|e| unreachable(chain(&e)))?;
     tokio::spawn(connection);
     let Ok(answer) = timeout(REFUSED_WITHIN, requests.send_request(request)).await else {
-        return Ok(Reaches::Forwarder);
+        return Ok(Answerer::Forwarder);
     };
     let answer = answer.map_err(|e| unreachable(chain(&e)))?;
     let kind = answer.headers().get(CONTENT_TYPE);
-    let is_ours = kind.is_some_and(|kind| kind == "application/problem+json");
-    Ok(match is_ours {
-        true => Reaches::Forwarder,
-        false => Reaches::Else(answer.status()),
+    let is_problem = kind.is_some_and(|kind| kind.as_bytes().starts_with(PROBLEM));
+    Ok(match answer.status() {
+        StatusCode::NOT_FOUND if is_problem => Answerer::Forwarder,
+        status => Answerer::Proxy(status),
     })
 }
 
-/// Opens a tunnel's socket and says nothing, for longer than pings are apart. Returns how long that was possible, if
-/// it was cut before.
+/// Opens a tunnel's socket and stays silent for longer than pings are apart. Returns the time after which the connection
+/// was cut, if it was.
 ///
 /// # Errors
 /// When it cannot be opened.
-pub async fn cut_when_idle(
+pub async fn probe_idle(
     forwarder: &Url,
     proxies: &Proxies,
     trust: &Trust,
