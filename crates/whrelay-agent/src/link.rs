@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use tokio::time::timeout;
-use tokio_tungstenite::tungstenite::error::ProtocolError::ResetWithoutClosingHandshake;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_util::sync::CancellationToken;
@@ -397,7 +396,7 @@ impl Link {
                     return Ok(());
                 }
                 message = socket.stream.next() => {
-                    if is_cut(message.as_ref()) {
+                    if socket::is_cut(message.as_ref()) {
                         *cut_after = Some(socket.heard.at().elapsed());
                     }
                     match self.on_message(&mut socket, &mut session, message).await? {
@@ -489,7 +488,7 @@ impl Link {
             }
             None => Err(self.lost("the forwarder closed the tunnel")),
             Some(Err(error)) => {
-                if let Some(code) = code_for(&error) {
+                if let Some(code) = socket::code_for(&error) {
                     socket.close(code).await;
                 }
                 Err(self.lost(&error.to_string()))
@@ -553,36 +552,6 @@ impl Link {
             | RefusedCode::Protocol
             | RefusedCode::Unknown => self.lost(&text),
         }
-    }
-}
-
-/// Whether the connection ended without a word.
-fn is_cut(message: Option<&Result<Message, Error>>) -> bool {
-    match message {
-        None => true,
-        Some(Ok(_)) => false,
-        Some(Err(error)) => matches!(
-            error,
-            Error::Io(_) | Error::Protocol(ResetWithoutClosingHandshake)
-        ),
-    }
-}
-
-/// How the websocket is closed after what could not be read; not at all where nobody is there any more.
-fn code_for(error: &Error) -> Option<CloseCode> {
-    match error {
-        Error::Capacity(_) => Some(CloseCode::Size),
-        Error::Utf8(_) => Some(CloseCode::Invalid),
-        Error::Protocol(ResetWithoutClosingHandshake)
-        | Error::ConnectionClosed
-        | Error::AlreadyClosed
-        | Error::Io(_)
-        | Error::Tls(_)
-        | Error::WriteBufferFull(_)
-        | Error::Url(_)
-        | Error::Http(_)
-        | Error::HttpFormat(_) => None,
-        Error::Protocol(_) | Error::AttackAttempt => Some(CloseCode::Protocol),
     }
 }
 

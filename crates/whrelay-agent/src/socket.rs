@@ -14,9 +14,10 @@ use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::TlsConnector;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::error::ProtocolError::ResetWithoutClosingHandshake;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
-use tokio_tungstenite::tungstenite::{self, Error, Utf8Bytes};
+use tokio_tungstenite::tungstenite::{self, Error, Message, Utf8Bytes};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 use url::Url;
 use whrelay_core::limits;
@@ -215,5 +216,35 @@ fn handshake_error(forwarder: &Url, error: Error) -> AgentError {
     AgentError::Unreachable {
         forwarder: forwarder.to_string(),
         why: chain(&error),
+    }
+}
+
+/// Whether the connection ended without a word.
+pub(crate) fn is_cut(message: Option<&Result<Message, Error>>) -> bool {
+    match message {
+        None => true,
+        Some(Ok(_)) => false,
+        Some(Err(error)) => matches!(
+            error,
+            Error::Io(_) | Error::Protocol(ResetWithoutClosingHandshake)
+        ),
+    }
+}
+
+/// How the websocket is closed after what could not be read; not at all where nobody is there any more.
+pub(crate) fn code_for(error: &Error) -> Option<CloseCode> {
+    match error {
+        Error::Capacity(_) => Some(CloseCode::Size),
+        Error::Utf8(_) => Some(CloseCode::Invalid),
+        Error::Protocol(ResetWithoutClosingHandshake)
+        | Error::ConnectionClosed
+        | Error::AlreadyClosed
+        | Error::Io(_)
+        | Error::Tls(_)
+        | Error::WriteBufferFull(_)
+        | Error::Url(_)
+        | Error::Http(_)
+        | Error::HttpFormat(_) => None,
+        Error::Protocol(_) | Error::AttackAttempt => Some(CloseCode::Protocol),
     }
 }

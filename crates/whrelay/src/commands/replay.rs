@@ -1,8 +1,8 @@
 //! `whrelay replay`: events again. It must not change what was recorded before.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::IsTerminal;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use whrelay_agent::Manner;
@@ -48,30 +48,7 @@ pub(crate) async fn run(args: ReplayArgs, output: &Output) -> Result<(), Failure
             }
         }
     }
-    let manner = Manner {
-        timeout: args.timeout,
-        fields: args.requests.fields(),
-        trust: args.requests.trust(),
-        signatures: args.requests.signatures.signatures(),
-        ..Manner::default()
-    };
-    let mut doors = Vec::new();
-    for (dir, which) in chosen {
-        let door = Door::open_to_deliver(&dir, &manner).await;
-        doors.extend(round.note(door).flatten().map(|door| (door, which)));
-    }
-    let is_running = |(door, _): &(Door, Which)| matches!(door, Door::Running(_));
-    if doors.iter().any(is_running) && !args.typed.is_empty() {
-        for (door, _) in doors {
-            door.close().await;
-        }
-        let flags = args.typed.join(", ");
-        let why = format!(
-            "the `listen` that runs makes its requests as it was started: {flags} would be ignored"
-        );
-        return Err(Failure::new(Code::Usage, why)
-            .hint("start `listen` with these flags, or stop it for this replay"));
-    }
+    let doors = open_all(chosen, &args, &mut round).await?;
     for (door, which) in doors {
         round.note(replay(&door, which, &args, &mut tally, output).await);
         door.close().await;
@@ -99,6 +76,39 @@ pub(crate) async fn run(args: ReplayArgs, output: &Output) -> Result<(), Failure
         return Err(Failure::new(Code::Failed, message).hint(hint));
     }
     which::end(&args.which, round, output)
+}
+
+/// The agents that replay, running or not. Fails before any of them replays where flags would be ignored.
+async fn open_all(
+    chosen: BTreeMap<PathBuf, Which>,
+    args: &ReplayArgs,
+    round: &mut Round,
+) -> Result<Vec<(Door, Which)>, Failure> {
+    let manner = Manner {
+        timeout: args.timeout,
+        fields: args.requests.fields(),
+        trust: args.requests.trust(),
+        signatures: args.requests.signatures.signatures(),
+        ..Manner::default()
+    };
+    let mut doors = Vec::new();
+    for (dir, which) in chosen {
+        let door = Door::open_to_deliver(&dir, &manner).await;
+        doors.extend(round.note(door).flatten().map(|door| (door, which)));
+    }
+    let is_running = |(door, _): &(Door, Which)| matches!(door, Door::Running(_));
+    if args.typed.is_empty() || !doors.iter().any(is_running) {
+        return Ok(doors);
+    }
+    for (door, _) in doors {
+        door.close().await;
+    }
+    let flags = args.typed.join(", ");
+    let why = format!(
+        "the `listen` that runs makes its requests as it was started: {flags} would be ignored"
+    );
+    Err(Failure::new(Code::Usage, why)
+        .hint("start `listen` with these flags, or stop it for this replay"))
 }
 
 /// Whether an agent does not run and has something of what is asked for.
