@@ -147,7 +147,7 @@ async fn backlog(wanted: Backlog, bodies: std::ops::Range<u32>) -> (Vec<String>,
         let Line::Warning { message } = line else {
             return None;
         };
-        message.contains("passed over").then(|| message.clone())
+        message.contains("discarded").then(|| message.clone())
     };
     let told = agent.lines().iter().filter_map(passed).collect();
     assert_eq!(receiver.events().last(), ids.last());

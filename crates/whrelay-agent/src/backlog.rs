@@ -94,8 +94,9 @@ impl Catching {
 
 /// Tells that something was passed over.
 pub(crate) fn told(count: u64, what: &str, whose: &str) -> Line {
+    let s = if count == 1 { "" } else { "s" };
     Line::warning(format!(
-        "{count} {what} {whose} are passed over; `whrelay events --reason discarded` lists them"
+        "discarded {count} {what}{s} {whose}; `whrelay events --reason discarded` lists them"
     ))
 }
 

@@ -1,5 +1,7 @@
 //! Why an agent cannot run. It must not know exit codes.
 
+use std::error::Error;
+
 use whrelay_store::StoreError;
 
 /// Why an agent cannot run, or had to stop.
@@ -51,12 +53,23 @@ impl AgentError {
     }
 }
 
-/// An error and its causes, in one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let (mut text, mut cause) = (error.to_string(), error.source());
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
+/// An error and its causes, in one line; what is wrong with TLS in words.
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    if let Some(explained) = whrelay_delivery::explained(error) {
+        return explained;
     }
-    text
+    let (mut texts, mut cause) = (Vec::new(), Some(error));
+    while let Some(this) = cause {
+        texts.push(this.to_string());
+        cause = this.source();
+    }
+    let says_more = |(n, text): &(usize, &String)| {
+        // hyper-util says first which of its parts failed.
+        !text.starts_with("client error (") || *n + 1 == texts.len()
+    };
+    let texts = texts.iter().enumerate().filter(says_more);
+    texts
+        .map(|(_, text)| text.as_str())
+        .collect::<Vec<_>>()
+        .join(": ")
 }

@@ -150,7 +150,7 @@ impl Intake {
         let reached = self.place(done + receipts.len());
         if let Some(passed_over) = self.catching.passed_over(passed_over, reached) {
             let whose = "that the forwarder held";
-            (self.lanes.tell)(backlog::told(passed_over, "events", whose));
+            (self.lanes.tell)(backlog::told(passed_over, "event", whose));
         }
     }
 }

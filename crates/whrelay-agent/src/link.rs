@@ -213,7 +213,7 @@ impl Link {
             .pass_over_here(&lanes.store, &lanes.bucket, now)
             .await?;
         if passed_over > 0 {
-            (lanes.tell)(backlog::told(passed_over, "deliveries", "that waited here"));
+            (lanes.tell)(backlog::told(passed_over, "event", "that waited here"));
         }
         self.catching = Arc::new(catching);
         Ok(())

@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use http::{HeaderValue, header};
+use http::{HeaderValue, StatusCode, header};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::TlsConnector;
@@ -205,13 +205,28 @@ fn handshake_error(forwarder: &Url, error: Error) -> AgentError {
     if let Error::Http(response) = &error {
         let (status, headers) = (response.status(), response.headers());
         let answer = response.body().as_deref().unwrap_or_default();
-        let mut refused = refused(forwarder, status, headers, answer);
-        if let AgentError::Unreachable { why, .. } = &mut refused
-            && !status.is_redirection()
-        {
-            why.push_str("; a proxy before it has to pass websocket upgrades");
-        }
-        return refused;
+        let may_help = match status {
+            StatusCode::BAD_GATEWAY
+            | StatusCode::SERVICE_UNAVAILABLE
+            | StatusCode::GATEWAY_TIMEOUT => "; a proxy before it does not reach the forwarder",
+            status if status.is_redirection() => "",
+            _ => "; a proxy before it has to pass websocket upgrades",
+        };
+        return match refused(forwarder, status, headers, answer) {
+            // What a proxy takes away today it may pass tomorrow.
+            AgentError::Unreachable { why, .. } | AgentError::Refused(why) => {
+                AgentError::Unreachable {
+                    forwarder: forwarder.to_string(),
+                    why: why + may_help,
+                }
+            }
+            other @ (AgentError::Unauthorised(_)
+            | AgentError::Replaced(_)
+            | AgentError::InUse(_)
+            | AgentError::Store(_)
+            | AgentError::Tls(_)
+            | AgentError::Control(_)) => other,
+        };
     }
     AgentError::Unreachable {
         forwarder: forwarder.to_string(),

@@ -30,7 +30,7 @@ use whrelay_providers::Signed;
 use crate::dial::{DialError, Socket, Way};
 use crate::headers::{Fields, outgoing};
 use crate::raw;
-use crate::tls::{Trust, client_config, explain};
+use crate::tls::{self, Trust, client_config};
 use crate::wire::{Grip, Told, Wire};
 
 /// What came of an exchange.
@@ -355,8 +355,15 @@ fn failure(error: &legacy::Error, told: Option<Told>) -> Reply {
                 answer: Vec::new(),
             };
         }
-        if let Some(tls) = tls_error(inner) {
-            return Reply::failed(Outcome::Broken, explain(tls));
+        if let Some(trouble) = tls::error_in(inner) {
+            return Reply::failed(Outcome::Broken, tls::explain(trouble));
+        }
+        if inner
+            .downcast_ref::<hyper::Error>()
+            .is_some_and(hyper::Error::is_incomplete_message)
+        {
+            let why = "the target closed the connection without an answer";
+            return Reply::failed(Outcome::Broken, why);
         }
         if let Some(dial) = inner.downcast_ref::<DialError>() {
             return Reply::failed(Outcome::Unreachable, dial);
@@ -368,14 +375,6 @@ fn failure(error: &legacy::Error, told: Option<Told>) -> Reply {
         cause = inner.source();
     }
     Reply::failed(Outcome::Broken, text)
-}
-
-/// The error of TLS in another one: rustls wraps its own as an error of input and output.
-fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
-    let io = error.downcast_ref::<std::io::Error>();
-    let wrapped = io.and_then(std::io::Error::get_ref);
-    let wrapped = wrapped.and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    wrapped.or_else(|| error.downcast_ref::<rustls::Error>())
 }
 
 /// hyper's way to a target.

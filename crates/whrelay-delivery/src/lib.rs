@@ -27,4 +27,4 @@ pub use http::Client;
 pub use repair::{Fetch, Fetched};
 pub use retention::{Removed, Step, Sweep, Sweeper, Why, keep};
 pub use signatures::{Resign, Signatures, TRIGGERED, Unverified};
-pub use tls::{NoCertificate, Trust, client_config};
+pub use tls::{NoCertificate, Trust, client_config, explained};

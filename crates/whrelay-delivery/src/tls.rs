@@ -1,5 +1,6 @@
 //! TLS for connections we open. It must not know what they carry.
 
+use std::error::Error;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -171,6 +172,25 @@ impl ServerCertVerifier for Anyone {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.signature_verification_algorithms.supported_schemes()
     }
+}
+
+/// What is wrong with a connection's TLS, in words, if an error is about that.
+pub fn explained(error: &(dyn Error + 'static)) -> Option<String> {
+    let mut cause = Some(error);
+    let mut causes = std::iter::from_fn(|| {
+        let this = cause?;
+        cause = this.source();
+        Some(this)
+    });
+    causes.find_map(error_in).map(explain)
+}
+
+/// The error of TLS in another one: rustls wraps its own as an error of input and output.
+pub(crate) fn error_in<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    let io = error.downcast_ref::<std::io::Error>();
+    let wrapped = io.and_then(std::io::Error::get_ref);
+    let wrapped = wrapped.and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    wrapped.or_else(|| error.downcast_ref::<rustls::Error>())
 }
 
 /// What is wrong with a connection's TLS, in words.

@@ -28,6 +28,9 @@ pub enum KeyError {
     /// It is not base64.
     #[error("a secret of Standard Webhooks is whsec_ and base64")]
     NotBase64,
+    /// It is a key of Stripe's API.
+    #[error("this is an API key: the secret of a webhook is whsec_…")]
+    ApiKey,
     /// Contentful's secrets have 64 characters.
     #[error("a secret of Contentful has 64 characters")]
     Length,
@@ -45,6 +48,13 @@ impl Key {
         let bytes = match provider {
             Provider::Standard => standard(secret)?,
             Provider::Contentful if secret.len() != 64 => return Err(KeyError::Length),
+            Provider::Stripe
+                if ["sk_", "pk_", "rk_"]
+                    .iter()
+                    .any(|it| secret.starts_with(it)) =>
+            {
+                return Err(KeyError::ApiKey);
+            }
             Provider::Stripe
             | Provider::Github
             | Provider::Shopify

@@ -37,6 +37,7 @@ use whrelay_core::target::Target;
 pub(crate) use self::events::*;
 pub(crate) use self::requests::RequestArgs;
 pub(crate) use self::service::{Service, ServiceArgs, ServiceCommand};
+pub(crate) use self::signatures::{is_reference, key};
 pub(crate) use self::subscription::{BucketPlace, SubscriptionArgs, SubscriptionCommand};
 pub(crate) use self::trigger::TriggerArgs;
 pub(crate) use self::values::{CaFile, Matcher, Newest, Percent, PublicBy, expanded};

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::args::is_reference;
 use crate::config::Config;
 use crate::output::Output;
 
@@ -33,12 +34,18 @@ pub(crate) fn is_open(path: &Path) -> bool {
 pub(crate) fn files<'a>(tokens: &'a [PathBuf], config: &'a Config) -> Vec<&'a Path> {
     let with_secrets = config.files.iter().filter(|file| {
         let mut sets = SECRETS.iter().filter_map(|key| config.sets.get(*key));
-        sets.any(|set| set.file == **file)
+        sets.any(|set| set.file == **file && set.values.iter().any(|value| !names_place(value)))
     });
     let all = tokens.iter().chain(with_secrets);
     all.map(PathBuf::as_path)
         .filter(|path| is_open(path))
         .collect()
+}
+
+/// Whether a value, maybe with a provider's name before it, only names the place where a secret is.
+fn names_place(value: &str) -> bool {
+    let secret = value.split_once('=').map_or(value, |(_, secret)| secret);
+    is_reference(value) || is_reference(secret)
 }
 
 /// Warns, at a start, of what others can read.

@@ -128,8 +128,14 @@ impl From<OpenError> for Failure {
     fn from(error: OpenError) -> Self {
         let message = error.to_string();
         match error {
-            OpenError::InUse { .. } => Self::new(Code::InUse, message).hint(
-                "stop that process, or give this one its own --bucket, --name or data directory",
+            OpenError::InUse { purpose, .. } => Self::new(Code::InUse, message).hint(
+                match purpose.as_str() {
+                    "listen" => {
+                        "add the target there (`listen --to A --to B`), or give this one another --bucket"
+                    }
+                    "forwarder" => "stop that process, or give this one another --data-dir",
+                    _ => "try again once that process has ended",
+                },
             ),
             OpenError::Io { .. } => {
                 Self::new(Code::Failed, message).hint("choose another place with WHRELAY_DATA_DIR")
@@ -176,6 +182,20 @@ impl From<Unanswered> for Failure {
     }
 }
 
+/// What helps where a forwarder cannot be reached for a reason.
+pub(crate) fn unreachable_hint(why: &str) -> &'static str {
+    if why.contains("websocket upgrades") {
+        "let the proxy pass them, such as nginx with proxy_set_header Upgrade $http_upgrade; docs/deploying.md has \
+         settings that were tried"
+    } else if why.contains("before it does not reach") {
+        "does `whrelay forwarder` run there, and does the proxy pass requests to its address?"
+    } else if why.contains("--ca-file") {
+        "--ca-file FILE trusts the certificate of the forwarder, or of who vouches for it"
+    } else {
+        "is the address right, and does `whrelay forwarder` run there?"
+    }
+}
+
 impl From<ManagementError> for Failure {
     fn from(error: ManagementError) -> Self {
         match error {
@@ -190,8 +210,10 @@ impl From<AgentError> for Failure {
     fn from(error: AgentError) -> Self {
         let message = error.to_string();
         match error {
-            AgentError::Unreachable { .. } => Self::new(Code::Unreachable, message)
-                .hint("is the address right, and does `whrelay forwarder` run there?"),
+            AgentError::Unreachable { why, .. } => {
+                let hint = unreachable_hint(&why);
+                Self::new(Code::Unreachable, message).hint(hint)
+            }
             AgentError::Unauthorised(_) => Self::new(Code::Unauthorised, message)
                 .hint("give the forwarder's token with --token-file or WHRELAY_TOKEN"),
             AgentError::Replaced(_) | AgentError::InUse(_) => Self::new(Code::InUse, message).hint(

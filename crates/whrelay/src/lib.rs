@@ -123,10 +123,9 @@ fn usage(error: &clap::Error) -> ExitCode {
         let _ = error.print();
         return ExitCode::SUCCESS;
     }
-    let hint = match (typed_target(error), suggested(error)) {
-        (Some(target), _) => format!("did you mean `whrelay listen {target}`?"),
-        (None, Some(meant)) => format!("did you mean `{meant}`?"),
-        (None, None) => format!("`{} --help` lists what it takes", typed_command()),
+    let hint = match meant_command(error).or_else(|| suggested(error)) {
+        Some(meant) => format!("did you mean `{meant}`?"),
+        None => format!("`{} --help` lists what it takes", typed_command()),
     };
     let message = match set_by(error) {
         Some(variable) => format!("{variable}: {}", first_line(error)),
@@ -151,13 +150,17 @@ fn set_by(error: &clap::Error) -> Option<String> {
     variable.filter(|_| !typed)
 }
 
-/// A target that stands where a command was to be.
-fn typed_target(error: &clap::Error) -> Option<String> {
+/// The command for a target or an event that stands where a command was to be.
+fn meant_command(error: &clap::Error) -> Option<String> {
     let ContextValue::String(word) = error.get(ContextKind::InvalidSubcommand)? else {
         return None;
     };
     let is_target = word.contains(|c: char| c.is_ascii_digit()) && word.parse::<Target>().is_ok();
-    is_target.then(|| word.clone())
+    match typed_command().as_str() {
+        "whrelay" if is_target => Some(format!("whrelay listen {word}")),
+        "whrelay events" if word.starts_with("evt_") => Some(format!("whrelay events show {word}")),
+        _ => None,
+    }
 }
 
 /// What was meant, where clap has an idea.

@@ -3,7 +3,7 @@
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 
-use crate::args::{Cli, ForwarderChoice};
+use crate::args::{Cli, ForwarderChoice, is_reference};
 use crate::config::trust::Level;
 use crate::config::{Config, Untrusted};
 use crate::exposure;
@@ -27,6 +27,11 @@ impl<'a> Origins<'a> {
     fn source(&self, id: &str) -> Option<ValueSource> {
         let is_there = self.flags.try_contains_id(id).is_ok();
         is_there.then(|| self.flags.value_source(id)).flatten()
+    }
+
+    fn text(&self, id: &str) -> Option<&str> {
+        let text = self.flags.try_get_one::<String>(id).ok().flatten();
+        text.map(String::as_str)
     }
 
     /// Whether it stands on the command line.
@@ -89,7 +94,13 @@ impl<'a> Origins<'a> {
     /// What was typed though every user of the machine sees command lines.
     pub(crate) fn typed_secrets(&self, cli: &Cli) -> Vec<String> {
         let secrets = [("token", "a token"), ("secret", "a secret")];
-        let secrets = secrets.iter().filter(|(id, _)| self.typed(id));
+        let is_reference = |id| match id {
+            "secret" => self.text(id).is_some_and(is_reference),
+            _ => false,
+        };
+        let secrets = secrets
+            .iter()
+            .filter(|(id, _)| self.typed(id) && !is_reference(id));
         let requests = cli.command.requests().into_iter();
         let mut fields = requests.flat_map(|requests| requests.field_names());
         let field = self.typed("headers") && fields.any(exposure::is_secret_field);

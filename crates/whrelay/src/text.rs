@@ -103,7 +103,6 @@ impl Writer {
         }
     }
 
-    /// A time of the contract, in the user's zone and to the second.
     /// This day, as it begins a time.
     pub(crate) fn today(&self) -> String {
         let now = Timestamp::now().to_zoned(self.zone.clone());
@@ -112,13 +111,7 @@ impl Writer {
 
     /// A time in the zone of whoever reads it.
     pub(crate) fn local(&self, at: &str) -> String {
-        match at.parse::<Timestamp>() {
-            Ok(at) => at
-                .to_zoned(self.zone.clone())
-                .strftime("%Y-%m-%d %H:%M:%S")
-                .to_string(),
-            Err(_) => shown(at),
-        }
+        in_zone(at, &self.zone)
     }
 
     /// A line for people, where the line is one for them.
@@ -352,6 +345,9 @@ impl Writer {
             let _ = write!(text, "\n  input URL  {}", shown(url));
         }
         let _ = write!(text, "\n  forwarder  {}", shown(&line.forwarder));
+        if let Some(why) = &line.link_error {
+            let _ = write!(text, "\n  tunnel     {}", shown(why));
+        }
         for target in &line.targets {
             text += &self.target_status(target);
         }
@@ -397,6 +393,21 @@ impl Writer {
             let _ = write!(text, "\n  takes in   nothing new: {why}");
         }
         text
+    }
+}
+
+/// A time of the contract, in the user's zone and to the second.
+pub(crate) fn local(at: &str) -> String {
+    in_zone(at, &TimeZone::system())
+}
+
+fn in_zone(at: &str, zone: &TimeZone) -> String {
+    match at.parse::<Timestamp>() {
+        Ok(at) => at
+            .to_zoned(zone.clone())
+            .strftime("%Y-%m-%d %H:%M:%S")
+            .to_string(),
+        Err(_) => shown(at),
     }
 }
 

@@ -69,7 +69,7 @@ Examples:
 
 A forwarder that is configured is asked, too: how many events wait there, and for whom.
 
-Exit codes: 0 done, 1 a store cannot be read, 4 the forwarder does not take the token";
+Exit codes: 0 done, 1 a store cannot be read, 2 wrong use, 4 the forwarder does not take the token";
 
 pub(super) const DOCTOR: &str = "\
 Examples:
@@ -78,7 +78,7 @@ Examples:
   whrelay doctor --salvage
   whrelay doctor --compact
 
-Exit codes: 0 all is well, 1 a check failed, 3 there is no store in a directory";
+Exit codes: 0 all is well, 1 a check failed, 2 wrong use, 3 there is no store in a directory";
 
 pub(super) const FORWARDER: &str = "\
 Examples:

@@ -99,27 +99,37 @@ pub(super) fn provider(text: &str) -> Result<ProviderSecret, String> {
         .split_once('=')
         .ok_or("write NAME=SECRET, such as stripe=env:STRIPE_SECRET")?;
     let provider: Provider = name.trim().parse().map_err(|e| format!("{e}"))?;
+    Ok(ProviderSecret {
+        key: key(provider, given)?,
+        is_text: !is_reference(given),
+    })
+}
+
+/// Whether a secret was given as the name of the place where it is.
+pub(crate) fn is_reference(given: &str) -> bool {
+    given.starts_with("env:") || given.starts_with("file:")
+}
+
+/// The key of a provider, from its secret or the place where that is.
+pub(crate) fn key(provider: Provider, given: &str) -> Result<Key, String> {
     let (secret, place) = match (given.strip_prefix("env:"), given.strip_prefix("file:")) {
         (Some(variable), _) => (from_environment(variable)?, Some(variable)),
         (None, Some(path)) => (from_file(path)?, Some(path)),
         (None, None) => (given.to_owned(), None),
     };
-    let key = Key::new(provider, secret.trim());
-    let key = key.map_err(|e| match place {
+    Key::new(provider, secret.trim()).map_err(|e| match place {
         Some(place) => format!("{place}: {e}"),
         None => e.to_string(),
-    })?;
-    Ok(ProviderSecret {
-        key,
-        is_text: place.is_none(),
     })
 }
 
 fn from_environment(variable: &str) -> Result<String, String> {
-    let set = std::env::var(variable)
-        .ok()
-        .filter(|value| !value.is_empty());
-    set.ok_or_else(|| format!("the environment variable {variable} is not set"))
+    let set = std::env::var(variable);
+    let set = set.map_err(|_| format!("the environment variable {variable} is not set"))?;
+    match set.is_empty() {
+        true => Err(format!("the environment variable {variable} is empty")),
+        false => Ok(set),
+    }
 }
 
 fn from_file(path: &str) -> Result<String, String> {

@@ -23,7 +23,7 @@ pub(crate) struct TriggerArgs {
     /// Send this file, instead of a sample
     #[arg(long, value_name = "FILE")]
     pub(crate) body: Option<PathBuf>,
-    /// The secret to sign with, as your handler knows it [default: it goes unsigned]
+    /// The secret to sign with, as your handler knows it, or env:NAME or file:PATH where it is [default: unsigned]
     #[arg(long, env = "WHRELAY_SECRET", hide_env_values = true)]
     pub(crate) secret: Option<String>,
     /// How many, each with ids of its own

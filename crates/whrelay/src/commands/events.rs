@@ -38,7 +38,7 @@ async fn run_list(args: EventListArgs, output: &Output) -> Result<(), Failure> {
     }
     let mut round = Round::default();
     let events = newest(&filter, list.lines, &mut round).await?;
-    if events.is_empty() {
+    if events.is_empty() && list.lines > 0 {
         return round.end(output).and_then(|()| nothing(&filter, output));
     }
     for (_, event) in events {
@@ -52,7 +52,7 @@ fn nothing(filter: &Filter, output: &Output) -> Result<(), Failure> {
     if *filter != Filter::default() {
         return Err(agents::no_match("event"));
     }
-    output.tell("nothing has been received yet");
+    output.tell("no agent on this machine has received an event yet");
     Ok(())
 }
 

@@ -325,7 +325,10 @@ pub(crate) fn given_token(args: &ForwarderChoice) -> Result<Option<Token>, Failu
             (source, text)
         }
         (Some(text), _) if typed => ("--token".to_owned(), text.clone()),
-        (Some(text), _) => ("the token that is set".to_owned(), text.clone()),
+        (Some(text), _) => (
+            "the token of WHRELAY_TOKEN or of a configuration file".to_owned(),
+            text.clone(),
+        ),
         (None, _) => return Ok(None),
     };
     if let Some(forwarder) = &args.url {
@@ -397,6 +400,7 @@ where
         output: output.clone(),
         style: style(args),
         ready_file: args.ready_file.clone(),
+        embeds: args.forwarder.url.is_none(),
         skipped,
     };
     let end = screen::End {
@@ -462,6 +466,8 @@ struct Printer {
     output: Output,
     style: ListenOutput,
     ready_file: Option<PathBuf>,
+    /// Whether the forwarder is an embedded one.
+    embeds: bool,
     skipped: Arc<AtomicU64>,
 }
 
@@ -514,14 +520,14 @@ impl Printer {
         let output = &self.output;
         match (line, self.style) {
             (Line::Ready(ready), ListenOutput::Interactive) => {
-                header(ready, output);
+                header(ready, self.embeds, output);
                 Ok(())
             }
             (Line::Ready(ready), ListenOutput::Compact) => {
                 let url = shown(&ready.url);
                 output.tell(&format!("ready: {url} -> {}", ready.targets.join(", ")));
-                if is_local_only(&ready.url) {
-                    output.tell(NOT_PUBLIC.trim());
+                if let Some(how) = not_public(&ready.url, self.embeds) {
+                    output.tell(how);
                 }
                 if let Some(queued) = still_queued(ready) {
                     output.tell(&format!("still queued: {queued}"));
@@ -547,7 +553,7 @@ fn style(args: &ListenArgs) -> ListenOutput {
     }
 }
 
-fn header(ready: &ReadyLine, output: &Output) {
+fn header(ready: &ReadyLine, embeds: bool, output: &Output) {
     output.tell(&format!("\n  Send webhooks to  {}", shown(&ready.url)));
     for target in &ready.targets {
         output.tell(&format!("  They go to        {target}"));
@@ -555,14 +561,23 @@ fn header(ready: &ReadyLine, output: &Output) {
     if let Some(queued) = still_queued(ready) {
         output.tell(&format!("  Still queued      {queued}"));
     }
-    if is_local_only(&ready.url) {
-        output.tell(NOT_PUBLIC);
+    if let Some(how) = not_public(&ready.url, embeds) {
+        output.tell(&format!("  {how}"));
     }
     output.tell("  Ctrl-C stops; queued events are kept.\n");
 }
 
-/// What a sender elsewhere needs.
-const NOT_PUBLIC: &str = "  Only this machine reaches that URL: with cloudflared or ngrok installed, --public makes it public.";
+/// What a sender elsewhere needs, if only this machine reaches the input URL.
+fn not_public(url: &str, embeds: bool) -> Option<&'static str> {
+    is_local_only(url).then_some(match embeds {
+        true => {
+            "Only this machine reaches that URL: with cloudflared or ngrok installed, --public makes it public."
+        }
+        false => {
+            "Only this machine reaches that URL: give the forwarder its address on the internet with --public-url."
+        }
+    })
+}
 
 fn is_local_only(url: &str) -> bool {
     let url = url.parse::<Url>().ok();

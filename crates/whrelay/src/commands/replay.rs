@@ -49,6 +49,9 @@ pub(crate) async fn run(args: ReplayArgs, output: &Output) -> Result<(), Failure
         }
     }
     let doors = open_all(chosen, &args, &mut round).await?;
+    if args.wait && !args.which.dry_run && !doors.is_empty() {
+        output.tell("waiting until all are sent or dead; Ctrl-C leaves them queued");
+    }
     for (door, which) in doors {
         round.note(replay(&door, which, &args, &mut tally, output).await);
         door.close().await;
@@ -97,18 +100,28 @@ async fn open_all(
         doors.extend(round.note(door).flatten().map(|door| (door, which)));
     }
     let is_running = |(door, _): &(Door, Which)| matches!(door, Door::Running(_));
-    if args.typed.is_empty() || !doors.iter().any(is_running) {
+    let flags = args.typed.join(", ");
+    let (why, hint) = if args.typed.is_empty() || doors.is_empty() {
         return Ok(doors);
-    }
+    } else if doors.iter().any(is_running) {
+        (
+            format!(
+                "the `listen` that runs makes its requests as it was started: {flags} would be ignored"
+            ),
+            "start `listen` with these flags, or stop it for this replay",
+        )
+    } else if args.to.is_none() {
+        (
+            format!("no `listen` runs, and the next one would ignore {flags}"),
+            "name a target with --to, or start `listen` with these flags",
+        )
+    } else {
+        return Ok(doors);
+    };
     for (door, _) in doors {
         door.close().await;
     }
-    let flags = args.typed.join(", ");
-    let why = format!(
-        "the `listen` that runs makes its requests as it was started: {flags} would be ignored"
-    );
-    Err(Failure::new(Code::Usage, why)
-        .hint("start `listen` with these flags, or stop it for this replay"))
+    Err(Failure::new(Code::Usage, why).hint(hint))
 }
 
 /// Whether an agent does not run and has something of what is asked for.
@@ -159,9 +172,6 @@ async fn replay(
         dry_run: args.which.dry_run,
     };
     let bar = progress(wait && !json);
-    if until == Until::Ended {
-        output.tell("waiting until all are delivered or given up; Ctrl-C leaves them queued");
-    }
     let mut states: HashMap<String, State> = HashMap::new();
     let mut pieces = door.ask(Ask::Replay { which, how }).await?;
     while let Some(piece) = pieces.recv().await {

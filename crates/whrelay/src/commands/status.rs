@@ -14,7 +14,7 @@ use crate::failure::Failure;
 use crate::forwarders::{self, Door};
 use crate::output::Output;
 use crate::paths::Paths;
-use crate::text::{events, shown, size};
+use crate::text::{events, local, shown, size};
 
 /// How long a forwarder elsewhere may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -127,7 +127,7 @@ fn text(status: &Value) -> String {
     for bucket in buckets.into_iter().take(SHOWN) {
         let waiting = events(number(&bucket["waiting"]));
         let oldest = match bucket["oldest_waiting_at"].as_str() {
-            Some(at) if number(&bucket["waiting"]) > 0 => format!(", the oldest of {}", shown(at)),
+            Some(at) if number(&bucket["waiting"]) > 0 => format!(", the oldest of {}", local(at)),
             _ => String::new(),
         };
         text += &format!(
@@ -156,7 +156,8 @@ fn text(status: &Value) -> String {
         text += &format!("\n  refused    {}", counts.join(", "));
     }
     for incident in status["incidents"].as_array().into_iter().flatten() {
-        let (at, what) = (word(&incident["at"]), word(&incident["message"]));
+        let at = incident["at"].as_str().map(local).unwrap_or_default();
+        let what = word(&incident["message"]);
         text += &format!("\n  warning    {at} {what}");
     }
     text

@@ -7,7 +7,7 @@ use crate::args::{BucketPlace, SubscriptionArgs, SubscriptionCommand};
 use crate::failure::Failure;
 use crate::forwarders::Door;
 use crate::output::Output;
-use crate::text::{events, shown};
+use crate::text::{events, local, shown};
 
 pub(crate) async fn run(args: SubscriptionArgs, output: &Output) -> Result<(), Failure> {
     let (SubscriptionCommand::Ls { place }
@@ -92,9 +92,10 @@ pub(crate) fn line(subscription: &Value) -> String {
         (Some(user), Some(host)) => format!("  {user}@{host}"),
         _ => String::new(),
     };
-    let since = text("connected_since").map(|at| format!("  since {at}"));
-    let ended = text("ended_at").map(|at| format!("  at {at}"));
-    let seen = text("seen_at").map(|at| format!("  seen {at}"));
+    let time = |key: &str| subscription[key].as_str().map(local);
+    let since = time("connected_since").map(|at| format!("  since {at}"));
+    let ended = time("ended_at").map(|at| format!("  at {at}"));
+    let seen = time("seen_at").map(|at| format!("  seen {at}"));
     let when = since.or(ended).or(seen).unwrap_or_default();
     format!(
         "{}  {}  {count} {what}{who}{when}",

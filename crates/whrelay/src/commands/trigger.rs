@@ -18,7 +18,7 @@ use whrelay_providers::{Key, Provider, sign};
 use self::samples::{SAMPLES, Sample};
 use self::stamp::Stamp;
 use crate::agents::{self, Round};
-use crate::args::TriggerArgs;
+use crate::args::{self, TriggerArgs};
 use crate::failure::{Code, Failure};
 use crate::output::Output;
 use crate::paths::Paths;
@@ -145,7 +145,7 @@ impl Webhook {
         let key = args
             .secret
             .as_deref()
-            .map(|secret| Key::new(provider, secret));
+            .map(|secret| args::key(provider, secret));
         let key = key.transpose().map_err(|e| {
             Failure::new(Code::Usage, format!("--secret: {e}")).hint("see `whrelay trigger --help`")
         })?;

@@ -61,7 +61,11 @@ fn keyed(
     match (key, value.get_ref()) {
         ("providers", DeValue::Table(all)) => providers(text, profile, value, all),
         (key, DeValue::Table(_)) => {
-            let why = format!("there is no table [{key}]; a profile would be [profile.{key}]");
+            let meant = match key {
+                "provider" => "write [providers.NAME]".to_owned(),
+                key => format!("a profile would be [profile.{key}]"),
+            };
+            let why = format!("there is no table [{key}]; {meant}");
             Err(mistake(text, value, &why))
         }
         (key, _) => entry(text, profile, key, value),

@@ -17,7 +17,9 @@ pub(super) fn of_attempt(line: &AttemptLine) -> Option<String> {
             "renewed" if line.state == State::Sent => "signed anew".to_owned(),
             "repeated" => "not signed anew: another event had this signature first".to_owned(),
             "stale" => "its signature was too old when it was received".to_owned(),
-            "unverified" => format!("its signature is not {provider}'s"),
+            "unverified" => {
+                format!("its signature is not {provider}'s: is the secret the right one?")
+            }
             _ => return None,
         };
         return Some(said);

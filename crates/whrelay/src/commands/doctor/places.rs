@@ -18,7 +18,7 @@ use crate::commands::listen::{given_token, proxies};
 use crate::config::Config;
 use crate::embedded::{TOKEN_FILE, last_announced};
 use crate::exposure;
-use crate::failure::Failure;
+use crate::failure::{Failure, unreachable_hint};
 use crate::forwarders;
 use crate::output::Output;
 use crate::paths::Paths;
@@ -64,7 +64,7 @@ pub(super) async fn check(
             if let Some(token) = given
                 && checks
                     .iter()
-                    .all(|check| check.check != "token" || check.ok)
+                    .any(|check| check.check == "token" && check.ok)
                 && !is_on_this_machine(url)?
             {
                 output.tell(&format!(
@@ -171,6 +171,7 @@ fn may_write(dir: &std::path::Path) -> bool {
 async fn forwarder(url: &Url, given: Result<Option<Token>, Failure>, trust: &Trust) -> Vec<Check> {
     let here = Clock::default();
     let token = given.as_ref().ok().and_then(Option::as_ref);
+    let is_given = token.is_some();
     let looked = look_at(url, &proxies(), trust, token).await;
     let Looked { token, clock, took } = match looked {
         Ok(looked) => Looked {
@@ -181,10 +182,15 @@ async fn forwarder(url: &Url, given: Result<Option<Token>, Failure>, trust: &Tru
             ..looked
         },
         Err(error) => {
-            let hint =
-                Some("is it running, and is its address right? events wait until it is back");
             let why = error.to_string();
-            return vec![Check::new("forwarder", url.as_str(), false, why, hint)];
+            let hint = Some(unreachable_hint(&why));
+            return vec![Check::new(
+                "forwarder",
+                url.as_str(),
+                false,
+                why.clone(),
+                hint,
+            )];
         }
     };
     let answered = format!("answers in {} ms", took.as_millis());
@@ -192,8 +198,11 @@ async fn forwarder(url: &Url, given: Result<Option<Token>, Failure>, trust: &Tru
     checks.push(match token {
         Ok(()) => Check::new("token", url.as_str(), true, "accepted", None),
         Err(why) => {
-            let hint = Some("give it with --token-file or WHRELAY_TOKEN");
-            Check::new("token", url.as_str(), false, why, hint)
+            let hint = match is_given {
+                true => "a token was sent: is it this forwarder's, and does a proxy before it pass Authorization?",
+                false => "give it with --token-file or WHRELAY_TOKEN",
+            };
+            Check::new("token", url.as_str(), false, why, Some(hint))
         }
     });
     if let Some(there) = clock {

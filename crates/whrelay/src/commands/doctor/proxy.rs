@@ -8,6 +8,7 @@ use whrelay_delivery::Trust;
 
 use super::Check;
 use crate::commands::listen::proxies;
+use crate::failure::unreachable_hint;
 use crate::text::size;
 
 /// Checks both.
@@ -51,9 +52,9 @@ pub(super) async fn check(forwarder: &Url, token: Token, trust: Trust) -> Vec<Ch
             Check::new("tunnel", what, false, why, Some(hint))
         }
         Err(error) => {
-            let hint = "a proxy before the forwarder has to pass websocket upgrades, such as nginx with \
-                        proxy_set_header Upgrade $http_upgrade; docs/deploying.md has settings that were tried";
-            Check::new("tunnel", what, false, error.to_string(), Some(hint))
+            let why = error.to_string();
+            let hint = unreachable_hint(&why);
+            Check::new("tunnel", what, false, why.clone(), Some(hint))
         }
     };
     input.into_iter().chain([idle]).collect()

@@ -29,7 +29,7 @@ pub(super) const HELP: [&str; 11] = [
     "p            pause deliveries, or go on",
     "q            back, or quit; asks where deliveries wait",
     "Esc          back to the newest; never quits",
-    "Ctrl-Z       put it into the background; Ctrl-C quits",
+    "Ctrl-Z       suspend: nothing is received until `fg` or `bg`; Ctrl-C quits",
 ];
 
 /// Stands above the log while nothing is delivered.
@@ -264,7 +264,7 @@ impl View {
         }
         self.asked = true;
         let waiting = deliveries(waiting);
-        self.note = format!("{waiting} wait and are kept for the next start: q again quits");
+        self.note = format!("{waiting} not finished, kept for the next start: q again quits");
         None
     }
 

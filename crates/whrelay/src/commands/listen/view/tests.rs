@@ -276,7 +276,7 @@ fn esc_never_quits_and_q_asks_while_deliveries_wait() {
     let mut view = view(&[ready(), status(EndpointState::Offline, false), received(1)]);
     assert_eq!(view.press(Key::Back), None);
     assert_eq!(view.press(Key::Leave), None);
-    assert!(screen(&mut view, 90, 9).contains("3 deliveries wait"));
+    assert!(screen(&mut view, 90, 9).contains("3 deliveries not finished"));
     // Another key takes it back.
     assert_eq!(view.press(Key::Up), None);
     assert_eq!(view.press(Key::Leave), None);
