@@ -20,6 +20,7 @@ struct Terminal<'a> {
 
 /// What the terminal's shell does with it.
 const IN_FRONT: &str = r#"trap : INT; "$@"; echo $? >code"#;
+const CONTINUED: &str = r#"set -m; "$@"; echo suspended; bg; read _; fg; echo $? >code"#;
 const BEHIND: &str = r#"set -m; "$@" & wait $!; echo $? >code"#;
 
 impl<'a> Terminal<'a> {
@@ -218,6 +219,24 @@ async fn it_leaves_the_terminal_to_others_while_it_runs_in_the_background() {
     let ready: Value = serde_json::from_slice(&ready).unwrap();
     let ended = Command::new("kill").arg(ready["pid"].to_string()).status();
     assert!(ended.unwrap().success());
+    assert_eq!(terminal.ends().await, "0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_is_suspended_and_goes_on_in_the_background_and_in_front() {
+    let (home, receiver) = (home(), Receiver::start().await);
+    let terminal = Terminal::start_by(CONTINUED, &home, &[], &["--to", &receiver.target()]);
+    let url = terminal.url().await;
+    terminal.shows("j/k select").await;
+    terminal.press("C-z");
+    terminal.shows("suspended").await;
+    send(&url, "x").await;
+    eventually("it is delivered", || (receiver.count() == 1).then_some(())).await;
+    let screen = terminal.screen();
+    assert!(!screen.contains("j/k select"), "{screen}");
+    terminal.press("Enter");
+    terminal.shows("1 sent").await;
+    terminal.press("q");
     assert_eq!(terminal.ends().await, "0");
 }
 

@@ -29,6 +29,8 @@ use crate::text::Writer;
 
 /// How long a key is waited for before what has happened is looked at.
 const TICK: Duration = Duration::from_millis(50);
+/// How long it may take until a signal has stopped this process.
+const STOPS_WITHIN: Duration = Duration::from_millis(500);
 /// How often the counts in the head are asked for.
 const COUNTS_EVERY: Duration = Duration::from_secs(1);
 /// Attempts of before that are shown at the start.
@@ -148,6 +150,15 @@ impl Screen {
             if let Some(event) = self.view.take_stale() {
                 self.details(event);
             }
+            if terminal.is_none() {
+                // Continued in the background: the terminal belongs to another process.
+                if !is_in_front() {
+                    std::thread::sleep(TICK);
+                    continue;
+                }
+                terminal = Some(Taken::take()?);
+                changed = true;
+            }
             if std::mem::take(&mut changed) {
                 self.draw()?;
             }
@@ -160,8 +171,7 @@ impl Screen {
                     if wish == Wish::Suspend {
                         // The terminal is given back before this process stops.
                         drop(terminal.take());
-                        suspend();
-                        terminal = Some(Taken::take()?);
+                        self.runtime.block_on(suspend());
                     }
                     self.carry_out(wish)?;
                 }
@@ -388,16 +398,22 @@ fn meaning(key: KeyEvent) -> Option<Key> {
     }
 }
 
-/// Stops this process until the shell continues it.
+/// Stops this process, and returns once it has been continued. Where it cannot be stopped, it goes on.
 #[cfg(unix)]
-fn suspend() {
-    let ours = rustix::process::getpid();
-    // Where it cannot be stopped, it goes on.
-    let _ = rustix::process::kill_process(ours, rustix::process::Signal::TSTP);
+async fn suspend() {
+    use rustix::process::{Signal, getpid, kill_process};
+    use tokio::signal::unix::{SignalKind, signal};
+    let continued = signal(SignalKind::from_raw(Signal::CONT.as_raw()));
+    if let Ok(mut continued) = continued
+        && kill_process(getpid(), Signal::TSTP).is_ok()
+    {
+        // Another thread may take the signal, so that this one runs on for a moment.
+        let _ = tokio::time::timeout(STOPS_WITHIN, continued.recv()).await;
+    }
 }
 
 #[cfg(not(unix))]
-fn suspend() {}
+async fn suspend() {}
 
 /// Puts a text on the clipboard by the terminal itself (OSC 52), which works over SSH, too.
 fn copy(text: &str) -> io::Result<()> {
