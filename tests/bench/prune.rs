@@ -30,7 +30,7 @@ async fn measure(buckets: u64) {
         public_url: "http://localhost".into(),
         retention: Retention {
             retain: Duration::from_micros(1),
-            max_disk: None,
+            ..Retention::ALL
         },
         max_connections: limits::MAX_CONNECTIONS,
         max_body: limits::MAX_BODY,

@@ -472,9 +472,9 @@ async fn an_unreachable_forwarder_and_a_wrong_token_are_told_apart() {
     assert_eq!(code, Some(5), "{said}");
     assert_eq!(
         said,
-        "error: cannot reach the forwarder at http://127.0.0.1:1/: error sending request: client \
-         error (Connect): tcp connect error: Connection refused (os error 111)\nhint: is the address \
-         right, and does `whrelay forwarder` run there?\n"
+        "error: cannot reach the forwarder at http://127.0.0.1:1/: error sending request: tcp \
+         connect error: Connection refused (os error 111)\nhint: is the address right, and does \
+         `whrelay forwarder` run there?\n"
     );
 }
 

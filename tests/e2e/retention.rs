@@ -3,15 +3,40 @@
 use std::collections::HashSet;
 
 use serde_json::Value;
-use whrelay_tests::eventually;
 use whrelay_tests::process::{Cloud, Home};
 use whrelay_tests::receiver::Receiver;
 use whrelay_tests::sender::{client, id_of, send};
+use whrelay_tests::{PATIENCE, eventually};
 
 use crate::{home, json_lines, text};
 
 fn status(home: &Home) -> Value {
     json_lines(&home.run(&["status", "--json"]).stdout).remove(0)
+}
+
+/// Ended events must not keep out one that is larger than a tenth of the bound.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forwarder_makes_room_for_large_events_where_nothing_waits() {
+    let (mut there, here, receiver) = (home(), home(), Receiver::start().await);
+    there.set("WHRELAY_MAX_DISK", "20MB");
+    there.set("WHRELAY_MAX_BODY", "4MiB");
+    let cloud = Cloud::start(&there).await;
+    let to = receiver.target();
+    let (_listen, url) = here
+        .listen(&[&cloud.flags()[..], &["--to", &to]].concat())
+        .await;
+    for n in 1..=10 {
+        let delivered = || (receiver.count() == n).then_some(());
+        let began = std::time::Instant::now();
+        loop {
+            let post = client().post(&url).body(vec![7; 4 << 20]).send().await;
+            if post.unwrap().status() == 200 {
+                break;
+            }
+            assert!(began.elapsed() < PATIENCE, "there is no room for the {n}th");
+        }
+        eventually("it is delivered", delivered).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,6 +12,8 @@ pub struct Retention {
     pub retain: Duration,
     /// How much a store may hold, all in all.
     pub max_disk: Option<Bound>,
+    /// Bytes of the largest event: there has to be room for it where nothing waits.
+    pub largest: u64,
 }
 
 /// How much a store may hold.
@@ -87,6 +89,7 @@ impl Retention {
     pub const ALL: Self = Self {
         retain: Duration::ZERO,
         max_disk: None,
+        largest: 0,
     };
 
     /// What ended by then is over. `certain` is [`Moment::certain`](crate::time::Moment), since a wrong clock
@@ -96,17 +99,27 @@ impl Retention {
     }
 
     /// Whether a store of that size needs room, so that the next event finds some: from nine tenths of its
-    /// bound on, and once it does, until it is down to eight.
+    /// bound on, or where the largest event has no room any more, and once it does, until a tenth more is free.
     pub fn needs_room(&self, size: u64, did: bool) -> bool {
-        let tenths = if did { 8 } else { 9 };
-        self.max_disk
-            .is_some_and(|bound| size > bound.most() / 10 * tenths)
+        self.max_disk.is_some_and(|bound| {
+            let upto = self.filled(bound);
+            let more = if did { bound.most() / 10 } else { 0 };
+            size > upto.saturating_sub(more)
+        })
     }
 
     /// How many bytes have to go, once a store of that size needs room.
     pub fn excess(&self, size: u64) -> u64 {
-        self.max_disk
-            .map_or(0, |bound| size.saturating_sub(bound.most() / 10 * 8))
+        self.max_disk.map_or(0, |bound| {
+            let upto = self.filled(bound).saturating_sub(bound.most() / 10);
+            size.saturating_sub(upto)
+        })
+    }
+
+    /// How much a store may hold before it needs room.
+    fn filled(&self, bound: Bound) -> u64 {
+        let most = bound.most();
+        most - (most / 10).max(self.largest.min(most / 2))
     }
 }
 
@@ -141,6 +154,13 @@ mod tests {
         assert!(bounded.needs_room(801, true) && !bounded.needs_room(800, true));
         assert_eq!((bounded.excess(950), bounded.excess(800)), (150, 0));
         assert!(!Retention::ALL.needs_room(u64::MAX, false));
+        let large = Retention {
+            largest: 300,
+            ..bounded
+        };
+        assert!(!large.needs_room(700, false) && large.needs_room(701, false));
+        assert!(large.needs_room(601, true) && !large.needs_room(600, true));
+        assert_eq!(large.excess(750), 150);
     }
 
     #[test]

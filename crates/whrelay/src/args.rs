@@ -251,6 +251,15 @@ impl RetentionArgs {
         Retention {
             retain,
             max_disk: max_disk.map(bound),
+            ..Retention::ALL
+        }
+    }
+
+    /// The same of a forwarder that takes bodies up to a size.
+    pub(crate) fn of_forwarder(self, max_body: usize) -> Retention {
+        Retention {
+            largest: max_body as u64,
+            ..self.retention(true)
         }
     }
 }

@@ -264,6 +264,14 @@ fn last_of_page(status: &Value) -> Option<String> {
 
 /// The directories of forwarders on this machine, with one that is given.
 pub(crate) fn on_this_machine(given: Option<PathBuf>) -> Result<Vec<PathBuf>, Failure> {
+    if let Some(dir) = given
+        .as_ref()
+        .filter(|dir| !dir.join("store.redb").exists())
+    {
+        let why = format!("there is no store in {}", dir.display());
+        return Err(Failure::new(Code::NotFound, why)
+            .hint("--data-dir is the directory that `whrelay forwarder` was given"));
+    }
     let all = Paths::resolve()?.all_stores().into_iter();
     let forwarders = all.filter(|(_, role)| *role == whrelay_store::Role::Forwarder);
     let mut dirs: Vec<_> = forwarders.map(|(dir, _)| dir).collect();

@@ -69,7 +69,7 @@ Examples:
 
 A forwarder that is configured is asked, too: how many events wait there, and for whom.
 
-Exit codes: 0 done, 1 a store cannot be read, 2 wrong use, 4 the forwarder does not take the token";
+Exit codes: 0 done, 1 a store cannot be read, 2 wrong use, 3 there is no store in --data-dir, 4 the token is not valid";
 
 pub(super) const DOCTOR: &str = "\
 Examples:

@@ -34,7 +34,7 @@ pub(crate) async fn run(
     output: &Output,
 ) -> Result<(), Failure> {
     let stop = shutdown::on_signal();
-    let retention = args.retention.retention(true);
+    let retention = args.retention.of_forwarder(args.max_body);
     let dir = match args.data_dir {
         Some(dir) => dir,
         None => Paths::resolve()?.forwarder(),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::time::timeout;
 use whrelay_agent::control::Ask;
+use whrelay_agent::lines::Line;
 
 use crate::agents::{self, Round};
 use crate::args::StatusArgs;
@@ -65,14 +66,17 @@ pub(crate) async fn run(args: StatusArgs, output: &Output) -> Result<(), Failure
     if let Some(door) = configured {
         match timeout(PATIENCE, door.status()).await {
             Ok(Ok(status)) => show(&status, args.json, output)?,
-            Ok(Err(failure)) if failure.is_unreachable() => output.warn(failure.message()),
+            Ok(Err(failure)) if failure.is_unreachable() => {
+                warn(failure.message(), args.json, output)?;
+            }
             Ok(Err(failure)) => {
                 round.note::<()>(Err(failure));
             }
-            Err(_) => output.warn(&format!(
-                "the forwarder did not answer within {} s",
-                PATIENCE.as_secs()
-            )),
+            Err(_) => {
+                let seconds = PATIENCE.as_secs();
+                let why = format!("the forwarder did not answer within {seconds} s");
+                warn(&why, args.json, output)?;
+            }
         }
     }
     round.end(output)
@@ -90,6 +94,14 @@ fn configured(args: &StatusArgs, output: &Output) -> Result<Option<Door>, Failur
         }
         configured => configured,
     }
+}
+
+fn warn(text: &str, json: bool, output: &Output) -> Result<(), Failure> {
+    if json {
+        return output.line(&Line::warning(text.to_owned()), json);
+    }
+    output.warn(text);
+    Ok(())
 }
 
 fn show(status: &Value, json: bool, output: &Output) -> Result<(), Failure> {

@@ -1,5 +1,6 @@
 //! What a proxy before the forwarder refuses that the forwarder takes, and whether it ends idle connections.
 
+use serde_json::Value;
 use url::Url;
 use whrelay_agent::{Answerer, Management, probe_idle, probe_input};
 use whrelay_core::limits;
@@ -22,18 +23,12 @@ pub(super) async fn check(forwarder: &Url, token: Token, trust: Trust) -> Vec<Ch
         token: token.clone(),
     };
     let input = async {
-        let status = asked
-            .look(&["v1", "status"], &[("limit", "1")])
-            .await
-            .ok()?;
+        let status = asked.look(&["v1", "status"], &[]).await.ok()?;
         let largest = status["max_body"].as_u64();
         let largest = largest.unwrap_or(limits::MAX_BODY as u64);
         let answerer = probe_input(forwarder, &proxies, &trust, largest).await;
-        Some(input(
-            forwarder,
-            largest,
-            answerer.map_err(|e| e.to_string()),
-        ))
+        let input = input(forwarder, largest, answerer.map_err(|e| e.to_string()));
+        Some(refusing(&status).chain([input]).collect::<Vec<_>>())
     };
     let (idle, input) = tokio::join!(idle, input);
     let what = forwarder.as_str();
@@ -57,7 +52,7 @@ pub(super) async fn check(forwarder: &Url, token: Token, trust: Trust) -> Vec<Ch
             Check::new("tunnel", what, false, why.clone(), Some(hint))
         }
     };
-    input.into_iter().chain([idle]).collect()
+    input.into_iter().flatten().chain([idle]).collect()
 }
 
 fn input(forwarder: &Url, largest: u64, answerer: Result<Answerer, String>) -> Check {
@@ -81,4 +76,15 @@ fn input(forwarder: &Url, largest: u64, answerer: Result<Answerer, String>) -> C
         }
         Err(why) => check(false, why, Some("is the forwarder still running?")),
     }
+}
+
+/// The buckets that refuse new events.
+fn refusing(status: &Value) -> impl Iterator<Item = Check> + '_ {
+    let buckets = status["buckets"].as_array().into_iter().flatten();
+    buckets.filter_map(|bucket| {
+        let (name, why) = (bucket["bucket"].as_str()?, bucket["refuses"].as_str()?);
+        let hint = Some("`whrelay status` shows how many events wait there, and for whom");
+        let why = format!("refuses new events: {why}");
+        Some(Check::new("bucket", name, false, why, hint))
+    })
 }
