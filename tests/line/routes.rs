@@ -165,12 +165,12 @@ async fn of_what_came_before_only_as_much_as_is_wanted() {
     let (none, queued, told) = backlog(newest(0), 0..5).await;
     assert_eq!((none.len(), queued), (1, 0));
     assert!(
-        told[0].starts_with("5 events that the forwarder held"),
+        told[0].starts_with("discarded 5 events that the forwarder held"),
         "{told:?}"
     );
     let (two, queued, told) = backlog(newest(2), 0..5).await;
     assert_eq!((two.len(), queued), (3, 2));
-    assert!(told[0].starts_with("3 events"), "{told:?}");
+    assert!(told[0].starts_with("discarded 3 events"), "{told:?}");
     let long_ago = Backlog {
         newest: None,
         since: Some(Timestamp::EPOCH),
