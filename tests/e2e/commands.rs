@@ -140,6 +140,19 @@ async fn what_waits_is_discarded_by_a_person_and_stays_visible() {
     assert_eq!(receiver.events(), [ids[2].clone()]);
 }
 
+/// The curl command of a delivered event, and the request that it makes.
+fn made_by_curl(home: &Home, receiver: &Receiver, delivered: &Received) -> (String, Received) {
+    let show = ["events", "show", &delivered.event(), "--curl"];
+    let command = text(&home.run(&show).stdout);
+    let ran = std::process::Command::new("sh")
+        .args(["-c", &command])
+        .output();
+    assert!(ran.unwrap().status.success(), "{command}");
+    let made = receiver.seen().pop().unwrap();
+    assert!(made.event().is_empty(), "curl has made it");
+    (command, made)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_curl_command_makes_the_same_request_to_the_byte() {
     let (home, receiver) = (home(), Receiver::start().await);
@@ -165,17 +178,7 @@ async fn the_curl_command_makes_the_same_request_to_the_byte() {
         assert_eq!(answer.status(), 200);
         eventually("it arrives", || (receiver.count() > before).then_some(())).await;
         let delivered = receiver.seen().pop().unwrap();
-        let id = delivered.event();
-        let command = text(&home.run(&["events", "show", &id, "--curl"]).stdout);
-        let ran = std::process::Command::new("sh")
-            .args(["-c", &command])
-            .output();
-        assert!(ran.unwrap().status.success(), "{command}");
-        let made = receiver.seen().pop().unwrap();
-        assert!(
-            made.header("x-whrelay-event-id").is_empty(),
-            "curl has made it"
-        );
+        let (command, made) = made_by_curl(&home, &receiver, &delivered);
         let plain = |r: &Received| {
             let ours = |name: &str| name.to_lowercase().starts_with("x-whrelay-");
             let mut fields: Vec<_> = r.headers.clone();
@@ -203,14 +206,7 @@ async fn the_curl_command_sends_a_raw_path_as_it_came() {
         assert_eq!(raw(address, head.as_bytes()).await.status, 200, "{tail}");
         eventually("it arrives", || (receiver.count() > before).then_some(())).await;
         let delivered = receiver.seen().pop().unwrap();
-        let id = delivered.event();
-        let command = text(&home.run(&["events", "show", &id, "--curl"]).stdout);
-        let ran = std::process::Command::new("sh")
-            .args(["-c", &command])
-            .output();
-        assert!(ran.unwrap().status.success(), "{command}");
-        let made = receiver.seen().pop().unwrap();
-        assert!(made.event().is_empty(), "curl has made it");
+        let (command, made) = made_by_curl(&home, &receiver, &delivered);
         assert_eq!(made.path, delivered.path, "{command}");
         assert!(made.path.ends_with(tail), "{}", made.path);
     }

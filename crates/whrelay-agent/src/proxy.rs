@@ -80,7 +80,7 @@ impl Proxies {
     /// The proxy on the way to a forwarder. This machine is always reached directly.
     ///
     /// # Errors
-    /// When a proxy is set that is none for HTTP, or that would read the token.
+    /// When the proxy that is set does not speak HTTP, or would read the token.
     pub(crate) fn toward(&self, forwarder: &Url) -> Result<Option<Intercept>, NotThrough> {
         let Some(proxy) = self.named_for(forwarder) else {
             return Ok(None);

@@ -67,7 +67,7 @@ Examples:
   whrelay status --forwarder https://hooks.example.com --token-file token
   whrelay status --json | jq .stalled
 
-A forwarder that is configured is asked, too: how many events wait there, and for whom.
+`status` also shows how many events are queued at the configured forwarder, and for which subscriptions.
 
 Exit codes: 0 done, 1 a store cannot be read, 2 wrong use, 3 there is no store in --data-dir, 4 the token is not valid";
 
