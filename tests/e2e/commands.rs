@@ -213,6 +213,36 @@ async fn the_curl_command_sends_a_raw_path_as_it_came() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn trigger_signs_with_the_secret_at_the_place_that_is_named() {
+    let (mut home, receiver) = (home(), Receiver::start().await);
+    let to = receiver.target();
+    home.set("HOOK_SECRET", "secret");
+    for secret in ["secret", "env:HOOK_SECRET"] {
+        let args = [
+            "trigger",
+            "github",
+            "--body",
+            "/dev/null",
+            "--to",
+            &to,
+            "--secret",
+            secret,
+        ];
+        let (code, said) = told(&home, &args);
+        assert_eq!(code, Some(0), "{said}");
+        let is_seen = said.contains("every user of this machine");
+        assert_eq!(is_seen, secret == "secret", "{said}");
+    }
+    let seen = receiver.seen();
+    let signature = |n: usize| seen[n].header("x-hub-signature-256");
+    assert!(!signature(0).is_empty());
+    assert_eq!(signature(0), signature(1));
+    let (code, said) = told(&home, &["events", "evt_01"]);
+    assert_eq!(code, Some(2));
+    assert!(said.contains("whrelay events show evt_01"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn events_are_exported_whole() {
     let (home, receiver) = (home(), Receiver::start().await);
     let (listen, url) = home.listen(&["--to", &receiver.target()]).await;

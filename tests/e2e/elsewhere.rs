@@ -137,6 +137,29 @@ async fn the_doctor_names_a_proxy_that_refuses_what_the_forwarder_takes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_passes_no_upgrade_is_named_and_dialled_again() {
+    let (there, here) = (home(), home());
+    let bind = port::quiet();
+    let cloud = Cloud::start_at(&there, &bind).await;
+    let without_upgrade = |head: &str| {
+        let json = r#"{"detail":"a websocket is needed"}"#;
+        let length = json.len();
+        let answer = format!(
+            "HTTP/1.1 400 Bad Request\r\nContent-Type: application/problem+json\r\n\
+             Content-Length: {length}\r\n\r\n{json}"
+        );
+        head.starts_with("GET /v1/tunnel").then_some(answer)
+    };
+    let url = server(without_upgrade, bind).await;
+    let flags = ["--forwarder", &url, "--token-file", &cloud.token_file];
+    let listen = [&["listen", "3000"][..], &flags].concat();
+    let (code, said) = tokio::task::block_in_place(|| told(&here, &listen));
+    // It would be 1 where dialling again cannot help.
+    assert_eq!(code, Some(5), "{said}");
+    assert!(said.contains("proxy_set_header Upgrade"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn words_of_a_forwarder_elsewhere_do_not_control_the_terminal() {
     let (there, here) = (home(), home());
     let cloud = Cloud::start(&there).await;

@@ -211,3 +211,22 @@ async fn replays_keep_to_their_rate() {
     assert!(said.contains("at most 24 h"), "{said}");
     assert_eq!(listen.terminate().await, Some(0));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_field_that_no_request_would_get_is_refused() {
+    let (home, receiver) = (home(), Receiver::start().await);
+    let to = receiver.target();
+    let (mut listen, url) = home.listen(&["--to", &to]).await;
+    let event = send(&url, "x").await;
+    listen.wait_state(&event, "sent").await;
+    let with_field = ["replay", &event, "-H", "X-Test: yes"];
+    assert_eq!(told(&home, &with_field).0, Some(2), "it runs");
+    assert_eq!(listen.terminate().await, Some(0));
+    let (code, said) = told(&home, &with_field);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("--to"), "{said}");
+    let elsewhere = [&with_field[..], &["--to", &to]].concat();
+    assert_eq!(told(&home, &elsewhere).0, Some(0));
+    assert_eq!(receiver.count(), 2, "nothing was queued by a refusal");
+    assert_eq!(receiver.seen()[1].header("x-test"), "yes");
+}

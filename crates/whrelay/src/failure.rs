@@ -9,6 +9,8 @@ use whrelay_agent::control::Unanswered;
 use whrelay_agent::{AgentError, ManagementError};
 use whrelay_store::{Fault, OpenError, StoreError};
 
+use crate::agents::LISTEN;
+use crate::embedded::FORWARDER;
 use crate::output::Output;
 
 /// The exit codes of the contract.
@@ -130,10 +132,10 @@ impl From<OpenError> for Failure {
         match error {
             OpenError::InUse { purpose, .. } => Self::new(Code::InUse, message).hint(
                 match purpose.as_str() {
-                    "listen" => {
+                    LISTEN => {
                         "add the target there (`listen --to A --to B`), or give this one another --bucket"
                     }
-                    "forwarder" => "stop that process, or give this one another --data-dir",
+                    FORWARDER => "stop that process, or give this one another --data-dir",
                     _ => "try again once that process has ended",
                 },
             ),
