@@ -6,6 +6,7 @@
 mod commands;
 mod company;
 mod copies;
+mod curl;
 mod doors;
 mod elsewhere;
 mod interactive;
