@@ -17,6 +17,7 @@ mod socket;
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Instant;
 
 pub(crate) use socket::Gate;
@@ -50,16 +51,24 @@ pub(crate) fn run(binary: &str, agents: usize) -> bool {
     }
     // Everything runs in a home of its own, from where a relative path leads nowhere.
     let binary = std::fs::canonicalize(binary).unwrap();
-    let binary = binary.to_str().unwrap();
+    let binary: Arc<str> = binary.to_str().unwrap().into();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let began = Instant::now();
-    let timed = async |told: Told| (told, began.elapsed().as_secs_f64());
+    let timed = move |told: Told| (told, began.elapsed().as_secs_f64());
     let parts = runtime.block_on(async {
-        let storm = async { timed(reconnect::storm(binary, agents).await).await };
-        let hostile = async { timed(agents::attack(binary, SEEDS).await).await };
-        let rogue = async { timed(forwarders::attack(binary).await).await };
-        let (storm, hostile, rogue) = tokio::join!(storm, hostile, rogue);
-        let deaf = timed(pressure::deafness(binary).await).await;
+        // Each is a task of its own: one of them waits for commands, which holds up what is in the same task.
+        let of = || Arc::clone(&binary);
+        let (for_storm, for_hostile, for_rogue) = (of(), of(), of());
+        let storm = async move { timed(reconnect::storm(&for_storm, agents).await) };
+        let hostile = async move { timed(agents::attack(&for_hostile, SEEDS).await) };
+        let rogue = async move { timed(forwarders::attack(&for_rogue).await) };
+        let (storm, hostile, rogue) = tokio::join!(
+            tokio::spawn(storm),
+            tokio::spawn(hostile),
+            tokio::spawn(rogue)
+        );
+        let (storm, hostile, rogue) = (storm.unwrap(), hostile.unwrap(), rogue.unwrap());
+        let deaf = timed(pressure::deafness(&binary).await);
         [
             (
                 "hostile agents at a forwarder (P1-P3, P6, N5, N7, N9, N12)",
