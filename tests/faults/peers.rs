@@ -56,18 +56,14 @@ pub(crate) fn run(binary: &str, agents: usize) -> bool {
     let began = Instant::now();
     let timed = move |told: Told| (told, began.elapsed().as_secs_f64());
     let parts = runtime.block_on(async {
-        // Each is a task of its own: one of them waits for commands, which holds up what is in the same task.
-        let of = || Arc::clone(&binary);
-        let (for_storm, for_hostile, for_rogue) = (of(), of(), of());
+        // The rogue's part waits for commands, which would hold up the others in the same task.
+        let (for_storm, for_hostile) = (Arc::clone(&binary), Arc::clone(&binary));
         let storm = async move { timed(reconnect::storm(&for_storm, agents).await) };
         let hostile = async move { timed(agents::attack(&for_hostile, SEEDS).await) };
-        let rogue = async move { timed(forwarders::attack(&for_rogue).await) };
-        let (storm, hostile, rogue) = tokio::join!(
-            tokio::spawn(storm),
-            tokio::spawn(hostile),
-            tokio::spawn(rogue)
-        );
-        let (storm, hostile, rogue) = (storm.unwrap(), hostile.unwrap(), rogue.unwrap());
+        let rogue = async { timed(forwarders::attack(&binary).await) };
+        let (storm, hostile, rogue) =
+            tokio::join!(tokio::spawn(storm), tokio::spawn(hostile), rogue);
+        let (storm, hostile) = (storm.unwrap(), hostile.unwrap());
         let deaf = timed(pressure::deafness(&binary).await);
         [
             (
