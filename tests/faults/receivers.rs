@@ -37,8 +37,6 @@ const DRAINS_WITHIN: Duration = Duration::from_secs(10);
 const HEALTHY_WITHIN: Duration = Duration::from_secs(3);
 /// How soon what is done is said.
 const TOLD_WITHIN: Duration = Duration::from_secs(5);
-/// How long a sender waits after a 503.
-const POST_AGAIN: Duration = Duration::from_millis(200);
 /// How soon a connection that was given up has to be seen closed.
 const CLOSED_WITHIN: Duration = Duration::from_secs(2);
 /// Most memory the process may ever have used, in kB: a few of the large bodies on their way.
@@ -204,21 +202,11 @@ impl Side {
 
     /// One event and more for each mode.
     async fn post(&self, modes: &[Mode]) -> Vec<Sent> {
-        let client = sender::client();
         let each = modes.iter().flat_map(|mode| vec![*mode; mode.events]);
         let posts = each.map(|mode| {
             let url = format!("{}/{}", self.url, mode.name);
-            let request = client.post(url).body(vec![b'x'; mode.body]);
             async move {
-                let answer = loop {
-                    let answer = request.try_clone().unwrap().send().await.unwrap();
-                    if answer.status() != 503 {
-                        break answer.error_for_status().unwrap();
-                    }
-                    // The disk is slow, and senders try again.
-                    tokio::time::sleep(POST_AGAIN).await;
-                };
-                let event = sender::id_of(&answer.text().await.unwrap());
+                let event = sender::send_again(&url, vec![b'x'; mode.body]).await;
                 let at = Instant::now();
                 Sent { event, mode, at }
             }

@@ -1,10 +1,13 @@
 //! Those who send webhooks: well behaved, and raw.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+
+/// How long a sender waits after a 503.
+const AGAIN: Duration = Duration::from_millis(200);
 
 /// A client that adds nothing of its own.
 pub fn client() -> reqwest::Client {
@@ -18,6 +21,22 @@ pub async fn send(url: &str, body: impl Into<reqwest::Body>) -> String {
     let text = response.text().await.unwrap();
     assert!(status.is_success(), "{status}: {text}");
     id_of(&text)
+}
+
+/// The same, and sends again after a 503, as providers do: a disk may be slow for a moment.
+pub async fn send_again(url: &str, body: Vec<u8>) -> String {
+    let (client, began) = (client(), Instant::now());
+    loop {
+        let response = client.post(url).body(body.clone()).send().await.unwrap();
+        let status = response.status();
+        let text = response.text().await.unwrap();
+        if status.is_success() {
+            return id_of(&text);
+        }
+        let may_wait = status == 503 && began.elapsed() < crate::PATIENCE;
+        assert!(may_wait, "{status}: {text}");
+        tokio::time::sleep(AGAIN).await;
+    }
 }
 
 /// The event id in an answer.

@@ -44,10 +44,10 @@ pub(crate) async fn attack(binary: &str, seeds: u64) -> Told {
     let heavy = ensure(&gate, pressure::HEAVY).await;
     ensure(&gate, PREY).await;
     for n in 0..acks::EVENTS {
-        sender::send(&victim, n.to_string()).await;
+        sender::send_again(&victim, n.to_string().into()).await;
     }
     for _ in 0..pressure::HEAVY_EVENTS {
-        sender::send(&heavy, vec![7; pressure::HEAVY_BODY]).await;
+        sender::send_again(&heavy, vec![7; pressure::HEAVY_BODY]).await;
     }
     let bystander = Bystander::start(&here, &cloud).await;
     let (handshakes, frames, mutants, acks, pressure) = tokio::join!(

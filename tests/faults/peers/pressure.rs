@@ -101,7 +101,7 @@ pub(crate) async fn deafness(binary: &str) -> Told {
     let gate = gate_of(&cloud);
     let (heavy, light) = (ensure(&gate, HEAVY).await, ensure(&gate, "light").await);
     for _ in 0..LARGEST_EVENTS {
-        sender::send(&heavy, vec![7; limits::MAX_BODY]).await;
+        sender::send_again(&heavy, vec![7; limits::MAX_BODY]).await;
     }
     let mut findings = Vec::new();
     let mut tunnels = Vec::new();
@@ -139,7 +139,7 @@ async fn listens(gate: &Gate, url: &str) -> Result<(), String> {
     let hello = hello("light", "reads", None);
     socket.send(&said(Frame::Hello(hello))).await;
     for n in 1..=LIGHT_EVENTS {
-        sender::send(url, vec![1; 2000]).await;
+        sender::send_again(url, vec![1; 2000]).await;
         if !socket
             .until(DEAF_FOR, |heard| heard.places.len() == n)
             .await
