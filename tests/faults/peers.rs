@@ -18,7 +18,7 @@ mod socket;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub(crate) use socket::Gate;
 use whrelay_agent::Proxies;
@@ -33,6 +33,8 @@ use crate::report::{self, Row};
 const SEEDS: u64 = 2200;
 /// Agents that come back at once, where nobody says how many.
 pub(crate) const AGENTS: usize = 2000;
+/// What a busy machine adds to a timeout.
+const SLACK: Duration = Duration::from_secs(5);
 /// Files that a process holds open beside its agents' sockets.
 const OTHER_FILES: usize = 2000;
 
@@ -56,7 +58,6 @@ pub(crate) fn run(binary: &str, agents: usize) -> bool {
     let began = Instant::now();
     let timed = move |told: Told| (told, began.elapsed().as_secs_f64());
     let parts = runtime.block_on(async {
-        // The rogue's part waits for commands, which would hold up the others in the same task.
         let (for_storm, for_hostile) = (Arc::clone(&binary), Arc::clone(&binary));
         let storm = async move { timed(reconnect::storm(&for_storm, agents).await) };
         let hostile = async move { timed(agents::attack(&for_hostile, SEEDS).await) };

@@ -93,6 +93,12 @@ impl Home {
         self.command(args).output().unwrap()
     }
 
+    /// The same, while other futures of the same task go on.
+    pub async fn output(&self, args: &[&str]) -> Output {
+        let mut command = tokio::process::Command::from(self.command(args));
+        command.output().await.unwrap()
+    }
+
     /// Starts a command whose stdout is JSON lines.
     pub fn start(&self, args: &[&str]) -> Process {
         Self::spawn(self.command(args))

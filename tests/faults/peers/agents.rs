@@ -43,6 +43,7 @@ pub(crate) async fn attack(binary: &str, seeds: u64) -> Told {
     let victim = ensure(&gate, acks::VICTIM).await;
     let heavy = ensure(&gate, pressure::HEAVY).await;
     ensure(&gate, PREY).await;
+    ensure(&gate, mutants::MUTANTS).await;
     for n in 0..acks::EVENTS {
         sender::send_again(&victim, n.to_string().into()).await;
     }
@@ -201,6 +202,7 @@ async fn places(cloud: &Cloud, served: u64) -> Vec<String> {
         (acks::VICTIM, acks::EVENTS),
         (pressure::HEAVY, pressure::HEAVY_EVENTS as u64),
         (PREY, 0),
+        (mutants::MUTANTS, 0),
     ];
     for (name, events) in held {
         let bucket = buckets

@@ -25,7 +25,7 @@ use super::{Told, ensure, gate_of, most_memory};
 
 /// Most memory an agent may ever have used, in MB: a frame of the largest size, its event on the
 /// way to the disk and to the target, the store's cache.
-const MEMORY: u64 = 160;
+const MEMORY: u64 = 3 * (limits::MAX_FRAME >> 20) as u64 + 60;
 /// Agents that are lied to, each with its share of the lies.
 const LANES: usize = 4;
 /// Agents that dial for the first time, at once.
@@ -178,11 +178,11 @@ impl Stage {
             findings.push(format!("the agent used {memory} MB, more than {MEMORY}"));
         }
         findings.extend(outside(&self.receiver));
-        let list = self.here.run(&["events", "-n", "1000"]);
+        let list = self.here.output(&["events", "-n", "1000"]).await;
         let list =
             [list.stdout, list.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
         if self.listen.has_ended() {
-            findings.push("the agent ended".to_owned());
+            findings.push(format!("the agent ended: {:?}", self.listen.stderr()));
         } else if self.listen.terminate().await != Some(0) {
             findings.push("the agent did not stop well".to_owned());
         }
@@ -304,11 +304,13 @@ async fn lie(binary: &str, lane: usize) -> Found {
     let mut stage = Stage::set(binary).await;
     let (mut tried, mut findings) = (0, Vec::new());
     let mut played = stage.good_session().await.map(drop);
-    for n in (lane..lies::later(FIRST).len()).step_by(LANES) {
+    for n in (lane..lies::count()).step_by(LANES) {
         if played.is_err() {
             break;
         }
-        let (name, answer, then) = lies::later(stage.place).swap_remove(n);
+        let place = stage.place;
+        let made = tokio::task::spawn_blocking(move || lies::nth(n, place));
+        let (name, answer, then) = made.await.unwrap();
         stage.place += APART;
         let found = tell(&mut stage, &answer, then).await;
         findings.extend(found.err().map(|why| format!("a lie, {name}: {why}")));
@@ -383,7 +385,7 @@ async fn fates(stage: &mut Stage) -> Result<(), String> {
     let due = all.iter().filter(|(_, fate)| *fate != Fate::Never).count();
     let began = Instant::now();
     let states = loop {
-        let states = states(&stage.here);
+        let states = states(&stage.here).await;
         let open = states
             .iter()
             .any(|state| state != "sent" && state != "dead");
@@ -408,8 +410,8 @@ async fn fates(stage: &mut Stage) -> Result<(), String> {
     }
 }
 
-fn states(home: &Home) -> Vec<String> {
-    let output = home.run(&["events", "-n", "100000", "--json"]);
+async fn states(home: &Home) -> Vec<String> {
+    let output = home.output(&["events", "-n", "100000", "--json"]).await;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let lines = text
         .lines()
@@ -487,7 +489,7 @@ async fn tiny(stage: &mut Stage) -> Result<(), String> {
         sent += TINY_FRAME;
     }
     acked(&mut socket, TINY).await?;
-    let held = waiting(&stage.here);
+    let held = waiting(&stage.here).await;
     if held != TINY {
         return Err(format!("{held} deliveries wait, not {TINY}"));
     }
@@ -496,7 +498,7 @@ async fn tiny(stage: &mut Stage) -> Result<(), String> {
     let began = Instant::now();
     let due = TINY + stage.waiting.len() as u64;
     loop {
-        let held = waiting(&stage.here);
+        let held = waiting(&stage.here).await;
         if held == due {
             return Ok(());
         }
@@ -508,8 +510,8 @@ async fn tiny(stage: &mut Stage) -> Result<(), String> {
 }
 
 /// Deliveries that wait.
-fn waiting(home: &Home) -> u64 {
-    let output = home.run(&["status", "--json"]);
+async fn waiting(home: &Home) -> u64 {
+    let output = home.output(&["status", "--json"]).await;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let lines = text
         .lines()

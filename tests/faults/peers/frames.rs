@@ -5,16 +5,17 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream;
-use whrelay_core::limits::MAX_AGENT_FRAME;
+use whrelay_core::limits::{self, MAX_AGENT_FRAME};
 use whrelay_proto::frame::{Ack, Events, Frame, Hello, Refused, RefusedCode, Resume, Welcome};
 use whrelay_proto::{AgentSession, codec};
 
+use super::SLACK;
 use super::socket::{BINARY, CLOSE, Gate, PING, PONG, Socket, TEXT, header, masked, said};
 
 /// The bucket that hostile agents may have.
 pub(crate) const PREY: &str = "prey";
-/// How soon a breach has to end the tunnel: the hello timeout, and a busy machine.
-const ENDS_WITHIN: Duration = Duration::from_secs(12);
+/// How soon a breach has to end the tunnel.
+const ENDS_WITHIN: Duration = limits::HELLO_TIMEOUT.saturating_add(SLACK);
 const TOGETHER: usize = 16;
 
 /// How a tunnel has to end.
@@ -86,7 +87,7 @@ async fn play(gate: &Gate, n: usize, live: bool, bytes: &[u8], ends: Ends) -> Re
             .until(ENDS_WITHIN, |heard| heard.welcome.is_some())
             .await
         {
-            return Err("not even welcomed".into());
+            return Err(format!("not even welcomed, but {:?}", socket.heard.refused));
         }
     }
     socket.send(bytes).await;

@@ -164,8 +164,50 @@ pub(crate) fn first() -> Vec<(&'static str, Answer, Answer, i32)> {
     ]
 }
 
-/// Answers to an agent that dials again.
-pub(crate) fn later(place: u64) -> Vec<(String, Answer, Then)> {
+/// A lie to an agent that dials again.
+pub(crate) type Lie = (String, Answer, Then);
+
+/// As large as a frame may be, or larger: they take long to make.
+const LARGE: [fn(u64) -> Lie; 2] = [
+    |_| {
+        let piece = vec![0; 1 << 20];
+        let pieces = plain(0x00, &piece).repeat(MAX_FRAME / piece.len() + 1);
+        let hail = told(Frame::Welcome(welcome(1)));
+        let bytes = [hail, plain(0x02, b"x"), pieces].concat();
+        (
+            "fragments without end".into(),
+            Answer::Tunnel(bytes),
+            Then::HangsUp,
+        )
+    },
+    |place| {
+        let mut event = event(place + 1);
+        event.body = vec![7; LARGEST_MAX_BODY + 1].into();
+        let hail = told(Frame::Welcome(welcome(place)));
+        let bytes = [hail, events(place, place + 1, vec![event])].concat();
+        (
+            "one byte over the largest body".into(),
+            Answer::Tunnel(bytes),
+            Then::Acks(place + 1),
+        )
+    },
+];
+
+/// How many lies there are.
+pub(crate) fn count() -> usize {
+    later(1).len() + LARGE.len()
+}
+
+/// One of them, for an agent that has the events up to a place.
+pub(crate) fn nth(n: usize, place: u64) -> Lie {
+    let mut small = later(place);
+    match n.checked_sub(small.len()) {
+        Some(n) => LARGE[n](place),
+        None => small.swap_remove(n),
+    }
+}
+
+fn later(place: u64) -> Vec<Lie> {
     let mut all: Vec<_> = shakes()
         .into_iter()
         .map(|(name, answer)| (name.to_owned(), answer, Then::HangsUp))
@@ -344,8 +386,6 @@ fn broken() -> Vec<(&'static str, Vec<u8>)> {
         plain(BINARY, &[&[kind][..], &length, head].concat())
     };
     let good = codec::encode(Frame::Welcome(welcome(1)));
-    let piece = vec![0; 1 << 20];
-    let pieces = plain(0x00, &piece).repeat(MAX_FRAME / piece.len() + 1);
     vec![
         ("masked", masked(BINARY, &good)),
         ("reserved bits", plain(BINARY | 0x40, &good)),
@@ -357,10 +397,6 @@ fn broken() -> Vec<(&'static str, Vec<u8>)> {
             after(header(BINARY, MAX_FRAME as u64 + 1, 0)),
         ),
         ("2^63 bytes announced", header(BINARY, 1 << 63, 0)),
-        (
-            "fragments without end",
-            after([plain(0x02, b"x"), pieces].concat()),
-        ),
         ("text", after(plain(TEXT, ESCAPES.as_bytes()))),
         ("text that is none", after(plain(TEXT, &[0xff, 0xfe]))),
         ("a close", after(plain(CLOSE, &[3, 0xe8]))),
@@ -467,11 +503,6 @@ fn odd(place: u64) -> Vec<(&'static str, Vec<u8>, u64)> {
         (
             "received last of all",
             with(|event| event.head.received_at = i64::MAX),
-            next,
-        ),
-        (
-            "one byte over the largest body",
-            with(|event| event.body = vec![7; LARGEST_MAX_BODY + 1].into()),
             next,
         ),
         (

@@ -6,17 +6,21 @@ use std::time::Duration;
 use futures_util::{StreamExt, stream};
 use tokio::io::AsyncWriteExt;
 use whrelay_core::id::EventId;
+use whrelay_core::limits;
 use whrelay_proto::codec;
 use whrelay_proto::frame::{
     Ack, EventHead, Events, Frame, Refused, RefusedCode, Resume, Welcome, WireEvent, WireHeader,
 };
 
-use super::frames::{PREY, hello};
+use super::SLACK;
+use super::frames::hello;
 use super::socket::{BINARY, Gate, TEXT, masked, said};
 use crate::chance::Chance;
 
+/// The bucket that mutants may have: their subscriptions fill it.
+pub(crate) const MUTANTS: &str = "mutants";
 const TOGETHER: usize = 16;
-const ENDS_WITHIN: Duration = Duration::from_secs(12);
+const ENDS_WITHIN: Duration = limits::HELLO_TIMEOUT.saturating_add(SLACK);
 /// Longest that is pure chance.
 const LONGEST: usize = 300;
 
@@ -41,7 +45,7 @@ async fn run(gate: &Gate, seed: u64) -> Option<String> {
 async fn play(gate: &Gate, seed: u64, chance: &mut Chance) -> Result<(), String> {
     let mut socket = gate.enter().await?;
     if chance.permille(700) {
-        let hello = hello(PREY, &format!("mutant-{seed}"), None);
+        let hello = hello(MUTANTS, &format!("mutant-{seed}"), None);
         socket.send(&said(Frame::Hello(hello))).await;
     }
     socket.send(&bent(chance)).await;
@@ -102,7 +106,7 @@ fn good(chance: &mut Chance) -> Frame {
     match chance.below(5) {
         0 => {
             let resume = Resume::at("another", chance.bits());
-            Frame::Hello(hello(PREY, "bent", Some(resume)))
+            Frame::Hello(hello(MUTANTS, "bent", Some(resume)))
         }
         1 => Frame::Ack(Ack {
             upto: chance.below(10),
