@@ -67,15 +67,34 @@ async fn the_curl_command_sends_a_raw_path_as_it_came() {
     let (_listen, url) = home.listen(&["--to", &receiver.target()]).await;
     let address = url.parse::<url::Url>().unwrap();
     let address = address.socket_addrs(|| None).unwrap().remove(0);
-    for tail in ["/caf\u{e9}", "/a//\"b\"", "?q=<\u{4f60}>&r=`id`"] {
-        let path = path_of(&url) + tail;
-        let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n");
+    let tails = [
+        "/caf\u{e9}".as_bytes(),
+        b"/a//\"b\"",
+        "?q=<\u{4f60}>&r=`id`".as_bytes(),
+        b"/caf\xe9'\"?\xff",
+    ];
+    for tail in tails {
+        let (path, shown) = (path_of(&url), tail.escape_ascii());
+        let head = b" HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n";
+        let request = [b"POST ", path.as_bytes(), tail, head].concat();
         let before = receiver.count();
-        assert_eq!(raw(address, head.as_bytes()).await.status, 200, "{tail}");
+        assert_eq!(raw(address, &request).await.status, 200, "{shown}");
         eventually("it arrives", || (receiver.count() > before).then_some(())).await;
         let delivered = receiver.seen().pop().unwrap();
         let (command, made) = made_by_curl(&home, &receiver, &delivered);
-        assert_eq!(made.path, delivered.path, "{command}");
-        assert!(made.path.ends_with(tail), "{}", made.path);
+        assert_eq!(made.target, delivered.target, "{command}");
+        assert!(made.target.ends_with(tail), "{}", made.path);
     }
+    let har = home.run(&["events", "export", "--format", "har"]);
+    let har: serde_json::Value = serde_json::from_slice(&har.stdout).unwrap();
+    let entries = har["log"]["entries"].as_array().unwrap();
+    let ends = |entry: &serde_json::Value| {
+        entry["request"]["url"]
+            .as_str()
+            .unwrap()
+            .ends_with("/caf%E9'\"?%FF")
+    };
+    assert!(entries.iter().any(ends), "{entries:?}");
+    let list = text(&home.run(&["events"]).stdout);
+    assert!(list.contains("/caf\\xe9'\"?\\xff"), "{list}");
 }

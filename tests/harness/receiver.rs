@@ -19,6 +19,8 @@ pub struct Received {
     pub method: String,
     /// The request target.
     pub path: String,
+    /// The same, as bytes.
+    pub target: Vec<u8>,
     /// Header lines, in order, names as on the wire, values as bytes.
     pub headers: Vec<(String, Vec<u8>)>,
     /// The body.
@@ -221,11 +223,10 @@ async fn read_request(
     if reading.read_until(b'\n', &mut line).await? == 0 {
         return Ok(None);
     }
-    let first = String::from_utf8_lossy(&line).trim_end().to_owned();
-    let mut parts = first.split(' ');
-    let (method, path) = (
-        parts.next().unwrap_or_default(),
-        parts.next().unwrap_or_default(),
+    let mut parts = line.trim_ascii_end().split(|byte| *byte == b' ');
+    let (method, target) = (
+        parts.next().unwrap_or_default().to_vec(),
+        parts.next().unwrap_or_default().to_vec(),
     );
     let mut headers = Vec::new();
     loop {
@@ -238,10 +239,11 @@ async fn read_request(
         let name = String::from_utf8_lossy(&line[..colon]).into_owned();
         headers.push((name, line[colon + 1..].trim_ascii().to_vec()));
     }
-    let (method, path) = (method.to_owned(), path.to_owned());
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let mut request = Received {
-        method,
-        path,
+        method: text(&method),
+        path: text(&target),
+        target,
         headers,
         body: Vec::new(),
         at: Instant::now(),

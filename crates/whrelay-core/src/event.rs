@@ -20,7 +20,8 @@ pub struct Header {
 pub struct Request {
     /// The method, as it came.
     pub method: String,
-    /// What followed the bucket key in the path: empty, or with its leading slash, never decoded.
+    /// What followed the bucket key in the path: empty, or with its leading slash, never decoded. Bytes that are not
+    /// UTF-8 are here as [`crate::octets`] writes them, and in the query.
     pub tail: String,
     /// What followed the first `?`, never decoded.
     pub query: Option<String>,

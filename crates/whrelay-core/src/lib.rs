@@ -12,6 +12,7 @@ pub mod event;
 pub mod history;
 pub mod id;
 pub mod limits;
+pub mod octets;
 pub mod outcome;
 pub mod pace;
 pub mod retention;

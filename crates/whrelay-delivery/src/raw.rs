@@ -1,27 +1,31 @@
-//! Characters that a sender wrote raw in a request's target and that a `Uri` does not take: they are written in another
-//! way for hyper, and as they were on the wire. It must not know what a target means.
+//! Bytes that a sender wrote raw in a request's target and that a `Uri` does not take: they are written in another way
+//! for hyper, and as they were on the wire. It must not know what a target means.
 
 use std::borrow::Cow;
 
 use http::Uri;
+use whrelay_core::octets;
 
-/// The characters.
+/// Characters among them.
 const RAW: &[char] = &['"', '<', '>', '`'];
 /// Begins what stands for one of them, or for a percent sign with which this would begin: two hexadecimal digits follow.
 const MARK: &str = "%~";
 
 /// A target as hyper takes it.
 pub(crate) fn marked(target: &str) -> Cow<'_, str> {
-    if !target.contains(RAW) && !target.contains(MARK) {
+    let is_other = |character| octets::of_char(character).is_some();
+    if !target.contains(RAW) && !target.contains(MARK) && !target.contains(is_other) {
         return Cow::Borrowed(target);
     }
     let mut marked = String::with_capacity(2 * target.len());
     let mut rest = target.chars().peekable();
     while let Some(character) = rest.next() {
         let would_begin = character == '%' && rest.peek() == Some(&'~');
-        match RAW.contains(&character) || would_begin {
-            true => marked += &format!("{MARK}{:02X}", u32::from(character)),
-            false => marked.push(character),
+        let is_marked = RAW.contains(&character) || would_begin;
+        let byte = octets::of_char(character);
+        match byte.or_else(|| u8::try_from(character).ok().filter(|_| is_marked)) {
+            Some(byte) => marked += &format!("{MARK}{byte:02X}"),
+            None => marked.push(character),
         }
     }
     Cow::Owned(marked)
@@ -54,14 +58,14 @@ mod tests {
     use super::*;
 
     /// What goes over the wire for a target.
-    fn sent(target: &str) -> String {
+    fn sent(target: &str) -> Vec<u8> {
         let marked = marked(target);
         let uri = Uri::try_from(marked.as_ref()).expect("hyper takes it");
         let head = format!("POST {uri} HTTP/1.1\r\nX: %~3C\r\n\r\n");
         let Some((line, length)) = first_line(head.as_bytes()) else {
-            return head;
+            return head.into_bytes();
         };
-        String::from_utf8(line).expect("text") + &head[length..]
+        [&line, &head.as_bytes()[length..]].concat()
     }
 
     #[test]
@@ -75,8 +79,15 @@ mod tests {
             "/\u{e9}<\u{e9}",
         ] {
             let head = format!("POST {target} HTTP/1.1\r\nX: %~3C\r\n\r\n");
-            assert_eq!(sent(target), head);
+            assert_eq!(sent(target), head.as_bytes());
         }
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_go_out_as_they_came() {
+        let target = b"/caf\xe9<\xc3\xa9?q=\xff%~";
+        let head = [b"POST ", &target[..], b" HTTP/1.1\r\nX: %~3C\r\n\r\n"].concat();
+        assert_eq!(sent(&octets::to_text(target)), head);
     }
 
     #[test]
@@ -91,7 +102,7 @@ mod tests {
         fn every_target_goes_out_as_it_is(tail in "[a-z%~\"<>`/?=3C]{0,30}") {
             let target = format!("/{tail}");
             let head = format!("POST {target} HTTP/1.1\r\nX: %~3C\r\n\r\n");
-            prop_assert_eq!(sent(&target), head);
+            prop_assert_eq!(sent(&target), head.as_bytes());
         }
     }
 }

@@ -26,7 +26,7 @@ use crate::body::Whole;
 use crate::problem::{Problem, RETRY_SOON};
 use crate::refusals::{Reason, Refusal, Shown};
 use crate::seats::Seat;
-use crate::target::TakenOut;
+use crate::target::Written;
 
 /// The answer to an accepted webhook.
 #[derive(Debug, Serialize)]
@@ -42,8 +42,8 @@ pub(crate) async fn receive(
 ) -> Result<Json<Accepted>, Problem> {
     let (mut parts, body) = request.into_parts();
     as_http1(&mut parts);
-    let taken = parts.extensions.get::<TakenOut>();
-    let (path, query) = taken.cloned().unwrap_or_default().put_back(&parts.uri);
+    let written = parts.extensions.remove::<Written>();
+    let (path, query) = written.unwrap_or_default().target(&parts.uri);
     let (key, tail) = split_path(&path);
     let unknown = || Problem::new(StatusCode::NOT_FOUND, "no such input URL");
     let bucket = shared.registry.by_key(key).ok_or_else(unknown)?;

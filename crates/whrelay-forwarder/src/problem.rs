@@ -15,6 +15,7 @@ use whrelay_store::StoreError;
 use crate::Shared;
 use crate::refusals::{Reason, Refusal, Shown};
 use crate::seats::Seat;
+use crate::target::Written;
 
 /// When a sender comes again after trouble of our own.
 pub(crate) const RETRY_SOON: Duration = Duration::from_secs(5);
@@ -159,7 +160,9 @@ pub(crate) async fn within_limits(
 ) -> Response {
     const LINE: usize = "  HTTP/1.1\r\n".len();
     let uri = request.uri().clone();
-    let length = uri.path_and_query().map_or(1, |uri| uri.as_str().len());
+    let written = request.extensions().get::<Written>();
+    // As it is kept: it has to fit into a head that agents take.
+    let length = written.unwrap_or(&Written::default()).length(&uri);
     let line = request.method().as_str().len() + length + LINE;
     let response = match too_large(request.headers(), line) {
         Some(problem) => problem.into_response(),

@@ -1,6 +1,5 @@
-//! Characters that senders write raw in the target of a request to an input, and that most servers take, but a `Uri`
-//! does not: they are taken out before hyper reads the target, and put back behind it. It must not know what a request
-//! asks.
+//! Bytes that senders write raw in the target of a request to an input, and that most servers take, but a `Uri` does
+//! not: others stand for them while hyper reads the target. It must not know what a request asks.
 //!
 //! Nothing else may be changed. So it is only done where it is known that a request begins: at the start of a
 //! connection, and behind a request of which as many bytes have come as it announced.
@@ -10,62 +9,65 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::body::HttpBody;
 use axum::http::{Request, Uri, header};
+use whrelay_core::octets;
 
-/// The characters.
+/// Characters that a `Uri` does not take. Of bytes that are not ASCII it takes those that are UTF-8.
 const RAW: &[u8] = b"\"<>`";
 /// What hyper reads in place of each.
 const STAND_IN: u8 = b'_';
-/// Where they are taken out: a name in the API has none of them.
+/// Where they are replaced: a name in the API has none of them.
 const INPUTS: &[u8] = b"/in/";
-/// So many are taken out of one target.
-const MOST: usize = 1024;
 /// What a body announces whose end only its bytes show.
 const UNKNOWN: u64 = u64::MAX;
 
-/// What was taken out of a target: places and characters.
+/// The end of a target as its sender wrote it, from the first byte that was replaced.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct TakenOut(Vec<(u16, u8)>);
+pub(crate) struct Written {
+    begins: u16,
+    bytes: Vec<u8>,
+}
 
-impl TakenOut {
-    /// Path and query as the sender wrote them.
-    pub(crate) fn put_back(&self, uri: &Uri) -> (String, Option<String>) {
-        let written = uri.path_and_query().map_or("/", |target| target.as_str());
-        let mut bytes = written.as_bytes().to_vec();
-        for (place, character) in &self.0 {
-            if let Some(byte) = bytes.get_mut(usize::from(*place)) {
-                *byte = *character;
-            }
+impl Written {
+    /// Path and query as the sender wrote them, as [`octets`] has them.
+    pub(crate) fn target(&self, read: &Uri) -> (String, Option<String>) {
+        let read = read.path_and_query().map_or("/", |target| target.as_str());
+        let mut bytes = read.as_bytes().to_vec();
+        let replaced = bytes.iter_mut().skip(usize::from(self.begins));
+        for (byte, written) in replaced.zip(&self.bytes) {
+            *byte = *written;
         }
-        // Letters for letters: it stays text.
-        let whole = String::from_utf8(bytes).unwrap_or_else(|_| written.to_owned());
-        match whole.split_once('?') {
-            Some((path, query)) => (path.to_owned(), Some(query.to_owned())),
-            None => (whole, None),
-        }
+        let mut parts = bytes.splitn(2, |byte| *byte == b'?').map(octets::to_text);
+        (parts.next().unwrap_or_default(), parts.next())
+    }
+
+    /// How many bytes the target has as it is kept.
+    pub(crate) fn length(&self, read: &Uri) -> usize {
+        let (path, query) = self.target(read);
+        path.len() + query.map_or(0, |query| "?".len() + query.len())
     }
 }
 
 /// What a connection's reader and the one who answers its requests tell each other.
 #[derive(Debug, Default)]
 pub(crate) struct Exchange {
-    taken: Mutex<TakenOut>,
+    written: Mutex<Written>,
     /// Bytes that the body of the request under way has, as its head says.
     announced: AtomicU64,
 }
 
 impl Exchange {
-    fn taken(&self) -> MutexGuard<'_, TakenOut> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    fn written(&self) -> MutexGuard<'_, Written> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// hyper has read a head: what was taken out of its target goes along with it.
+    /// hyper has read a head: what was written in its target goes along with it.
     pub(crate) fn begin<B: HttpBody>(&self, request: &mut Request<B>) {
         let has_coding = request.headers().contains_key(header::TRANSFER_ENCODING);
         let length = request.body().size_hint().exact();
         let announced = length.filter(|_| !has_coding).unwrap_or(UNKNOWN);
         self.announced.store(announced, Ordering::Relaxed);
-        let taken = std::mem::take(&mut *self.taken());
-        request.extensions_mut().insert(taken);
+        let written = std::mem::take(&mut *self.written());
+        request.extensions_mut().insert(written);
     }
 }
 
@@ -111,7 +113,7 @@ impl Reader {
         };
     }
 
-    /// Takes the characters out of what has come.
+    /// Replaces those bytes in what has come.
     pub(crate) fn read(&mut self, bytes: &mut [u8]) {
         let mut rest = bytes.iter_mut();
         while let Some(byte) = rest.next() {
@@ -158,13 +160,20 @@ impl Reader {
         if let Some(begins) = INPUTS.get(usize::from(place)) {
             return byte == begins;
         }
-        if RAW.contains(byte) {
-            let mut taken = self.exchange.taken();
-            if taken.0.len() == MOST || place == u16::MAX {
-                // hyper refuses it.
-                return false;
+        let is_replaced = RAW.contains(byte) || !byte.is_ascii();
+        let mut written = self.exchange.written();
+        if written.bytes.is_empty() {
+            if !is_replaced {
+                return true;
             }
-            taken.0.push((place, *byte));
+            written.begins = place;
+        }
+        if place == u16::MAX {
+            // hyper refuses a target of this length.
+            return false;
+        }
+        written.bytes.push(*byte);
+        if is_replaced {
             *byte = STAND_IN;
         }
         true
@@ -192,17 +201,17 @@ mod tests {
         (Reader::new(Arc::clone(&exchange)), exchange)
     }
 
-    /// What is put back behind hyper, of which this was the target, with a body of so many bytes.
-    fn put_back(exchange: &Exchange, target: &str, body: usize) -> (String, Option<String>) {
+    /// Path and query of a request of which hyper has read this target, with a body of so many bytes.
+    fn written(exchange: &Exchange, target: &str, body: usize) -> (String, Option<String>) {
         let mut request = Request::new(Body::from(vec![7; body]));
         *request.uri_mut() = target.parse().expect("a target");
         exchange.begin(&mut request);
-        let taken = request.extensions().get::<TakenOut>().expect("noted");
-        taken.put_back(request.uri())
+        let written = request.extensions().get::<Written>().expect("noted");
+        written.target(request.uri())
     }
 
     #[test]
-    fn raw_characters_are_taken_out_of_the_target_alone_and_put_back() {
+    fn raw_characters_are_taken_out_of_the_target_alone_and_written() {
         let sent = b"POST /in/k/a\"b?q=<`> HTTP/1.1\r\nX: <\"`\r\nContent-Length: 4\r\n\r\n\"<>`";
         let hyper = "POST /in/k/a_b?q=___ HTTP/1.1\r\nX: <\"`\r\nContent-Length: 4\r\n\r\n\"<>`";
         for size in [1, 2, 3, 1000] {
@@ -210,7 +219,7 @@ mod tests {
             for _ in 0..3 {
                 let read = through(&mut reader, sent, size);
                 assert_eq!(String::from_utf8_lossy(&read), hyper);
-                let (path, query) = put_back(&exchange, "/in/k/a_b?q=___", 4);
+                let (path, query) = written(&exchange, "/in/k/a_b?q=___", 4);
                 assert_eq!(
                     (path.as_str(), query.as_deref()),
                     ("/in/k/a\"b", Some("q=<`>"))
@@ -227,7 +236,7 @@ mod tests {
         for (more, announced) in [(&b"G"[..], 1), (b"", 2), (b"", 0)] {
             let (mut reader, exchange) = reader();
             through(&mut reader, &[one, more].concat(), 1000);
-            put_back(&exchange, "/in/k", announced);
+            written(&exchange, "/in/k", announced);
             reader.next();
             assert_eq!(through(&mut reader, odd, 1000), odd, "{more:?} {announced}");
         }
@@ -242,27 +251,37 @@ mod tests {
     }
 
     #[test]
-    fn so_many_are_taken_out_and_no_more() {
-        let target = format!("/in/{}", "<".repeat(MOST + 1));
+    fn bytes_that_are_no_text_are_written_as_text() {
+        let sent = b"GET /in/k/caf\xe9/\xc3\xa9?q=\xff&r=a HTTP/1.1\r\n\r\n";
+        let (mut reader, exchange) = reader();
+        let read = through(&mut reader, sent, 7);
+        assert_eq!(read, b"GET /in/k/caf_/__?q=_&r=a HTTP/1.1\r\n\r\n");
+        let (path, query) = written(&exchange, "/in/k/caf_/__?q=_&r=a", 0);
+        assert_eq!(path, "/in/k/caf\u{10ffe9}/\u{e9}");
+        assert_eq!(query.as_deref(), Some("q=\u{10ffff}&r=a"));
+    }
+
+    #[test]
+    fn a_target_too_long_for_hyper_is_not_kept() {
+        let target = format!("/in/{}", "<".repeat(70_000));
         let sent = format!("GET {target} HTTP/1.1\r\n\r\n").into_bytes();
         let (mut reader, exchange) = reader();
-        let read = through(&mut reader, &sent, 100);
-        assert_eq!(read.iter().filter(|byte| **byte == b'<').count(), 1);
-        assert_eq!(exchange.taken().0.len(), MOST);
+        through(&mut reader, &sent, 100);
+        assert!(exchange.written().bytes.len() < usize::from(u16::MAX));
     }
 
     proptest! {
         #[test]
-        fn whatever_comes_keeps_its_length_and_all_but_those_characters(
+        fn whatever_comes_keeps_its_length_and_all_but_those_bytes(
             sent in proptest::collection::vec(any::<u8>(), 0..200),
             size in 1..50usize,
         ) {
             let sent = [b"GET /in/", &sent[..]].concat();
             let (mut reader, exchange) = reader();
             let mut read = through(&mut reader, &sent, size);
-            for (place, character) in &exchange.taken().0 {
-                read[b"GET ".len() + usize::from(*place)] = *character;
-            }
+            let written = exchange.written();
+            let begins = b"GET ".len() + usize::from(written.begins);
+            read[begins..][..written.bytes.len()].copy_from_slice(&written.bytes);
             prop_assert_eq!(read, sent);
         }
     }

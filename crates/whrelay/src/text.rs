@@ -12,20 +12,23 @@ use whrelay_agent::lines::{
     StatusLine, TargetStatus,
 };
 use whrelay_core::delivery::State;
+use whrelay_core::octets;
 
 const GOOD: Style = AnsiColor::Green.on_default();
 const BAD: Style = AnsiColor::Red.on_default();
 const WARN: Style = AnsiColor::Yellow.on_default();
 const DIM: Style = Style::new().dimmed();
 
-/// Text of a stranger's, made safe for a terminal: control characters and those that reorder what
-/// is shown appear as escapes.
+/// Text of a stranger's, made safe for a terminal: control characters, those that reorder what is shown, and bytes of a
+/// path that are not UTF-8 appear as escapes.
 pub(crate) fn shown(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
         if c.is_control() || reorders(c) {
             // Writing to a String cannot fail.
             let _ = write!(safe, "{}", c.escape_unicode());
+        } else if let Some(byte) = octets::of_char(c) {
+            let _ = write!(safe, "\\x{byte:02x}");
         } else {
             safe.push(c);
         }

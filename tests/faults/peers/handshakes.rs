@@ -12,11 +12,13 @@ type Case = (&'static str, String, &'static [u16]);
 
 /// Tries them all, at once. Answers with how many there were, and what went wrong.
 pub(crate) async fn attack(gate: &Gate) -> (u64, Vec<String>) {
-    let tries = cases(gate).into_iter().map(async |(name, request, fine)| {
-        let status = sender::raw(gate.address, request.as_bytes()).await.status;
-        let said = || format!("handshake, {name}: answered {status}, not one of {fine:?}");
-        (!fine.contains(&status)).then(said)
-    });
+    let tries = cases(gate)
+        .into_iter()
+        .map(|(name, request, fine)| async move {
+            let status = sender::raw(gate.address, request.as_bytes()).await.status;
+            let said = || format!("handshake, {name}: answered {status}, not one of {fine:?}");
+            (!fine.contains(&status)).then(said)
+        });
     let found = futures_util::future::join_all(tries).await;
     (found.len() as u64, found.into_iter().flatten().collect())
 }

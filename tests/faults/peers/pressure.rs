@@ -190,12 +190,12 @@ async fn silence(gate: &Gate) -> Vec<Result<(), String>> {
         // queue has no room for is open at this end only.
         let _ = sender::raw(gate.address, HEALTH).await;
     }
-    let tunnels = join_all(tunnels.into_iter().map(async |tunnel| {
+    let tunnels = join_all(tunnels.into_iter().map(|tunnel| async {
         let cut = tunnel?.until_cut(limits::HELLO_TIMEOUT + SLACK).await;
         cut.then_some(())
             .ok_or_else(|| "a tunnel without a hello stays open".to_owned())
     }));
-    let bare = join_all(bare.into_iter().map(async |begun| {
+    let bare = join_all(bare.into_iter().map(|begun| async {
         let mut stream = begun?;
         let closed = async { while let Ok(1..) = stream.read(&mut [0; 256]).await {} };
         let cut = timeout(limits::HEAD_TIMEOUT + SLACK, closed).await;

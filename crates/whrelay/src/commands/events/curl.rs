@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use whrelay_agent::lines::{ContentLine, EventLine};
+use whrelay_core::octets;
 use whrelay_core::target::Target;
 use whrelay_delivery::travelling;
 
@@ -42,7 +43,7 @@ pub(super) fn command(
         command += &format!("{method} {}", quoted(url.as_bytes()));
     } else {
         command += &format!("{method} {}", quoted(origin.as_bytes()));
-        put(&mut command, "--request-target", path.as_bytes());
+        put(&mut command, "--request-target", &octets::of_text(path));
     }
     if let Some(socket) = target.socket() {
         put(&mut command, "--unix-socket", socket.as_bytes());

@@ -3,6 +3,7 @@
 use serde::Serialize;
 use serde_json::{Value, json};
 use whrelay_agent::lines::{AttemptLine, ContentLine, EventLine};
+use whrelay_core::octets;
 use whrelay_core::target::Target;
 
 /// An event, and all that is known of it.
@@ -68,9 +69,22 @@ pub(super) fn har_entries(whole: &Whole) -> Vec<Value> {
         .collect()
 }
 
+/// A URL for others to read: bytes that are not UTF-8 are percent-encoded.
+fn as_url(written: &str) -> String {
+    let mut url = String::with_capacity(written.len());
+    for character in written.chars() {
+        match octets::of_char(character) {
+            Some(byte) => url += &format!("%{byte:02X}"),
+            None => url.push(character),
+        }
+    }
+    url
+}
+
 fn entry(whole: &Whole, url: &str, attempt: Option<&AttemptLine>, has_body: bool) -> Value {
     let query = url.split_once('?').map_or("", |(_, query)| query);
-    let pairs = url::form_urlencoded::parse(query.as_bytes());
+    let query = octets::of_text(query);
+    let pairs = url::form_urlencoded::parse(&query);
     let pairs: Vec<_> = pairs
         .map(|(name, value)| json!({"name": name, "value": value}))
         .collect();
@@ -84,7 +98,7 @@ fn entry(whole: &Whole, url: &str, attempt: Option<&AttemptLine>, has_body: bool
     });
     let mut request = json!({
         "method": whole.event.method,
-        "url": url,
+        "url": as_url(url),
         "httpVersion": "HTTP/1.1",
         "cookies": [],
         "headers": headers,
