@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::time::Instant;
 
-use crate::breaker::{Breaker, Change};
+use crate::breaker::{Breaker, Change, Probing};
 use crate::delivery::DeliveryKey;
 use crate::outcome::Outcome;
 use crate::pace::{Pace, Rate};
@@ -46,9 +46,9 @@ pub struct Dispatcher {
 
 impl Dispatcher {
     /// For a destination that may have so many attempts in flight, and begin them so fast.
-    pub fn new(max_in_flight: usize, rate: Option<Rate>) -> Self {
+    pub fn new(max_in_flight: usize, rate: Option<Rate>, probing: Probing) -> Self {
         Self {
-            breaker: Breaker::new(max_in_flight),
+            breaker: Breaker::new(max_in_flight, probing),
             pace: rate.map(Pace::new),
             in_flight: HashSet::new(),
             head: None,
@@ -56,10 +56,15 @@ impl Dispatcher {
     }
 
     /// The same for one that was offline when it was last asked: it is probed first.
-    pub fn doubtful(max_in_flight: usize, rate: Option<Rate>, now: Instant) -> Self {
+    pub fn doubtful(
+        max_in_flight: usize,
+        rate: Option<Rate>,
+        probing: Probing,
+        now: Instant,
+    ) -> Self {
         Self {
-            breaker: Breaker::doubtful(max_in_flight, now),
-            ..Self::new(max_in_flight, rate)
+            breaker: Breaker::doubtful(max_in_flight, probing, now),
+            ..Self::new(max_in_flight, rate, probing)
         }
     }
 
@@ -163,7 +168,7 @@ mod tests {
 
     #[test]
     fn a_slot_is_given_once_and_no_more_slots_than_there_are() {
-        let (mut dispatcher, now) = (Dispatcher::new(2, None), Instant::now());
+        let (mut dispatcher, now) = (Dispatcher::new(2, None, Probing::Loopback), Instant::now());
         assert!(dispatcher.claim(key(1), now, || false));
         assert!(!dispatcher.claim(key(1), now, || false), "it has one");
         assert!(dispatcher.claim(key(2), now, || false));
@@ -175,7 +180,7 @@ mod tests {
 
     #[test]
     fn a_line_has_one_head_and_replays_pass_it() {
-        let (mut dispatcher, now) = (Dispatcher::new(3, None), Instant::now());
+        let (mut dispatcher, now) = (Dispatcher::new(3, None, Probing::Loopback), Instant::now());
         assert!(dispatcher.claim_head(key(1), now, || false));
         assert!(!dispatcher.line_is_free());
         assert!(
@@ -192,7 +197,7 @@ mod tests {
     #[test]
     fn offline_it_lets_only_the_expired_through() {
         let now = Instant::now();
-        let mut dispatcher = Dispatcher::new(1, None);
+        let mut dispatcher = Dispatcher::new(1, None, Probing::Loopback);
         assert!(dispatcher.claim(key(1), now, || false));
         let change = dispatcher.finish(key(1), Some(&Outcome::Unreachable), now);
         assert_eq!(change, Some(Change::Offline));
@@ -209,7 +214,7 @@ mod tests {
     fn a_rate_holds_attempts_back_and_nothing_that_is_only_given_up() {
         let now = Instant::now();
         let rate = "10/s".parse().expect("a rate");
-        let mut dispatcher = Dispatcher::new(9, Some(rate));
+        let mut dispatcher = Dispatcher::new(9, Some(rate), Probing::Loopback);
         assert!(dispatcher.claim(key(1), now, || false));
         assert!(!dispatcher.claim(key(2), now, || false));
         assert!(dispatcher.claim(key(3), now, || true));

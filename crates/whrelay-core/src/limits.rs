@@ -214,10 +214,14 @@ pub const FETCH_AGAIN: Duration = Duration::from_secs(30);
 pub const PACE_SLACK: Duration = Duration::from_millis(10);
 /// How long one connection to a target may take.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// First and shortest pause between probes of an offline endpoint.
-pub const PROBE_MIN: Duration = Duration::from_millis(250);
-/// Longest pause between probes: the first delivery starts within a second of the return.
-pub const PROBE_MAX: Duration = Duration::from_millis(750);
+/// First pause between probes of an offline endpoint.
+pub const PROBE_FIRST: Duration = Duration::from_millis(100);
+/// Longest pause between probes of an endpoint on this machine: the first delivery starts within 0.3 s of the return.
+pub const PROBE_LOOPBACK: Duration = Duration::from_millis(200);
+/// Longest pause between probes of an endpoint elsewhere: the first delivery starts within a second of the return.
+pub const PROBE_REMOTE: Duration = Duration::from_millis(750);
+/// How long the first deliveries to an endpoint that has returned wait for older ones to be released.
+pub const RELEASED_FIRST: Duration = Duration::from_millis(250);
 /// How long one probe may take.
 pub const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long attempts in flight may go on after a stop was asked for.

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use whrelay_core::breaker::Change;
+use whrelay_core::breaker::{Change, Probing};
 use whrelay_core::bucket::Seq;
 use whrelay_core::delivery::{
     Attempt, DeadReason, Delivery, DeliveryKey, DestinationId, Signature, Step,
@@ -159,6 +159,10 @@ impl Engine {
             rate,
             ..
         } = &self.destination;
+        let probing = match self.client.target().is_loopback() {
+            true => Probing::Loopback,
+            false => Probing::Remote,
+        };
         let longest = policy.longest_backoff();
         self.release(Release::Begin { longest }).await?;
         self.find_line().await?;
@@ -171,8 +175,8 @@ impl Engine {
                 .unwrap_or_else(|e| Err(StoreError::Broken(e.to_string().into())))
         };
         let dispatcher = match persist(is_offline).await? {
-            true => Dispatcher::doubtful(*max_in_flight, *rate, Instant::now()),
-            false => Dispatcher::new(*max_in_flight, *rate),
+            true => Dispatcher::doubtful(*max_in_flight, *rate, probing, Instant::now()),
+            false => Dispatcher::new(*max_in_flight, *rate, probing),
         };
         let mut lane = Lane {
             dispatcher,
@@ -320,7 +324,7 @@ impl Engine {
             let release = tokio::spawn(async move { engine.release(Release::Back).await });
             // Long enough to put the oldest first where little waits; where much does, the first
             // deliveries start while the rest is still being released.
-            if let Ok(Ok(released)) = tokio::time::timeout(limits::PROBE_MIN, release).await {
+            if let Ok(Ok(released)) = tokio::time::timeout(limits::RELEASED_FIRST, release).await {
                 released?;
             }
         }

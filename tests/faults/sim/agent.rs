@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use whrelay_core::backlog::{Backlog, Cut};
+use whrelay_core::breaker::Probing;
 use whrelay_core::bucket::Seq;
 use whrelay_core::delivery::{DeadReason, Delivery, State};
 use whrelay_core::dispatch::Dispatcher;
@@ -66,8 +67,8 @@ impl<V: Vault> World<V> {
             }
             let instant = clock.instant(self.origin, &node.machine, self.time);
             let dispatcher = match offline && self.planted != Some(Bug::StartForgetsOffline) {
-                true => Dispatcher::doubtful(self.max_in_flight, rate, instant),
-                false => Dispatcher::new(self.max_in_flight, rate),
+                true => Dispatcher::doubtful(self.max_in_flight, rate, Probing::Loopback, instant),
+                false => Dispatcher::new(self.max_in_flight, rate, Probing::Loopback),
             };
             let purpose = Purpose::Release { lane: index };
             desk.asked.push_back((write, purpose));
