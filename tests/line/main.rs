@@ -15,3 +15,4 @@ mod input;
 mod payloads;
 mod peers;
 mod routes;
+mod signatures;

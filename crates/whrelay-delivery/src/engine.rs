@@ -21,7 +21,7 @@ use whrelay_core::limits;
 use whrelay_core::outcome::Outcome;
 use whrelay_core::retry::{DeliveryHistory, Jitter, decide};
 use whrelay_core::time::Timestamp;
-use whrelay_store::{DueScan, Head, Release, Store, StoreError, persist};
+use whrelay_store::{DueScan, Head, Release, SignatureClaim, Store, StoreError, persist};
 
 use crate::clock::Clock;
 use crate::destination::{Destination, Takes};
@@ -444,7 +444,11 @@ impl Engine {
         );
         let (signatures, now) = (&self.destination.signatures, self.clock.moment());
         let attested = signatures.for_attempt(&self.store, event, (input, &url), now);
-        let Attested { signed, note } = match attested.await? {
+        let Attested {
+            signed,
+            note,
+            claim,
+        } = match attested.await? {
             Ok(attested) => attested,
             Err(refused) => {
                 let unverified = (DeadReason::Rejected, UNVERIFIED);
@@ -490,7 +494,7 @@ impl Engine {
             phase: delivery.phase,
             verdict,
         };
-        self.record(attempt).await?;
+        self.record(attempt, claim).await?;
         Ok(outcome)
     }
 
@@ -507,15 +511,22 @@ impl Engine {
             signature,
             ..Attempt::given_up(delivery, request, now, reason, why)
         };
-        self.record(given_up).await
+        self.record(given_up, None).await
     }
 
     fn request_of(&self, event: &Event) -> (String, String) {
         (self.client.url(event), event.request.method.clone())
     }
 
-    async fn record(&self, attempt: Attempt) -> Result<(), StoreError> {
-        persist(|| self.store.record(attempt.clone())).await?;
+    async fn record(
+        &self,
+        attempt: Attempt,
+        claim: Option<SignatureClaim>,
+    ) -> Result<(), StoreError> {
+        match claim {
+            Some(claim) => persist(|| self.store.record_signed(attempt.clone(), claim)).await?,
+            None => persist(|| self.store.record(attempt.clone())).await?,
+        }
         (self.notify)(Notice::Attempt(Box::new(attempt)));
         Ok(())
     }

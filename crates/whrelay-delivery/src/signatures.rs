@@ -8,7 +8,7 @@ use whrelay_core::delivery::{Signature, SignatureState};
 use whrelay_core::event::Event;
 use whrelay_core::time::{Moment, Timestamp};
 use whrelay_providers::{Keyring, Provider, Seen, Signed, Verdict, Verified, seen};
-use whrelay_store::{Store, StoreError, persist};
+use whrelay_store::{SignatureClaim, Store, StoreError, persist};
 
 /// The field that says that an event was made by `whrelay trigger`. It never reaches a target.
 pub const TRIGGERED: &str = "x-whrelay-triggered";
@@ -63,6 +63,8 @@ pub(crate) struct Attested {
     pub(crate) signed: Option<Signed>,
     /// What is noted with the attempt.
     pub(crate) note: Option<Signature>,
+    /// Makes the signature this event's alone, where it is nobody's yet.
+    pub(crate) claim: Option<SignatureClaim>,
 }
 
 impl Signatures {
@@ -76,18 +78,36 @@ impl Signatures {
         Moment { now, certain }: Moment,
     ) -> Result<Result<Attested, Signature>, StoreError> {
         let verified = match self.plan(event, input, now) {
-            Plan::AsItCame(note) => return Ok(Ok(Attested { signed: None, note })),
+            Plan::AsItCame(note) => {
+                return Ok(Ok(Attested {
+                    note,
+                    ..Attested::default()
+                }));
+            }
             Plan::Refuse(refused) => return Ok(Err(refused)),
             Plan::Verified(verified) => verified,
         };
-        let is_first = match verified.signed_at() {
-            Some(at) => {
-                let signature = (at, verified.digest());
-                persist(|| store.claim_signature(signature, event.id, certain)).await?
-            }
-            None => true,
+        let claim = verified.signed_at().map(|signed_at| SignatureClaim {
+            signed_at,
+            digest: verified.digest(),
+            event: event.id,
+            now: certain,
+        });
+        let attest = |is_first| self.attest(event, &verified, url, is_first, now);
+        let Some(claim) = claim else {
+            return Ok(Ok(attest(true)));
         };
-        Ok(Ok(self.attest(event, &verified, url, is_first, now)))
+        if let Some(is_own) = persist(async || store.has_signature(&claim)).await? {
+            return Ok(Ok(attest(is_own)));
+        }
+        let attested = attest(true);
+        if attested.signed.is_none() {
+            // It goes as it came: recorded with the attempt, the claim costs no write of its own.
+            let claim = Some(claim);
+            return Ok(Ok(Attested { claim, ..attested }));
+        }
+        let is_own = persist(|| store.claim_signature(claim)).await?;
+        Ok(Ok(attest(is_own)))
     }
 
     /// Looks at an event that came to an input URL, for an attempt now.
@@ -181,6 +201,7 @@ impl Signatures {
         Attested {
             signed,
             note: Some(note),
+            claim: None,
         }
     }
 }
@@ -302,7 +323,10 @@ mod tests {
     ) -> Attested {
         match signatures.plan(event, Some(INPUT), now) {
             Plan::Verified(verified) => signatures.attest(event, &verified, TARGET, is_first, now),
-            Plan::AsItCame(note) => Attested { signed: None, note },
+            Plan::AsItCame(note) => Attested {
+                note,
+                ..Attested::default()
+            },
             Plan::Refuse(note) => unreachable!("refused: {note:?}"),
         }
     }

@@ -10,6 +10,7 @@ use crate::error::StoreError;
 use crate::index::Wait;
 use crate::record::{self, Seal, Unsealed};
 use crate::rows::AttemptRow;
+use crate::signatures::{self, SignatureClaim};
 use crate::tables::{ATTEMPT_LOG, ATTEMPT_STATES, ATTEMPTS, DELIVERIES, SEQUENCES};
 use crate::tx::{Tx, sequence, state_key};
 
@@ -32,6 +33,22 @@ impl Store {
     /// When it is unknown whether it is on disk: then it must be recorded again.
     pub async fn record(&self, attempt: Attempt) -> Result<(), StoreError> {
         self.write(512 + attempt.answer.len(), move |tx: &mut Tx<'_>| {
+            record(tx, attempt)
+        })
+        .await
+    }
+
+    /// The same, and the event gets its signature, where no other has it.
+    ///
+    /// # Errors
+    /// When it is unknown whether it is on disk: then it must be recorded again.
+    pub async fn record_signed(
+        &self,
+        attempt: Attempt,
+        claim: SignatureClaim,
+    ) -> Result<(), StoreError> {
+        self.write(640 + attempt.answer.len(), move |tx: &mut Tx<'_>| {
+            signatures::claim(tx, &claim)?;
             record(tx, attempt)
         })
         .await

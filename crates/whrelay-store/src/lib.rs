@@ -60,6 +60,7 @@ pub use persist::persist;
 pub use private::{Draft, create_private_dir, draw_private, write_private};
 pub use retention::{Removals, Swept};
 pub use salvage::{SalvageError, Salvaged, salvage};
+pub use signatures::SignatureClaim;
 pub use sources::{Source, SourceMark};
 pub use states::{Begin, Found, Search};
 pub use subscriptions::{Ending, Fate, Holder, Subscription};

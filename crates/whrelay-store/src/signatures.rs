@@ -13,48 +13,75 @@ use crate::rows::SignatureClaimRow;
 use crate::tables::SIGNATURES;
 use crate::tx::Tx;
 
-impl Store {
-    /// Whether a signature, made at that time over what has this digest, is this event's: it is from the first call on.
-    /// Signatures older than [`limits::SIGNATURES_KEPT`] are nobody's any more.
-    ///
-    /// # Errors
-    /// When the store cannot be read, or it is unknown whether it is on disk.
-    pub async fn claim_signature(
+/// An event that wants to be the only one with a provider's signature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SignatureClaim {
+    /// When the provider signed.
+    pub signed_at: Timestamp,
+    /// The digest of what it signed.
+    pub digest: [u8; 16],
+    /// The event.
+    pub event: EventId,
+    /// When that is asked. Signatures older than [`limits::SIGNATURES_KEPT`] are nobody's any more.
+    pub now: Timestamp,
+}
+
+impl SignatureClaim {
+    fn is_too_old(&self) -> bool {
+        self.now.since(self.signed_at) > limits::SIGNATURES_KEPT
+    }
+
+    /// Whether the signature is the event's; nothing where it is still nobody's.
+    fn judged(
         &self,
-        (signed_at, digest): (Timestamp, [u8; 16]),
-        event: EventId,
-        now: Timestamp,
-    ) -> Result<bool, StoreError> {
-        if now.since(signed_at) > limits::SIGNATURES_KEPT {
-            return Ok(false);
+        seal: Seal,
+        table: &impl ReadableTable<(i64, &'static [u8; 16]), &'static [u8]>,
+    ) -> Result<Option<bool>, StoreError> {
+        if self.is_too_old() {
+            return Ok(Some(false));
         }
-        let known =
-            self.read(|tx| claimed(self.seal, &tx.open_table(SIGNATURES)?, signed_at, &digest))?;
-        if let Some(known) = known {
-            return Ok(known == event);
-        }
-        let horizon = now.as_micros().saturating_sub_unsigned(
-            u64::try_from(limits::SIGNATURES_KEPT.as_micros()).unwrap_or(u64::MAX),
-        );
-        self.write(128, move |tx| {
-            claim(tx, (signed_at, digest), event, horizon)
-        })
-        .await
+        let known = claimed(seal, table, self.signed_at, &self.digest)?;
+        Ok(known.map(|known| known == self.event))
     }
 }
 
-fn claim(
-    tx: &mut Tx<'_>,
-    (signed_at, digest): (Timestamp, [u8; 16]),
-    event: EventId,
-    horizon: i64,
-) -> Result<bool, StoreError> {
+impl Store {
+    /// Whether a signature is this event's; nothing where it is still nobody's.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn has_signature(&self, claim: &SignatureClaim) -> Result<Option<bool>, StoreError> {
+        self.read(|tx| claim.judged(self.seal, &tx.open_table(SIGNATURES)?))
+    }
+
+    /// Gives a signature to an event, where no other has it. Answers whether it is the event's.
+    ///
+    /// # Errors
+    /// When it is unknown whether it is on disk.
+    pub async fn claim_signature(&self, claim: SignatureClaim) -> Result<bool, StoreError> {
+        match self.has_signature(&claim)? {
+            Some(is_own) => Ok(is_own),
+            None => self.write(128, move |tx| self::claim(tx, &claim)).await,
+        }
+    }
+}
+
+/// Gives a signature to an event, where no other has it. Answers whether it is the event's.
+pub(crate) fn claim(tx: &mut Tx<'_>, claim: &SignatureClaim) -> Result<bool, StoreError> {
+    let SignatureClaim {
+        signed_at,
+        digest,
+        event,
+        now,
+    } = claim;
     let seal = tx.seal;
     let table = tx.signatures.open()?;
-    if let Some(known) = claimed(seal, table, signed_at, &digest)? {
-        return Ok(known == event);
+    if let Some(is_own) = claim.judged(seal, table)? {
+        return Ok(is_own);
     }
     // Each call removes more than it adds, so the table never grows for long beyond what is kept.
+    let kept = u64::try_from(limits::SIGNATURES_KEPT.as_micros()).unwrap_or(u64::MAX);
+    let horizon = now.as_micros().saturating_sub_unsigned(kept);
     let old = table.range(..(horizon, &[0; 16]))?.take(2);
     let old: Vec<_> = old
         .map(|row| row.map(|(key, _)| (key.value().0, *key.value().1)))
@@ -65,8 +92,8 @@ fn claim(
     let row = SignatureClaimRow {
         event: event.to_bytes(),
     };
-    let record = seal.seal(&key(signed_at, &digest), &row)?;
-    table.insert((signed_at.as_micros(), &digest), record.as_slice())?;
+    let record = seal.seal(&key(*signed_at, digest), &row)?;
+    table.insert((signed_at.as_micros(), digest), record.as_slice())?;
     Ok(true)
 }
 

@@ -4,12 +4,25 @@ use std::time::Duration;
 
 use whrelay_core::limits;
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Role, Store};
+use whrelay_store::{Role, SignatureClaim, Store};
 
 use crate::setup::*;
 
 fn event(number: u128) -> whrelay_core::id::EventId {
     whrelay_core::id::EventId::from_parts(NOW, number)
+}
+
+fn claim_of(
+    (signed_at, digest): (Timestamp, [u8; 16]),
+    event: whrelay_core::id::EventId,
+    now: Timestamp,
+) -> SignatureClaim {
+    SignatureClaim {
+        signed_at,
+        digest,
+        event,
+        now,
+    }
 }
 
 #[tokio::test]
@@ -22,7 +35,7 @@ async fn the_first_event_has_a_signature_for_good() {
         let store = store.clone();
         async move {
             store
-                .claim_signature(signature, event, NOW)
+                .claim_signature(claim_of(signature, event, NOW))
                 .await
                 .expect("written")
         }
@@ -34,7 +47,7 @@ async fn the_first_event_has_a_signature_for_good() {
     assert!(!claim(&store, second).await && claim(&store, first).await);
     // Another time or digest is another signature.
     for other in [(NOW, [8; 16]), (NOW.after(Duration::from_secs(1)), [7; 16])] {
-        let claimed = store.claim_signature(other, second, NOW).await;
+        let claimed = store.claim_signature(claim_of(other, second, NOW)).await;
         assert!(claimed.expect("written"));
     }
 }
@@ -47,7 +60,7 @@ async fn what_is_too_old_to_be_remembered_is_nobodys() {
         let store = store.clone();
         async move {
             store
-                .claim_signature((signed_at, [digest; 16]), event, now)
+                .claim_signature(claim_of((signed_at, [digest; 16]), event, now))
                 .await
                 .expect("written")
         }
