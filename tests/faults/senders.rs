@@ -352,7 +352,7 @@ impl Ledger {
             let is_it = |(_, arrival): &(usize, Option<Arrival>)| {
                 arrival.as_ref().is_some_and(|arrival| {
                     arrival.method == received.method
-                        && arrival.target == received.path
+                        && arrival.target == received.target
                         && arrival.body == received.body
                 })
             };
@@ -370,8 +370,8 @@ fn differs(arrival: &Arrival, received: &Received, target: &str) -> Option<Strin
         fields,
         body,
     } = arrival;
-    if *method != received.method || *path != received.path {
-        return Some(format!("and not {method} {path}"));
+    if *method != received.method || *path != received.target {
+        return Some(format!("and not {method} {}", path.escape_ascii()));
     }
     if *body != received.body {
         let (here, there) = (received.body.len(), body.len());

@@ -52,17 +52,17 @@ pub(crate) enum Answer {
 pub(crate) struct Arrival {
     pub(crate) method: String,
     /// Path and query.
-    pub(crate) target: String,
+    pub(crate) target: Vec<u8>,
     /// Names in lower case; in order within a name.
     pub(crate) fields: Vec<(String, Vec<u8>)>,
     pub(crate) body: Vec<u8>,
 }
 
 impl Arrival {
-    pub(crate) fn new(method: &str, tail: &str, body: &[u8]) -> Self {
+    pub(crate) fn new(method: &str, tail: impl AsRef<[u8]>, body: &[u8]) -> Self {
         Self {
             method: method.to_owned(),
-            target: format!("{BASE}{tail}"),
+            target: [BASE.as_bytes(), tail.as_ref()].concat(),
             fields: Vec::new(),
             body: body.to_vec(),
         }
@@ -112,7 +112,17 @@ impl Case {
 }
 
 /// A request with these header lines, each of which ends itself.
-pub(crate) fn request(method: &str, target: &str, lines: &[u8], body: &[u8]) -> Vec<u8> {
-    let first = format!("{method} {target} HTTP/1.1\r\nHost: x\r\n");
-    [first.as_bytes(), lines, b"\r\n", body].concat()
+pub(crate) fn request(
+    method: &str,
+    target: impl AsRef<[u8]>,
+    lines: &[u8],
+    body: &[u8],
+) -> Vec<u8> {
+    let first = [
+        method.as_bytes(),
+        b" ",
+        target.as_ref(),
+        b" HTTP/1.1\r\nHost: x\r\n",
+    ];
+    [&first.concat(), lines, b"\r\n", body].concat()
 }

@@ -224,24 +224,23 @@ const FRAGMENTS: &[(&str, &str)] = &[
 
 /// Bytes that no target may hold.
 const NEVER: &[&[u8]] = &[
-    b"\0",
-    b"\x01",
-    b"\x07",
-    b"\x08",
-    b"\t",
-    b"\x0b",
-    b"\x0c",
-    b"\r",
-    b"\n",
-    b"\x1b",
-    b"\x7f",
-    b" ",
+    b"\0", b"\x01", b"\x07", b"\x08", b"\t", b"\x0b", b"\x0c", b"\r", b"\n", b"\x1b", b"\x7f", b" ",
+];
+
+/// Bytes that are not UTF-8, whole and cut short, and characters that stand for such bytes inside.
+const NO_TEXT: &[&[u8]] = &[
     b"\x80",
     b"\xff",
     b"\xc0\xae",
+    b"\xc0\xae\xc0\xae/",
     b"\xe9",
+    b"\xe9<\xe9",
+    b"%\xe9~",
     b"\xed\xa0\x80",
+    b"\xf0\x9f\xa6",
     b"\xf5\x80\x80\x80",
+    "\u{10ff80}".as_bytes(),
+    "\u{10ffff}\u{e9}".as_bytes(),
 ];
 
 pub(crate) fn cases(path: &str) -> Vec<Case> {
@@ -263,6 +262,15 @@ pub(crate) fn cases(path: &str) -> Vec<Case> {
         [b"/a".as_slice(), b"/", b"/a?b", b""].map(|before| [before, *byte, b"c"].concat())
     });
     let never = never.map(|tail| refused(path, &tail));
+    let no_text = NO_TEXT.iter().flat_map(|bytes| {
+        let tails = [b"/a".as_slice(), b"/", b"/a?b", b"?"];
+        tails.map(|before| kept(path, [before, *bytes, b"c"].concat()))
+    });
+    let no_key = NO_TEXT.iter().map(|bytes| {
+        let target = [path.as_bytes(), *bytes, b"c"].concat();
+        let bytes = request("POST", &target, b"Content-Length: 1\r\n", b"x");
+        Case::refused(Kind::Paths, bytes, UNKNOWN)
+    });
     let keys = keys(path).into_iter().map(|target| {
         let bytes = request("POST", &target, b"Content-Length: 1\r\n", b"x");
         Case::refused(Kind::Paths, bytes, UNKNOWN)
@@ -273,6 +281,8 @@ pub(crate) fn cases(path: &str) -> Vec<Case> {
     });
     let cases = climbing.chain(same).chain(queries).chain(never).chain(keys);
     cases
+        .chain(no_text)
+        .chain(no_key)
         .chain(fragments)
         .chain(roots)
         .chain(long(path))
@@ -307,8 +317,8 @@ fn refused(path: &str, tail: &[u8]) -> Case {
     Case::refused(Kind::Paths, bytes, BAD)
 }
 
-fn kept(path: &str, tail: &str) -> Case {
-    let target = format!("{path}{tail}");
+fn kept(path: &str, tail: impl AsRef<[u8]>) -> Case {
+    let target = [path.as_bytes(), tail.as_ref()].concat();
     let bytes = request("POST", &target, b"Content-Length: 1\r\n", b"x");
     Case::accepted(Kind::Paths, bytes, Arrival::new("POST", tail, b"x"))
 }
