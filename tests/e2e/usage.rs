@@ -290,7 +290,8 @@ fn tunnel_program(home: &whrelay_tests::process::Home, then: &str) {
     use std::os::unix::fs::PermissionsExt;
     let dir = home.path().join("bin");
     std::fs::create_dir_all(&dir).unwrap();
-    let said = "echo 'INF see https://developers.cloudflare.com/' >&2\n\
+    let said = "printf '\\351\\n' >&2\n\
+                echo 'INF see https://developers.cloudflare.com/' >&2\n\
                 echo 'INF |  https://calm-tea.trycloudflare.com  |' >&2";
     let text = format!(
         "#!/bin/sh\necho \"$@\" >{0}/args\n{said}\n{then}\n",

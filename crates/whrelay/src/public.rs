@@ -132,10 +132,11 @@ fn read(
     to: mpsc::UnboundedSender<String>,
 ) -> AbortOnDropHandle<()> {
     AbortOnDropHandle::new(tokio::spawn(async move {
-        let mut lines = BufReader::new(from).lines();
-        while let Ok(Some(line)) = lines.next_line().await {
+        let (mut from, mut line) = (BufReader::new(from), Vec::new());
+        while let Ok(1..) = from.read_until(b'\n', &mut line).await {
             // Once the URL is known, nobody wants to know more.
-            let _ = to.send(line);
+            let _ = to.send(String::from_utf8_lossy(&line).into_owned());
+            line.clear();
         }
     }))
 }
