@@ -138,7 +138,7 @@ fn good(path: &str, method: &str, n: usize) -> Part {
     let lines = format!("Content-Length: {}\r\n", body.len());
     let bytes = request(
         method,
-        &format!("{path}{tail}"),
+        format!("{path}{tail}"),
         lines.as_bytes(),
         body.as_bytes(),
     );
@@ -155,7 +155,7 @@ fn coded(path: &str, lines: &str, n: usize) -> Part {
     );
     let bytes = request(
         "POST",
-        &format!("{path}{tail}"),
+        format!("{path}{tail}"),
         lines.as_bytes(),
         b"1\r\nx\r\n0\r\n\r\n",
     );

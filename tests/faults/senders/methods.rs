@@ -196,7 +196,7 @@ fn bodies(path: &str) -> Vec<Case> {
             ];
             for (lines, rest) in framings {
                 let tail = format!("/body/{n}");
-                let bytes = request(method, &format!("{path}{tail}"), lines.as_bytes(), &rest);
+                let bytes = request(method, format!("{path}{tail}"), lines.as_bytes(), &rest);
                 let case = Case::accepted(Kind::Bodies, bytes, Arrival::new(method, &tail, &body));
                 cases.push(if rest.len() < 600 && method == "PUT" {
                     case.dripping()
