@@ -1,5 +1,5 @@
-//! The target of a request as text: it is bytes, and nearly always UTF-8. A byte that is not becomes a character that
-//! nobody uses otherwise, and the same byte again. It must not know what a target means.
+//! The target of a request as text. A target is bytes, which are nearly always UTF-8. Each byte that is not is kept as a
+//! private-use character, which stands for that byte when the target is sent. It must not know what a target means.
 
 use std::borrow::Cow;
 

@@ -42,6 +42,10 @@ impl Written {
 
     /// How many bytes the target has as it is kept.
     pub(crate) fn length(&self, read: &Uri) -> usize {
+        let text = read.path_and_query().map_or("/", |target| target.as_str());
+        if self.bytes.is_empty() && text.is_ascii() {
+            return text.len();
+        }
         let (path, query) = self.target(read);
         path.len() + query.map_or(0, |query| "?".len() + query.len())
     }
@@ -211,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn raw_characters_are_taken_out_of_the_target_alone_and_written() {
+    fn raw_characters_are_replaced_in_the_target_alone_and_kept() {
         let sent = b"POST /in/k/a\"b?q=<`> HTTP/1.1\r\nX: <\"`\r\nContent-Length: 4\r\n\r\n\"<>`";
         let hyper = "POST /in/k/a_b?q=___ HTTP/1.1\r\nX: <\"`\r\nContent-Length: 4\r\n\r\n\"<>`";
         for size in [1, 2, 3, 1000] {

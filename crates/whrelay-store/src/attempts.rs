@@ -38,7 +38,7 @@ impl Store {
         .await
     }
 
-    /// The same, and the event gets its signature, where no other has it.
+    /// Does what [`Store::record`] does, and in the same transaction claims the signature for the attempt's event.
     ///
     /// # Errors
     /// When it is unknown whether it is on disk: then it must be recorded again.

@@ -13,7 +13,7 @@ use crate::rows::SignatureClaimRow;
 use crate::tables::SIGNATURES;
 use crate::tx::Tx;
 
-/// An event that wants to be the only one with a provider's signature.
+/// A claim of an event to a provider's signature: the first event that claims it keeps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SignatureClaim {
     /// When the provider signed.
@@ -22,7 +22,7 @@ pub struct SignatureClaim {
     pub digest: [u8; 16],
     /// The event.
     pub event: EventId,
-    /// When that is asked. Signatures older than [`limits::SIGNATURES_KEPT`] are nobody's any more.
+    /// The time of the claim. A signature older than [`limits::SIGNATURES_KEPT`] cannot be claimed.
     pub now: Timestamp,
 }
 
@@ -31,7 +31,7 @@ impl SignatureClaim {
         self.now.since(self.signed_at) > limits::SIGNATURES_KEPT
     }
 
-    /// Whether the signature is the event's; nothing where it is still nobody's.
+    /// Whether the signature is the event's; `None` if no event has claimed it.
     fn judged(
         &self,
         seal: Seal,
@@ -46,7 +46,7 @@ impl SignatureClaim {
 }
 
 impl Store {
-    /// Whether a signature is this event's; nothing where it is still nobody's.
+    /// Whether the signature is the event's; `None` if no event has claimed it.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -54,7 +54,7 @@ impl Store {
         self.read(|tx| claim.judged(self.seal, &tx.open_table(SIGNATURES)?))
     }
 
-    /// Gives a signature to an event, where no other has it. Answers whether it is the event's.
+    /// Claims a signature for an event. Returns false if another event has it.
     ///
     /// # Errors
     /// When it is unknown whether it is on disk.
@@ -66,7 +66,7 @@ impl Store {
     }
 }
 
-/// Gives a signature to an event, where no other has it. Answers whether it is the event's.
+/// Claims a signature for an event. Returns false if another event has it.
 pub(crate) fn claim(tx: &mut Tx<'_>, claim: &SignatureClaim) -> Result<bool, StoreError> {
     let SignatureClaim {
         signed_at,
