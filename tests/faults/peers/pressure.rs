@@ -33,6 +33,8 @@ const LIGHT_EVENTS: usize = 200;
 const SERVED_WITHIN: Duration = limits::TUNNEL_STALLED
     .saturating_mul(2)
     .saturating_add(SLACK);
+/// How long all of these may take: the tunnels that read nothing are closed a few at a time, each after its stall.
+const ALL_WITHIN: Duration = Duration::from_secs(60);
 /// Most memory that they may make the forwarder use, in MB: the budget, an event that is gathered, stored, read or
 /// encoded on each of two cores, three times each, and what every process of this size costs.
 const DEAF_MEMORY: u64 = 128 + 6 * 26 + 64;
@@ -112,7 +114,9 @@ pub(crate) async fn deafness(binary: &str) -> Told {
             Err(why) => findings.push(why),
         }
     }
-    let slowest = match listens(&gate, &light).await {
+    let served = timeout(ALL_WITHIN, listens(&gate, &light)).await;
+    let late = |_| Err("the tunnel that reads is not served in time".to_owned());
+    let slowest = match served.unwrap_or_else(late) {
         Ok(slowest) => slowest,
         Err(why) => {
             findings.push(why);
