@@ -25,7 +25,7 @@ use super::{Told, ensure, gate_of, most_memory};
 
 /// Most memory an agent may ever have used, in MB: a frame of the largest size, its event on the
 /// way to the disk and to the target, the store's cache.
-const MEMORY: u64 = 3 * (limits::MAX_FRAME >> 20) as u64 + 60;
+const MEMORY: u64 = 3 * (limits::MAX_FRAME >> 20) as u64 + 85;
 /// Agents that are lied to, each with its share of the lies.
 const LANES: usize = 4;
 /// Agents that dial for the first time, at once.
