@@ -31,7 +31,7 @@ async fn measure(events: u64) {
     // What was stored behind the forwarder's back is found with the next that comes by its door.
     whrelay_tests::sender::send(&relay.input("default").await, "x").await;
     let events = events + 1;
-    let (there, _) = agent.store.destinations().unwrap().remove(0);
+    let there = agent.store.destinations().unwrap().remove(0).id;
     until(|| {
         let counts = agent.store.counts(there).unwrap();
         counts.queued + counts.stalled >= events

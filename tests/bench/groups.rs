@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::mpsc;
+use whrelay_agent::Offline;
 use whrelay_agent::control::{Ask, Filter, Piece};
-use whrelay_agent::{Manner, Offline};
 use whrelay_core::bucket::Bucket;
-use whrelay_core::delivery::{Attempt, DeadReason, State};
+use whrelay_core::delivery::{Asked, Attempt, DeadReason, State};
 use whrelay_store::{Role, Store};
 
 use crate::lists::{BATCH, event, store, with_destination};
@@ -30,7 +30,7 @@ async fn measure(events: u64) {
         let all = stored.iter().map(|receipt| receipt.seq.0);
         end(&store, &bucket, all.collect()).await;
     }
-    let offline = Offline::new(store, dir.path(), Manner::default(), Arc::new(|_| {}));
+    let offline = Offline::new(store, dir.path(), Default::default(), Arc::new(|_| {}));
     let offline = offline.unwrap().unwrap();
     for status in [None, Some(State::Dead), Some(State::Sent)] {
         let (mut best, mut answer) = (f64::MAX, Vec::new());
@@ -64,9 +64,13 @@ async fn end(store: &Store, bucket: &Bucket, seqs: Vec<u64>) {
     for seq in seqs {
         let seq = whrelay_core::bucket::Seq(seq);
         let delivery = store.deliveries_of(bucket.id, seq).unwrap().remove(0);
-        let request = ("http://localhost:1/orders".to_owned(), "POST".to_owned());
+        let asked = Asked {
+            url: "http://localhost:1/orders".to_owned(),
+            method: "POST".to_owned(),
+            ..Asked::default()
+        };
         let reason = DeadReason::Rejected;
-        let attempt = Attempt::given_up(&delivery, request, delivery.created_at, reason, "refused");
+        let attempt = Attempt::given_up(&delivery, asked, delivery.created_at, reason, "refused");
         attempts.push(attempt);
     }
     store.give_up(attempts).await.unwrap();

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use whrelay_core::bucket::{Bucket, BucketKey, Seq};
-use whrelay_core::delivery::{Attempt, DeadReason, DestinationId, State};
+use whrelay_core::delivery::{Asked, Attempt, DeadReason, DestinationId, State};
 use whrelay_core::event::{Event, Request};
 use whrelay_core::id::{DeliveryId, EventId};
 use whrelay_core::limits;
@@ -12,6 +12,7 @@ use whrelay_core::retention::Part;
 use whrelay_core::retry::Verdict;
 use whrelay_core::time::Timestamp;
 use whrelay_store::{Begin, Effort, NewDelivery, NewEvent, Options, Role, Search, Store};
+use whrelay_tests::destinations::destination;
 
 const NOW: Timestamp = Timestamp::from_micros(1_795_000_000_000_000);
 /// Events appended in one write.
@@ -43,7 +44,7 @@ pub(crate) async fn with_destination(store: &Store) -> (Bucket, DestinationId) {
     let name = "shop".parse().unwrap();
     let key = BucketKey::from_text("shop");
     let (bucket, _) = store.ensure_bucket(&name, key).await.unwrap();
-    let there = store.ensure_destination(bucket.id, "http://localhost:1");
+    let there = destination(store, bucket.id, "http://localhost:1");
     (bucket, there.await.unwrap())
 }
 
@@ -206,7 +207,7 @@ pub(crate) fn event(n: u64, destination: DestinationId) -> NewEvent {
         deadline_at: NOW.after(Duration::from_secs(86_400)),
         replay: false,
         passed_over: false,
-        in_place_of: Vec::new(),
+        one_off: false,
     };
     NewEvent {
         event,
@@ -216,9 +217,13 @@ pub(crate) fn event(n: u64, destination: DestinationId) -> NewEvent {
 
 async fn end(store: &Store, bucket: &Bucket, seq: u64) {
     let delivery = store.deliveries_of(bucket.id, Seq(seq)).unwrap().remove(0);
-    let request = ("http://localhost:1/orders".to_owned(), "POST".to_owned());
+    let asked = Asked {
+        url: "http://localhost:1/orders".to_owned(),
+        method: "POST".to_owned(),
+        ..Asked::default()
+    };
     let reason = DeadReason::Rejected;
-    let mut attempt = Attempt::given_up(&delivery, request, delivery.created_at, reason, "");
+    let mut attempt = Attempt::given_up(&delivery, asked, delivery.created_at, reason, "");
     attempt.number = 1;
     if !seq.is_multiple_of(DEAD_OF) {
         (attempt.verdict, attempt.status, attempt.error) = (Verdict::Sent, Some(200), None);

@@ -43,7 +43,7 @@ async fn delivered(with_secret: bool) -> f64 {
     let (receiver, relay) = (Receiver::start().await, Relay::start().await);
     let mut setup = Setup::new(&relay, receiver.target());
     if with_secret {
-        setup.manner.signatures.keys = Arc::new(Keyring::new(vec![key()]));
+        setup.requests.signatures.keys = Arc::new(Keyring::new(vec![key()]));
     }
     let _agent = Agent::start(setup).await;
     let path = path_of(&relay.input("default").await);

@@ -9,10 +9,10 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 use whrelay_agent::lines::{AttemptLine, Line};
-use whrelay_agent::{Access, AgentError, Config, Label, Manner, Proxies};
+use whrelay_agent::{Access, AgentError, Config, Label, Proxies, Requests};
 use whrelay_core::backlog::Backlog;
+use whrelay_core::destination::{self, OptionSet};
 use whrelay_core::retention::Retention;
-use whrelay_core::route::Route;
 use whrelay_core::token::Token;
 use whrelay_delivery::Trust;
 use whrelay_store::{Options, Role, Store};
@@ -43,21 +43,29 @@ pub struct Setup {
     pub backlog: Backlog,
     /// How long its tunnel may be down.
     pub exit_on_disconnect: Option<Duration>,
-    /// How.
-    pub manner: Manner,
+    /// How requests are made.
+    pub requests: Requests,
+    /// How deliveries are made.
+    pub options: OptionSet,
 }
 
 impl Setup {
-    /// A target is a route for everything; `/path=target` is one for a path.
-    fn routes(&self) -> Vec<Route> {
-        let route = |text: &String| match text.starts_with('/') {
-            true => text.parse().unwrap(),
-            false => Route::rest(text.parse().unwrap()),
-        };
-        self.targets.iter().map(route).collect()
+    /// A target gets everything; `/path=target` is a route.
+    fn setup(&self) -> destination::Setup {
+        let (routes, to): (Vec<_>, Vec<_>) =
+            self.targets.iter().partition(|text| text.starts_with('/'));
+        destination::Setup {
+            to: to.into_iter().map(|text| text.parse().unwrap()).collect(),
+            routes: routes
+                .into_iter()
+                .map(|text| text.parse().unwrap())
+                .collect(),
+            typed: self.options.clone(),
+            ..destination::Setup::default()
+        }
     }
 
-    /// At a forwarder, to a target, in the default manner.
+    /// At a forwarder, to a target, with the default options.
     pub fn new(relay: &Relay, target: impl Into<String>) -> Self {
         Self {
             forwarder: relay.url(),
@@ -70,7 +78,8 @@ impl Setup {
             wants_backlog: None,
             backlog: Backlog::default(),
             exit_on_disconnect: None,
-            manner: Manner::default(),
+            requests: Requests::default(),
+            options: OptionSet::default(),
         }
     }
 }
@@ -110,7 +119,7 @@ impl Agent {
             bound: None,
         };
         let store = Store::open(dir.path(), &options).unwrap();
-        let routes = setup.routes();
+        let destinations = setup.setup();
         let config = Config {
             forwarder: setup.forwarder,
             proxies: Proxies::none(),
@@ -121,10 +130,10 @@ impl Agent {
             label: Label::default(),
             take_over: setup.take_over,
             wants_backlog: setup.wants_backlog,
-            routes,
+            setup: destinations,
             backlog: setup.backlog,
             exit_on_disconnect: setup.exit_on_disconnect,
-            manner: setup.manner,
+            requests: setup.requests,
             retention: Retention::ALL,
             dir: dir.path().to_owned(),
             runtime_dirs: Vec::new(),

@@ -12,6 +12,7 @@
 
 pub mod agent;
 pub mod copies;
+pub mod destinations;
 pub mod port;
 pub mod process;
 pub mod proxy;

@@ -169,14 +169,14 @@ async fn budgets_end_a_delivery() {
     let receiver = Receiver::scripted(|_| Reply::Status(503)).await;
     let url = relay.input("default").await;
     let mut few = Setup::new(&relay, receiver.target());
-    few.manner.policy.max_attempts = 2;
+    few.options.max_attempts = Some(2);
     let agent = Agent::start(few).await;
     let id = send(&url, "x").await;
     let dead = agent.wait_state(&id, "dead").await;
     assert_eq!((dead.attempt, dead.reason), (2, Some(DeadReason::Attempts)));
 
     let mut short = Setup::new(&relay, receiver.target());
-    short.manner.policy.deadline = Duration::from_millis(1500);
+    short.options.deadline = Some(Duration::from_millis(1500));
     let agent = agent.restart(short).await;
     let (id, sent_at) = (send(&url, "y").await, Instant::now());
     let dead = agent.wait_state(&id, "dead").await;
@@ -204,7 +204,7 @@ async fn a_timeout_is_a_failure_and_its_late_answer_changes_nothing() {
     };
     let receiver = Receiver::scripted(script).await;
     let mut setup = Setup::new(&relay, receiver.target());
-    setup.manner.timeout = Duration::from_millis(300);
+    setup.options.timeout = Some(Duration::from_millis(300));
     let agent = Agent::start(setup).await;
     let id = send(&relay.input("default").await, "x").await;
     let stalled = agent.wait_state(&id, "stalled").await;
@@ -240,8 +240,8 @@ async fn an_endpoint_that_comes_back_gets_everything_at_once_oldest_first() {
     receiver.stop();
     let mut setup = Setup::new(&relay, receiver.target());
     // A backoff that would take an hour must not matter.
-    setup.manner.policy.schedule = Schedule::Listed(vec![Duration::from_secs(3600); 9]);
-    setup.manner.max_in_flight = 1;
+    setup.options.schedule = Some(Schedule::Listed(vec![Duration::from_secs(3600); 9]));
+    setup.options.max_in_flight = Some(1);
     let agent = Agent::start(setup).await;
     let url = relay.input("default").await;
     let mut ids = Vec::new();
@@ -349,7 +349,7 @@ async fn an_answer_to_an_unread_request_keeps_no_connection_behind_it() {
         .unwrap();
     let port = listener.local_addr().unwrap().port();
     let mut setup = Setup::new(&relay, format!("localhost:{port}"));
-    setup.manner.timeout = Duration::from_secs(3);
+    setup.options.timeout = Some(Duration::from_secs(3));
     let agent = Agent::start(setup).await;
     let answered = tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
@@ -380,7 +380,7 @@ async fn an_attempt_does_not_wait_for_a_request_that_is_refused_unread() {
     let port = listener.local_addr().unwrap().port();
     let mut setup = Setup::new(&relay, format!("localhost:{port}"));
     // As for a breakpoint: only the connection's end can end the wait.
-    setup.manner.timeout = Duration::ZERO;
+    setup.options.timeout = Some(Duration::ZERO);
     let agent = Agent::start(setup).await;
     let answered = tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
@@ -408,7 +408,7 @@ async fn a_rate_is_never_exceeded_and_holds_nothing_back_for_good() {
         send(&url, n.to_string()).await;
     }
     let mut setup = Setup::new(&relay, receiver.target());
-    setup.manner.rate = Some("20/s".parse().unwrap());
+    setup.options.rate = Some("20/s".parse().unwrap());
     let _agent = Agent::start(setup).await;
     eventually("all arrive", || (receiver.count() == 10).then_some(())).await;
     let seen = receiver.seen();

@@ -44,7 +44,7 @@ async fn events_for_an_absent_agent_are_kept_and_delivered_in_order() {
     let ids = send_many(&url, 40).await;
     let relay = relay.restart().await;
     let mut setup = Setup::new(&relay, receiver.target());
-    setup.manner.max_in_flight = 1;
+    setup.options.max_in_flight = Some(1);
     let agent = Agent::start(setup).await;
     arrived(&receiver, &ids).await;
     assert_eq!(receiver.events(), ids);
@@ -197,7 +197,7 @@ async fn a_deadline_passes_while_the_endpoint_is_offline() {
     let mut receiver = Receiver::start().await;
     receiver.stop();
     let mut setup = Setup::new(&relay, receiver.target());
-    setup.manner.policy.deadline = Duration::from_secs(2);
+    setup.options.deadline = Some(Duration::from_secs(2));
     let agent = Agent::start(setup).await;
     let ids = send_many(&relay.input("default").await, 20).await;
     for id in &ids {

@@ -84,7 +84,7 @@ async fn a_400_on_a_used_connection_is_asked_again_over_a_new_one() {
         }
     }));
     let mut setup = Setup::new(&relay, target);
-    setup.manner.max_in_flight = 1;
+    setup.options.max_in_flight = Some(1);
     let agent = Agent::start(setup).await;
     let url = relay.input("default").await;
     for n in 0..4 {

@@ -12,17 +12,18 @@ use rand::{Rng, SeedableRng};
 use redb::StorageBackend;
 use redb::backends::InMemoryBackend;
 use tokio::sync::mpsc;
+use whrelay_agent::Offline;
 use whrelay_agent::control::{Ask, Filter, Piece};
 use whrelay_agent::lines::{GroupLine, Line};
-use whrelay_agent::{Manner, Offline};
 use whrelay_core::bucket::{Bucket, BucketKey, Seq};
-use whrelay_core::delivery::{Attempt, DeadReason, Delivery, DestinationId, State, current};
+use whrelay_core::delivery::{Asked, Attempt, DeadReason, Delivery, DestinationId, State, current};
 use whrelay_core::event::{Event, Request};
 use whrelay_core::id::{DeliveryId, EventId};
 use whrelay_core::retention::Part;
 use whrelay_core::retry::{Pause, Phase, Verdict};
 use whrelay_core::time::Timestamp;
 use whrelay_store::{Again, Begin, Medium, NewDelivery, NewEvent, Options, Role, Search, Store};
+use whrelay_tests::destinations::destination;
 
 const START: Timestamp = Timestamp::from_micros(1_795_000_000_000_000);
 const TARGETS: [&str; 3] = [
@@ -91,7 +92,7 @@ impl World {
         let (bucket, _) = store.ensure_bucket(&name, key).await.unwrap();
         let mut targets = Vec::new();
         for target in TARGETS {
-            targets.push(store.ensure_destination(bucket.id, target).await.unwrap());
+            targets.push(destination(&store, bucket.id, target).await.unwrap());
         }
         let world = Self {
             store,
@@ -116,7 +117,7 @@ impl World {
             deadline_at: Timestamp::LAST,
             replay: false,
             passed_over: self.below(20) == 0,
-            in_place_of: Vec::new(),
+            one_off: false,
         }
     }
 
@@ -157,9 +158,13 @@ impl World {
         }
         let delivery = &all[self.below(all.len() as u64) as usize];
         let url = format!("{}/orders?n={seq}", TARGETS[self.below(3) as usize]);
-        let request = (url, "POST".to_owned());
+        let asked = Asked {
+            target: url.clone(),
+            url,
+            method: "POST".to_owned(),
+        };
         let reason = DeadReason::ALL[self.below(4) as usize];
-        let mut attempt = Attempt::given_up(delivery, request, START, reason, "refused");
+        let mut attempt = Attempt::given_up(delivery, asked, START, reason, "refused");
         attempt.number += 1;
         match self.below(4) {
             0 => {
@@ -180,7 +185,7 @@ impl World {
         self.store.record(attempt).await.unwrap();
     }
 
-    /// Another delivery of an event, to the same target or in place of another.
+    /// Another delivery of an event, to the same target or another one.
     async fn replay(&mut self, seq: u64) {
         let all = self.store.deliveries_of(self.bucket.id, Seq(seq)).unwrap();
         let Some(first) = all.first() else { return };
@@ -188,9 +193,7 @@ impl World {
         let to = self.targets[to];
         let mut new = self.delivery(to, START);
         new.replay = true;
-        new.in_place_of = (0..all.len() as u32)
-            .filter(|n| n % 2 == seq as u32 % 2)
-            .collect();
+        new.one_off = seq.is_multiple_of(3);
         let again = Again {
             bucket: self.bucket.id,
             seq: Seq(seq),
@@ -224,7 +227,8 @@ impl World {
 
     /// The groups, one event and one delivery after the other.
     fn naive(&self, filter: &Filter) -> HashMap<GroupLine, (u64, EventId)> {
-        let targets: HashMap<_, _> = self.store.destinations().unwrap().into_iter().collect();
+        let all = self.store.destinations().unwrap().into_iter();
+        let targets: HashMap<_, _> = all.map(|to| (to.id, to.target.to_string())).collect();
         let mut groups = HashMap::new();
         for (id, seq) in self.found() {
             let (event, _) = self.store.head_at(&self.bucket, seq).unwrap().unwrap();
@@ -361,7 +365,7 @@ async fn groups_are_those_of_a_naive_computation() {
         world.remove(Part::Body).await;
         world.remove(Part::Whole).await;
         let one = world.found()[5].0;
-        let (store, manner) = (world.store.clone(), Manner::default());
+        let (store, manner) = (world.store.clone(), Default::default());
         let offline = Offline::new(store, Path::new("."), manner, Arc::new(|_| {}));
         let offline = offline.unwrap().unwrap();
         for mut filter in filters(one) {
@@ -401,7 +405,7 @@ async fn groups_of_very_many_events_read_no_events() {
     let offline = Offline::new(
         world.store.clone(),
         Path::new("."),
-        Manner::default(),
+        Default::default(),
         Arc::new(|_| {}),
     );
     let offline = offline.unwrap().unwrap();

@@ -65,7 +65,7 @@ async fn an_event_is_delivered_with_the_fields_that_http_1_has() {
     let (relay, receiver) = (Relay::start().await, Receiver::start().await);
     let url = relay.input("default").await;
     let mut setup = Setup::new(&relay, receiver.target());
-    setup.manner.fields = Fields::new(HostField::Sender, Vec::new());
+    setup.requests.fields = Fields::new(HostField::Sender, Vec::new());
     let _agent = Agent::start(setup).await;
     let sender = Sender::new(&relay).await;
     let request = Request::post(format!("{url}/some/path?a=1"))

@@ -25,7 +25,7 @@ async fn in_a_line_everything_waits_for_the_head() {
     };
     let receiver = Receiver::scripted(script).await;
     let mut setup = Setup::new(&relay, receiver.target());
-    setup.manner.order = Order::Fifo;
+    setup.options.order = Some(Order::Fifo);
     let agent = Agent::start(setup).await;
     let url = relay.input("default").await;
     let mut ids = Vec::new();

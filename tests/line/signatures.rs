@@ -46,8 +46,8 @@ async fn a_signature_is_not_made_anew_for_a_second_event_that_has_it() {
     let (relay, receiver) = (Relay::start().await, Receiver::start().await);
     let setup = |resign| {
         let mut setup = Setup::new(&relay, receiver.target());
-        setup.manner.signatures.keys = Arc::new(Keyring::new(vec![key()]));
-        setup.manner.signatures.resign = resign;
+        setup.requests.signatures.keys = Arc::new(Keyring::new(vec![key()]));
+        setup.requests.signatures.resign = resign;
         setup
     };
     let agent = Agent::start(setup(Resign::Auto)).await;

@@ -88,6 +88,7 @@ mod tests {
             delivery: DeliveryId::from_parts(Timestamp::EPOCH, 1),
             event: EventId::from_parts(Timestamp::EPOCH, 1),
             destination: DestinationId(1),
+            target: String::new(),
             url: String::new(),
             method: String::new(),
             number: 1,

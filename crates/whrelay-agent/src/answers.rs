@@ -2,6 +2,7 @@
 //! know through which door a question came.
 
 mod again;
+mod destinations;
 mod groups;
 mod kinds;
 mod matches;
@@ -14,7 +15,8 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use whrelay_core::bucket::{Bucket, Seq};
-use whrelay_core::delivery::{Attempt, Delivery, DestinationId, State};
+use whrelay_core::delivery::{Delivery, DestinationId, State};
+use whrelay_core::destination::{Destination, Kind, OptionSet};
 use whrelay_core::event::Event;
 use whrelay_core::id::EventId;
 use whrelay_core::time::Timestamp;
@@ -23,27 +25,23 @@ use whrelay_store::{Begin, Head, Incident, LoggedAttempt, Store, StoreError};
 use self::matches::{Judge, Matches};
 use crate::control::{Ask, Filter, Piece};
 use crate::error::AgentError;
-use crate::lanes::{Lanes, refusal};
 use crate::lines::{
-    AttemptLine, ContentLine, EventLine, HeadLine, IncidentStatus, Line, LinkState, RemovedStatus,
-    StatusLine, TargetStatus,
+    AttemptLine, ContentLine, EventLine, HeadLine, IncidentStatus, Line, LinkState, Placed,
+    RemovedStatus, StatusLine, TargetStatus,
 };
-use crate::{Manner, Tell, refetch};
+use crate::runtime::{Runtime, refusal};
+use crate::{Requests, Tell, refetch};
 
 /// Rows read at a time where many may have to be looked at.
 const CHUNK: usize = 256;
 
-type Targets = HashMap<DestinationId, String>;
-
-/// What an attempt's target is called.
-fn name<'a>(targets: &'a Targets, attempt: &'a Attempt) -> &'a str {
-    targets.get(&attempt.destination).unwrap_or(&attempt.url)
-}
+/// The destinations of a store, those of one-off replays and removed ones with them.
+type Destinations = HashMap<DestinationId, Destination>;
 
 /// An agent's store, and its engines where it runs.
 #[derive(Clone)]
 pub struct Local {
-    lanes: Arc<Lanes>,
+    runtime: Arc<Runtime>,
     dir: PathBuf,
     runs: bool,
 }
@@ -55,23 +53,31 @@ pub struct Offline {
 }
 
 impl Offline {
-    /// Takes over the store of an agent that does not run. `None` where it never ran.
+    /// Takes over the store of an agent that does not run, for replays that are made with these requests and
+    /// options. `None` where it never ran.
     ///
     /// # Errors
     /// When the store cannot be read.
     pub fn new(
         store: Store,
         dir: &Path,
-        manner: Manner,
+        requests: (Requests, OptionSet),
         tell: Tell,
     ) -> Result<Option<Self>, StoreError> {
         let Some(bucket) = store.buckets()?.into_iter().next() else {
             return Ok(None);
         };
         let stop = CancellationToken::new();
-        let lanes = Lanes::new(bucket, store, manner, tell, refetch::later(), stop.clone());
+        let runtime = Runtime::new(
+            bucket,
+            store,
+            requests,
+            tell,
+            refetch::later(),
+            stop.clone(),
+        );
         let local = Local {
-            lanes: Arc::new(lanes),
+            runtime: Arc::new(runtime),
             dir: dir.to_owned(),
             runs: false,
         };
@@ -86,8 +92,8 @@ impl Offline {
     /// Stops what was begun and lets go of the store.
     pub async fn close(self) {
         self.stop.cancel();
-        self.local.lanes.finish().await;
-        self.local.lanes.store.clone().close().await;
+        self.local.runtime.finish().await;
+        self.local.runtime.store.clone().close().await;
     }
 }
 
@@ -171,9 +177,9 @@ fn next_attempt(
 }
 
 impl Local {
-    pub(crate) fn running(lanes: Arc<Lanes>, dir: &Path) -> Self {
+    pub(crate) fn running(runtime: Arc<Runtime>, dir: &Path) -> Self {
         Self {
-            lanes,
+            runtime,
             dir: dir.to_owned(),
             runs: true,
         }
@@ -195,9 +201,14 @@ impl Local {
             Ask::Replay { which, how } => self.replay(&which, &how, &out).await,
             Ask::Discard { which, dry_run } => self.discard(&which, dry_run, &out).await,
             Ask::Status => self.status(&out).await,
-            Ask::Pause { paused } => {
-                self.lanes.pause(paused);
-                self.status(&out).await
+            Ask::Retry { event } => self.retry(&event, &out).await,
+            Ask::Pause { paused } => self.pause_all(paused, &out).await,
+            Ask::Destinations => self.list_destinations(&out).await,
+            Ask::SetDestination { name, changes } => {
+                self.set_destination(&name, &changes, &out).await
+            }
+            Ask::RemoveDestination { name, queue } => {
+                self.remove_destination(&name, &queue, &out).await
             }
         };
         if let Err(Stop::Failed(line)) = answered {
@@ -207,15 +218,18 @@ impl Local {
     }
 
     fn store(&self) -> &Store {
-        &self.lanes.store
+        &self.runtime.store
     }
 
     fn bucket(&self) -> &Bucket {
-        &self.lanes.bucket
+        &self.runtime.bucket
     }
 
-    fn targets(&self) -> Result<Targets, StoreError> {
-        Ok(self.store().destinations()?.into_iter().collect())
+    fn destinations(&self) -> Result<Destinations, StoreError> {
+        let all = self.store().destinations()?.into_iter();
+        Ok(all
+            .map(|destination| (destination.id, destination))
+            .collect())
     }
 
     async fn attempts(
@@ -230,31 +244,31 @@ impl Local {
             if follow {
                 tokio::select! {
                     () = out.0.closed() => {}
-                    () = self.lanes.stop().cancelled() => {}
+                    () = self.runtime.stop().cancelled() => {}
                 }
             }
             return Ok(());
         }
         let mut place = self.store().last_attempt()?;
-        let targets = self.targets()?;
+        let known = self.destinations()?;
         if let Some(after) = after {
             // After a salvage the last place may be lower.
             place = place.min(after);
         } else {
-            let newest = self.newest_attempts(filter, last, &targets)?;
+            let newest = self.newest_attempts(filter, last, &known)?;
             for logged in newest.iter().rev().filter(|logged| logged.place <= place) {
-                out.line(Line::Attempt(self.attempt_line(logged, &targets)))
+                out.line(Line::Attempt(self.attempt_line(logged, &known)))
                     .await?;
             }
         }
         out.line(Line::Reached { place }).await?;
-        let mut refuses = self.lanes.refuses();
+        let mut refuses = self.runtime.refuses();
         let why = refuses.borrow_and_update().clone();
         if why.is_some() {
             out.line(refusal(why.as_deref())).await?;
         }
         if follow {
-            self.follow(filter, place, targets, refuses, out).await
+            self.follow(filter, place, known, refuses, out).await
         } else {
             Ok(())
         }
@@ -266,7 +280,7 @@ impl Local {
         &self,
         filter: &Filter,
         mut place: u64,
-        mut targets: Targets,
+        mut known: Destinations,
         mut refuses: watch::Receiver<Option<String>>,
         out: &Out,
     ) -> Result<(), Stop> {
@@ -277,14 +291,14 @@ impl Local {
             let mut told = false;
             for logged in &new {
                 place = logged.place;
-                if !targets.contains_key(&logged.attempt.destination) {
-                    targets = self.targets()?;
+                if !known.contains_key(&logged.attempt.destination) {
+                    known = self.destinations()?;
                 }
                 let attempt = &logged.attempt;
-                if filter.wants_attempt(attempt, name(&targets, attempt))
+                if filter.wants_attempt(attempt, known.get(&attempt.destination))
                     && self.wants_kind(filter, attempt.key.seq)?
                 {
-                    out.line(Line::Attempt(self.attempt_line(logged, &targets)))
+                    out.line(Line::Attempt(self.attempt_line(logged, &known)))
                         .await?;
                     told = true;
                 }
@@ -301,19 +315,26 @@ impl Local {
                         out.line(refusal(why.as_deref())).await?;
                     }
                     () = out.0.closed() => return Err(Stop::Gone),
-                    () = self.lanes.stop().cancelled() => return Ok(()),
+                    () = self.runtime.stop().cancelled() => return Ok(()),
                 }
             }
         }
     }
 
-    fn attempt_line(&self, logged: &LoggedAttempt, targets: &Targets) -> AttemptLine {
+    fn attempt_line(&self, logged: &LoggedAttempt, known: &Destinations) -> AttemptLine {
         let attempt = &logged.attempt;
-        AttemptLine::new(attempt, self.bucket().name.as_str(), name(targets, attempt))
+        let destination = known.get(&attempt.destination);
+        let title = destination.map_or_else(|| attempt.target.clone(), Destination::title);
+        let mut line = AttemptLine::new(attempt, self.bucket().name.as_str(), &title);
+        if line.target.is_empty() {
+            let target = destination.map(|destination| destination.target.to_string());
+            line.target = target.unwrap_or_else(|| attempt.url.clone());
+        }
+        line
     }
 
     async fn events(&self, filter: &Filter, last: usize, out: &Out) -> Result<(), Stop> {
-        let targets = self.targets()?;
+        let known = self.destinations()?;
         let judge = match filter.target {
             Some(_) => Judge::Delivery,
             None => Judge::Event,
@@ -321,7 +342,7 @@ impl Local {
         let mut matches = Matches::new(self, filter, Begin::Newest, judge);
         let mut lines = Vec::new();
         while lines.len() < last {
-            let Some(some) = matches.some(&targets)? else {
+            let Some(some) = matches.some(&known)? else {
                 break;
             };
             lines.extend(some.into_iter().map(|matched| (matched.seq, matched.line)));
@@ -340,21 +361,17 @@ impl Local {
     }
 
     /// The deliveries of an event as they are shown, each with its target.
-    fn shown_deliveries(
-        &self,
-        seq: Seq,
-        targets: &Targets,
-    ) -> Result<Vec<(Delivery, String)>, StoreError> {
+    fn shown_deliveries(&self, seq: Seq, known: &Destinations) -> Result<Vec<Placed>, StoreError> {
         let deliveries = self.store().deliveries_of(self.bucket().id, seq)?;
-        let now = self.lanes.clock.now();
+        let now = self.runtime.clock.now();
         let mut heads: HashMap<DestinationId, Head> = HashMap::new();
         for delivery in deliveries.iter().filter(|d| !d.state.is_finished()) {
-            let head = self.lanes.head(delivery.destination)?;
+            let head = self.runtime.head(delivery.destination)?;
             heads.extend(head.map(|head| (delivery.destination, head)));
         }
         let shown = |mut delivery: Delivery| {
             // What waits for an endpoint that is offline has failed so far, tried or not.
-            if !delivery.state.is_finished() && self.lanes.is_offline(delivery.destination) {
+            if !delivery.state.is_finished() && self.runtime.is_offline(delivery.destination) {
                 delivery.state = State::Stalled;
                 // It is probed for several times a second, and tried at once when it is back.
                 delivery.next_attempt_at = delivery.next_attempt_at.max(Some(now));
@@ -365,11 +382,12 @@ impl Local {
             if let (Some(at), Some(head)) = (&mut delivery.next_attempt_at, head) {
                 *at = head.due_at.max(*at);
             }
-            let target = targets
-                .get(&delivery.destination)
-                .cloned()
-                .unwrap_or_default();
-            (delivery, target)
+            let to = known.get(&delivery.destination);
+            Placed {
+                destination: to.map(Destination::title).unwrap_or_default(),
+                target: to.map(|to| to.target.to_string()).unwrap_or_default(),
+                delivery,
+            }
         };
         Ok(deliveries.into_iter().map(shown).collect())
     }
@@ -387,12 +405,12 @@ impl Local {
 
     async fn show(&self, text: &str, out: &Out) -> Result<(), Stop> {
         let (seq, event) = self.find(text)?;
-        let targets = self.targets()?;
-        let mut line = EventLine::new(&event, &self.shown_deliveries(seq, &targets)?);
+        let known = self.destinations()?;
+        let mut line = EventLine::new(&event, &self.shown_deliveries(seq, &known)?);
         self.describe(&mut line, seq)?;
         out.line(Line::Event(line)).await?;
         for logged in self.attempts_at(seq)?.iter().rev() {
-            let line = self.attempt_line(logged, &targets);
+            let line = self.attempt_line(logged, &known);
             let line = line.with_answer(&logged.attempt);
             out.line(Line::Attempt(line)).await?;
         }
@@ -410,7 +428,7 @@ impl Local {
             url: store.note("input")?,
             pid: self.runs.then(std::process::id),
             link: self.link_state(),
-            link_error: self.lanes.down().filter(|_| self.runs),
+            link_error: self.runtime.down().filter(|_| self.runs),
             targets: Vec::new(),
             queued: 0,
             stalled: 0,
@@ -423,10 +441,10 @@ impl Local {
             next_attempt_at: None,
             disk_bytes: store.disk_used(&self.dir)?,
             stored_bytes: store.size(),
-            paused: self.lanes.is_paused(),
+            paused: self.runtime.is_paused(),
             max_disk: store.bound().map(|bound| bound.bytes),
             incidents: incidents(store)?,
-            refuses: self.lanes.refuses().borrow().clone(),
+            refuses: self.runtime.refuses().borrow().clone(),
             removed: RemovedStatus {
                 events: removals.events,
                 bodies: removals.bodies,
@@ -435,28 +453,37 @@ impl Local {
             },
         };
         let mut next: Vec<Timestamp> = Vec::new();
-        let served = self.lanes.served();
-        for (id, target) in store.destinations()? {
+        for destination in store.destinations()? {
+            let id = destination.id;
             let counts = store.counts(id)?;
-            let offline = self.lanes.is_offline(id);
-            let soonest = offline.then(|| self.lanes.clock.now());
-            let head = self.lanes.head(id)?;
+            let offline = self.runtime.is_offline(id);
+            let soonest = offline.then(|| self.runtime.clock.now());
+            let head = self.runtime.head(id)?;
             let due = next_attempt(store, id, head)?;
-            let due = due.filter(|_| served.iter().any(|served| served.id == id) || !self.runs);
+            let due = due.filter(|_| self.runtime.serves(id) || !self.runs);
             next.extend(due.map(|at| soonest.map_or(at, |now| at.max(now))));
             line.queued += if offline { 0 } else { counts.queued };
             line.stalled += counts.stalled + if offline { counts.queued } else { 0 };
             line.sent += counts.sent;
             line.dead += counts.dead;
-            let endpoint = self.lanes.endpoint(id);
+            let endpoint = self.runtime.endpoint(id);
             let waiting = counts.queued + counts.stalled;
-            line.targets.push(TargetStatus {
-                target,
-                served: self.lanes.serves(id),
-                endpoint,
-                waiting,
-                head: self.head_line(head)?,
-            });
+            let is_shown = match destination.kind {
+                Kind::Lasting { .. } => true,
+                Kind::OneOff | Kind::Removed { .. } => waiting > 0,
+            };
+            if is_shown {
+                line.targets.push(TargetStatus {
+                    destination: destination.title(),
+                    target: destination.target.to_string(),
+                    one_off: destination.kind == Kind::OneOff,
+                    served: self.runtime.serves(id),
+                    paused_at: destination.paused_at.map(|at| at.to_string()),
+                    endpoint,
+                    waiting,
+                    head: self.head_line(head)?,
+                });
+            }
         }
         line.next_attempt_at = next.into_iter().min().map(|at| at.to_string());
         out.line(Line::Status(line)).await
@@ -476,7 +503,7 @@ impl Local {
     }
 
     fn link_state(&self) -> LinkState {
-        match (self.runs, self.lanes.down()) {
+        match (self.runs, self.runtime.down()) {
             (false, _) => LinkState::Stopped,
             (true, None) => LinkState::Connected,
             (true, Some(_)) => LinkState::Disconnected,

@@ -6,7 +6,7 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use whrelay_core::backlog::{Backlog, Cut};
 use whrelay_core::bucket::{Bucket, Seq};
-use whrelay_core::delivery::{Attempt, DeadReason, Delivery, State};
+use whrelay_core::delivery::{Asked, Attempt, DeadReason, Delivery, State};
 use whrelay_core::time::Timestamp;
 use whrelay_proto::frame::Welcome;
 use whrelay_store::{Begin, Search, Store, StoreError, persist};
@@ -116,14 +116,18 @@ fn given_up_at(
         Err(StoreError::Damaged(_)) => return Ok(Vec::new()),
         other => other?,
     };
-    let targets = store.destinations()?;
+    let destinations = store.destinations()?;
     let waits = deliveries.into_iter().filter(|d| !d.state.is_finished());
     let attempt = |delivery: Delivery| {
-        let target = targets.iter().find(|(id, _)| *id == delivery.destination);
-        let target = target.map_or_else(String::new, |(_, target)| target.clone());
-        let request = (target, event.request.method.clone());
+        let to = destinations.iter().find(|to| to.id == delivery.destination);
+        let target = to.map_or_else(String::new, |to| to.target.to_string());
+        let asked = Asked {
+            url: target.clone(),
+            target,
+            method: event.request.method.clone(),
+        };
         let why = "passed over: it came before";
-        Attempt::given_up(&delivery, request, now, DeadReason::Discarded, why)
+        Attempt::given_up(&delivery, asked, now, DeadReason::Discarded, why)
     };
     Ok(waits.map(attempt).collect())
 }

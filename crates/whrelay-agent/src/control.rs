@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use whrelay_core::delivery::{Attempt, DeadReason, Delivery, State};
+use whrelay_core::destination::Destination;
 use whrelay_core::id::EventId;
 use whrelay_core::time::Timestamp;
 
@@ -72,11 +73,57 @@ pub enum Ask {
     },
     /// How the agent stands.
     Status,
-    /// Start no delivery until further notice, or go on.
+    /// Try what is queued of an event now; deliver it again where nothing is.
+    Retry {
+        /// Its id.
+        event: String,
+    },
+    /// Pause every destination that is delivered to, or resume them.
     Pause {
-        /// Whether to.
+        /// Whether to pause.
         paused: bool,
     },
+    /// The destinations.
+    Destinations,
+    /// Change a destination.
+    SetDestination {
+        /// Its name.
+        name: String,
+        /// What is to change.
+        changes: Changes,
+    },
+    /// Remove a destination.
+    RemoveDestination {
+        /// Its name.
+        name: String,
+        /// What becomes of the deliveries that are queued for it.
+        queue: Queued,
+    },
+}
+
+/// What is to change of a destination.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Changes {
+    /// Its URL.
+    pub to: Option<String>,
+    /// Options by name, as they would be typed.
+    pub set: Vec<(String, String)>,
+    /// Options that have their default again.
+    pub reset: Vec<String>,
+    /// Whether it is paused.
+    pub paused: Option<bool>,
+}
+
+/// What becomes of the deliveries that are queued for a destination that is removed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Queued {
+    /// There must be none.
+    None,
+    /// They are dead, reason `discarded`.
+    Discard,
+    /// They go to the destination of this name.
+    MoveTo(String),
 }
 
 /// The events that something is done to.
@@ -92,7 +139,7 @@ pub enum Which {
 /// How events are delivered again.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ReplayHow {
-    /// Another target than the agent's.
+    /// A URL, or the name of a destination, instead of where events go.
     pub to: Option<String>,
     /// How fast they begin: a number and a unit, as in `10/s`.
     pub rate: Option<String>,
@@ -132,7 +179,7 @@ pub struct Filter {
     /// Given up for this reason.
     #[serde(with = "words::maybe")]
     pub reason: Option<DeadReason>,
-    /// To this target.
+    /// To the destination of this name or URL.
     pub target: Option<String>,
     /// Of this event.
     pub event: Option<String>,
@@ -157,11 +204,11 @@ impl Filter {
         }
     }
 
-    pub(crate) fn wants_attempt(&self, attempt: &Attempt, target: &str) -> bool {
+    pub(crate) fn wants_attempt(&self, attempt: &Attempt, to: Option<&Destination>) -> bool {
         self.wants_time(attempt.at)
             && self.wants_event(attempt.event)
             && self.wants_state(attempt.state(), attempt.reason())
-            && self.wants_target(target)
+            && self.wants_target(&attempt.target, to)
     }
 
     /// Whether an event as it is shown is what the filter is about.
@@ -170,8 +217,8 @@ impl Filter {
     }
 
     /// Whether a delivery is one of those that the filter is about.
-    pub(crate) fn wants_delivery(&self, delivery: &Delivery, target: &str) -> bool {
-        self.wants_state(delivery.state, delivery.reason) && self.wants_target(target)
+    pub(crate) fn wants_delivery(&self, delivery: &Delivery, to: Option<&Destination>) -> bool {
+        self.wants_state(delivery.state, delivery.reason) && self.wants_target("", to)
     }
 
     fn wants_state(&self, state: State, reason: Option<DeadReason>) -> bool {
@@ -179,8 +226,12 @@ impl Filter {
             && self.reason.is_none_or(|wanted| Some(wanted) == reason)
     }
 
-    pub(crate) fn wants_target(&self, target: &str) -> bool {
-        self.target.as_deref().is_none_or(|wanted| wanted == target)
+    /// Whether a destination, or the URL of an attempt, is what the filter is about.
+    fn wants_target(&self, attempted: &str, to: Option<&Destination>) -> bool {
+        self.target.as_deref().is_none_or(|wanted| {
+            let is_it = |to: &Destination| to.title() == wanted || to.target.to_string() == wanted;
+            wanted == attempted || to.is_some_and(is_it)
+        })
     }
 
     fn wants_event(&self, event: EventId) -> bool {

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 
+use whrelay_core::destination::SetupError;
 use whrelay_store::StoreError;
 
 /// Why an agent cannot run, or had to stop.
@@ -30,6 +31,9 @@ pub enum AgentError {
     /// The local store failed.
     #[error("the local store failed: {0}")]
     Store(#[from] StoreError),
+    /// Destinations cannot be set up as they are given.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
     /// TLS cannot be set up on this machine.
     #[error("TLS cannot be set up: {0}")]
     Tls(#[from] rustls::Error),
@@ -47,6 +51,7 @@ impl AgentError {
             Self::Refused(_)
             | Self::Replaced(_)
             | Self::InUse(_)
+            | Self::Setup(_)
             | Self::Tls(_)
             | Self::Control(_) => false,
         }

@@ -9,12 +9,12 @@ use whrelay_proto::frame::WireEvent;
 use whrelay_store::{NewDelivery, NewEvent, Receipt, SourceMark, StoreError};
 
 use crate::backlog::{self, Catching};
-use crate::lanes::{self, Lanes};
 use crate::lines::{Line, ReceivedLine};
+use crate::runtime::{self, Runtime};
 
 /// Events of a forwarder in order, each with the deliveries it begins.
 pub(crate) struct Intake {
-    lanes: Arc<Lanes>,
+    runtime: Arc<Runtime>,
     catching: Arc<Catching>,
     forwarder: String,
     /// Where the session started.
@@ -32,12 +32,12 @@ pub(crate) struct Intake {
 
 impl Intake {
     pub(crate) fn new(
-        lanes: Arc<Lanes>,
+        runtime: Arc<Runtime>,
         catching: Arc<Catching>,
         (forwarder, start): (&str, Seq),
     ) -> Self {
         Self {
-            lanes,
+            runtime,
             catching,
             forwarder: forwarder.to_owned(),
             start,
@@ -51,18 +51,18 @@ impl Intake {
 
     /// Adds what a frame brought, which reaches a place.
     pub(crate) fn add(&mut self, events: Vec<WireEvent>, upto: u64) {
-        let (lanes, routes) = (&self.lanes, self.lanes.routes());
+        let (runtime, routes) = (&self.runtime, self.runtime.routes());
         for event in events {
             let (place, size) = (event.seq, event.size());
-            let event = event.into_event(lanes.bucket.name.clone());
+            let event = event.into_event(runtime.bucket.name.clone());
             let cut = self.catching.cut();
             let passed_over = cut.passes_over(&self.forwarder, place, event.received_at);
             drop(cut);
             let begin = |to| NewDelivery {
                 passed_over,
-                ..lanes.new_delivery(to, lanes.clock.now())
+                ..runtime.new_delivery(to, runtime.clock.now())
             };
-            let to = lanes::taking(&routes, &event.request.tail);
+            let to = runtime::taking(&routes, &event.request.tail);
             let deliveries = to.into_iter().map(begin).collect();
             let line = (!passed_over).then(|| ReceivedLine::new(&event));
             self.lines.push(line);
@@ -87,7 +87,7 @@ impl Intake {
                 Err(error) if error.is_retryable() => {
                     tracing::debug!(%error, "what the forwarder sent is stored later");
                     if !matches!(error, StoreError::Reopening) {
-                        self.lanes.set_refuses(Some(error.to_string()));
+                        self.runtime.set_refuses(Some(error.to_string()));
                         at_once = ((end - done) / 2).max(1);
                     }
                     tokio::select! {
@@ -99,7 +99,7 @@ impl Intake {
                     self.tell(done, &settled?);
                     (done, at_once) = (end, at_once.saturating_mul(2).max(1));
                     if done == self.events.len() {
-                        self.lanes.set_refuses(None);
+                        self.runtime.set_refuses(None);
                         return Ok(self.reached);
                     }
                 }
@@ -127,7 +127,7 @@ impl Intake {
             seq: Seq(self.place(end)),
             events: places.zip(events.iter().map(|new| new.event.id)).collect(),
         };
-        let (store, bucket) = (&self.lanes.store, self.lanes.bucket.id);
+        let (store, bucket) = (&self.runtime.store, self.runtime.bucket.id);
         store.append(bucket, events, Some(mark)).await
     }
 
@@ -142,7 +142,7 @@ impl Intake {
         let mut passed_over = 0;
         for (line, receipt) in self.lines[done..].iter_mut().zip(receipts) {
             match line.take() {
-                Some(line) if !receipt.duplicate => (self.lanes.tell)(Line::Received(line)),
+                Some(line) if !receipt.duplicate => (self.runtime.tell)(Line::Received(line)),
                 None if !receipt.duplicate => passed_over += 1,
                 Some(_) | None => {}
             }
@@ -150,7 +150,7 @@ impl Intake {
         let reached = self.place(done + receipts.len());
         if let Some(passed_over) = self.catching.passed_over(passed_over, reached) {
             let whose = "that the forwarder held";
-            (self.lanes.tell)(backlog::told(passed_over, "event", whose));
+            (self.runtime.tell)(backlog::told(passed_over, "event", whose));
         }
     }
 }

@@ -11,19 +11,20 @@ mod access;
 mod answer;
 mod answers;
 mod backlog;
+mod configured;
 mod error;
 mod intake;
-mod lanes;
 mod link;
 mod management;
 mod noticed;
-mod orphans;
 mod probes;
 mod provision;
 mod proxy;
 mod refetch;
 mod retention;
+mod runtime;
 mod socket;
+mod unconfigured;
 mod words;
 
 use std::path::PathBuf;
@@ -34,12 +35,8 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 use whrelay_core::backlog::Backlog;
 use whrelay_core::bucket::{BucketKey, BucketName};
-use whrelay_core::dispatch::Order;
-use whrelay_core::limits;
-use whrelay_core::pace::Rate;
+use whrelay_core::destination::Setup;
 use whrelay_core::retention::Retention;
-use whrelay_core::retry::RetryPolicy;
-use whrelay_core::route::Route;
 use whrelay_delivery::{Fields, Signatures, Trust};
 use whrelay_store::{Store, persist};
 
@@ -52,44 +49,19 @@ pub use provision::{Looked, ensure_bucket, look_at};
 pub use proxy::Proxies;
 pub use reqwest::Method;
 
-use crate::lanes::Lanes;
 use crate::lines::Line;
 use crate::provision::provision;
+use crate::runtime::Runtime;
 
-/// How deliveries are made: the same for every target of an agent.
-#[derive(Clone, Debug)]
-pub struct Manner {
-    /// How failures are retried.
-    pub policy: RetryPolicy,
-    /// Time for one attempt, over the whole exchange; zero for no bound.
-    pub timeout: Duration,
-    /// Attempts at once, for each target.
-    pub max_in_flight: usize,
-    /// How fast attempts may start, for each target.
-    pub rate: Option<Rate>,
-    /// In which order deliveries are made, for each target.
-    pub order: Order,
+/// How requests to destinations are made in this run; nothing of it is stored.
+#[derive(Clone, Debug, Default)]
+pub struct Requests {
     /// What requests say beside what the event does.
     pub fields: Fields,
     /// Which targets are believed to be who they say.
     pub trust: Trust,
     /// What becomes of providers' signatures.
     pub signatures: Signatures,
-}
-
-impl Default for Manner {
-    fn default() -> Self {
-        Self {
-            policy: RetryPolicy::default(),
-            timeout: Duration::from_secs(30),
-            max_in_flight: limits::MAX_IN_FLIGHT,
-            rate: None,
-            order: Order::default(),
-            fields: Fields::default(),
-            trust: Trust::default(),
-            signatures: Signatures::default(),
-        }
-    }
 }
 
 /// How an agent runs.
@@ -113,14 +85,14 @@ pub struct Config {
     pub take_over: bool,
     /// Whether what came before is wanted, should the subscription be new; nothing to let the forwarder decide.
     pub wants_backlog: Option<bool>,
-    /// Where events go.
-    pub routes: Vec<Route>,
+    /// Where events go, and how deliveries are made.
+    pub setup: Setup,
     /// How much is wanted of what came before.
     pub backlog: Backlog,
     /// How long the tunnel may be down before that ends the agent; nothing for ever.
     pub exit_on_disconnect: Option<Duration>,
-    /// How they get there.
-    pub manner: Manner,
+    /// How requests are made.
+    pub requests: Requests,
     /// What is kept of what has ended.
     pub retention: Retention,
     /// The data directory: it tells other commands where the control socket is.
@@ -153,6 +125,7 @@ pub async fn run(
     tell: Tell,
     stop: CancellationToken,
 ) -> Result<(), AgentError> {
+    configured::check(&store, &config.setup)?;
     let known = store.note("input")?.is_some();
     // A first start that fails leaves nothing behind.
     let asked = match known {
@@ -178,16 +151,16 @@ pub async fn run(
     }
 
     let ended = stop.child_token();
-    let lanes = Lanes::new(
+    let runtime = Runtime::new(
         bucket,
         store.clone(),
-        config.manner.clone(),
+        (config.requests.clone(), config.setup.replay_options()),
         tell,
         refetch::from_forwarder(&config),
         ended.clone(),
     );
-    let lanes = Arc::new(lanes);
-    let mut link = link::Link::new(&config, asked, Arc::clone(&lanes));
+    let runtime = Arc::new(runtime);
+    let mut link = link::Link::new(&config, asked, Arc::clone(&runtime));
     let first = tokio::select! {
         first = link.connect() => first,
         () = stop.cancelled() => return Ok(()),
@@ -195,36 +168,36 @@ pub async fn run(
     let first = match first {
         Ok(first) => {
             link.begin(&first.welcome, config.backlog).await?;
-            lanes.configure(&config.routes).await?;
+            configured::configure(&runtime, &config.setup).await?;
             Some(first)
         }
         Err(away) if known => {
-            without_forwarder(&config, &lanes, away).await?;
+            without_forwarder(&config, &runtime, away).await?;
             None
         }
         Err(error) => return Err(error),
     };
-    let local = Local::running(Arc::clone(&lanes), &config.dir);
+    let local = Local::running(Arc::clone(&runtime), &config.dir);
     let control = control::Server::start(&config.dir, &config.runtime_dirs, local)?;
 
-    let orphans = tokio::spawn(orphans::run(Arc::clone(&lanes)));
+    let expiring = tokio::spawn(unconfigured::run(Arc::clone(&runtime)));
     let outcome = tokio::select! {
         ended = link.run(first, &stop) => ended,
         error = store.broken() => Err(error.into()),
-        error = lanes.broken() => Err(error.into()),
-        Err(error) = retention::run(Arc::clone(&lanes), config.retention) => Err(error.into()),
-        Ok(Err(error)) = orphans => Err(error.into()),
+        error = runtime.broken() => Err(error.into()),
+        Err(error) = retention::run(Arc::clone(&runtime), config.retention) => Err(error.into()),
+        Ok(Err(error)) = expiring => Err(error.into()),
     };
     ended.cancel();
     drop(control);
-    lanes.finish().await;
+    runtime.finish().await;
     outcome
 }
 
 /// Begins to deliver what waits here while the forwarder is away, if anything does.
 async fn without_forwarder(
     config: &Config,
-    lanes: &Lanes,
+    runtime: &Arc<Runtime>,
     away: AgentError,
 ) -> Result<(), AgentError> {
     let is_away = matches!(away, AgentError::Unreachable { .. });
@@ -232,12 +205,12 @@ async fn without_forwarder(
     if !is_away || config.backlog != Backlog::default() {
         return Err(away);
     }
-    lanes.configure(&config.routes).await?;
-    if lanes.waiting() == 0 {
-        lanes.stop().cancel();
-        lanes.finish().await;
+    configured::configure(runtime, &config.setup).await?;
+    if runtime.waiting() == 0 {
+        runtime.stop().cancel();
+        runtime.finish().await;
         return Err(away);
     }
-    lanes.set_down(&away);
+    runtime.set_down(&away);
     Ok(())
 }

@@ -1,6 +1,9 @@
 //! What is said about an agent's work: one type per JSON line of the contract, shared by `listen`,
 //! the control endpoint and the commands. It must not know who reads it, nor how it is coloured.
 
+mod destination;
+mod status;
+
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -11,6 +14,8 @@ use whrelay_core::event::{Event, Header};
 use whrelay_core::retry::Phase;
 use whrelay_core::time::Timestamp;
 
+pub use self::destination::{DestinationLine, DestinationRemovedLine, OptionsLine};
+pub use self::status::{HeadLine, IncidentStatus, RemovedStatus, StatusLine, TargetStatus};
 use crate::answer::{self, Shown};
 use crate::words;
 pub use crate::words::{EndpointState, LinkState};
@@ -34,7 +39,9 @@ pub enum Line {
     },
     /// A target stopped taking connections, or takes them again.
     Endpoint {
-        /// The target.
+        /// The destination's name, or its URL where it has none.
+        destination: String,
+        /// Its URL.
         target: String,
         /// Which of the two.
         state: EndpointState,
@@ -74,6 +81,10 @@ pub enum Line {
     Discard(DiscardLine),
     /// How an agent stands.
     Status(StatusLine),
+    /// A destination, as `destination` shows it.
+    Destination(DestinationLine),
+    /// A destination was removed.
+    DestinationRemoved(DestinationRemovedLine),
     /// What was asked for cannot be done.
     Failure {
         /// Whether it is because something does not exist.
@@ -155,7 +166,10 @@ pub struct AttemptLine {
     pub delivery: String,
     /// The bucket.
     pub bucket: String,
-    /// The target.
+    /// The destination's name, or its URL where it has none.
+    #[serde(default)]
+    pub destination: String,
+    /// The destination's URL then.
     pub target: String,
     /// The request's method.
     pub method: String,
@@ -230,8 +244,8 @@ impl SignatureLine {
 }
 
 impl AttemptLine {
-    /// About an attempt at a target of a bucket.
-    pub fn new(attempt: &Attempt, bucket: &str, target: &str) -> Self {
+    /// About an attempt of a bucket's event at a destination.
+    pub fn new(attempt: &Attempt, bucket: &str, destination: &str) -> Self {
         let (phase, handoff) = match (attempt.phase, attempt.next_phase()) {
             (_, Phase::Fast) => ("fast", false),
             (before, Phase::Durable { .. }) => ("durable", before == Phase::Fast),
@@ -240,7 +254,8 @@ impl AttemptLine {
             event: attempt.event.to_string(),
             delivery: attempt.delivery.to_string(),
             bucket: bucket.to_owned(),
-            target: target.to_owned(),
+            destination: destination.to_owned(),
+            target: attempt.target.clone(),
             method: attempt.method.clone(),
             url: attempt.url.clone(),
             attempt: attempt.number,
@@ -327,13 +342,48 @@ pub struct EventLine {
     pub deliveries: Vec<DeliveryLine>,
 }
 
+/// A delivery and where it goes.
+#[derive(Clone, Debug)]
+pub struct Placed {
+    /// The delivery, as it is shown.
+    pub delivery: Delivery,
+    /// The destination's name, or its URL where it has none.
+    pub destination: String,
+    /// Its URL.
+    pub target: String,
+}
+
+impl Placed {
+    fn line(&self) -> DeliveryLine {
+        let Self {
+            delivery,
+            destination,
+            target,
+        } = self;
+        DeliveryLine {
+            delivery: delivery.id.to_string(),
+            destination: destination.clone(),
+            target: target.clone(),
+            one_off: delivery.one_off,
+            state: delivery.state,
+            attempts: delivery.attempts,
+        }
+    }
+}
+
 /// One delivery of an [`EventLine`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DeliveryLine {
     /// The delivery.
     pub delivery: String,
-    /// The target.
+    /// The destination's name, or its URL where it has none.
+    #[serde(default)]
+    pub destination: String,
+    /// Its URL.
     pub target: String,
+    /// Whether it goes to the URL of a replay alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub one_off: bool,
     /// Where it stands.
     #[serde(with = "words")]
     pub state: State,
@@ -342,19 +392,17 @@ pub struct DeliveryLine {
 }
 
 impl EventLine {
-    /// About an event and its deliveries, each with its target, in the order they were begun.
-    pub fn new(event: &Event, deliveries: &[(Delivery, String)]) -> Self {
-        let all: Vec<_> = deliveries.iter().map(|(d, _)| d.clone()).collect();
+    /// About an event and its deliveries, in the order they were begun.
+    pub fn new(event: &Event, deliveries: &[Placed]) -> Self {
+        let all: Vec<_> = deliveries
+            .iter()
+            .map(|placed| placed.delivery.clone())
+            .collect();
         let last = || delivery::current(&all);
         let least = last().min_by_key(|delivery| delivery.state);
         let next = last().filter_map(|delivery| delivery.next_attempt_at).min();
         let request = &event.request;
-        let line = |(delivery, target): &(Delivery, String)| DeliveryLine {
-            delivery: delivery.id.to_string(),
-            target: target.clone(),
-            state: delivery.state,
-            attempts: delivery.attempts,
-        };
+        let line = |placed: &Placed| placed.line();
         Self {
             event: event.id.to_string(),
             bucket: event.bucket.to_string(),
@@ -371,7 +419,7 @@ impl EventLine {
             signature: None,
             attempts: deliveries
                 .iter()
-                .map(|(delivery, _)| delivery.attempts)
+                .map(|placed| placed.delivery.attempts)
                 .sum(),
             next_attempt_at: next.map(|at: Timestamp| at.to_string()),
             deliveries: deliveries.iter().map(line).collect(),
@@ -472,6 +520,9 @@ pub struct DiscardLine {
     pub event: String,
     /// The delivery.
     pub delivery: String,
+    /// The destination's name, or its URL where it has none.
+    #[serde(default)]
+    pub destination: String,
     /// Where it would have gone.
     pub target: String,
 }
@@ -483,115 +534,12 @@ pub struct ReplayLine {
     pub event: String,
     /// The new delivery.
     pub delivery: String,
+    /// The destination's name, or its URL where it has none.
+    #[serde(default)]
+    pub destination: String,
     /// Where it goes.
     pub target: String,
     /// Where it stands.
     #[serde(with = "words")]
     pub state: State,
-}
-
-/// See [`Line::Status`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct StatusLine {
-    /// The bucket.
-    pub bucket: String,
-    /// The agent's place in it.
-    pub name: String,
-    /// The forwarder's address.
-    pub forwarder: String,
-    /// The input URL, as it was when the agent last started.
-    pub url: Option<String>,
-    /// The agent's process; none where it does not run.
-    pub pid: Option<u32>,
-    /// Whether its tunnel is up.
-    pub link: LinkState,
-    /// Why that is not, where the agent runs.
-    #[serde(default)]
-    pub link_error: Option<String>,
-    /// Its targets.
-    pub targets: Vec<TargetStatus>,
-    /// Deliveries not tried yet.
-    pub queued: u64,
-    /// Deliveries that failed so far.
-    pub stalled: u64,
-    /// Deliveries that arrived.
-    pub sent: u64,
-    /// Deliveries given up.
-    pub dead: u64,
-    /// Events set aside because they are damaged on disk.
-    pub quarantined: u64,
-    /// When the oldest event that waits was received, to the millisecond.
-    pub oldest_waiting_at: Option<String>,
-    /// When something is tried next.
-    pub next_attempt_at: Option<String>,
-    /// Whether a person has paused deliveries.
-    #[serde(default)]
-    pub paused: bool,
-    /// Bytes that the store's file takes on its disk.
-    pub disk_bytes: u64,
-    /// Bytes that events, deliveries and attempts take in it.
-    pub stored_bytes: u64,
-    /// How many of those there may be, where the agent runs and has a bound.
-    pub max_disk: Option<u64>,
-    /// Why nothing new is taken in, where nothing is.
-    pub refuses: Option<String>,
-    /// What retention has removed since the store began.
-    pub removed: RemovedStatus,
-    /// What has happened to the agent's directory or its forwarder's, oldest first.
-    #[serde(default)]
-    pub incidents: Vec<IncidentStatus>,
-}
-
-/// Something that its owner should know of.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct IncidentStatus {
-    /// When it was noticed last.
-    pub at: String,
-    /// `forwarder_went_back`, `agent_went_back`, `two_copies` or `taken_over`.
-    pub kind: String,
-    /// What it is, in words.
-    pub message: String,
-}
-
-/// What retention has removed from a store.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct RemovedStatus {
-    /// Whole events.
-    pub events: u64,
-    /// Bodies of events that were kept otherwise.
-    pub bodies: u64,
-    /// Deliveries that had arrived.
-    pub sent: u64,
-    /// Deliveries that had been given up.
-    pub dead: u64,
-}
-
-/// One target of a [`StatusLine`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct TargetStatus {
-    /// The target.
-    pub target: String,
-    /// Whether the agent runs and delivers to it.
-    #[serde(default)]
-    pub served: bool,
-    /// Whether it takes connections.
-    pub endpoint: EndpointState,
-    /// Deliveries that wait.
-    pub waiting: u64,
-    /// What everything behind it waits for, where deliveries are made in order.
-    pub head: Option<HeadLine>,
-}
-
-/// The head of a line that is served in order.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct HeadLine {
-    /// Its event.
-    pub event: String,
-    /// Where it stands.
-    #[serde(with = "words")]
-    pub state: State,
-    /// Attempts made.
-    pub attempts: u32,
-    /// When it is tried next.
-    pub next_attempt_at: Option<String>,
 }

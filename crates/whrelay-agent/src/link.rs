@@ -15,9 +15,10 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_util::sync::CancellationToken;
 use whrelay_core::backlog::Backlog;
 use whrelay_core::bucket::Seq;
+use whrelay_core::delivery::DestinationId;
 use whrelay_core::limits;
 use whrelay_core::retry::{Jitter, reconnect_pause};
-use whrelay_core::route::{Prefix, Route};
+use whrelay_core::route::Prefix;
 use whrelay_core::time::Timestamp;
 use whrelay_proto::frame::{
     Epoch, Hello, Known, Refused, RefusedCode, Resume, Welcome, Who, WireEvent,
@@ -30,10 +31,10 @@ use crate::Config;
 use crate::backlog::{self, Catching};
 use crate::error::AgentError;
 use crate::intake::Intake;
-use crate::lanes::Lanes;
 use crate::lines::{Line, ReadyLine};
 use crate::noticed::{self, Said};
 use crate::provision::provision;
+use crate::runtime::Runtime;
 use crate::socket::{self, Socket};
 
 /// Clocks that differ by more than this are worth a warning.
@@ -50,7 +51,7 @@ pub(crate) struct Link {
     config: Config,
     /// Where senders send; unknown until the forwarder has been asked for the bucket.
     input_url: Mutex<Option<String>>,
-    lanes: Arc<Lanes>,
+    runtime: Arc<Runtime>,
     catching: Arc<Catching>,
     said: Said,
     /// Whether the subscription is still to be taken from another agent: a reconnect takes nothing.
@@ -69,11 +70,11 @@ pub(crate) struct Live {
 type Appending = Pin<Box<dyn Future<Output = Result<u64, StoreError>> + Send>>;
 
 impl Link {
-    pub(crate) fn new(config: &Config, input_url: Option<String>, lanes: Arc<Lanes>) -> Self {
+    pub(crate) fn new(config: &Config, input_url: Option<String>, runtime: Arc<Runtime>) -> Self {
         Self {
             config: config.clone(),
             input_url: Mutex::new(input_url),
-            lanes,
+            runtime,
             catching: Arc::default(),
             said: Said::default(),
             take_over: AtomicBool::new(config.take_over),
@@ -87,7 +88,7 @@ impl Link {
             return Ok(());
         }
         let url = provision(&self.config).await?;
-        persist(|| self.lanes.store.set_note("input", &url)).await?;
+        persist(|| self.runtime.store.set_note("input", &url)).await?;
         let mut known = self
             .input_url
             .lock()
@@ -125,7 +126,7 @@ impl Link {
             subscription,
             ..
         } = &self.config;
-        let bucket = &self.lanes.bucket;
+        let bucket = &self.runtime.bucket;
         let resume = self.resume()?;
         let reached = resume.as_ref().map(|r| (r.forwarder.clone(), r.seq));
         let backlog_end = self.catching.cut().end();
@@ -160,9 +161,9 @@ impl Link {
         let reached = reached.filter(|(name, _)| *name == welcome.forwarder);
         let reached = reached.map_or(0, |(_, seq)| seq);
         let are_lost = self.catching.resume(reached, &welcome);
-        let (store, now) = (&self.lanes.store, self.lanes.clock.now());
+        let (store, now) = (&self.runtime.store, self.runtime.clock.now());
         for text in noticed::take(store, &self.said, (&welcome, are_lost), now).await? {
-            (self.lanes.tell)(Line::warning(text));
+            (self.runtime.tell)(Line::warning(text));
         }
         Ok(Live {
             socket,
@@ -172,7 +173,7 @@ impl Link {
     }
 
     fn who(&self) -> Who {
-        let (epoch, label) = (self.lanes.store.epoch(), &self.config.label);
+        let (epoch, label) = (self.runtime.store.epoch(), &self.config.label);
         Who {
             store: epoch.store.clone(),
             epoch: Epoch {
@@ -187,8 +188,8 @@ impl Link {
 
     /// How far this agent's store has come.
     fn resume(&self) -> Result<Option<Resume>, StoreError> {
-        let store = &self.lanes.store;
-        let Some(source) = store.source(self.lanes.bucket.id)? else {
+        let store = &self.runtime.store;
+        let Some(source) = store.source(self.runtime.bucket.id)? else {
             return Ok(None);
         };
         let epoch = noticed::known_epoch(store, &source.forwarder)?;
@@ -207,13 +208,13 @@ impl Link {
         first: &Welcome,
         wanted: Backlog,
     ) -> Result<(), StoreError> {
-        let (lanes, catching) = (&self.lanes, Catching::new(wanted, first));
-        let now = lanes.clock.now();
+        let (runtime, catching) = (&self.runtime, Catching::new(wanted, first));
+        let now = runtime.clock.now();
         let passed_over = catching
-            .pass_over_here(&lanes.store, &lanes.bucket, now)
+            .pass_over_here(&runtime.store, &runtime.bucket, now)
             .await?;
         if passed_over > 0 {
-            (lanes.tell)(backlog::told(passed_over, "event", "that waited here"));
+            (runtime.tell)(backlog::told(passed_over, "event", "that waited here"));
         }
         self.catching = Arc::new(catching);
         Ok(())
@@ -238,7 +239,7 @@ impl Link {
                             true => session.welcome.waiting,
                             false => self.catching.cut().expected(),
                         };
-                        (self.lanes.tell)(Line::Ready(self.ready(&session.welcome, there)?));
+                        (self.runtime.tell)(Line::Ready(self.ready(&session.welcome, there)?));
                     }
                     self.serve(session, &mut failures, stop).await
                 }
@@ -260,7 +261,7 @@ impl Link {
                 return Err(error);
             }
             tracing::debug!(%error, failures, "the tunnel is down");
-            self.lanes.set_down(&error);
+            self.runtime.set_down(&error);
             let pause = reconnect_pause(failures, Jitter(rand::random()));
             if !self
                 .pause(left.map_or(pause, |left| pause.min(left)), stop)
@@ -273,25 +274,29 @@ impl Link {
     }
 
     fn ready(&self, welcome: &Welcome, coming: u64) -> Result<ReadyLine, StoreError> {
-        let lanes = &self.lanes;
-        let here = lanes.store.oldest_waiting(lanes.bucket.id)?;
+        let runtime = &self.runtime;
+        let here = runtime.store.oldest_waiting(runtime.bucket.id)?;
         let there = welcome.oldest.map(Timestamp::from_micros);
         let oldest = here.into_iter().chain(there).min();
-        let shown = |route: &Route| match route.prefix == Prefix::default() {
-            true => route.target.to_string(),
-            false => format!("{}={}", route.prefix, route.target),
+        let shown = |(prefix, id): (Prefix, DestinationId)| {
+            let target = runtime.settings_of(id)?.client.target().to_string();
+            Some(match prefix == Prefix::default() {
+                true => target,
+                false => format!("{prefix}={target}"),
+            })
         };
+        let targets = runtime.routes().into_iter().filter_map(shown).collect();
         Ok(ReadyLine {
             url: self.input().unwrap_or_default(),
-            bucket: lanes.bucket.name.to_string(),
+            bucket: runtime.bucket.name.to_string(),
             forwarder: self
                 .config
                 .forwarder
                 .as_str()
                 .trim_end_matches('/')
                 .to_owned(),
-            targets: self.config.routes.iter().map(shown).collect(),
-            queued: lanes.waiting().saturating_add(coming),
+            targets,
+            queued: runtime.waiting().saturating_add(coming),
             oldest: oldest.map(|at| at.to_string()),
             pid: std::process::id(),
         })
@@ -300,8 +305,8 @@ impl Link {
     /// Waits before the next dial, and cuts the wait short when the machine wakes from sleep. Says
     /// whether to go on.
     async fn pause(&self, pause: Duration, stop: &CancellationToken) -> bool {
-        let (until, jumps) = (Instant::now() + pause, self.lanes.clock.jumps());
-        while Instant::now() < until && self.lanes.clock.jumps() == jumps {
+        let (until, jumps) = (Instant::now() + pause, self.runtime.clock.jumps());
+        while Instant::now() < until && self.runtime.clock.jumps() == jumps {
             let step = until
                 .saturating_duration_since(Instant::now())
                 .min(limits::REARM);
@@ -369,7 +374,7 @@ impl Link {
         } = live;
         let mut waiting: VecDeque<(Vec<WireEvent>, u64)> = VecDeque::new();
         let mut liveness = Liveness::new(Instant::now());
-        let (jumps, began) = (self.lanes.clock.jumps(), Instant::now());
+        let (jumps, began) = (self.runtime.clock.jumps(), Instant::now());
         loop {
             if began.elapsed() >= limits::PING_EVERY {
                 *failures = 0;
@@ -377,7 +382,7 @@ impl Link {
             if appending.is_none() && !waiting.is_empty() {
                 *appending = Some(self.append(&welcome, &mut waiting, over));
             }
-            if self.lanes.clock.jumps() != jumps {
+            if self.runtime.clock.jumps() != jumps {
                 return Err(self.lost("the clock jumped: the machine may have slept"));
             }
             liveness.heard(socket.heard.at());
@@ -420,9 +425,9 @@ impl Link {
     }
 
     fn greet(&self, welcome: &Welcome) {
-        self.lanes.set_up();
+        self.runtime.set_up();
         let (here, there) = (
-            self.lanes.clock.now(),
+            self.runtime.clock.now(),
             Timestamp::from_micros(welcome.clock),
         );
         let skew = here.since(there).max(there.since(here));
@@ -431,7 +436,7 @@ impl Link {
                 "this clock and the forwarder's differ by {} s",
                 skew.as_secs()
             );
-            (self.lanes.tell)(Line::warning(message));
+            (self.runtime.tell)(Line::warning(message));
         }
     }
 
@@ -442,9 +447,9 @@ impl Link {
         waiting: &mut VecDeque<(Vec<WireEvent>, u64)>,
         over: &CancellationToken,
     ) -> Appending {
-        let (lanes, catching) = (Arc::clone(&self.lanes), Arc::clone(&self.catching));
+        let (runtime, catching) = (Arc::clone(&self.runtime), Arc::clone(&self.catching));
         let begun = (welcome.forwarder.as_str(), Seq(welcome.start));
-        let mut intake = Intake::new(lanes, catching, begun);
+        let mut intake = Intake::new(runtime, catching, begun);
         for (events, upto) in waiting.drain(..) {
             intake.add(events, upto);
         }

@@ -84,7 +84,7 @@ mod tests {
     use whrelay_proto::frame::{Events, WireEvent};
 
     use super::*;
-    use crate::{Access, Label, Manner, Proxies};
+    use crate::{Access, Label, Proxies, Requests};
 
     fn event() -> Event {
         Event {
@@ -133,10 +133,10 @@ mod tests {
             label: Label::default(),
             take_over: false,
             wants_backlog: None,
-            routes: Vec::new(),
+            setup: whrelay_core::destination::Setup::default(),
             backlog: whrelay_core::backlog::Backlog::default(),
             exit_on_disconnect: None,
-            manner: Manner::default(),
+            requests: Requests::default(),
             retention: whrelay_core::retention::Retention::ALL,
             dir: PathBuf::new(),
             runtime_dirs: Vec::new(),

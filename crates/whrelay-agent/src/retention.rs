@@ -10,20 +10,27 @@ use whrelay_core::time::Timestamp;
 use whrelay_delivery::{Removed, Step, Sweep, Sweeper, Why, keep};
 use whrelay_store::{Begin, Found, Search, StoreError, Swept};
 
-use crate::lanes::Lanes;
 use crate::lines::Line;
+use crate::runtime::Runtime;
 
 /// Sweeps until the agent stops.
-pub(crate) async fn run(lanes: Arc<Lanes>, retention: Retention) -> Result<(), StoreError> {
+pub(crate) async fn run(runtime: Arc<Runtime>, retention: Retention) -> Result<(), StoreError> {
     let ended = Ended {
-        lanes: &lanes,
+        runtime: &runtime,
         looked_upto: None,
     };
-    keep(retention, &lanes.store, &lanes.clock, lanes.stop(), ended).await
+    keep(
+        retention,
+        &runtime.store,
+        &runtime.clock,
+        runtime.stop(),
+        ended,
+    )
+    .await
 }
 
 struct Ended<'a> {
-    lanes: &'a Lanes,
+    runtime: &'a Runtime,
     /// How far this sweep has looked for what is over.
     looked_upto: Option<EventId>,
 }
@@ -37,12 +44,12 @@ impl Ended<'_> {
         max: usize,
     ) -> Result<Vec<Found>, StoreError> {
         let search = Search {
-            bucket: self.lanes.bucket.id,
+            bucket: self.runtime.bucket.id,
             states: vec![State::Sent, State::Dead],
             since: None,
             until,
         };
-        let store = &self.lanes.store;
+        let store = &self.runtime.store;
         store.search(&search, Begin::Oldest, after, max)
     }
 
@@ -53,7 +60,7 @@ impl Ended<'_> {
         part: Part,
         step: Step,
     ) -> Result<Swept, StoreError> {
-        let (store, bucket) = (&self.lanes.store, self.lanes.bucket.id);
+        let (store, bucket) = (&self.runtime.store, self.runtime.bucket.id);
         let swept = store.remove_finished(bucket, found, by, part, step.max_bytes);
         swept.await
     }
@@ -67,7 +74,7 @@ impl Ended<'_> {
     }
 
     async fn bodies(&self, step: Step) -> Result<(Removed, bool), StoreError> {
-        let removals = self.lanes.store.removals(self.lanes.bucket.id)?;
+        let removals = self.runtime.store.removals(self.runtime.bucket.id)?;
         let found = self.find(None, removals.bodies_upto, step.max_events)?;
         let swept = self.remove(found, Timestamp::LAST, Part::Body, step);
         let swept = swept.await?;
@@ -104,8 +111,8 @@ impl Sweeper for Ended<'_> {
             Why::Over => "retain",
             Why::Room => "max-disk",
         };
-        (self.lanes.tell)(Line::Retention {
-            bucket: self.lanes.bucket.name.to_string(),
+        (self.runtime.tell)(Line::Retention {
+            bucket: self.runtime.bucket.name.to_string(),
             events: removed.events,
             bodies: removed.bodies,
             reason: reason.to_owned(),

@@ -224,6 +224,7 @@ fn handshake_error(forwarder: &Url, error: Error) -> AgentError {
             | AgentError::Replaced(_)
             | AgentError::InUse(_)
             | AgentError::Store(_)
+            | AgentError::Setup(_)
             | AgentError::Tls(_)
             | AgentError::Control(_)) => other,
         };

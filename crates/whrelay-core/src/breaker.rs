@@ -77,6 +77,15 @@ impl Breaker {
         }
     }
 
+    /// Takes up another number of slots.
+    pub fn change(&mut self, max_in_flight: usize) {
+        self.max_in_flight = max_in_flight.max(1);
+        if let State::Online { window } = &mut self.state {
+            // More slots are opened one success after the other, as after a return.
+            *window = self.max_in_flight.min(*window);
+        }
+    }
+
     /// How many attempts may be in flight now.
     pub fn window(&self) -> usize {
         match self.state {

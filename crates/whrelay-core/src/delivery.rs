@@ -170,27 +170,28 @@ pub struct Delivery {
     pub replay: bool,
     /// The place of its newest attempt in the log of attempts.
     pub last_attempt: Option<u64>,
-    /// Which deliveries of the event, to other destinations, it was begun in place of.
-    pub in_place_of: Vec<u32>,
+    /// Whether it goes to the URL of this replay alone, and to no lasting destination.
+    pub one_off: bool,
 }
 
 /// Where an event stands: the least finished state of its deliveries, of which `deliveries` are all. A
-/// replay stands for what it repeats, or was begun in place of, once that has ended. `None` where it has none.
+/// replay stands for what it repeats, once that has ended. `None` where it has none.
 pub fn event_state(deliveries: &[Delivery]) -> Option<State> {
     current(deliveries).map(|delivery| delivery.state).min()
 }
 
-/// What an event's state is about: each delivery that has not ended, and the newest to each destination, unless
-/// another was begun in its place.
+/// What an event's state is about: each delivery that has not ended, and the newest to each destination. Where
+/// a one-off replay came to says nothing of the destinations.
 pub fn current(deliveries: &[Delivery]) -> impl Iterator<Item = &Delivery> {
-    deliveries.iter().filter(|delivery| {
+    let has_destination = deliveries.iter().any(|delivery| !delivery.one_off);
+    deliveries.iter().filter(move |delivery| {
         let newer = |other: &Delivery| {
-            let ordinal = delivery.key.ordinal;
-            let instead =
-                other.destination == delivery.destination || other.in_place_of.contains(&ordinal);
-            instead && other.key.ordinal > ordinal
+            let is_same =
+                (other.destination, other.one_off) == (delivery.destination, delivery.one_off);
+            is_same && other.key.ordinal > delivery.key.ordinal
         };
-        !delivery.state.is_finished() || !deliveries.iter().any(newer)
+        let counts = !delivery.one_off || !has_destination;
+        !delivery.state.is_finished() || (counts && !deliveries.iter().any(newer))
     })
 }
 
@@ -357,6 +358,8 @@ pub struct Attempt {
     pub event: EventId,
     /// The destination.
     pub destination: DestinationId,
+    /// The destination's URL then; nothing in logs of before that was kept.
+    pub target: String,
     /// The URL it went to.
     pub url: String,
     /// The request's method.
@@ -385,20 +388,37 @@ pub struct Attempt {
     pub verdict: Verdict,
 }
 
+/// What an attempt asks, as the log tells it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// The destination's URL.
+    pub target: String,
+    /// The URL of the request.
+    pub url: String,
+    /// Its method.
+    pub method: String,
+}
+
 impl Attempt {
     /// That a delivery is given up untried, as the log tells it.
     pub fn given_up(
         delivery: &Delivery,
-        (url, method): (String, String),
+        asked: Asked,
         at: Timestamp,
         reason: DeadReason,
         why: &str,
     ) -> Self {
+        let Asked {
+            target,
+            url,
+            method,
+        } = asked;
         Self {
             key: delivery.key,
             delivery: delivery.id,
             event: delivery.event,
             destination: delivery.destination,
+            target,
             url,
             method,
             number: delivery.attempts,

@@ -2,6 +2,7 @@
 //! know where deliveries are kept, nor how one is tried.
 
 use std::collections::HashSet;
+use std::str::FromStr;
 use std::time::Instant;
 
 use crate::breaker::{Breaker, Change, Probing};
@@ -30,6 +31,18 @@ impl Order {
         match self {
             Self::Arrival => "arrival",
             Self::Fifo => "fifo",
+        }
+    }
+}
+
+impl FromStr for Order {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "arrival" => Ok(Self::Arrival),
+            "fifo" => Ok(Self::Fifo),
+            other => Err(format!("unknown order `{other}`: use arrival or fifo")),
         }
     }
 }
@@ -66,6 +79,18 @@ impl Dispatcher {
             breaker: Breaker::doubtful(max_in_flight, probing, now),
             ..Self::new(max_in_flight, rate, probing)
         }
+    }
+
+    /// Takes up another number of slots and another rate.
+    pub fn change(&mut self, max_in_flight: usize, rate: Option<Rate>) {
+        self.breaker.change(max_in_flight);
+        self.pace = rate.map(Pace::new);
+    }
+
+    /// Keeps the slots that are held of one that it takes the place of.
+    pub fn inherit(&mut self, before: &Self) {
+        self.in_flight.clone_from(&before.in_flight);
+        self.head = before.head;
     }
 
     /// Deliveries that hold a slot: each is given out once until it has finished.

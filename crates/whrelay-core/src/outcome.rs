@@ -1,6 +1,7 @@
 //! What came of an attempt, and whether that ends the delivery. It must not know when the next
 //! attempt would be.
 
+use std::str::FromStr;
 use std::time::Duration;
 
 use crate::limits;
@@ -64,6 +65,30 @@ pub enum RetryOn {
     Transient,
     /// Everything but 2xx and 410.
     NonSuccess,
+}
+
+impl RetryOn {
+    /// The word for it in flags and output.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Transient => "transient",
+            Self::NonSuccess => "non-2xx",
+        }
+    }
+}
+
+impl FromStr for RetryOn {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "transient" => Ok(Self::Transient),
+            "non-2xx" => Ok(Self::NonSuccess),
+            other => Err(format!(
+                "unknown answers `{other}`: use transient or non-2xx"
+            )),
+        }
+    }
 }
 
 /// What an outcome means for its delivery.

@@ -1,9 +1,12 @@
 //! The whole retry brain: what to do next after an attempt. It must not know the clock, chance,
 //! the network or the store.
 
+use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use crate::delivery::DeadReason;
+use crate::duration;
 use crate::limits;
 use crate::outcome::{Class, Outcome, RetryOn, classify};
 use crate::time::{Moment, Timestamp};
@@ -44,6 +47,42 @@ impl Schedule {
             Self::Seconds => Duration::from_secs(60),
             Self::Medium | Self::Listed(_) => Duration::from_secs(3600),
             Self::Long => Duration::from_secs(6 * 3600),
+        }
+    }
+}
+
+/// As it would be typed.
+impl fmt::Display for Schedule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Seconds => f.write_str("seconds"),
+            Self::Medium => f.write_str("medium"),
+            Self::Long => f.write_str("long"),
+            Self::Listed(pauses) => {
+                for (n, pause) in pauses.iter().enumerate() {
+                    let comma = if n > 0 { "," } else { "" };
+                    write!(f, "{comma}{}", duration::shown(*pause))?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl FromStr for Schedule {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "seconds" => Ok(Self::Seconds),
+            "medium" => Ok(Self::Medium),
+            "long" => Ok(Self::Long),
+            list => {
+                let pauses = list.split(',').map(duration::parse_some);
+                let pauses = pauses.collect::<Result<_, _>>();
+                let hint = |e| format!("{e}; or use seconds, medium or long");
+                pauses.map(Self::Listed).map_err(hint)
+            }
         }
     }
 }

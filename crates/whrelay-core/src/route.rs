@@ -1,22 +1,25 @@
-//! Which events go to which target: by the path after the bucket key. It must not know where targets are.
+//! Which events go to which destination: by the path after the bucket key.
 
 use std::fmt;
 use std::str::FromStr;
 
-use crate::target::{Target, TargetError};
+use crate::destination::{Spec, SpecError};
 
 /// Why a text is no route.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RouteError {
     /// It is not a path and a target.
-    #[error("`{0}` is no route: write a path and a target, as in /stripe=localhost:4000")]
+    #[error(
+        "`{0}` is no route: write a path and a target or the name of a destination, as in \
+         /stripe=localhost:4000 or /stripe=api"
+    )]
     Shape(String),
     /// Its path is none.
     #[error("`{0}` is no path: it begins with / and has neither ? nor #")]
     Path(String),
-    /// Its target is none.
+    /// Its destination is none.
     #[error(transparent)]
-    Target(#[from] TargetError),
+    Destination(#[from] SpecError),
 }
 
 /// The beginning of a path, in whole segments: `/a` takes `/a` and `/a/b`, and not `/ab`. Bytes are
@@ -50,36 +53,26 @@ impl fmt::Display for Prefix {
     }
 }
 
-/// A target for the events under a path.
+/// A destination for the events under a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     /// Which events.
     pub prefix: Prefix,
     /// Where they go.
-    pub target: Target,
+    pub to: Spec,
 }
 
-impl Route {
-    /// A target for everything that no longer path takes.
-    pub fn rest(target: Target) -> Self {
-        Self {
-            prefix: Prefix::default(),
-            target,
-        }
-    }
-}
-
-/// `/path=TARGET`.
+/// `/path=TARGET`, `/path=NAME` or `/path=NAME=TARGET`.
 impl FromStr for Route {
     type Err = RouteError;
 
     fn from_str(text: &str) -> Result<Self, RouteError> {
-        let (path, target) = text
+        let (path, to) = text
             .split_once('=')
             .ok_or_else(|| RouteError::Shape(text.to_owned()))?;
         Ok(Self {
             prefix: path.parse()?,
-            target: target.parse()?,
+            to: to.parse()?,
         })
     }
 }
@@ -115,7 +108,8 @@ mod tests {
 
     fn taken(routes: &[Route], tail: &str) -> Vec<u16> {
         let found = taking(routes, |route| &route.prefix, tail);
-        found.map(|route| route.target.port()).collect()
+        let ports = found.map(|route| route.to.target().expect("a target").port());
+        ports.collect()
     }
 
     #[test]
@@ -155,6 +149,7 @@ mod tests {
             "/a?b=3000",
             "=3000",
             "/a=ftp://x",
+            "/a=a b",
         ] {
             assert!(bad.parse::<Route>().is_err(), "{bad}");
         }
@@ -167,7 +162,7 @@ mod tests {
                 .iter()
                 .map(|path| format!("{path}=1").parse().expect("a route"))
                 .collect();
-            all.push(Route::rest("2".parse().expect("a target")));
+            all.push("/=2".parse().expect("a route"));
             let ports = taken(&all, &tail);
             prop_assert!(!ports.is_empty());
             let some = paths.iter().any(|p| tail == *p || tail.starts_with(&format!("{p}/")));

@@ -12,19 +12,19 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use whrelay_core::breaker::{Change, Probing};
 use whrelay_core::bucket::Seq;
-use whrelay_core::delivery::{
-    Attempt, DeadReason, Delivery, DeliveryKey, DestinationId, Signature, Step,
-};
+use whrelay_core::delivery::{Asked, Attempt, DeadReason, Delivery, DeliveryKey, Signature, Step};
+use whrelay_core::destination::Destination;
 use whrelay_core::dispatch::{Dispatcher, Order};
 use whrelay_core::event::Event;
 use whrelay_core::limits;
 use whrelay_core::outcome::Outcome;
 use whrelay_core::retry::{DeliveryHistory, Jitter, decide};
+use whrelay_core::target::Target;
 use whrelay_core::time::Timestamp;
 use whrelay_store::{DueScan, Head, Release, SignatureClaim, Store, StoreError, persist};
 
 use crate::clock::Clock;
-use crate::destination::{Destination, Takes};
+use crate::destination::Settings;
 use crate::http::{Client, Reply};
 use crate::repair::{Fetch, Repair, repair};
 use crate::signatures::Attested;
@@ -41,8 +41,6 @@ pub enum Notice {
     Attempt(Box<Attempt>),
     /// The endpoint was lost or came back.
     Endpoint {
-        /// The destination.
-        destination: DestinationId,
         /// Which of the two.
         change: Change,
         /// Deliveries that wait for it.
@@ -56,32 +54,37 @@ pub enum Notice {
     Restored(u64),
 }
 
-/// Called with each notice; it must not block.
-pub type Notify = Arc<dyn Fn(Notice) + Send + Sync>;
+/// Called with each notice about a destination; it must not block.
+pub type Notify = Arc<dyn Fn(&Settings, Notice) + Send + Sync>;
 
 /// Delivers what is due at one destination.
 pub struct Engine {
-    destination: Destination,
+    settings: watch::Receiver<Arc<Settings>>,
     store: Store,
-    client: Client,
     clock: Arc<Clock>,
     notify: Notify,
     fetch: Fetch,
-    /// Whether nothing new is to start.
-    paused: watch::Receiver<bool>,
     /// The place before which nothing waits in the line, where there is one.
     line: AtomicU64,
 }
 
 struct Finished {
     key: DeliveryKey,
-    /// What the endpoint did, if it was asked.
-    outcome: Option<Outcome>,
+    /// What the endpoint did, if it was asked, and by which settings.
+    asked: Option<(Outcome, Arc<Settings>)>,
+}
+
+impl Finished {
+    fn untried(key: DeliveryKey) -> Self {
+        Self { key, asked: None }
+    }
 }
 
 type Probe = Pin<Box<dyn Future<Output = bool> + Send>>;
 
 struct Lane {
+    /// The URL that the dispatcher knows.
+    target: Target,
     dispatcher: Dispatcher,
     attempts: JoinSet<Result<Finished, StoreError>>,
     probe: Option<Probe>,
@@ -90,21 +93,17 @@ struct Lane {
 impl Engine {
     /// An engine for a destination.
     pub fn new(
-        destination: Destination,
+        settings: watch::Receiver<Arc<Settings>>,
         store: Store,
-        client: Client,
         clock: Arc<Clock>,
         (notify, fetch): (Notify, Fetch),
-        paused: watch::Receiver<bool>,
     ) -> Self {
         Self {
-            destination,
+            settings,
             store,
-            client,
             clock,
             notify,
             fetch,
-            paused,
             line: AtomicU64::new(0),
         }
     }
@@ -122,18 +121,18 @@ impl Engine {
         let _checking = AbortOnDropHandle::new(tokio::spawn(
             Arc::clone(&engine).restore_indexes(stop.clone()),
         ));
-        let (mut commits, mut paused) = (engine.store.commits(), engine.paused.clone());
+        let (mut commits, mut settings) = (engine.store.commits(), engine.settings.clone());
         while !stop.is_cancelled() {
             commits.mark_unchanged();
-            let wait = match *paused.borrow_and_update() {
+            let wait = match settings.borrow_and_update().is_paused {
                 true => limits::REARM,
                 false => engine.start_due(&mut lane)?,
             };
             tokio::select! {
                 () = stop.cancelled() => {}
-                Some(done) = lane.attempts.join_next() => engine.finish(&mut lane, done)?,
+                Some(done) = lane.attempts.join_next() => engine.finish(&mut lane, done).await?,
                 Ok(()) = commits.changed() => {}
-                Ok(()) = paused.changed() => {}
+                Ok(()) = settings.changed() => engine.change(&mut lane).await?,
                 accepted = probe(&mut lane.probe) => engine.probed(&mut lane, accepted).await?,
                 () = tokio::time::sleep(wait) => {}
             }
@@ -152,39 +151,42 @@ impl Engine {
     /// Takes up what waits where a process before left it: what backs off goes on doing so, and an endpoint
     /// that was offline is probed before anything is tried.
     async fn begin(&self) -> Result<Lane, StoreError> {
-        let Destination {
-            id,
-            policy,
-            max_in_flight,
-            rate,
-            ..
-        } = &self.destination;
-        let probing = match self.client.target().is_loopback() {
-            true => Probing::Loopback,
-            false => Probing::Remote,
-        };
-        let longest = policy.longest_backoff();
+        let settings = self.settings();
+        let longest = settings.options.policy.longest_backoff();
         self.release(Release::Begin { longest }).await?;
         self.find_line().await?;
-        let is_offline = || async {
-            let (store, id) = (self.store.clone(), *id);
-            // A walk over all that waits, where nothing of it is.
-            let looking = tokio::task::spawn_blocking(move || store.is_offline(id));
-            looking
-                .await
-                .unwrap_or_else(|e| Err(StoreError::Broken(e.to_string().into())))
-        };
-        let dispatcher = match persist(is_offline).await? {
-            true => Dispatcher::doubtful(*max_in_flight, *rate, probing, Instant::now()),
-            false => Dispatcher::new(*max_in_flight, *rate, probing),
-        };
+        let dispatcher = dispatcher(&settings);
         let mut lane = Lane {
+            target: settings.client.target().clone(),
             dispatcher,
             attempts: JoinSet::new(),
             probe: None,
         };
         self.plan_probe(&mut lane);
         Ok(lane)
+    }
+
+    /// How deliveries are made now.
+    fn settings(&self) -> Arc<Settings> {
+        Arc::clone(&self.settings.borrow())
+    }
+
+    /// Takes up other settings. What is known of the endpoint is known of the URL.
+    async fn change(&self, lane: &mut Lane) -> Result<(), StoreError> {
+        let settings = self.settings();
+        if lane.target == *settings.client.target() {
+            let options = &settings.options;
+            lane.dispatcher.change(options.max_in_flight, options.rate);
+        } else {
+            lane.target = settings.client.target().clone();
+            let in_flight = std::mem::replace(&mut lane.dispatcher, dispatcher(&settings));
+            lane.dispatcher.inherit(&in_flight);
+            lane.probe = None;
+            self.release(Release::Back).await?;
+        }
+        self.find_line().await?;
+        self.plan_probe(lane);
+        Ok(())
     }
 
     /// Starts what is due, as far as the window goes. Answers how long nothing else will be.
@@ -233,10 +235,13 @@ impl Engine {
 
     /// Finds where the line begins, where there is one.
     async fn find_line(&self) -> Result<(), StoreError> {
-        let Destination {
-            id, order, bucket, ..
-        } = &self.destination;
-        if *order == Order::Fifo {
+        let Settings {
+            id,
+            bucket,
+            options,
+            ..
+        } = &*self.settings();
+        if options.order == Order::Fifo {
             let start = || async { self.store.line_start(bucket.id, *id) };
             let start = persist(start).await?;
             self.line.store(start.0, Ordering::Relaxed);
@@ -251,18 +256,12 @@ impl Engine {
         now: Timestamp,
         room: usize,
     ) -> Result<(DueScan, Option<Head>), StoreError> {
-        let Destination {
-            id, order, takes, ..
-        } = &self.destination;
-        let in_flight = dispatcher.in_flight();
-        match (takes, order) {
-            (Takes::Replays, _) => {
-                let replays = self.store.due_replays(*id, now, in_flight, room)?;
-                Ok((replays, None))
-            }
-            (Takes::All, Order::Arrival) => Ok((self.store.due(*id, now, in_flight, room)?, None)),
-            (Takes::All, Order::Fifo) => {
-                let replays = self.store.due_replays(*id, now, in_flight, room)?;
+        let settings = self.settings();
+        let (id, in_flight) = (settings.id, dispatcher.in_flight());
+        match settings.options.order {
+            Order::Arrival => Ok((self.store.due(id, now, in_flight, room)?, None)),
+            Order::Fifo => {
+                let replays = self.store.due_replays(id, now, in_flight, room)?;
                 if !dispatcher.line_is_free() {
                     return Ok((replays, None));
                 }
@@ -276,18 +275,12 @@ impl Engine {
     /// # Errors
     /// When the store cannot be read.
     pub fn head(&self) -> Result<Option<Head>, StoreError> {
-        let Destination {
-            id,
-            order,
-            bucket,
-            takes,
-            ..
-        } = &self.destination;
-        if *order != Order::Fifo || *takes == Takes::Replays {
+        let settings = self.settings();
+        if settings.options.order != Order::Fifo {
             return Ok(None);
         }
         let from = Seq(self.line.load(Ordering::Relaxed));
-        let (head, start) = self.store.head(bucket.id, *id, from)?;
+        let (head, start) = self.store.head(settings.bucket.id, settings.id, from)?;
         // Unless the line begins anew meanwhile.
         let (Ok(_) | Err(_)) =
             self.line
@@ -301,15 +294,18 @@ impl Engine {
         delivery.is_some_and(|delivery| delivery.step(certain) == Step::Expire)
     }
 
-    fn finish(
+    async fn finish(
         &self,
         lane: &mut Lane,
         done: Result<Result<Finished, StoreError>, JoinError>,
     ) -> Result<(), StoreError> {
-        let Finished { key, outcome } = joined(done)?;
+        let Finished { key, asked } = joined(done)?;
         let now = Instant::now();
+        // An attempt that was under way when the URL changed says nothing of the new one.
+        let asked = asked.filter(|(_, by)| *by.client.target() == lane.target);
+        let outcome = asked.map(|(outcome, _)| outcome);
         if let Some(change) = lane.dispatcher.finish(key, outcome.as_ref(), now) {
-            self.tell_change(change);
+            self.note_change(change).await?;
         }
         self.plan_probe(lane);
         Ok(())
@@ -317,7 +313,7 @@ impl Engine {
 
     async fn probed(self: &Arc<Self>, lane: &mut Lane, accepted: bool) -> Result<(), StoreError> {
         if let Some(change) = lane.dispatcher.on_probe(accepted, Instant::now()) {
-            self.tell_change(change);
+            self.note_change(change).await?;
         }
         if accepted {
             let engine = Arc::clone(self);
@@ -337,7 +333,7 @@ impl Engine {
             (None, _) => None,
             (Some(_), Some(planned)) => Some(planned),
             (Some(at), None) => {
-                let client = self.client.clone();
+                let client = self.settings().client.clone();
                 Some(Box::pin(async move {
                     tokio::time::sleep_until(at.into()).await;
                     client.probe().await
@@ -346,25 +342,33 @@ impl Engine {
         };
     }
 
-    fn tell_change(&self, change: Change) {
-        let destination = self.destination.id;
-        let counts = self.store.counts(destination).unwrap_or_default();
+    /// Stores that the endpoint was lost or came back, and tells it.
+    async fn note_change(&self, change: Change) -> Result<(), StoreError> {
+        let settings = self.settings();
+        let since = match change {
+            Change::Offline => Some(self.clock.now()),
+            Change::Online => None,
+        };
+        let set = || {
+            let change = move |stored: &mut Destination| stored.offline_since = since;
+            self.store.change_destination(settings.id, change)
+        };
+        persist(set).await?;
+        let counts = self.store.counts(settings.id).unwrap_or_default();
         let waiting = counts.queued + counts.stalled;
-        (self.notify)(Notice::Endpoint {
-            destination,
-            change,
-            waiting,
-        });
+        (self.notify)(&settings, Notice::Endpoint { change, waiting });
+        Ok(())
     }
 
     async fn release(&self, release: Release) -> Result<u64, StoreError> {
-        let (id, now) = (self.destination.id, self.clock.now());
+        let (id, now) = (self.settings().id, self.clock.now());
         persist(|| self.store.release(id, now, release)).await
     }
 
     /// Looks once for what damage has taken from the indexes, while deliveries go on.
     async fn restore_indexes(self: Arc<Self>, stop: CancellationToken) {
-        let (store, destination) = (self.store.clone(), self.destination.id);
+        let settings = self.settings();
+        let (store, destination) = (self.store.clone(), settings.id);
         let looking = tokio::task::spawn_blocking(move || {
             store.indexes_are_whole(destination, || !stop.is_cancelled())
         });
@@ -379,7 +383,7 @@ impl Engine {
         match restored {
             // Rows that led nowhere have gone, which changes nothing for anyone.
             Ok(0) => tracing::warn!("an index was damaged, and is whole again"),
-            Ok(restored) => (self.notify)(Notice::Restored(restored)),
+            Ok(restored) => (self.notify)(&settings, Notice::Restored(restored)),
             Err(error) => tracing::warn!(%error, "the indexes were not checked"),
         }
     }
@@ -393,22 +397,27 @@ impl Engine {
                 StoreError::Full | StoreError::Bound | StoreError::Share | StoreError::Reopening,
             ) => {
                 tokio::time::sleep(limits::REOPEN_EVERY).await;
-                return Ok(Finished { key, outcome: None });
+                return Ok(Finished::untried(key));
             }
         };
         let Some((delivery, event)) = loaded else {
             persist(|| self.store.forget(key)).await?;
-            return Ok(Finished { key, outcome: None });
+            return Ok(Finished::untried(key));
         };
-        let outcome = match delivery.step(self.clock.moment().certain) {
+        let settings = self.settings();
+        let asked = match delivery.step(self.clock.moment().certain) {
             Step::Expire => {
                 let expired = (DeadReason::Deadline, EXPIRED);
-                self.give_up(&delivery, &event, expired, None).await?;
+                let given_up = self.give_up(&settings, (&delivery, &event), expired, None);
+                given_up.await?;
                 None
             }
-            Step::Attempt(history) => Some(self.try_once(&delivery, &event, history).await?),
+            Step::Attempt(history) => {
+                let attempt = self.try_once(&settings, (&delivery, &event), history);
+                Some((attempt.await?, settings))
+            }
         };
-        Ok(Finished { key, outcome })
+        Ok(Finished { key, asked })
     }
 
     /// What to deliver; `None` where nothing waits under this key.
@@ -417,7 +426,7 @@ impl Engine {
         if delivery.as_ref().is_some_and(|d| d.state.is_finished()) {
             return Ok(None);
         }
-        let event = self.store.event_at(&self.destination.bucket, key.seq)?;
+        let event = self.store.event_at(&self.settings().bucket, key.seq)?;
         match (delivery, event) {
             (Some(delivery), Some(event)) if event.removed_body.is_none() => {
                 Ok(Some((delivery, event)))
@@ -433,16 +442,14 @@ impl Engine {
 
     async fn try_once(
         &self,
-        delivery: &Delivery,
-        event: &Event,
+        settings: &Settings,
+        (delivery, event): (&Delivery, &Event),
         history: DeliveryHistory,
     ) -> Result<Outcome, StoreError> {
         let number = history.attempts;
-        let (input, url) = (
-            self.destination.input.as_deref(),
-            self.client.seen_url(event),
-        );
-        let (signatures, now) = (&self.destination.signatures, self.clock.moment());
+        let client = &settings.client;
+        let (input, url) = (settings.input.as_deref(), client.seen_url(event));
+        let (signatures, now) = (&settings.signatures, self.clock.moment());
         let attested = signatures.for_attempt(&self.store, event, (input, &url), now);
         let Attested {
             signed,
@@ -452,20 +459,19 @@ impl Engine {
             Ok(attested) => attested,
             Err(refused) => {
                 let unverified = (DeadReason::Rejected, UNVERIFIED);
-                self.give_up(delivery, event, unverified, Some(refused))
+                self.give_up(settings, (delivery, event), unverified, Some(refused))
                     .await?;
                 return Ok(Outcome::Unsendable);
             }
         };
         let (at, started) = (self.clock.now(), Instant::now());
-        let timeout = self.destination.timeout;
-        let reply = self
-            .client
+        let timeout = settings.options.timeout;
+        let reply = client
             .send(event, delivery, number, signed.as_ref(), timeout)
             .await;
         let duration = started.elapsed();
         let now = self.clock.moment();
-        let policy = &self.destination.policy;
+        let policy = &settings.options.policy;
         let verdict = decide(policy, history, &reply.outcome, now, Jitter(rand::random()));
         let Reply {
             outcome,
@@ -474,12 +480,17 @@ impl Engine {
             answer_headers,
             answer,
         } = reply;
-        let (url, method) = self.request_of(event);
+        let Asked {
+            target,
+            url,
+            method,
+        } = asked(client, event);
         let attempt = Attempt {
             key: delivery.key,
             delivery: delivery.id,
             event: delivery.event,
             destination: delivery.destination,
+            target,
             url,
             method,
             number,
@@ -494,32 +505,29 @@ impl Engine {
             phase: delivery.phase,
             verdict,
         };
-        self.record(attempt, claim).await?;
+        self.record(settings, attempt, claim).await?;
         Ok(outcome)
     }
 
     /// Gives up a delivery without an attempt.
     async fn give_up(
         &self,
-        delivery: &Delivery,
-        event: &Event,
+        settings: &Settings,
+        (delivery, event): (&Delivery, &Event),
         (reason, why): (DeadReason, &str),
         signature: Option<Signature>,
     ) -> Result<(), StoreError> {
-        let (now, request) = (self.clock.now(), self.request_of(event));
+        let (now, asked) = (self.clock.now(), asked(&settings.client, event));
         let given_up = Attempt {
             signature,
-            ..Attempt::given_up(delivery, request, now, reason, why)
+            ..Attempt::given_up(delivery, asked, now, reason, why)
         };
-        self.record(given_up, None).await
-    }
-
-    fn request_of(&self, event: &Event) -> (String, String) {
-        (self.client.url(event), event.request.method.clone())
+        self.record(settings, given_up, None).await
     }
 
     async fn record(
         &self,
+        settings: &Settings,
         attempt: Attempt,
         claim: Option<SignatureClaim>,
     ) -> Result<(), StoreError> {
@@ -527,7 +535,7 @@ impl Engine {
             Some(claim) => persist(|| self.store.record_signed(attempt.clone(), claim)).await?,
             None => persist(|| self.store.record(attempt.clone())).await?,
         }
-        (self.notify)(Notice::Attempt(Box::new(attempt)));
+        (self.notify)(settings, Notice::Attempt(Box::new(attempt)));
         Ok(())
     }
 
@@ -536,15 +544,16 @@ impl Engine {
         let delivery = match self.store.delivery(key) {
             Ok(Some(delivery)) => delivery,
             // The store is being reopened; the delivery stays due.
-            Err(error) if error.is_retryable() => return Ok(Finished { key, outcome: None }),
+            Err(error) if error.is_retryable() => return Ok(Finished::untried(key)),
             Ok(None) | Err(_) => return self.quarantine(key, what).await,
         };
         let is_over = self.clock.moment().certain > delivery.deadline_at;
-        let bucket = &self.destination.bucket;
+        let settings = self.settings();
+        let bucket = &settings.bucket;
         match repair((self.fetch)(delivery.event).await, delivery.event, is_over) {
             Repair::Restore(event) => {
                 persist(|| self.store.restore_event(bucket, key.seq, (*event).clone())).await?;
-                (self.notify)(Notice::Fetched(key));
+                (self.notify)(&settings, Notice::Fetched(key));
             }
             Repair::GiveUp => return self.quarantine(key, what).await,
             Repair::AskAgain => {
@@ -552,15 +561,35 @@ impl Engine {
                 persist(|| self.store.postpone(key, later)).await?;
             }
         }
-        Ok(Finished { key, outcome: None })
+        Ok(Finished::untried(key))
     }
 
     async fn quarantine(&self, key: DeliveryKey, what: &str) -> Result<Finished, StoreError> {
         tracing::error!(%what, "set aside");
-        let now = self.clock.now();
-        persist(|| self.store.quarantine(&self.destination.bucket, key, now)).await?;
-        (self.notify)(Notice::Quarantined(key));
-        Ok(Finished { key, outcome: None })
+        let (now, settings) = (self.clock.now(), self.settings());
+        persist(|| self.store.quarantine(&settings.bucket, key, now)).await?;
+        (self.notify)(&settings, Notice::Quarantined(key));
+        Ok(Finished::untried(key))
+    }
+}
+
+fn dispatcher(settings: &Settings) -> Dispatcher {
+    let probing = match settings.client.target().is_loopback() {
+        true => Probing::Loopback,
+        false => Probing::Remote,
+    };
+    let (most, rate) = (settings.options.max_in_flight, settings.options.rate);
+    match settings.is_offline {
+        true => Dispatcher::doubtful(most, rate, probing, Instant::now()),
+        false => Dispatcher::new(most, rate, probing),
+    }
+}
+
+fn asked(client: &Client, event: &Event) -> Asked {
+    Asked {
+        target: client.target().to_string(),
+        url: client.url(event),
+        method: event.request.method.clone(),
     }
 }
 

@@ -282,7 +282,7 @@ mod tests {
             ended_at: None,
             replay,
             last_attempt: None,
-            in_place_of: Vec::new(),
+            one_off: false,
         };
         outgoing(&event, &delivery, 3, &Fields::default(), None)
     }

@@ -19,7 +19,7 @@ mod tls;
 mod wire;
 
 pub use clock::Clock;
-pub use destination::{Destination, Takes};
+pub use destination::Settings;
 pub use dial::{DialError, Dialer};
 pub use engine::{Engine, Notice, Notify};
 pub use headers::{Field, FieldError, Fields, HostField, travelling};

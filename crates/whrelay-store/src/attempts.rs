@@ -9,7 +9,7 @@ use crate::disk::Store;
 use crate::error::StoreError;
 use crate::index::Wait;
 use crate::record::{self, Seal, Unsealed};
-use crate::rows::AttemptRow;
+use crate::rows::{AttemptMore, AttemptRow};
 use crate::signatures::{self, SignatureClaim};
 use crate::tables::{ATTEMPT_LOG, ATTEMPT_STATES, ATTEMPTS, DELIVERIES, SEQUENCES};
 use crate::tx::{Tx, sequence, state_key};
@@ -236,7 +236,7 @@ fn open(seal: Seal, place: u64, record: &[u8]) -> Option<LoggedAttempt> {
         Ok((row, more)) => Some(LoggedAttempt {
             place,
             before: row.before,
-            attempt: row.into_attempt(record::decode(more).unwrap_or_default()),
+            attempt: row.into_attempt(AttemptMore::read(more).unwrap_or_default()),
         }),
         Err(error) => {
             tracing::error!(%error, "an attempt is passed over");

@@ -8,7 +8,7 @@ use whrelay_core::delivery::{Cause, Delivery, DeliveryKey};
 
 use crate::disk::Store;
 use crate::error::StoreError;
-use crate::record::{self, Seal, undamaged};
+use crate::record::{Seal, undamaged};
 use crate::rows::{AttemptMore, DeliveryRow};
 use crate::tables::{ATTEMPTS, DELIVERIES, QUARANTINE, delivery_key};
 
@@ -205,7 +205,7 @@ fn signature_cause(status: Option<u16>, more: &[u8]) -> Option<Cause> {
     if !matches!(status, None | Some(400..=403)) {
         return None;
     }
-    let more: AttemptMore = record::decode(more)?;
+    let more = AttemptMore::read(more)?;
     more.into_signature()?.cause(status)
 }
 

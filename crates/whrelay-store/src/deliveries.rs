@@ -16,9 +16,9 @@ use crate::error::StoreError;
 use crate::index::{DueKey, Wait, due_row};
 use crate::record::{self, Seal};
 use crate::retention;
-use crate::rows::{DeliveryRow, DestinationRow};
+use crate::rows::DeliveryRow;
 use crate::states;
-use crate::tables::{COUNTS, DELIVERIES, DESTINATIONS, delivery_key, delivery_tuple};
+use crate::tables::{COUNTS, DELIVERIES, delivery_key, delivery_tuple};
 use crate::tx::{Tx, state_key};
 
 /// A delivery to begin.
@@ -38,8 +38,8 @@ pub struct NewDelivery {
     pub replay: bool,
     /// Whether a person does not want it: then it is known, and ends as it begins.
     pub passed_over: bool,
-    /// Which deliveries of the event, to other destinations, it is begun in place of.
-    pub in_place_of: Vec<u32>,
+    /// Whether it goes to the URL of this replay alone.
+    pub one_off: bool,
 }
 
 /// A stored event, and another delivery of it to begin.
@@ -72,51 +72,6 @@ pub struct StateCounts {
 const DELIVERY_COST: usize = 256;
 
 impl Store {
-    /// The number of a target of a bucket, given once and kept.
-    ///
-    /// # Errors
-    /// When it is not on disk.
-    pub async fn ensure_destination(
-        &self,
-        bucket: BucketId,
-        target: &str,
-    ) -> Result<DestinationId, StoreError> {
-        let target = target.to_owned();
-        let seal = self.seal;
-        let known = self.read(|tx| {
-            let all = all_destinations(seal, &tx.open_table(DESTINATIONS)?)?;
-            Ok(number_of(&all, bucket, &target))
-        })?;
-        if let Some(id) = known {
-            return Ok(id);
-        }
-        self.write(128, move |tx: &mut Tx<'_>| {
-            let table = tx.destinations.open()?;
-            if let Some(id) = number_of(&all_destinations(seal, table)?, bucket, &target) {
-                return Ok(id);
-            }
-            // One that is damaged keeps its number, and what waits for it.
-            let id = table.last()?.map_or(0, |(id, _)| id.value()) + 1;
-            let row = DestinationRow {
-                bucket: bucket.0,
-                target,
-            };
-            let record = seal.seal(&id.to_be_bytes(), &row)?;
-            table.insert(id, record.as_slice())?;
-            Ok(DestinationId(id))
-        })
-        .await
-    }
-
-    /// All destinations and their targets.
-    ///
-    /// # Errors
-    /// When the store cannot be read, or a record is damaged.
-    pub fn destinations(&self) -> Result<Vec<(DestinationId, String)>, StoreError> {
-        let all = self.read(|tx| all_destinations(self.seal, &tx.open_table(DESTINATIONS)?))?;
-        Ok(all.into_iter().map(|(id, row)| (id, row.target)).collect())
-    }
-
     /// A delivery.
     ///
     /// # Errors
@@ -209,6 +164,32 @@ impl Store {
         .await
     }
 
+    /// Lets deliveries that wait be due now. Answers which did wait.
+    ///
+    /// # Errors
+    /// When that is not on disk.
+    pub async fn retry_now(
+        &self,
+        keys: Vec<DeliveryKey>,
+        now: Timestamp,
+    ) -> Result<Vec<DeliveryKey>, StoreError> {
+        self.write(512 * keys.len(), move |tx: &mut Tx<'_>| {
+            let mut hurried = Vec::new();
+            for key in keys {
+                let found = record::undamaged(get(tx.seal, tx.deliveries.open()?, key))?.flatten();
+                let Some(mut delivery) = found.filter(|found| !found.state.is_finished()) else {
+                    continue;
+                };
+                let before = Before::of(&delivery);
+                delivery.next_attempt_at = delivery.next_attempt_at.min(Some(now));
+                update(tx, Some(before), &delivery, Wait::Turn)?;
+                hurried.push(key);
+            }
+            Ok(hurried)
+        })
+        .await
+    }
+
     /// How many deliveries of a destination are in each state.
     ///
     /// # Errors
@@ -229,31 +210,6 @@ impl Store {
             })
         })
     }
-}
-
-fn number_of(
-    all: &[(DestinationId, DestinationRow)],
-    bucket: BucketId,
-    target: &str,
-) -> Option<DestinationId> {
-    let same = |row: &DestinationRow| row.bucket == bucket.0 && row.target == target;
-    let found = all.iter().find(|(_, row)| same(row));
-    found.map(|(id, _)| *id)
-}
-
-pub(crate) fn all_destinations(
-    seal: Seal,
-    table: &impl ReadableTable<u32, &'static [u8]>,
-) -> Result<Vec<(DestinationId, DestinationRow)>, StoreError> {
-    let mut all = Vec::new();
-    for entry in table.iter()? {
-        let (id, record) = entry?;
-        let key = id.value().to_be_bytes();
-        if let Some((row, _)) = record::undamaged(seal.open("destination", &key, record.value()))? {
-            all.push((DestinationId(id.value()), row));
-        }
-    }
-    Ok(all)
 }
 
 pub(crate) fn get(
@@ -328,7 +284,7 @@ pub(crate) fn begin(
         deadline_at,
         replay,
         passed_over,
-        ref in_place_of,
+        one_off,
     } = *new;
     let (state, reason) = match passed_over {
         true => (State::Dead, Some(DeadReason::Discarded)),
@@ -354,7 +310,7 @@ pub(crate) fn begin(
         ended_at: passed_over.then_some(created_at),
         replay,
         last_attempt: None,
-        in_place_of: in_place_of.clone(),
+        one_off,
     };
     let wait = if due_at > created_at {
         Wait::Held

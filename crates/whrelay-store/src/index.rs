@@ -3,7 +3,7 @@
 //! how a delivery is tried.
 
 use std::collections::HashSet;
-use std::ops::{Bound, RangeInclusive};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use redb::ReadableTable;
@@ -13,11 +13,10 @@ use whrelay_core::limits;
 use whrelay_core::retry::Pause;
 use whrelay_core::time::Timestamp;
 
-use crate::deliveries::{Before, get, update, whole_of_event};
+use crate::deliveries::{Before, get, update};
 use crate::disk::Store;
 use crate::error::StoreError;
-use crate::record::Seal;
-use crate::tables::{DELIVERIES, DUE};
+use crate::tables::DUE;
 use crate::tx::Tx;
 
 /// Rows moved by one transaction where many move: between two, others get their turn.
@@ -136,22 +135,6 @@ impl Store {
         Ok(DueScan { ready, next_at })
     }
 
-    /// Whether an endpoint took no connection when it was last asked, as what waits for it says.
-    ///
-    /// # Errors
-    /// When the store cannot be read.
-    pub fn is_offline(&self, destination: DestinationId) -> Result<bool, StoreError> {
-        self.read(|tx| {
-            // What was tried last is due last.
-            for entry in tx.open_table(DUE)?.range(whole(destination))?.rev() {
-                if Wait::read(entry?.1.value()) == Wait::Offline {
-                    return Ok(true);
-                }
-            }
-            Ok(false)
-        })
-    }
-
     /// Makes what waits at a destination due now, oldest first, where there is no reason to wait any more;
     /// with it what only waits its turn but was stored while the clock was ahead of `now`. What the
     /// target itself, or a person, asked to wait for stays, within the longest wait that may be asked for.
@@ -181,47 +164,6 @@ impl Store {
                 Some(_) | None => return Ok(released),
             }
             tokio::task::yield_now().await;
-        }
-    }
-
-    /// Moves what waits for other destinations of the bucket to `destination`, for it is where the
-    /// bucket's events go now; replays that wait for one of `kept` stay there. So does what waits elsewhere of
-    /// an event that has a delivery there already: it is not doubled. Answers how many were moved.
-    ///
-    /// # Errors
-    /// When not all of it is on disk; what is, stays.
-    pub async fn adopt(
-        &self,
-        bucket: BucketId,
-        destination: DestinationId,
-        kept: &[DestinationId],
-    ) -> Result<u64, StoreError> {
-        let (mut adopted, mut from) = (0, (0, i64::MIN, 0, 0, 0));
-        loop {
-            // What stays is only read: at each start there may be much of it.
-            let (rows, next) = self.read(|tx| {
-                let (due, deliveries) = (tx.open_table(DUE)?, tx.open_table(DELIVERIES)?);
-                let (rows, next) = elsewhere(&due, (bucket, destination), kept, from)?;
-                let mut moving = Vec::new();
-                for row in rows {
-                    let moves = match get(self.seal, &deliveries, due_entry(row.0).1) {
-                        Ok(Some(found)) => !stays(self.seal, &deliveries, &found, destination)?,
-                        // The write finds out what has become of it.
-                        Ok(None) | Err(StoreError::Damaged(_)) => true,
-                        Err(error) => return Err(error),
-                    };
-                    moving.extend(moves.then_some(row));
-                }
-                Ok((moving, next))
-            })?;
-            if !rows.is_empty() {
-                let moving = move |tx: &mut Tx<'_>| adopt_rows(tx, destination, &rows);
-                adopted += self.write(CHUNK * 64, moving).await?;
-            }
-            match next {
-                Some(next) if next > from => from = next,
-                Some(_) | None => return Ok(adopted),
-            }
         }
     }
 
@@ -272,10 +214,6 @@ impl Lane {
 pub(crate) fn whole(destination: DestinationId) -> RangeInclusive<DueKey> {
     let first = *Lane::Line.rows(destination).start();
     first..=*Lane::Replays.rows(destination).end()
-}
-
-fn destination_of(row: DueKey) -> DestinationId {
-    DestinationId(row.0 / 2)
 }
 
 pub(crate) fn due_entry((_, at, bucket, seq, ordinal): DueKey) -> (Timestamp, DeliveryKey) {
@@ -356,7 +294,10 @@ pub(crate) fn forget_due(tx: &mut Tx<'_>, key: DeliveryKey) -> Result<(), StoreE
 
 /// The delivery of a row in the index. A row that leads to none, or is not that delivery's own, is
 /// removed.
-fn waiting_delivery(tx: &mut Tx<'_>, row: DueKey) -> Result<Option<Delivery>, StoreError> {
+pub(crate) fn waiting_delivery(
+    tx: &mut Tx<'_>,
+    row: DueKey,
+) -> Result<Option<Delivery>, StoreError> {
     let found = match get(tx.seal, tx.deliveries.open()?, due_entry(row).1) {
         Err(StoreError::Damaged(what)) => {
             tracing::error!(%what, "a delivery is set aside: its record is damaged");
@@ -433,101 +374,12 @@ fn release_rows(
     Ok(released)
 }
 
-/// A row, and why its delivery waits.
-type Waiting = (DueKey, Wait);
-
-/// Some rows of the bucket that wait for other destinations, and where to look on.
-fn elsewhere(
+/// Some rows of what is queued for a destination, in order.
+pub(crate) fn waiting_rows(
     due: &impl ReadableTable<DueKey, u8>,
-    (bucket, destination): (BucketId, DestinationId),
-    kept: &[DestinationId],
-    from: DueKey,
-) -> Result<(Vec<Waiting>, Option<DueKey>), StoreError> {
-    let mut rows = Vec::new();
-    let own = whole(destination);
-    let behind = match from > *own.end() {
-        true => Bound::Included(from),
-        false => Bound::Excluded(*own.end()),
-    };
-    // By what waits, not by the list of targets, one of which may be damaged. What waits for the
-    // destination itself is passed over: there may be millions.
-    let before = due.range(from..from.max(*own.start()))?;
-    let all = before.chain(due.range((behind, Bound::Unbounded))?);
-    for (n, entry) in all.enumerate() {
-        let (row, wait) = entry?;
-        let row = row.value();
-        if n == CHUNK {
-            return Ok((rows, Some(row)));
-        }
-        // Rot can put the destination's own rows anywhere.
-        let there = destination_of(row);
-        let stays = kept.contains(&there) && Lane::Replays.rows(there).contains(&row);
-        if there != destination && !stays && row.2 == bucket.0 {
-            rows.push((row, Wait::read(wait.value())));
-        }
-    }
-    Ok((rows, None))
-}
-
-/// Whether a delivery stays where it is, since its event goes to the destination anyway.
-fn stays(
-    seal: Seal,
-    deliveries: &impl ReadableTable<(u32, u64, u32), &'static [u8]>,
-    delivery: &Delivery,
     destination: DestinationId,
-) -> Result<bool, StoreError> {
-    if delivery.replay {
-        return Ok(false);
-    }
-    let DeliveryKey {
-        bucket,
-        seq,
-        ordinal,
-    } = delivery.key;
-    let siblings = whole_of_event(seal, deliveries, bucket, seq)?;
-    Ok(siblings.iter().any(|sibling| {
-        let goes_there = sibling.destination == destination && !sibling.replay;
-        goes_there || sibling.in_place_of.contains(&ordinal)
-    }))
-}
-
-/// Moves deliveries of these rows that do not stay. Answers how many.
-fn adopt_rows(
-    tx: &mut Tx<'_>,
-    destination: DestinationId,
-    rows: &[Waiting],
-) -> Result<u64, StoreError> {
-    let mut moved = 0;
-    for (row, wait) in rows {
-        let Some(mut delivery) = waiting_delivery(tx, *row)? else {
-            continue;
-        };
-        let (seal, table) = (tx.seal, tx.deliveries.open()?);
-        if stays(seal, table, &delivery, destination)? {
-            continue;
-        }
-        // What it is newer than stays behind.
-        let DeliveryKey {
-            bucket,
-            seq,
-            ordinal,
-        } = delivery.key;
-        let siblings = whole_of_event(seal, table, bucket, seq)?;
-        let left = siblings.iter().filter(|sibling| {
-            sibling.destination == delivery.destination && sibling.key.ordinal < ordinal
-        });
-        let left = left.map(|sibling| sibling.key.ordinal);
-        delivery.in_place_of.extend(left);
-        // Nobody knows whether this endpoint takes connections, and it has asked for nothing.
-        let wait = match wait {
-            Wait::Turn => Wait::Turn,
-            Wait::Held if delivery.replay => Wait::Held,
-            Wait::Held | Wait::Backoff | Wait::Offline => Wait::Offline,
-        };
-        let before = Before::of(&delivery);
-        delivery.destination = destination;
-        update(tx, Some(before), &delivery, wait)?;
-        moved += 1;
-    }
-    Ok(moved)
+    max: usize,
+) -> Result<Vec<DueKey>, StoreError> {
+    let rows = due.range(whole(destination))?.take(max);
+    rows.map(|entry| Ok(entry?.0.value())).collect()
 }

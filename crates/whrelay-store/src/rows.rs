@@ -1,18 +1,22 @@
 //! What records mean: one type per table, apart from the domain types. Conversions name every
 //! field, so that a new one stops the build until the disk has decided. It must not know redb.
 
+mod attempt;
+mod destination;
+
 use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use whrelay_core::bucket::{Bucket, BucketId, BucketKey, BucketName, Seq};
-use whrelay_core::delivery::{
-    Attempt, DeadReason, Delivery, DeliveryKey, DestinationId, Signature, SignatureState, State,
-};
+use whrelay_core::bucket::{Bucket, BucketId, BucketKey, BucketName};
+use whrelay_core::delivery::{DeadReason, Delivery, DeliveryKey, DestinationId, State};
 use whrelay_core::event::{Event, Header, Request};
 use whrelay_core::id::{DeliveryId, EventId};
-use whrelay_core::retry::{Pause, Phase, Verdict};
+use whrelay_core::retry::Phase;
 use whrelay_core::time::Timestamp;
+
+pub(crate) use self::attempt::{AttemptMore, AttemptRow};
+pub(crate) use self::destination::{DestinationRow, OldDestinationRow};
 
 #[derive(Serialize, Deserialize)]
 pub(crate) struct BucketRow {
@@ -229,12 +233,6 @@ pub(crate) struct IncidentRow {
 }
 
 #[derive(Serialize, Deserialize)]
-pub(crate) struct DestinationRow {
-    pub(crate) bucket: u32,
-    pub(crate) target: String,
-}
-
-#[derive(Serialize, Deserialize)]
 pub(crate) struct TokenRow {
     pub(crate) digest: [u8; 32],
 }
@@ -282,22 +280,6 @@ impl StateRow {
     }
 }
 
-fn number_of(pause: Pause) -> u8 {
-    match pause {
-        Pause::Backoff => 0,
-        Pause::Asked => 1,
-        Pause::Offline => 2,
-    }
-}
-
-fn pause_of(number: u8) -> Pause {
-    match number {
-        1 => Pause::Asked,
-        2 => Pause::Offline,
-        _ => Pause::Backoff,
-    }
-}
-
 fn durable_since(phase: Phase) -> Option<u32> {
     match phase {
         Phase::Fast => None,
@@ -324,7 +306,7 @@ pub(crate) struct DeliveryRow {
     ended_at: Option<i64>,
     replay: bool,
     last_attempt: Option<u64>,
-    in_place_of: Vec<u32>,
+    one_off: bool,
 }
 
 impl DeliveryRow {
@@ -345,7 +327,7 @@ impl DeliveryRow {
             ended_at,
             replay,
             last_attempt,
-            ref in_place_of,
+            one_off,
         } = *delivery;
         Self {
             id: id.to_bytes(),
@@ -361,7 +343,7 @@ impl DeliveryRow {
             ended_at: ended_at.map(Timestamp::as_micros),
             replay,
             last_attempt,
-            in_place_of: in_place_of.clone(),
+            one_off,
         }
     }
 
@@ -383,94 +365,8 @@ impl DeliveryRow {
             ended_at: self.ended_at.map(Timestamp::from_micros),
             replay: self.replay,
             last_attempt: self.last_attempt,
-            in_place_of: self.in_place_of,
+            one_off: self.one_off,
         }
-    }
-}
-
-#[derive(Serialize, Deserialize)]
-pub(crate) struct AttemptRow {
-    key: (u32, u64, u32),
-    delivery: [u8; 16],
-    event: [u8; 16],
-    destination: u32,
-    url: String,
-    method: String,
-    number: u32,
-    at: i64,
-    duration_us: u64,
-    status: Option<u16>,
-    error: Option<String>,
-    answer: Vec<u8>,
-    replay: bool,
-    durable_since: Option<u32>,
-    state: StateRow,
-    next: Option<(i64, Option<u32>, u8)>,
-    /// The place in the log of the attempt before it of the same delivery.
-    pub(crate) before: Option<u64>,
-}
-
-/// What stands behind an [`AttemptRow`]. Rows of before format 8 have nothing there.
-#[derive(Default, Serialize, Deserialize)]
-pub(crate) struct AttemptMore {
-    answer_headers: Vec<(String, Vec<u8>)>,
-    signature: Option<SignatureRow>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct SignatureRow {
-    provider: String,
-    state: u8,
-    age_us: Option<u64>,
-    expired: bool,
-}
-
-impl SignatureRow {
-    fn new(signature: Signature) -> Self {
-        let Signature {
-            provider,
-            state,
-            age,
-            expired,
-        } = signature;
-        Self {
-            provider,
-            state: match state {
-                SignatureState::Unchecked => 0,
-                SignatureState::Verified => 1,
-                SignatureState::Renewed => 2,
-                SignatureState::Repeated => 3,
-                SignatureState::Stale => 4,
-                SignatureState::Unverified => 5,
-                SignatureState::Refused => 6,
-            },
-            age_us: age.map(micros),
-            expired,
-        }
-    }
-
-    fn into_signature(self) -> Signature {
-        Signature {
-            provider: self.provider,
-            state: match self.state {
-                1 => SignatureState::Verified,
-                2 => SignatureState::Renewed,
-                3 => SignatureState::Repeated,
-                4 => SignatureState::Stale,
-                5 => SignatureState::Unverified,
-                6 => SignatureState::Refused,
-                _ => SignatureState::Unchecked,
-            },
-            age: self.age_us.map(Duration::from_micros),
-            expired: self.expired,
-        }
-    }
-}
-
-impl AttemptMore {
-    /// What was known of the event's signature.
-    pub(crate) fn into_signature(self) -> Option<Signature> {
-        self.signature.map(SignatureRow::into_signature)
     }
 }
 
@@ -482,101 +378,4 @@ fn micros(duration: Duration) -> u64 {
 #[derive(Serialize, Deserialize)]
 pub(crate) struct SignatureClaimRow {
     pub(crate) event: [u8; 16],
-}
-
-impl AttemptRow {
-    /// The row, and what stands behind it.
-    pub(crate) fn new(attempt: Attempt, before: Option<u64>) -> (Self, AttemptMore) {
-        let (state, reason) = (attempt.state(), attempt.reason());
-        let Attempt {
-            key,
-            delivery,
-            event,
-            destination,
-            url,
-            method,
-            number,
-            at,
-            duration,
-            status,
-            error,
-            answer_headers,
-            answer,
-            signature,
-            replay,
-            phase,
-            verdict,
-        } = attempt;
-        let header = |Header { name, value }: Header| (name, value.to_vec());
-        let more = AttemptMore {
-            answer_headers: answer_headers.into_iter().map(header).collect(),
-            signature: signature.map(SignatureRow::new),
-        };
-        let next = match verdict {
-            Verdict::RetryAt { at, phase, pause } => {
-                Some((at.as_micros(), durable_since(phase), number_of(pause)))
-            }
-            Verdict::Sent | Verdict::Dead(_) => None,
-        };
-        let row = Self {
-            key: (key.bucket.0, key.seq.0, key.ordinal),
-            delivery: delivery.to_bytes(),
-            event: event.to_bytes(),
-            destination: destination.0,
-            url,
-            method,
-            number,
-            at: at.as_micros(),
-            duration_us: micros(duration),
-            status,
-            error,
-            answer,
-            replay,
-            durable_since: durable_since(phase),
-            state: StateRow::new(state, reason),
-            next,
-            before,
-        };
-        (row, more)
-    }
-
-    pub(crate) fn into_attempt(self, more: AttemptMore) -> Attempt {
-        let header = |(name, value): (String, Vec<u8>)| Header {
-            name,
-            value: value.into(),
-        };
-        let (bucket, seq, ordinal) = self.key;
-        let verdict = match (self.next, self.state.split()) {
-            (Some((at, since, pause)), _) => Verdict::RetryAt {
-                at: Timestamp::from_micros(at),
-                phase: phase(since),
-                pause: pause_of(pause),
-            },
-            (None, (_, Some(reason))) => Verdict::Dead(reason),
-            (None, (_, None)) => Verdict::Sent,
-        };
-        Attempt {
-            key: DeliveryKey {
-                bucket: BucketId(bucket),
-                seq: Seq(seq),
-                ordinal,
-            },
-            delivery: DeliveryId::from_bytes(self.delivery),
-            event: EventId::from_bytes(self.event),
-            destination: DestinationId(self.destination),
-            url: self.url,
-            method: self.method,
-            number: self.number,
-            at: Timestamp::from_micros(self.at),
-            duration: Duration::from_micros(self.duration_us),
-            status: self.status,
-            error: self.error,
-            answer_headers: more.answer_headers.into_iter().map(header).collect(),
-            answer: self.answer,
-            signature: more.signature.map(SignatureRow::into_signature),
-            replay: self.replay,
-            phase: phase(self.durable_since),
-            verdict,
-        }
-    }
 }

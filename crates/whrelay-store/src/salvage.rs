@@ -395,7 +395,7 @@ impl<I: FnMut() -> u128> Salvage<I> {
                 }
                 begun += 1;
                 let there = self.kept.destinations.iter();
-                let there = there.filter(|(_, row)| row.bucket == bucket.0);
+                let there = there.filter(|(_, row)| row.bucket == bucket.0 && row.is_lasting());
                 for (ordinal, (destination, _)) in (0..).zip(there) {
                     let new = NewDelivery {
                         id: DeliveryId::from_parts(self.again.now, (self.again.ids)()),
@@ -405,7 +405,7 @@ impl<I: FnMut() -> u128> Salvage<I> {
                         deadline_at: self.again.deadline_at,
                         replay: false,
                         passed_over: bare,
-                        in_place_of: Vec::new(),
+                        one_off: false,
                     };
                     deliveries::begin(tx, bucket, seq, ordinal, event, &new)?;
                 }

@@ -6,7 +6,7 @@ use whrelay_core::bucket::{BucketId, Seq};
 use whrelay_core::delivery::DeliveryKey;
 
 /// The format this version writes.
-pub(crate) const FORMAT: u32 = 8;
+pub(crate) const FORMAT: u32 = 9;
 /// The oldest format this version migrates.
 pub(crate) const OLDEST_FORMAT: u32 = 6;
 
@@ -33,7 +33,7 @@ pub(crate) const SUBSCRIPTIONS: TableDefinition<'_, (u32, &str), &[u8]> =
 pub(crate) const SOURCES: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("sources_v2");
 /// Key: destination. Value: record of `DestinationRow`.
 pub(crate) const DESTINATIONS: TableDefinition<'_, u32, &[u8]> =
-    TableDefinition::new("destinations_v1");
+    TableDefinition::new("destinations_v2");
 /// Key: bucket, place, number of the delivery. Value: record of `DeliveryRow`.
 pub(crate) const DELIVERIES: TableDefinition<'_, (u32, u64, u32), &[u8]> =
     TableDefinition::new("deliveries_v3");

@@ -8,8 +8,9 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use whrelay_agent::control::{Ask, Client, Filter, Piece, Unanswered};
 use whrelay_agent::lines::Line;
-use whrelay_agent::{Manner, Offline};
+use whrelay_agent::{Offline, Requests};
 use whrelay_core::delivery::State;
+use whrelay_core::destination::OptionSet;
 use whrelay_core::retention::{Bound, Retention};
 use whrelay_store::{OpenError, Options, Role, Store};
 
@@ -66,13 +67,13 @@ pub(crate) enum Door {
 impl Door {
     /// The door of an agent's directory; none where nothing was ever stored.
     pub(crate) async fn open(dir: &Path) -> Result<Option<Self>, Failure> {
-        Self::open_to_deliver(dir, &Manner::default()).await
+        Self::open_to_deliver(dir, &Default::default()).await
     }
 
-    /// The same where something is delivered, in this manner if the agent does not run.
+    /// The same where something is delivered: with these requests and options if the agent does not run.
     pub(crate) async fn open_to_deliver(
         dir: &Path,
-        manner: &Manner,
+        how: &(Requests, OptionSet),
     ) -> Result<Option<Self>, Failure> {
         let until = Instant::now() + PATIENCE;
         loop {
@@ -91,7 +92,7 @@ impl Door {
                 }
                 (Err(error), _) => return Err(error.into()),
                 (Ok(store), _) => {
-                    let offline = Offline::new(store, dir, manner.clone(), Arc::new(|_| {}))?;
+                    let offline = Offline::new(store, dir, how.clone(), Arc::new(|_| {}))?;
                     return Ok(offline.map(|offline| Self::Idle(Box::new(offline))));
                 }
             }

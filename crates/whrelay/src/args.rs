@@ -1,6 +1,10 @@
 //! What was typed. It must not resolve anything: defaults that depend on the machine come later.
 
 // By path, since a fuzzer has this file as its own.
+#[path = "args/delivery.rs"]
+mod delivery;
+#[path = "args/destination.rs"]
+mod destination;
 #[path = "args/events.rs"]
 mod events;
 #[path = "args/examples.rs"]
@@ -25,15 +29,15 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use url::Url;
 use whrelay_core::bucket::BucketName;
-use whrelay_core::dispatch::Order;
-use whrelay_core::limits;
-use whrelay_core::outcome::RetryOn;
-use whrelay_core::pace::Rate;
+use whrelay_core::destination::{OptionKey, Spec};
+use whrelay_core::duration;
 use whrelay_core::retention::{Bound, Retention};
-use whrelay_core::retry::{RetryPolicy, Schedule};
 use whrelay_core::route::Route;
-use whrelay_core::target::Target;
 
+pub(crate) use self::delivery::DeliveryArgs;
+pub(crate) use self::destination::{
+    DestinationArgs, DestinationCommand, DestinationPlace, SetArgs, WhichDestination,
+};
 pub(crate) use self::events::*;
 pub(crate) use self::requests::RequestArgs;
 pub(crate) use self::service::{Service, ServiceArgs, ServiceCommand};
@@ -42,8 +46,7 @@ pub(crate) use self::subscription::{BucketPlace, SubscriptionArgs, SubscriptionC
 pub(crate) use self::trigger::TriggerArgs;
 pub(crate) use self::values::{CaFile, Matcher, Newest, Percent, PublicBy, expanded};
 use self::values::{
-    backlog, bind, bytes, ca_file, duration, forwarder_url, matcher, max_body, past, percent,
-    schedule, some_time,
+    backlog, bind, bytes, ca_file, forwarder_url, matcher, max_body, past, percent,
 };
 
 /// The heading of flags that every command has.
@@ -99,6 +102,8 @@ pub(crate) enum Command {
     Discard(DiscardArgs),
     /// Show the state of the agents and forwarders on this machine
     Status(StatusArgs),
+    /// List, change, pause or remove the destinations that events go to
+    Destination(DestinationArgs),
     /// List, end or replay the subscriptions of a bucket
     Subscription(SubscriptionArgs),
     /// Check what is kept on this machine, and save what is whole in a damaged store
@@ -158,10 +163,12 @@ impl Command {
 #[derive(Debug, Args)]
 #[command(after_help = examples::LISTEN)]
 pub(crate) struct ListenArgs {
-    /// Where events go: 3000, :3000, localhost:3000/base, http(s)://host[:port]/base or unix:/path
+    /// Where events go: 3000, :3000, localhost:3000/base, http(s)://host[:port]/base, unix:/path, or one of these with
+    /// a name: api=localhost:3000
     #[arg(value_name = "TARGET")]
-    pub(crate) targets: Vec<Target>,
-    /// Target to deliver to (repeatable; each gets every event)
+    pub(crate) targets: Vec<Spec>,
+    /// Destination to deliver to (repeatable; each gets every event): a target, NAME=TARGET, or the NAME of one that is
+    /// known. The name keeps the queue when the target changes
     #[arg(
         long,
         short = 'f',
@@ -169,9 +176,12 @@ pub(crate) struct ListenArgs {
         value_name = "TARGET",
         env = "WHRELAY_TO"
     )]
-    pub(crate) to: Vec<Target>,
-    /// Events under a path go to this target instead; the longest path counts, and several targets for
-    /// one path each get its events
+    pub(crate) to: Vec<Spec>,
+    /// Whether one of these was typed or set in the environment: then files name no further destinations.
+    #[arg(skip)]
+    pub(crate) to_is_typed: bool,
+    /// Events under a path go to this destination instead; the longest path counts, and several for one path each
+    /// get its events
     #[arg(
         long,
         value_name = "/PATH=TARGET",
@@ -179,6 +189,10 @@ pub(crate) struct ListenArgs {
         value_delimiter = ' '
     )]
     pub(crate) route: Vec<Route>,
+    /// Give an option of the destinations its default again; repeatable: schedule, deadline, handoff-after, max-attempts,
+    /// retry-on, timeout, max-in-flight, rate or order
+    #[arg(long, value_name = "OPTION")]
+    pub(crate) reset: Vec<OptionKey>,
     /// The bucket whose events are wanted; created where it is missing
     #[arg(long, default_value = "default", env = "WHRELAY_BUCKET")]
     pub(crate) bucket: BucketName,
@@ -216,7 +230,7 @@ pub(crate) struct ListenArgs {
     #[arg(long, conflicts_with = "output")]
     pub(crate) json: bool,
     /// Exit with code 5 once the tunnel has been down for so long [default: it is dialled for ever]
-    #[arg(long, value_name = "DUR", env = "WHRELAY_EXIT_ON_DISCONNECT", value_parser = some_time)]
+    #[arg(long, value_name = "DUR", env = "WHRELAY_EXIT_ON_DISCONNECT", value_parser = duration::parse_some)]
     pub(crate) exit_on_disconnect: Option<Duration>,
     /// Write the `ready` line to this file once everything works
     #[arg(long, value_name = "FILE", env = "WHRELAY_READY_FILE")]
@@ -234,7 +248,7 @@ pub(crate) struct ListenArgs {
 #[command(next_help_heading = "Storage")]
 pub(crate) struct RetentionArgs {
     /// How long what has ended is kept; 0 for ever. What waits is kept until it ends
-    #[arg(long, default_value = "7d", value_name = "DUR", env = "WHRELAY_RETAIN", value_parser = duration)]
+    #[arg(long, default_value = "7d", value_name = "DUR", env = "WHRELAY_RETAIN", value_parser = duration::parse)]
     retain: Duration,
     /// Bytes that a store may hold, such as 2GB; at least 1MB. Before that, what has ended goes, the oldest
     /// first and bodies before the rest; what waits never does, and once only that is left, nothing new is
@@ -305,87 +319,6 @@ pub(crate) enum ListenOutput {
     Json,
 }
 
-#[derive(Clone, Debug, Args)]
-#[command(next_help_heading = "Delivery")]
-pub(crate) struct DeliveryArgs {
-    /// Retry schedule: seconds (25 min), medium (16 h), long (30 d), or pauses such as 30s,5m,1h
-    #[arg(long, default_value = "medium", env = "WHRELAY_SCHEDULE", value_parser = schedule)]
-    pub(crate) schedule: Schedule,
-    /// Time after which a delivery is given up; 0 for the schedule's own
-    #[arg(long, default_value = "0s", env = "WHRELAY_DEADLINE", value_name = "DUR", value_parser = duration)]
-    pub(crate) deadline: Duration,
-    /// Time from the first failure until retries become rare
-    #[arg(long, default_value = "15m", env = "WHRELAY_HANDOFF_AFTER", value_name = "DUR", value_parser = duration)]
-    pub(crate) handoff_after: Duration,
-    /// Attempts after which a delivery is given up; 0 for no bound but the deadline
-    #[arg(
-        long,
-        default_value_t = 0,
-        env = "WHRELAY_MAX_ATTEMPTS",
-        value_name = "N"
-    )]
-    pub(crate) max_attempts: u32,
-    /// Answers that are tried again: transient (408, 425, 429, 5xx) or non-2xx
-    #[arg(long, value_enum, default_value_t = RetryOnArg::Transient, env = "WHRELAY_RETRY_ON")]
-    pub(crate) retry_on: RetryOnArg,
-    /// Time for one attempt; 0 for none, so that a breakpoint can wait
-    #[arg(long, default_value = "30s", env = "WHRELAY_TIMEOUT", value_name = "DUR", value_parser = duration)]
-    pub(crate) timeout: Duration,
-    /// Deliveries at once, for each target: 1 to 1024
-    #[arg(long, default_value_t = limits::MAX_IN_FLIGHT as u32, env = "WHRELAY_MAX_IN_FLIGHT", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
-    pub(crate) max_in_flight: u32,
-    /// Attempts in a second, minute or hour, for each target: 10/s, 600/m, 100/h [default: no bound]
-    #[arg(long, env = "WHRELAY_RATE", value_name = "N/UNIT")]
-    pub(crate) rate: Option<Rate>,
-    /// Order of deliveries, for each target: arrival (a retry holds nobody up) or fifo (each waits until
-    /// the one before it has ended)
-    #[arg(long, value_enum, default_value_t = OrderArg::Arrival, env = "WHRELAY_ORDER")]
-    pub(crate) order: OrderArg,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum RetryOnArg {
-    Transient,
-    #[value(name = "non-2xx")]
-    NonSuccess,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum OrderArg {
-    Arrival,
-    Fifo,
-}
-
-impl ListenArgs {
-    /// The manner of delivery these flags ask for.
-    pub(crate) fn manner(&self) -> whrelay_agent::Manner {
-        let delivery = &self.delivery;
-        let policy = RetryPolicy {
-            schedule: delivery.schedule.clone(),
-            deadline: delivery.deadline,
-            handoff_after: delivery.handoff_after,
-            max_attempts: delivery.max_attempts,
-            retry_on: match delivery.retry_on {
-                RetryOnArg::Transient => RetryOn::Transient,
-                RetryOnArg::NonSuccess => RetryOn::NonSuccess,
-            },
-        };
-        whrelay_agent::Manner {
-            policy,
-            timeout: delivery.timeout,
-            max_in_flight: delivery.max_in_flight as usize,
-            rate: delivery.rate,
-            order: match delivery.order {
-                OrderArg::Arrival => Order::Arrival,
-                OrderArg::Fifo => Order::Fifo,
-            },
-            fields: self.requests.fields(),
-            trust: self.requests.trust(),
-            signatures: self.requests.signatures.signatures(),
-        }
-    }
-}
-
 #[derive(Debug, Args)]
 #[command(after_help = examples::STATUS)]
 pub(crate) struct StatusArgs {
@@ -419,7 +352,7 @@ pub(crate) struct DoctorArgs {
     pub(crate) forwarder: ForwarderChoice,
     /// Targets that have to take connections, beside those of the agents that run
     #[arg(long, value_name = "TARGET", env = "WHRELAY_TO")]
-    pub(crate) to: Vec<Target>,
+    pub(crate) to: Vec<Spec>,
     /// Certificates (PEM) to trust beside the machine's
     #[arg(long, value_name = "FILE", env = "WHRELAY_CA_FILE", value_parser = ca_file)]
     pub(crate) ca_file: Option<CaFile>,
@@ -446,7 +379,7 @@ pub(crate) struct ForwarderArgs {
     #[command(flatten)]
     pub(crate) retention: RetentionArgs,
     /// End subscriptions whose agents have been away longer than this [default: never]
-    #[arg(long, value_name = "DUR", env = "WHRELAY_SUBSCRIPTION_TTL", value_parser = some_time)]
+    #[arg(long, value_name = "DUR", env = "WHRELAY_SUBSCRIPTION_TTL", value_parser = duration::parse_some)]
     pub(crate) subscription_ttl: Option<Duration>,
     /// Largest body that it takes, from 1KiB to 100MiB; a larger one is answered with 413
     #[arg(long, value_name = "SIZE", default_value = "25MiB", env = "WHRELAY_MAX_BODY", value_parser = max_body)]
@@ -459,7 +392,7 @@ pub(crate) struct DemoArgs {
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(crate) events: u32,
     /// How long the receiver goes away half-way
-    #[arg(long, default_value = "3s", value_name = "DUR", value_parser = duration)]
+    #[arg(long, default_value = "3s", value_name = "DUR", value_parser = duration::parse)]
     pub(crate) down: Duration,
 }
 
@@ -473,10 +406,10 @@ pub(crate) struct FlakyArgs {
     #[arg(long, default_value = "80%", value_name = "PERCENT", value_parser = percent)]
     pub(crate) fail: Percent,
     /// Goes away for so long, stays three times as long, and so on [default: it stays]
-    #[arg(long, value_name = "DUR", value_parser = some_time)]
+    #[arg(long, value_name = "DUR", value_parser = duration::parse_some)]
     pub(crate) down: Option<Duration>,
     /// After that time it answers everything with 200, and stays [default: never]
-    #[arg(long, value_name = "DUR", value_parser = duration)]
+    #[arg(long, value_name = "DUR", value_parser = duration::parse)]
     pub(crate) always_after: Option<Duration>,
     /// JSON Lines: one for each request
     #[arg(long)]
@@ -496,7 +429,7 @@ pub(crate) struct TestArgs {
     #[arg(long = "match", value_name = "WHAT=VALUE", value_parser = matcher)]
     pub(crate) matches: Vec<Matcher>,
     /// How long all of it may take
-    #[arg(long, default_value = "30s", value_name = "DUR", value_parser = duration)]
+    #[arg(long, default_value = "30s", value_name = "DUR", value_parser = duration::parse)]
     pub(crate) timeout: Duration,
     /// Where events go
     #[arg(
@@ -507,7 +440,7 @@ pub(crate) struct TestArgs {
         env = "WHRELAY_TO",
         required = true
     )]
-    pub(crate) to: Vec<Target>,
+    pub(crate) to: Vec<Spec>,
     /// The bucket whose events are wanted
     #[arg(long, default_value = "test", env = "WHRELAY_BUCKET")]
     pub(crate) bucket: BucketName,
@@ -591,7 +524,7 @@ mod tests {
                 .targets
                 .iter()
                 .chain(&args.to)
-                .map(Target::to_string)
+                .map(Spec::to_string)
                 .collect();
             assert_eq!(all, ["http://localhost:3000"], "{typed:?}");
         }
@@ -609,6 +542,10 @@ mod tests {
                 "--max-in-flight",
             ),
             (&["listen", "3000", "--rate", "fast"], "--rate"),
+            (&["listen", "3000", "--reset", "speed"], "--reset"),
+            (&["listen", "--to", "a b=3000"], "--to"),
+            (&["destination", "set", "api", "--order", "x"], "--order"),
+            (&["destination", "pause", "Api"], "NAME"),
             (&["listen", "3000", "--order", "lifo"], "--order"),
             (&["listen", "3000", "--retain", "long"], "--retain"),
             (&["forwarder", "--max-disk", "5"], "--max-disk"),

@@ -2,6 +2,7 @@
 
 pub(crate) mod config;
 pub(crate) mod demo;
+pub(crate) mod destination;
 pub(crate) mod discard;
 pub(crate) mod doctor;
 pub(crate) mod events;

@@ -2,6 +2,7 @@
 //! typed comes before the environment, that before the project's file, and that before the user's. It must
 //! not know what a value means: the flags do.
 
+pub(crate) mod destinations;
 pub(crate) mod file;
 pub(crate) mod source;
 pub(crate) mod trust;
@@ -14,6 +15,7 @@ use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{Arg, Command};
 use directories::ProjectDirs;
 
+use self::destinations::Declarations;
 use self::file::Entry;
 use self::source::Source;
 use self::trust::{Level, Trusted};
@@ -40,6 +42,8 @@ pub(crate) struct Set {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Config {
     pub(crate) sets: BTreeMap<String, Set>,
+    /// The destinations that they name.
+    pub(crate) destinations: Declarations,
     /// The files that were read.
     pub(crate) files: Vec<PathBuf>,
     /// What is wrong with them, where a command goes on without.
@@ -130,11 +134,15 @@ impl Config {
     ) -> Result<Vec<Entry>, Failure> {
         let mut taken = Vec::new();
         for entry in entries {
-            let args = flags(known, path, &entry)?;
             let is_trusted = level != Level::Project;
-            // Trying a value may open the file that it names.
-            if is_trusted || trust::is_plain(&entry) {
-                check(args, path, &entry)?;
+            if entry.destination.is_some() {
+                destinations::check(path, &entry)?;
+            } else {
+                let args = flags(known, path, &entry)?;
+                // Trying a value may open the file that it names.
+                if is_trusted || trust::is_plain(&entry) {
+                    check(args, path, &entry)?;
+                }
             }
             if is_trusted || trust::is_harmless(&entry) {
                 taken.push(entry);
@@ -156,6 +164,10 @@ impl Config {
             .partition(|entry| entry.profile.is_some());
         for entry in own.into_iter().chain(all) {
             let origin = format!("{}:{}", path.display(), entry.line);
+            if entry.destination.is_some() {
+                self.destinations.take(entry, origin);
+                continue;
+            }
             let values = entry.values;
             let set = Set {
                 values,

@@ -133,7 +133,7 @@ impl From<OpenError> for Failure {
             OpenError::InUse { purpose, .. } => Self::new(Code::InUse, message).hint(
                 match purpose.as_str() {
                     LISTEN => {
-                        "add the target there (`listen --to A --to B`), or give this one another --bucket"
+                        "add the destination there (`listen --to A --to B`), or give this one another --bucket"
                     }
                     FORWARDER => "stop that process, or give this one another --data-dir",
                     _ => "try again once that process has ended",
@@ -221,6 +221,7 @@ impl From<AgentError> for Failure {
             AgentError::Replaced(_) | AgentError::InUse(_) => Self::new(Code::InUse, message).hint(
                 "--name NAME gives this agent a subscription of its own; --take-over takes this one",
             ),
+            AgentError::Setup(error) => Self::new(Code::Usage, message).hint(error.hint()),
             AgentError::Store(error) => Self::from(error),
             AgentError::Refused(_) | AgentError::Tls(_) | AgentError::Control(_) => {
                 Self::new(Code::Failed, message)

@@ -81,11 +81,8 @@ fn parse() -> Result<(Cli, Config), Wrong> {
     if let Some(choice) = cli.command.forwarder() {
         origins.note(choice, may_embed).map_err(Wrong::Configured)?;
     }
-    if let Command::Listen(args) = &mut cli.command
-        && origins.typed("targets")
-        && !origins.typed("to")
-    {
-        args.to.clear();
+    if let Command::Listen(args) = &mut cli.command {
+        origins.note_listen(args);
     }
     if let Command::Replay(args) = &mut cli.command {
         args.typed = origins.typed_requests();
@@ -206,6 +203,7 @@ fn run(command: Command, config: &Config, output: &Output) -> Result<(), Failure
             Command::Replay(args) => Box::pin(commands::replay::run(args, output)).await,
             Command::Discard(args) => Box::pin(commands::discard::run(args, output)).await,
             Command::Status(args) => Box::pin(commands::status::run(args, output)).await,
+            Command::Destination(args) => Box::pin(commands::destination::run(args, output)).await,
             Command::Subscription(args) => {
                 Box::pin(commands::subscription::run(args, output)).await
             }

@@ -2,8 +2,9 @@
 
 use clap::ArgMatches;
 use clap::parser::ValueSource;
+use whrelay_core::destination::OptionKey;
 
-use crate::args::{Cli, ForwarderChoice, is_reference};
+use crate::args::{Cli, ForwarderChoice, ListenArgs, is_reference};
 use crate::config::trust::Level;
 use crate::config::{Config, Untrusted};
 use crate::exposure;
@@ -37,6 +38,29 @@ impl<'a> Origins<'a> {
     /// Whether it stands on the command line.
     pub(crate) fn typed(&self, id: &str) -> bool {
         self.source(id) == Some(ValueSource::CommandLine)
+    }
+
+    /// Whether it stands on the command line or is set in the environment.
+    fn is_given(&self, id: &str) -> bool {
+        matches!(
+            self.source(id),
+            Some(ValueSource::CommandLine | ValueSource::EnvVariable)
+        )
+    }
+
+    /// Notes which of a `listen`'s values a file has set. A target that was typed takes the place of those of files.
+    pub(crate) fn note_listen(&self, args: &mut ListenArgs) {
+        if self.typed("targets") && !self.typed("to") {
+            args.to.clear();
+        }
+        args.to_is_typed = self.typed("targets") || self.is_given("to");
+        args.delivery.from_file = self.options_from_file();
+    }
+
+    /// The options of deliveries that are from a file.
+    fn options_from_file(&self) -> Vec<OptionKey> {
+        let is_from_file = |key: &OptionKey| !self.is_given(&key.as_str().replace('-', "_"));
+        OptionKey::ALL.into_iter().filter(is_from_file).collect()
     }
 
     /// The flags about requests that stand on the command line.

@@ -1,5 +1,6 @@
 //! Lines as people read them. It must not decide what is shown where.
 
+mod destination;
 mod signature;
 
 use std::fmt::Write as _;
@@ -13,6 +14,8 @@ use whrelay_agent::lines::{
 };
 use whrelay_core::delivery::State;
 use whrelay_core::octets;
+
+pub(crate) use self::destination::short as destination;
 
 const GOOD: Style = AnsiColor::Green.on_default();
 const BAD: Style = AnsiColor::Red.on_default();
@@ -136,6 +139,7 @@ impl Writer {
                 target,
                 state,
                 waiting,
+                ..
             } => {
                 let style = if *state == EndpointState::Online {
                     GOOD
@@ -168,6 +172,8 @@ impl Writer {
                 line.target,
                 self.state(line.state)
             )),
+            Line::Destination(line) => Some(destination::full(line, self)),
+            Line::DestinationRemoved(line) => Some(destination::removed(line)),
             Line::Group(line) => Some(self.group(line)),
             Line::Discard(line) => Some(format!(
                 "{}  {}  {}  {} (discarded)",
@@ -318,9 +324,7 @@ impl Writer {
     }
 
     fn target_status(&self, target: &TargetStatus) -> String {
-        let (name, waiting) = (&target.target, target.waiting);
-        let endpoint = target.endpoint;
-        let mut text = format!("\n  target     {name}  {endpoint}, {waiting} waiting");
+        let mut text = format!("\n  {}", destination::of_status(target, self));
         if let Some(head) = &target.head {
             let next = head.next_attempt_at.as_deref().map(|at| self.local(at));
             let _ = write!(
@@ -503,6 +507,7 @@ mod tests {
 
     fn attempt() -> AttemptLine {
         AttemptLine {
+            destination: "default".into(),
             event: "evt_1".into(),
             delivery: "dlv_1".into(),
             bucket: "default".into(),

@@ -12,6 +12,7 @@ use whrelay_core::event::{Event, Header, Request};
 use whrelay_core::id::{DeliveryId, EventId};
 use whrelay_core::time::Timestamp;
 use whrelay_store::{NewDelivery, NewEvent, Release, Store, StoreError};
+use whrelay_tests::destinations::destination;
 
 use super::lying::LyingDisk;
 use super::real::{open, options};
@@ -211,7 +212,7 @@ async fn fill(disk: &LyingDisk, events: &[Event]) -> Bucket {
     let name = "shop".parse().expect("a name");
     let key = BucketKey::from_text("shop");
     let (bucket, _) = store.ensure_bucket(&name, key).await.expect("a bucket");
-    let target = store.ensure_destination(bucket.id, TARGET);
+    let target = destination(&store, bucket.id, TARGET);
     let destination = target.await.expect("a destination");
     let new = events.iter().map(|event| NewEvent {
         event: event.clone(),
@@ -223,7 +224,7 @@ async fn fill(disk: &LyingDisk, events: &[Event]) -> Bucket {
             deadline_at: NOW,
             replay: false,
             passed_over: false,
-            in_place_of: Vec::new(),
+            one_off: false,
         }],
     });
     let stored = store.append(bucket.id, new.collect(), None).await;
@@ -281,8 +282,7 @@ fn by_due(store: &Store, bucket: &Bucket, events: &[Event]) -> Found {
     let runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = { runtime }.build().expect("a runtime");
     let started = runtime.block_on(async {
-        let target = store.ensure_destination(bucket.id, TARGET).await?;
-        store.adopt(bucket.id, target, &[]).await?;
+        let target = destination(store, bucket.id, TARGET).await?;
         store.release(target, NOW, Release::Back).await?;
         if !store.indexes_are_whole(target, || true)? {
             store.restore_indexes(target).await?;

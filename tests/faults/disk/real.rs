@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 use whrelay_core::bucket::{Bucket, BucketId, BucketKey, BucketName, Seq};
 use whrelay_core::delivery::{Delivery, DeliveryKey, DestinationId, State};
+use whrelay_core::destination::Destination;
 use whrelay_core::event::Event;
 use whrelay_core::id::EventId;
 use whrelay_core::time::Timestamp;
@@ -15,6 +16,7 @@ use whrelay_store::{
     Batch, Begin, DueScan, Found, Head, Medium, OpenError, Options, Role, Search, Source,
     StateCounts, Store, StoreError,
 };
+use whrelay_tests::destinations::destination;
 
 use super::lying::{Fault, LyingDisk};
 use crate::chance::Chance;
@@ -110,6 +112,14 @@ impl Real {
                     now,
                     release,
                 } => Done::Released(store.release(destination, now, release).await?),
+                Write::Endpoint {
+                    destination,
+                    offline_since,
+                } => {
+                    let change = move |known: &mut Destination| known.offline_since = offline_since;
+                    store.change_destination(destination, change).await?;
+                    Done::Noted
+                }
                 Write::Again(again) => {
                     let begun = store.deliver_again(vec![again]).await?.pop();
                     Done::Again(begun.map(Box::new))
@@ -345,7 +355,8 @@ impl Vault for Real {
 
     fn ensure_destination(&mut self, bucket: BucketId, target: &str) -> DestinationId {
         self.model.ensure_destination(bucket, target);
-        let made = self.store().ensure_destination(bucket, target);
+        let store = self.store().clone();
+        let made = destination(&store, bucket, target);
         self.runtime.block_on(made).expect("a destination")
     }
 
@@ -452,7 +463,9 @@ impl Vault for Real {
     }
 
     fn is_offline(&self, destination: DestinationId) -> bool {
-        self.look(|store| store.is_offline(destination))
+        let all = self.look(Store::destinations).into_iter();
+        let mut found = all.filter(|known| known.id == destination);
+        found.any(|known| known.offline_since.is_some())
     }
 
     fn head(&self, bucket: BucketId, destination: DestinationId, from: Seq) -> (Option<Head>, Seq) {

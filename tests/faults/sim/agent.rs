@@ -327,7 +327,7 @@ impl<V: Vault> World<V> {
                 deadline_at: self.policy.deadline_of(now.now),
                 replay: false,
                 passed_over,
-                in_place_of: Vec::new(),
+                one_off: false,
             });
             let deliveries = deliveries.collect();
             new.push(NewEvent { event, deliveries });
@@ -438,9 +438,11 @@ impl<V: Vault> World<V> {
                 }
                 self.left_alone(n, &[*row])
             }
-            Purpose::Post { .. } | Purpose::Ack | Purpose::Join { .. } | Purpose::Retention => {
-                Ok(())
-            }
+            Purpose::Post { .. }
+            | Purpose::Ack
+            | Purpose::Join { .. }
+            | Purpose::Endpoint
+            | Purpose::Retention => Ok(()),
         }
     }
 

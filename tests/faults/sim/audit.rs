@@ -83,14 +83,13 @@ impl Ledger {
 }
 
 /// The contract's word for an event: the least finished state of its deliveries, where a later one to the
-/// same target stands for those before that have ended.
+/// same target stands for those before that have ended, and one-offs only where there is nothing else.
 fn least(deliveries: &[Delivery]) -> Option<State> {
+    let lasting = deliveries.iter().any(|d| !d.one_off);
     let mut newest: HashMap<DestinationId, &Delivery> = HashMap::new();
-    newest.extend(deliveries.iter().map(|d| (d.destination, d)));
-    let replaced: Vec<_> = deliveries.iter().flat_map(|d| &d.in_place_of).collect();
-    let stands = newest
-        .into_values()
-        .filter(|d| !replaced.contains(&&d.key.ordinal));
+    let stands = deliveries.iter().filter(|d| !(lasting && d.one_off));
+    newest.extend(stands.map(|d| (d.destination, d)));
+    let stands = newest.into_values();
     let waiting = deliveries.iter().map(|d| d.state);
     let waiting = waiting.filter(|state| !state.is_finished()).min();
     waiting.or_else(|| stands.map(|d| d.state).min())

@@ -2,7 +2,7 @@
 
 use whrelay_core::backlog::{Backlog, Cut};
 use whrelay_core::bucket::Seq;
-use whrelay_core::delivery::{Attempt, DeadReason, State};
+use whrelay_core::delivery::{Asked, Attempt, DeadReason, State};
 use whrelay_core::event::Event;
 use whrelay_core::time::Timestamp;
 use whrelay_proto::frame::Welcome;
@@ -93,8 +93,8 @@ impl<V: Vault> World<V> {
             let rows = node.vault.deliveries_of(node.bucket.id, seq);
             for row in rows.into_iter().filter(|row| !row.state.is_finished()) {
                 self.seen.note(Point::PassedOverHere);
-                let request = (String::new(), String::new());
-                let attempt = Attempt::given_up(&row, request, now, DeadReason::Discarded, "");
+                let (asked, reason) = (Asked::default(), DeadReason::Discarded);
+                let attempt = Attempt::given_up(&row, asked, now, reason, "");
                 let row = Box::new(row);
                 let write = Write::GiveUp(Box::new(attempt));
                 process

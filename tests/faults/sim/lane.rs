@@ -260,6 +260,11 @@ impl<V: Vault> World<V> {
                 .finish(before.key, outcome.as_ref(), instant);
             if change == Some(Change::Offline) {
                 self.seen.note(Point::Offline);
+                let write = Write::Endpoint {
+                    destination: lane.id,
+                    offline_since: Some(attempt.at),
+                };
+                process.desk.asked.push_back((write, Purpose::Endpoint));
             }
         }
         note_verdict(&mut self.seen, before, attempt, offline);
@@ -280,6 +285,11 @@ impl<V: Vault> World<V> {
             Some(Change::Online) => {
                 self.seen.note(Point::Online);
                 self.ledger.probed(n, lane.id);
+                let write = Write::Endpoint {
+                    destination: lane.id,
+                    offline_since: None,
+                };
+                process.desk.asked.push_back((write, Purpose::Endpoint));
                 let write = Write::Release {
                     destination: lane.id,
                     now: now.now,
@@ -300,6 +310,7 @@ fn attempt_of(delivery: &Delivery, number: u32, now: Moment) -> Attempt {
         delivery: delivery.id,
         event: delivery.event,
         destination: delivery.destination,
+        target: String::new(),
         url: String::new(),
         method: String::new(),
         number,

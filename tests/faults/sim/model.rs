@@ -37,6 +37,8 @@ pub(crate) struct Model {
     name: u128,
     buckets: Vec<Bucket>,
     destinations: Vec<(BucketId, String)>,
+    /// Those whose endpoints take no connections, as far as is known.
+    offline: HashSet<DestinationId>,
     events: BTreeMap<(BucketId, Seq), Event>,
     places: HashMap<EventId, (BucketId, Seq)>,
     deliveries: BTreeMap<DeliveryKey, Delivery>,
@@ -258,10 +260,9 @@ impl Model {
                 return Some(waiting);
             }
         }
-        let mut stands: HashMap<_, _> = all.iter().map(|d| (d.destination, d)).collect();
-        for instead in &all {
-            stands.retain(|_, d| !instead.in_place_of.contains(&d.key.ordinal));
-        }
+        let lasting = all.iter().any(|d| !d.one_off);
+        let stands = all.iter().filter(|d| !lasting || !d.one_off);
+        let stands: HashMap<_, _> = stands.map(|d| (d.destination, d)).collect();
         let states: Vec<_> = stands.into_values().map(|d| d.state).collect();
         match states.contains(&State::Dead) {
             true => Some(State::Dead),
@@ -295,7 +296,7 @@ fn begun(bucket: BucketId, seq: Seq, ordinal: u32, event: EventId, new: &NewDeli
         ended_at: new.passed_over.then_some(new.created_at),
         replay: new.replay,
         last_attempt: None,
-        in_place_of: new.in_place_of.clone(),
+        one_off: new.one_off,
     }
 }
 
@@ -374,6 +375,14 @@ impl Vault for Model {
                 now,
                 release,
             } => self.release(destination, now, release),
+            Write::Endpoint {
+                destination,
+                offline_since,
+            } => {
+                self.offline.remove(&destination);
+                self.offline.extend(offline_since.map(|_| destination));
+                Done::Noted
+            }
             Write::Again(again) => self.again(&again),
             Write::GiveUp(attempt) => self.give_up(&attempt),
             Write::Remove {
@@ -500,8 +509,7 @@ impl Vault for Model {
     }
 
     fn is_offline(&self, destination: DestinationId) -> bool {
-        let mut waits = self.due.iter();
-        waits.any(|((there, ..), wait)| *there == destination && *wait == Wait::Offline)
+        self.offline.contains(&destination)
     }
 
     fn search(

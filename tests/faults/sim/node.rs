@@ -87,6 +87,8 @@ pub(crate) enum Purpose {
     Verdict { lane: usize, verdict: Box<Recorded> },
     /// A lane begins, or goes on after its endpoint's return.
     Release { lane: usize },
+    /// An endpoint was lost or came back.
+    Endpoint,
     /// A person asked for an event again: the rows it must not change.
     Replay { rows: Vec<Delivery> },
     /// A person gave a delivery up: what it was.

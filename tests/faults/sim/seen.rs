@@ -55,7 +55,7 @@ pub(crate) enum Point {
     Unreachable,
     ReplayBegun,
     ReplayHeld,
-    ReplayInPlace,
+    OneOff,
     ReplaySent,
     Discarded,
     PassedOver,

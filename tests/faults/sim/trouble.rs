@@ -1,6 +1,6 @@
 //! What goes wrong, and how often: each seed draws its own mix, some none at all.
 
-use whrelay_core::delivery::{Attempt, DeadReason};
+use whrelay_core::delivery::{Asked, Attempt, DeadReason};
 use whrelay_core::id::DeliveryId;
 use whrelay_core::outcome::{Outcome, RetryAfter};
 use whrelay_store::{Again, NewDelivery};
@@ -268,12 +268,10 @@ impl<V: Vault> World<V> {
         let Some(first) = rows.first() else { return };
         let mut other = node.targets.iter().map(|(id, _)| *id);
         let other = other.find(|id| elsewhere && *id != first.destination);
-        let replaced = rows
-            .iter()
-            .filter(|row| other.is_some() && row.state == whrelay_core::delivery::State::Dead);
-        let in_place_of: Vec<_> = replaced.map(|row| row.key.ordinal).collect();
-        if !in_place_of.is_empty() {
-            self.seen.note(Point::ReplayInPlace);
+        // One target takes both kinds: an engine does not know which is a one-off.
+        let one_off = other.is_some() && self.chance.permille(500);
+        if one_off {
+            self.seen.note(Point::OneOff);
         }
         self.seen.note(match later {
             0 => Point::ReplayBegun,
@@ -287,7 +285,7 @@ impl<V: Vault> World<V> {
             deadline_at: self.policy.deadline_of(due_at),
             replay: true,
             passed_over: false,
-            in_place_of,
+            one_off,
         };
         let write = Write::Again(Again {
             bucket: node.bucket.id,
@@ -318,8 +316,7 @@ impl<V: Vault> World<V> {
         let rows = node.vault.deliveries_of(node.bucket.id, seq);
         let Some(row) = rows.last() else { return };
         let (reason, why) = (DeadReason::Discarded, "");
-        let request = (String::new(), String::new());
-        let attempt = Attempt::given_up(row, request, now.now, reason, why);
+        let attempt = Attempt::given_up(row, Asked::default(), now.now, reason, why);
         let write = Write::GiveUp(Box::new(attempt));
         let row = Box::new(row.clone());
         process

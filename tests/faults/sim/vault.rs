@@ -38,6 +38,11 @@ pub(crate) enum Write {
         now: Timestamp,
         release: Release,
     },
+    /// An endpoint was lost, or came back.
+    Endpoint {
+        destination: DestinationId,
+        offline_since: Option<Timestamp>,
+    },
     Again(Again),
     GiveUp(Box<Attempt>),
     Remove {
@@ -62,6 +67,7 @@ pub(crate) enum Done {
     Joined(Option<Box<Joined>>),
     Recorded,
     Released(u64),
+    Noted,
     /// Nothing where the event, or its body, is gone.
     Again(Option<Box<Delivery>>),
     GaveUp(bool),

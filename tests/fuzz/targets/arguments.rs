@@ -25,8 +25,8 @@ fuzz_target!(|data: &[u8]| {
             command: Command::Listen(listen),
             ..
         }) => {
-            let manner = listen.manner();
-            assert!(manner.max_in_flight > 0);
+            let options = listen.delivery.typed().options();
+            assert!(options.max_in_flight > 0);
         }
         Ok(_) => {}
         Err(error) => assert!(!error.to_string().is_empty()),

@@ -1,15 +1,14 @@
 //! What a person does to events: delivering them again, and giving them up. It must not change what was
 //! recorded before.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use rand::seq::SliceRandom;
 use tokio::time::{Instant, timeout};
 use whrelay_core::bucket::Seq;
-use whrelay_core::delivery::{
-    Attempt, DeadReason, Delivery, DeliveryKey, DestinationId, State, current,
-};
+use whrelay_core::delivery::{Asked, Attempt, DeadReason, Delivery, DeliveryKey, DestinationId};
+use whrelay_core::destination::{Destination, Kind, Spec};
 use whrelay_core::event::Event;
 use whrelay_core::id::EventId;
 use whrelay_core::limits;
@@ -18,11 +17,12 @@ use whrelay_core::target::Target;
 use whrelay_core::time::Timestamp;
 use whrelay_store::{Again, Begin, NewDelivery, StoreError};
 
+use super::destinations::unknown;
 use super::matches::{Judge, Matched, Matches};
-use super::{CHUNK, Local, Out, Stop, Targets};
+use super::{CHUNK, Destinations, Local, Out, Stop};
 use crate::control::{Filter, ReplayHow, Until, Which};
-use crate::lanes;
-use crate::lines::{DiscardLine, EventLine, Line, ReplayLine};
+use crate::lines::{DiscardLine, EventLine, Line, Placed, ReplayLine};
+use crate::{configured, runtime};
 
 /// How often what is waited for is looked up, beside what the log tells of it.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -32,31 +32,27 @@ const OPENS_WITHIN: Duration = Duration::from_secs(5);
 
 /// Why an event that a filter wants is not delivered again.
 const BODILESS: &str = "retention has removed their bodies";
-const NOWHERE: &str = "their targets are none now, and those that are had them; --target names one of before, \
-    --to another";
+const NOWHERE: &str = "their destinations are not configured: `--to` sends them to another one";
 
 /// An event to deliver again.
 struct Turn {
     seq: Seq,
     event: EventId,
-    aim: Aim,
-}
-
-/// Where an event goes again, and in place of which of its deliveries to other destinations.
-#[derive(Clone)]
-struct Aim {
     destination: DestinationId,
-    in_place_of: Vec<u32>,
-    /// Whether it is none of the agent's targets, and has to be served first.
-    by_name: bool,
 }
 
-impl Aim {
-    fn of(destination: DestinationId) -> Self {
-        Self {
-            destination,
-            in_place_of: Vec::new(),
-            by_name: false,
+/// Where replays go that name a URL or a destination.
+enum To {
+    Lasting(DestinationId),
+    OneOff(Target),
+}
+
+impl To {
+    /// The destination; of a one-off there is none yet.
+    fn id(&self) -> DestinationId {
+        match self {
+            Self::Lasting(id) => *id,
+            Self::OneOff(_) => DestinationId(0),
         }
     }
 }
@@ -73,15 +69,25 @@ impl Local {
             Some(Ok(rate)) => Some(rate),
             None => None,
         };
-        let to = match how.to.as_deref().map(str::parse::<Target>) {
-            Some(Err(error)) => return Err(Stop::failed(error.to_string())),
-            Some(Ok(target)) if !how.dry_run => Some(self.lanes.serve_for_replays(&target).await?),
-            Some(Ok(_)) | None => None,
+        let to = match &how.to {
+            Some(to) => Some(self.aim(to)?),
+            None => None,
         };
-        let mut turns = self.choose(which, how, to, out).await?;
+        let mut turns = self.choose(which, how, to.as_ref(), out).await?;
         if how.dry_run {
             return Ok(());
         }
+        let to = match to {
+            Some(To::OneOff(target)) => {
+                let options = &self.runtime.replay_options;
+                let one_off = configured::one_off(&self.runtime, &target, options).await?;
+                turns
+                    .iter_mut()
+                    .for_each(|turn| turn.destination = one_off.id);
+                Some(one_off.id)
+            }
+            Some(To::Lasting(_)) | None => None,
+        };
         if how.shuffle {
             turns.shuffle(&mut rand::rng());
         }
@@ -92,9 +98,9 @@ impl Local {
             let why = format!("at that rate the last would begin after {hours} h: at most 24 h");
             return Err(Stop::failed(why));
         }
-        let (mut reached, targets) = (self.store().last_attempt()?, self.targets()?);
+        let (mut reached, known) = (self.store().last_attempt()?, self.destinations()?);
         let mut begun = HashSet::new();
-        let began = self.lanes.clock.now();
+        let began = self.runtime.clock.now();
         let mut created_at = began;
         let mut turns = turns.into_iter().zip(0..).peekable();
         while turns.peek().is_some() {
@@ -102,13 +108,13 @@ impl Local {
                 let due_at = began.after(pause.saturating_mul(n));
                 // One after the other, since of two that are due at once the older event is first.
                 let next = created_at.after(Duration::from_micros(1));
-                created_at = next.max(self.lanes.clock.now());
-                self.again(turn, created_at, due_at)
+                created_at = next.max(self.runtime.clock.now());
+                self.again(&turn, &known, created_at, due_at)
             });
             let again: Vec<_> = again.collect();
             let begin = |again| self.store().deliver_again(again);
             for delivery in once_open(again, begin).await? {
-                out.line(replay_line(&delivery, &targets)).await?;
+                out.line(replay_line(&delivery, &known)).await?;
                 begun.insert(delivery.key);
             }
         }
@@ -117,10 +123,41 @@ impl Local {
             return out.line(Line::warning(hint)).await;
         }
         if how.until != Until::Begun {
-            self.wait_for(begun, how.until, &mut reached, &targets, out)
+            self.wait_for(begun, how.until, &mut reached, &known, out)
                 .await?;
         }
         Ok(())
+    }
+
+    /// Where a replay goes that names a URL or a destination.
+    fn aim(&self, text: &str) -> Result<To, Stop> {
+        let spec = text
+            .parse::<Spec>()
+            .map_err(|error| Stop::failed(error.to_string()))?;
+        let mut all = self.store().destinations()?.into_iter();
+        match spec {
+            Spec::Known(name) => {
+                let found = all.find(|known| known.name() == Some(&name));
+                let id = found.ok_or_else(|| unknown(&name))?.id;
+                if self.runs && !self.runtime.serves(id) {
+                    let why = format!("the `listen` that runs does not deliver to {name}");
+                    return Err(Stop::failed(why));
+                }
+                Ok(To::Lasting(id))
+            }
+            Spec::Unnamed(target) => {
+                let there = |known: &Destination| {
+                    known.name().is_some()
+                        && known.target == target
+                        && self.runtime.serves(known.id)
+                };
+                let found = all.find(there).map(|known| To::Lasting(known.id));
+                Ok(found.unwrap_or(To::OneOff(target)))
+            }
+            Spec::Named(..) => Err(Stop::failed(
+                "a replay goes to a URL, or to the name of a destination".into(),
+            )),
+        }
     }
 
     /// The replays that are asked for, oldest event first: each event, to each place, as often as asked.
@@ -129,17 +166,17 @@ impl Local {
         &self,
         which: &Which,
         how: &ReplayHow,
-        to: Option<DestinationId>,
+        to: Option<&To>,
         out: &Out,
     ) -> Result<Vec<Turn>, Stop> {
-        let targets = self.targets()?;
+        let known = self.destinations()?;
         let mut turns: Vec<Turn> = Vec::new();
-        let mut add = |seq, event: &Event, aims: Vec<Aim>| {
+        let mut add = |seq, event: &Event, all: Vec<DestinationId>| {
             for _ in 0..how.times {
-                turns.extend(aims.iter().map(|aim| Turn {
+                turns.extend(all.iter().map(|destination| Turn {
                     seq,
                     event: event.id,
-                    aim: aim.clone(),
+                    destination: *destination,
                 }));
             }
         };
@@ -153,43 +190,45 @@ impl Local {
                         return Err(Stop::failed(why));
                     }
                     if how.dry_run {
-                        let line = EventLine::new(&event, &self.shown_deliveries(seq, &targets)?);
+                        let line = EventLine::new(&event, &self.shown_deliveries(seq, &known)?);
                         out.line(Line::Event(line)).await?;
                     }
-                    let aims = match to {
-                        Some(to) => vec![Aim::of(to)],
-                        None => self.aims_of_named(seq, &event)?,
+                    let all = match to {
+                        Some(to) => vec![to.id()],
+                        None => self.destinations_of(seq, &event, &known)?,
                     };
-                    add(seq, &event, aims);
+                    if all.is_empty() {
+                        return Err(Stop::failed(format!("no destination for {id}: use --to")));
+                    }
+                    add(seq, &event, all);
                 }
             }
             Which::Filter(filter) => {
                 let mut matches = Matches::new(self, filter, Begin::Oldest, Judge::Delivery);
                 let (mut bodiless, mut nowhere) = (0, 0);
-                while let Some(some) = matches.some(&targets)? {
+                while let Some(some) = matches.some(&known)? {
                     for matched in some {
                         if matched.event.removed_body.is_some() {
                             bodiless += 1;
                             continue;
                         }
-                        let aims = match to {
-                            Some(to) => vec![Aim::of(to)],
-                            None => self.aims_of(&matched, filter)?,
+                        let all = match to {
+                            Some(to) => vec![to.id()],
+                            None => self.destinations_again(&matched, filter, &known),
                         };
-                        if aims.is_empty() && how.to.is_none() {
+                        if all.is_empty() {
                             nowhere += 1;
                         } else if how.dry_run {
                             out.line(Line::Event(matched.line)).await?;
                         } else {
-                            self.serve_named(&aims, &targets).await?;
-                            add(matched.seq, &matched.event, aims);
+                            add(matched.seq, &matched.event, all);
                         }
                     }
                     tokio::task::yield_now().await;
                 }
                 for (count, why) in [(bodiless, BODILESS), (nowhere, NOWHERE)] {
                     if count > 0 {
-                        let why = format!("{count} events are passed over: {why}");
+                        let why = format!("{count} events are skipped: {why}");
                         out.line(Line::warning(why)).await?;
                     }
                 }
@@ -203,110 +242,109 @@ impl Local {
         ids.iter().try_for_each(|id| self.find(id).map(|_| ()))
     }
 
-    /// Where a replay goes when nobody says: to the agent's targets that take it, or where it does not
-    /// run, to where the event went before.
-    fn destinations_of(&self, seq: Seq, event: &Event) -> Result<Vec<DestinationId>, StoreError> {
+    /// Where an event goes again: to the destinations that it goes to now, or where no `listen` runs, to those
+    /// that it went to before.
+    fn destinations_of(
+        &self,
+        seq: Seq,
+        event: &Event,
+        known: &Destinations,
+    ) -> Result<Vec<DestinationId>, StoreError> {
         if self.runs {
-            return Ok(lanes::taking(&self.lanes.routes(), &event.request.tail));
+            return Ok(runtime::taking(&self.runtime.routes(), &event.request.tail));
         }
         let before = self.store().deliveries_of(self.bucket().id, seq)?;
-        let mut before: Vec<_> = before.into_iter().map(|d| d.destination).collect();
-        before.sort_unstable();
-        before.dedup();
-        Ok(before)
+        Ok(self.deliverable(before.iter(), known))
     }
 
-    /// Where a named event goes again. What is dead at a target that is none now is replaced by what goes where
-    /// the event has not been.
-    fn aims_of_named(&self, seq: Seq, event: &Event) -> Result<Vec<Aim>, StoreError> {
-        let all = self.destinations_of(seq, event)?;
-        let deliveries = self.store().deliveries_of(self.bucket().id, seq)?;
-        let lost = current(&deliveries).filter(|delivery| {
-            delivery.state == State::Dead && !all.contains(&delivery.destination)
-        });
-        let lost: Vec<_> = lost.map(|delivery| delivery.key.ordinal).collect();
-        let aim = |destination| Aim {
-            destination,
-            in_place_of: match went_to(&deliveries, destination) {
-                true => Vec::new(),
-                false => lost.clone(),
-            },
-            by_name: false,
-        };
-        Ok(all.into_iter().map(aim).collect())
+    /// Where an event goes again that was found by a filter: to the destinations of the deliveries that the
+    /// filter is about.
+    fn destinations_again(
+        &self,
+        matched: &Matched,
+        filter: &Filter,
+        known: &Destinations,
+    ) -> Vec<DestinationId> {
+        self.deliverable(matched.current(filter, known).iter(), known)
     }
 
-    /// Where an event goes again that was found by a filter: to where its deliveries are that the filter is
-    /// about. In place of those whose targets are none now, it goes to the targets where it has not been; but what
-    /// a person sent somewhere by name, or names in the filter, goes there again.
-    fn aims_of(&self, matched: &Matched, filter: &Filter) -> Result<Vec<Aim>, StoreError> {
-        let all = self.destinations_of(matched.seq, &matched.event)?;
-        let (here, gone): (Vec<_>, Vec<_>) = matched
-            .current(filter)
-            .into_iter()
-            .partition(|delivery| all.contains(&delivery.destination));
-        let deliveries: Vec<_> = matched.deliveries.iter().map(|(d, _)| d.clone()).collect();
-        let own = |destination| {
-            let first = |d: &Delivery| d.destination == destination && !d.replay;
-            deliveries.iter().any(first)
+    /// The destinations of deliveries, each once, as far as something can be delivered to them again.
+    fn deliverable<'a>(
+        &self,
+        deliveries: impl Iterator<Item = &'a Delivery>,
+        known: &Destinations,
+    ) -> Vec<DestinationId> {
+        let all: BTreeSet<_> = deliveries.map(|delivery| delivery.destination).collect();
+        let can = |id: &DestinationId| {
+            let is_lasting = known.get(id).is_some_and(|known| known.name().is_some());
+            is_lasting && (!self.runs || self.runtime.serves(*id))
         };
-        let (named, lost): (Vec<_>, Vec<_>) = gone.into_iter().partition(|delivery| {
-            let by_name = delivery.in_place_of.is_empty() && !own(delivery.destination);
-            by_name || filter.target.is_some()
-        });
-        let here = here
-            .into_iter()
-            .map(|delivery| (delivery.destination, false));
-        let named = named
-            .into_iter()
-            .map(|delivery| (delivery.destination, true));
-        let mut meant: Vec<_> = here.chain(named).collect();
-        meant.sort_unstable();
-        meant.dedup();
-        let aim = |(destination, by_name)| Aim {
-            by_name,
-            ..Aim::of(destination)
-        };
-        let mut aims: Vec<_> = meant.into_iter().map(aim).collect();
-        if !lost.is_empty() {
-            let new = all.into_iter().filter(|to| !went_to(&deliveries, *to));
-            let in_place_of: Vec<_> = lost.iter().map(|delivery| delivery.key.ordinal).collect();
-            aims.extend(new.map(|destination| Aim {
-                in_place_of: in_place_of.clone(),
-                ..Aim::of(destination)
-            }));
-        }
-        Ok(aims)
+        all.into_iter().filter(can).collect()
     }
 
-    /// Sees that what goes to none of the agent's targets is delivered.
-    async fn serve_named(&self, aims: &[Aim], targets: &Targets) -> Result<(), Stop> {
-        for aim in aims.iter().filter(|aim| aim.by_name) {
-            let target = targets.get(&aim.destination).map_or("", String::as_str);
-            let target: Target = target
-                .parse()
-                .map_err(|error| Stop::failed(format!("{target}: {error}")))?;
-            self.lanes.serve_for_replays(&target).await?;
-        }
-        Ok(())
-    }
-
-    fn again(&self, turn: Turn, created_at: Timestamp, due_at: Timestamp) -> Again {
-        let Turn { seq, event, aim } = turn;
-        let new = self.lanes.new_delivery(aim.destination, created_at);
-        let new = NewDelivery {
-            due_at: due_at.max(new.created_at),
-            deadline_at: new.deadline_at.after(due_at.since(new.created_at)),
-            replay: true,
-            in_place_of: aim.in_place_of,
-            ..new
-        };
+    fn again(
+        &self,
+        turn: &Turn,
+        known: &Destinations,
+        created_at: Timestamp,
+        due_at: Timestamp,
+    ) -> Again {
+        let destination = known.get(&turn.destination);
+        let options = destination.map(|destination| destination.options.options());
+        let policy = options.unwrap_or_default().policy;
+        let due_at = due_at.max(created_at);
+        let new = runtime::new_delivery(
+            turn.destination,
+            created_at,
+            policy
+                .deadline_of(created_at)
+                .after(due_at.since(created_at)),
+        );
         Again {
             bucket: self.bucket().id,
-            seq,
-            event,
-            new,
+            seq: turn.seq,
+            event: turn.event,
+            new: NewDelivery {
+                due_at,
+                replay: true,
+                one_off: destination.is_some_and(|to| to.kind == Kind::OneOff),
+                ..new
+            },
         }
+    }
+
+    /// Tries what is queued of an event now. Where nothing is, it is delivered again.
+    pub(super) async fn retry(&self, text: &str, out: &Out) -> Result<(), Stop> {
+        let (seq, _) = self.find(text)?;
+        let known = self.destinations()?;
+        let waits = |delivery: &Delivery| {
+            !delivery.state.is_finished() && self.runtime.serves(delivery.destination)
+        };
+        let all = self
+            .store()
+            .deliveries_of(self.bucket().id, seq)?
+            .into_iter();
+        let queued: Vec<_> = all.filter(waits).collect();
+        if queued.is_empty() {
+            let how = ReplayHow {
+                times: 1,
+                until: Until::Tried,
+                ..ReplayHow::default()
+            };
+            return self
+                .replay(&Which::Ids(vec![text.to_owned()]), &how, out)
+                .await;
+        }
+        let keys: Vec<_> = queued.iter().map(|delivery| delivery.key).collect();
+        let now = self.runtime.clock.now();
+        let hurried = once_open(keys, |keys| self.store().retry_now(keys, now)).await?;
+        for delivery in queued
+            .iter()
+            .filter(|delivery| hurried.contains(&delivery.key))
+        {
+            out.line(replay_line(delivery, &known)).await?;
+        }
+        Ok(())
     }
 
     /// Tells the attempts of some deliveries until all have come so far, and where each stands then.
@@ -315,7 +353,7 @@ impl Local {
         mut waiting: HashSet<DeliveryKey>,
         until: Until,
         reached: &mut u64,
-        targets: &Targets,
+        known: &Destinations,
         out: &Out,
     ) -> Result<(), Stop> {
         let mut commits = self.store().commits();
@@ -327,7 +365,7 @@ impl Local {
             for logged in &new {
                 *reached = logged.place;
                 if waiting.contains(&logged.attempt.key) {
-                    out.line(Line::Attempt(self.attempt_line(logged, targets)))
+                    out.line(Line::Attempt(self.attempt_line(logged, known)))
                         .await?;
                     ended.push(logged.attempt.key);
                 }
@@ -345,7 +383,7 @@ impl Local {
                 if waiting.remove(&key)
                     && let Some(delivery) = delivery
                 {
-                    out.line(replay_line(&delivery, targets)).await?;
+                    out.line(replay_line(&delivery, known)).await?;
                 }
             }
             if new.is_empty() && !waiting.is_empty() {
@@ -355,7 +393,7 @@ impl Local {
                         changed.unwrap_or(Ok(())).map_err(|_| Stop::Gone)?;
                     }
                     () = out.0.closed() => return Err(Stop::Gone),
-                    () = self.lanes.stop().cancelled() => return Ok(()),
+                    () = self.runtime.stop().cancelled() => return Ok(()),
                 }
             }
         }
@@ -367,7 +405,7 @@ impl Local {
         match until {
             Until::Begun => true,
             Until::Tried => {
-                ended || delivery.attempts > 0 || self.lanes.is_offline(delivery.destination)
+                ended || delivery.attempts > 0 || self.runtime.is_offline(delivery.destination)
             }
             Until::Ended => ended,
         }
@@ -380,29 +418,30 @@ impl Local {
         dry_run: bool,
         out: &Out,
     ) -> Result<(), Stop> {
-        let targets = self.targets()?;
+        let known = self.destinations()?;
         match which {
             Which::Ids(ids) => {
                 self.find_all(ids)?;
                 for id in ids {
                     let (seq, event) = self.find(id)?;
-                    let deliveries = self.shown_deliveries(seq, &targets)?;
+                    let deliveries = self.shown_deliveries(seq, &known)?;
                     if dry_run {
                         let line = EventLine::new(&event, &deliveries);
                         out.line(Line::Event(line)).await?;
                         continue;
                     }
                     let given_up = self.given_up(&event, deliveries);
-                    self.give_up(given_up, &targets, out).await?;
+                    self.give_up(given_up, &known, out).await?;
                 }
             }
             Which::Filter(filter) => {
                 let mut matches = Matches::new(self, filter, Begin::Oldest, Judge::Delivery);
-                while let Some(some) = matches.some(&targets)? {
+                while let Some(some) = matches.some(&known)? {
                     let mut given_up = Vec::new();
                     for mut matched in some {
-                        matched.deliveries.retain(|(delivery, target)| {
-                            !delivery.state.is_finished() && filter.wants_delivery(delivery, target)
+                        matched.deliveries.retain(|Placed { delivery, .. }| {
+                            let to = known.get(&delivery.destination);
+                            !delivery.state.is_finished() && filter.wants_delivery(delivery, to)
                         });
                         if dry_run && !matched.deliveries.is_empty() {
                             out.line(Line::Event(matched.line)).await?;
@@ -410,7 +449,7 @@ impl Local {
                         }
                         given_up.extend(self.given_up(&matched.event, matched.deliveries));
                     }
-                    self.give_up(given_up, &targets, out).await?;
+                    self.give_up(given_up, &known, out).await?;
                 }
             }
         }
@@ -418,17 +457,24 @@ impl Local {
     }
 
     /// What the log will say of an event's deliveries that wait.
-    fn given_up(&self, event: &Event, deliveries: Vec<(Delivery, String)>) -> Vec<Attempt> {
-        let now = self.lanes.clock.now();
-        let waits = |(delivery, _): &(Delivery, String)| !delivery.state.is_finished();
-        let attempt = |(delivery, target): (Delivery, String)| {
+    fn given_up(&self, event: &Event, deliveries: Vec<Placed>) -> Vec<Attempt> {
+        let now = self.runtime.clock.now();
+        let waits = |placed: &Placed| !placed.delivery.state.is_finished();
+        let attempt = |placed: Placed| {
+            let Placed {
+                delivery, target, ..
+            } = placed;
             let url = target.parse::<Target>().ok().and_then(|target| {
                 let request = &event.request;
                 target.url_for(&request.tail, request.query.as_deref()).ok()
             });
-            let request = (url.unwrap_or(target), event.request.method.clone());
+            let asked = Asked {
+                url: url.unwrap_or_else(|| target.clone()),
+                target,
+                method: event.request.method.clone(),
+            };
             let why = "discarded by you";
-            Attempt::given_up(&delivery, request, now, DeadReason::Discarded, why)
+            Attempt::given_up(&delivery, asked, now, DeadReason::Discarded, why)
         };
         deliveries.into_iter().filter(waits).map(attempt).collect()
     }
@@ -436,7 +482,7 @@ impl Local {
     async fn give_up(
         &self,
         attempts: Vec<Attempt>,
-        targets: &Targets,
+        known: &Destinations,
         out: &Out,
     ) -> Result<(), Stop> {
         let told: HashMap<_, _> = attempts
@@ -445,7 +491,8 @@ impl Local {
                 let line = DiscardLine {
                     event: attempt.event.to_string(),
                     delivery: attempt.delivery.to_string(),
-                    target: super::name(targets, attempt).to_owned(),
+                    destination: title(known, attempt.destination),
+                    target: attempt.target.clone(),
                 };
                 (attempt.key, line)
             })
@@ -476,19 +523,17 @@ where
     }
 }
 
-fn replay_line(delivery: &Delivery, targets: &Targets) -> Line {
+fn replay_line(delivery: &Delivery, known: &Destinations) -> Line {
+    let to = known.get(&delivery.destination);
     Line::Replay(ReplayLine {
         event: delivery.event.to_string(),
         delivery: delivery.id.to_string(),
-        target: targets
-            .get(&delivery.destination)
-            .cloned()
-            .unwrap_or_default(),
+        destination: title(known, delivery.destination),
+        target: to.map(|to| to.target.to_string()).unwrap_or_default(),
         state: delivery.state,
     })
 }
 
-/// Whether an event was ever on its way to a destination.
-fn went_to(deliveries: &[Delivery], destination: DestinationId) -> bool {
-    deliveries.iter().any(|d| d.destination == destination)
+fn title(known: &Destinations, id: DestinationId) -> String {
+    known.get(&id).map(Destination::title).unwrap_or_default()
 }

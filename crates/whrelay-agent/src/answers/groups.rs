@@ -10,7 +10,7 @@ use whrelay_core::time::Timestamp;
 use whrelay_store::{Begin, Deliveries, LastAttempt, Search, StoreError};
 
 use super::matches::states_of;
-use super::{Local, Out, Stop, Targets};
+use super::{Destinations, Local, Out, Stop};
 use crate::control::Filter;
 use crate::lines::{GroupLine, Line};
 
@@ -27,11 +27,11 @@ impl Local {
     /// Deliveries that a filter is about, counted by what their last attempt came to, where, and why
     /// they were given up.
     pub(super) async fn groups(&self, filter: &Filter, out: &Out) -> Result<(), Stop> {
-        let targets = self.targets()?;
+        let known = self.destinations()?;
         let mut groups = Groups::default();
         let mut walk = Walk::new(self, filter)?;
         while let Some(some) = walk.some()? {
-            groups.add(self, filter, &targets, some)?;
+            groups.add(self, filter, &known, some)?;
             if out.0.is_closed() {
                 return Err(Stop::Gone);
             }
@@ -91,8 +91,8 @@ impl<'a> Walk<'a> {
             return Ok(Next::Found(search, None));
         }
         let (mut wanted, mut all) = (0u64, 0u64);
-        for (id, _) in local.store().destinations()? {
-            let counts = local.store().counts(id)?;
+        for destination in local.store().destinations()? {
+            let counts = local.store().counts(destination.id)?;
             for state in State::ALL {
                 let count = match state {
                     State::Queued => counts.queued,
@@ -208,27 +208,32 @@ impl Groups {
         &mut self,
         local: &Local,
         filter: &Filter,
-        targets: &Targets,
+        known: &Destinations,
         mut all: Vec<Delivery>,
     ) -> Result<(), StoreError> {
         for delivery in all.iter_mut().filter(|d| !d.state.is_finished()) {
             // What waits for an endpoint that is offline has failed so far, tried or not.
-            if local.lanes.is_offline(delivery.destination) {
+            if local.runtime.is_offline(delivery.destination) {
                 delivery.state = State::Stalled;
             }
         }
-        let name = |delivery: &Delivery| -> &str {
-            let target = targets.get(&delivery.destination);
-            target.map_or("", String::as_str)
+        let targets: HashMap<_, _> = known
+            .iter()
+            .map(|(id, to)| (*id, to.target.to_string()))
+            .collect();
+        let target = |delivery: &Delivery| -> &str {
+            targets
+                .get(&delivery.destination)
+                .map_or("", String::as_str)
         };
         let mut wanted = Vec::with_capacity(all.len());
         for of_event in all.chunk_by(|a, b| a.key.seq == b.key.seq) {
-            let fits = |d: &&Delivery| filter.wants_delivery(d, name(d));
+            let fits = |d: &&Delivery| filter.wants_delivery(d, known.get(&d.destination));
             wanted.extend(current(of_event).filter(fits));
         }
         let places: Vec<_> = wanted.iter().map(|d| d.last_attempt).collect();
         local.store().last_attempts(&places, |index, last| {
-            self.count(wanted[index], last, name(wanted[index]));
+            self.count(wanted[index], last, target(wanted[index]));
         })
     }
 

@@ -8,16 +8,16 @@ use whrelay_core::id::EventId;
 use whrelay_core::time::Timestamp;
 use whrelay_store::{Begin, LoggedAttempt, Search, StoreError};
 
-use super::{CHUNK, Local, Targets, name};
+use super::{CHUNK, Destinations, Local};
 use crate::control::Filter;
-use crate::lines::EventLine;
+use crate::lines::{EventLine, Placed};
 
 /// An event that a filter wants.
 pub(super) struct Matched {
     pub(super) seq: Seq,
     pub(super) event: Event,
-    /// All its deliveries, as they are shown, each with its target.
-    pub(super) deliveries: Vec<(Delivery, String)>,
+    /// All its deliveries, as they are shown.
+    pub(super) deliveries: Vec<Placed>,
     pub(super) line: EventLine,
 }
 
@@ -81,7 +81,10 @@ impl<'a> Matches<'a> {
     }
 
     /// The next of them, maybe none; `None` when there are no more.
-    pub(super) fn some(&mut self, targets: &Targets) -> Result<Option<Vec<Matched>>, StoreError> {
+    pub(super) fn some(
+        &mut self,
+        known: &Destinations,
+    ) -> Result<Option<Vec<Matched>>, StoreError> {
         let Some(search) = &self.search else {
             return Ok(None);
         };
@@ -101,12 +104,12 @@ impl<'a> Matches<'a> {
         }
         let mut matched = Vec::new();
         for (_, seq) in found {
-            matched.extend(self.look(seq, targets)?);
+            matched.extend(self.look(seq, known)?);
         }
         Ok(Some(matched))
     }
 
-    fn look(&self, seq: Seq, targets: &Targets) -> Result<Option<Matched>, StoreError> {
+    fn look(&self, seq: Seq, known: &Destinations) -> Result<Option<Matched>, StoreError> {
         let local = self.local;
         // What is damaged is set aside, and the rest is shown.
         // Nobody who looks for events asks what they said, and some are large.
@@ -115,7 +118,7 @@ impl<'a> Matches<'a> {
             Err(error) => return Err(error),
             Ok(Some(found)) => found,
         };
-        let deliveries = match local.shown_deliveries(seq, targets) {
+        let deliveries = match local.shown_deliveries(seq, known) {
             Err(StoreError::Damaged(_)) => return Ok(None),
             other => other?,
         };
@@ -131,7 +134,7 @@ impl<'a> Matches<'a> {
         };
         let wanted = match self.judge {
             Judge::Event => self.filter.wants_event_line(&matched.line),
-            Judge::Delivery => !matched.current(self.filter).is_empty(),
+            Judge::Delivery => !matched.current(self.filter, known).is_empty(),
         };
         let wanted = in_time && wanted && local.wants_kind(self.filter, seq)?;
         Ok(wanted.then_some(matched))
@@ -140,19 +143,16 @@ impl<'a> Matches<'a> {
 
 impl Matched {
     /// The deliveries that the event's state is about, where the filter is about them.
-    pub(super) fn current(&self, filter: &Filter) -> Vec<Delivery> {
-        let all: Vec<_> = self.deliveries.iter().map(|(d, _)| d.clone()).collect();
+    pub(super) fn current(&self, filter: &Filter, known: &Destinations) -> Vec<Delivery> {
+        let all: Vec<_> = self
+            .deliveries
+            .iter()
+            .map(|placed| placed.delivery.clone())
+            .collect();
         let wanted = |delivery: &&Delivery| {
-            filter.wants_delivery(delivery, self.target_of(delivery).unwrap_or_default())
+            filter.wants_delivery(delivery, known.get(&delivery.destination))
         };
         current(&all).filter(wanted).cloned().collect()
-    }
-
-    /// Where one of its deliveries goes.
-    pub(super) fn target_of(&self, delivery: &Delivery) -> Option<&str> {
-        let mut same = self.deliveries.iter();
-        let same = same.find(|(known, _)| known.key == delivery.key);
-        same.map(|(_, target)| target.as_str())
     }
 }
 
@@ -162,11 +162,11 @@ impl Local {
         &self,
         filter: &Filter,
         last: usize,
-        targets: &Targets,
+        known: &Destinations,
     ) -> Result<Vec<LoggedAttempt>, StoreError> {
         let wanted = |logged: &LoggedAttempt| {
             let attempt: &Attempt = &logged.attempt;
-            filter.wants_attempt(attempt, name(targets, attempt))
+            filter.wants_attempt(attempt, known.get(&attempt.destination))
         };
         if let Some(event) = &filter.event {
             let Ok(id) = event.parse() else {

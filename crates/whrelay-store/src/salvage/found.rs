@@ -6,13 +6,14 @@ use serde::de::DeserializeOwned;
 use whrelay_core::bucket::{BucketId, BucketName, Seq};
 use whrelay_core::delivery::{Delivery, DeliveryKey};
 use whrelay_core::id::EventId;
+use whrelay_core::target::Target;
 
 use crate::attempts;
 use crate::pages::{Pages, Shape};
-use crate::record::{self, Seal, Unsealed};
+use crate::record::{Seal, Unsealed};
 use crate::rows::{
-    AttemptMore, AttemptRow, BucketRow, DeliveryRow, DestinationRow, EventRow, RemovalsRow,
-    SourceRow, SubscriptionRow,
+    AttemptMore, AttemptRow, BucketRow, DeliveryRow, DestinationRow, EventRow, OldDestinationRow,
+    RemovalsRow, SourceRow, SubscriptionRow,
 };
 use crate::subscriptions;
 use crate::tables::{SIZE, delivery_key, event_key, sized_bucket};
@@ -124,11 +125,15 @@ fn read_delivery(seal: Seal, key: &[u8], record: &[u8]) -> Option<Found> {
         seq,
         ordinal: u32::from_le_bytes(number(&key[12..])?),
     };
-    let row: DeliveryRow = whole(seal, &delivery_key(key), record)?;
-    Some(Found::Delivery(
-        row.into_delivery(key),
-        Unsealed::of(record),
-    ))
+    let seed = delivery_key(key);
+    if let Some(row) = whole::<DeliveryRow>(seal, &seed, record) {
+        let delivery = row.into_delivery(key);
+        return Some(Found::Delivery(delivery, Unsealed::of(record)));
+    }
+    let row = of_8::delivery(seal.parts(&seed, record)?.0)?;
+    let delivery = row.into_delivery(key);
+    let record = Unsealed::new(&DeliveryRow::new(&delivery), &[]).ok()?;
+    Some(Found::Delivery(delivery, record))
 }
 
 fn read_attempt(seal: Seal, key: &[u8], record: &[u8]) -> Option<Found> {
@@ -136,11 +141,7 @@ fn read_attempt(seal: Seal, key: &[u8], record: &[u8]) -> Option<Found> {
     let (row, more) = seal
         .open::<AttemptRow>("attempt", &place.to_be_bytes(), record)
         .ok()?;
-    let more = match more {
-        [] => AttemptMore::default(),
-        more => record::decode(more)?,
-    };
-    let attempt = row.into_attempt(more);
+    let attempt = row.into_attempt(AttemptMore::read(more)?);
     let row = attempts::index_row(place, &attempt);
     let bucket = attempt.key.bucket;
     Some(Found::Attempt(place, bucket, row, Unsealed::of(record)))
@@ -162,6 +163,13 @@ fn read_small(seal: Seal, key: &[u8], record: &[u8]) -> Option<Found> {
     {
         return Some(Found::Destination(id, row, Unsealed::of(record)));
     }
+    if let Some(row) = whole::<OldDestinationRow>(seal, &key, record)
+        && let Ok(target) = row.target.parse::<Target>()
+    {
+        let row = row.named(&of_8::kind(id, &target));
+        let record = Unsealed::new(&row, &[]).ok()?;
+        return Some(Found::Destination(id, row, record));
+    }
     let source = whole::<SourceRow>(seal, &key, record)
         .or_else(|| Some(whole::<of_6::Source>(seal, &key, record)?.into()));
     if let Some(row) = source
@@ -180,6 +188,38 @@ fn read_subscription(seal: Seal, key: &[u8], record: &[u8]) -> Option<Found> {
     let row = whole::<SubscriptionRow>(seal, &key, record)
         .or_else(|| Some(whole::<of_6::Subscription>(seal, &key, record)?.into()))?;
     Some(Found::Subscription(bucket, name, row))
+}
+
+/// Rows as format 8 has them.
+mod of_8 {
+    use whrelay_core::destination::{DestinationName, Kind};
+    use whrelay_core::target::Target;
+
+    use crate::rows::DeliveryRow;
+
+    type Start = (
+        ([u8; 16], [u8; 16], u32, i64, i64, u32),
+        (Option<i64>, Option<u32>, u32, Option<i64>, Option<i64>),
+        (bool, Option<u64>),
+    );
+
+    /// A delivery that was begun in place of others, which are listed at its end.
+    pub(super) fn delivery(head: &[u8]) -> Option<DeliveryRow> {
+        let (start, _) = postcard::from_bytes::<(Start, Vec<u32>)>(head).ok()?;
+        let today = postcard::to_extend(&(start, false), Vec::new()).ok()?;
+        postcard::from_bytes(&today).ok()
+    }
+
+    /// What a destination is called that has only a number and a URL.
+    pub(super) fn kind(id: u32, target: &Target) -> Kind {
+        let numbered = |name: &DestinationName| name.as_str().ends_with(&format!("-{id}"));
+        let name = match id {
+            1 => DestinationName::first(),
+            _ => DestinationName::made_of(target, |name| !numbered(name)),
+        };
+        let is_named = false;
+        Kind::Lasting { name, is_named }
+    }
 }
 
 /// Rows as format 6 has them: a store that is damaged cannot be migrated first.

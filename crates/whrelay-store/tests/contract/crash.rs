@@ -165,7 +165,7 @@ async fn audit(store: Store, events: u64, attempts: u64) {
         "{attempts} were recorded, {} are there",
         log.len()
     );
-    let Some((there, _)) = store.destinations().expect("read").first().cloned() else {
+    let Some(there) = store.destinations().expect("read").first().map(|to| to.id) else {
         return;
     };
     let counts = store.counts(there).expect("read");

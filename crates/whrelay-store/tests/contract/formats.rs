@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
 use whrelay_core::bucket::Seq;
-use whrelay_core::delivery::State;
+use whrelay_core::delivery::{State, event_state};
+use whrelay_core::destination::{DestinationName, Kind};
 use whrelay_core::id::EventId;
-use whrelay_store::{Begin, Role, Search, Store};
+use whrelay_store::{Begin, OpenError, Role, Search, Store};
 
 use crate::setup::*;
 
@@ -30,12 +32,19 @@ fn unpack(format: u32) -> (TempDir, Value) {
     (dir, serde_json::from_slice(&expected).expect("JSON"))
 }
 
+/// Opens a store. While another test starts a program, that has every open file for a moment, locks with them.
 fn open(dir: &Path, role: Role) -> Store {
-    Store::open(dir, &options(role)).expect("an older store is taken over")
+    let until = Instant::now() + Duration::from_secs(10);
+    loop {
+        match Store::open(dir, &options(role)) {
+            Err(OpenError::InUse { .. }) if Instant::now() < until => std::thread::yield_now(),
+            opened => return opened.expect("an older store is taken over"),
+        }
+    }
 }
 
 /// Formats of which there is a fixture.
-const FORMATS: [u32; 2] = [6, 7];
+const FORMATS: [u32; 3] = [6, 7, 8];
 
 /// The agents of a fixture, each with its bucket and name.
 fn agents(dir: &Path) -> Vec<(String, String, PathBuf)> {
@@ -84,8 +93,8 @@ async fn keep_every_event_and_every_delivery(format: u32) {
             .find(|line| line["bucket"] == *bucket_name && line["name"] == *name)
             .expect("it was shown");
         let mut counted = BTreeMap::new();
-        for (id, _) in store.destinations().expect("read") {
-            let counts = store.counts(id).expect("read");
+        for destination in store.destinations().expect("read") {
+            let counts = store.counts(destination.id).expect("read");
             for (state, count) in [
                 ("queued", counts.queued),
                 ("stalled", counts.stalled),
@@ -140,6 +149,8 @@ async fn damaged_stores_are_salvaged_with_what_each_side_knows_of_the_other() {
         (6, "agent-shop-default", Role::Agent),
         (7, "forwarder", Role::Forwarder),
         (7, "agent-shop-other", Role::Agent),
+        (8, "agent-lab-default", Role::Agent),
+        (8, "forwarder", Role::Forwarder),
     ] {
         let (whole, damaged) = (unpack(format).0, unpack(format).0);
         let damaged = damaged.path().join(place);
@@ -229,4 +240,47 @@ fn keeps_what_is_owed(format: u32) {
     let (of_shop, of_unread) = (store.bucket_size(shop.id), store.bucket_size(unread.id));
     assert_eq!(store.size(), of_shop + of_unread);
     assert!(of_unread > 0);
+}
+
+/// Before format 9 a destination was the text of a URL, and a replay to a new one said what it was begun in place of.
+#[tokio::test]
+async fn the_destinations_of_format_8_have_names_and_their_deliveries() {
+    let (dir, expected) = unpack(8);
+    let store = open(&dir.path().join("agent-lab-default"), Role::Agent);
+    let all = store.destinations().expect("read");
+    let kinds: Vec<_> = all.iter().map(|to| to.kind.clone()).collect();
+    let default = Kind::Lasting {
+        name: DestinationName::first(),
+        is_named: false,
+    };
+    assert!(
+        matches!(&kinds[..], [Kind::Removed { .. }, Kind::Removed { .. }, last] if *last == default),
+        "{kinds:?}"
+    );
+    let bucket = store.buckets().expect("read").remove(0);
+    let moved = expected["events"].as_array().expect("a list").iter();
+    let mut moved = moved.filter(|event| event["path"] == "/moved");
+    let moved = moved.next().expect("there")["event"]
+        .as_str()
+        .expect("text");
+    let (_, seq) = store
+        .find_event(moved.parse().expect("an id"))
+        .expect("read")
+        .expect("there");
+    let deliveries = store.deliveries_of(bucket.id, seq).expect("read");
+    assert_eq!(deliveries.len(), 2);
+    assert_eq!(event_state(&deliveries), Some(State::Sent));
+    assert_eq!(deliveries[0].destination, all[1].id);
+    assert_eq!(deliveries[1].destination, all[1].id);
+    for to in &all {
+        assert!(store.indexes_are_whole(to.id, || true).expect("read"));
+    }
+    store.close().await;
+    let shop = agents(dir.path())
+        .into_iter()
+        .find(|(bucket, name, _)| bucket == "shop" && name != "other");
+    let store = open(&shop.expect("there").2, Role::Agent);
+    let all = store.destinations().expect("read");
+    let one_offs = all.iter().filter(|to| to.kind == Kind::OneOff).count();
+    assert_eq!(one_offs, 1, "{all:?}");
 }

@@ -3,6 +3,7 @@
 
 mod copies;
 mod crash;
+mod destinations;
 mod disk;
 mod faults;
 mod formats;

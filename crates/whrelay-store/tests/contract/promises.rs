@@ -4,10 +4,10 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use whrelay_core::bucket::Seq;
-use whrelay_core::delivery::{DeadReason, State, event_state};
+use whrelay_core::delivery::{DeadReason, State};
 use whrelay_core::retry::{Pause, Phase, Verdict};
 use whrelay_core::token::Token;
-use whrelay_store::{Again, NewDelivery, NewEvent, Release, Role, SourceMark, StateCounts};
+use whrelay_store::{Again, Release, Role, SourceMark, StateCounts};
 
 use crate::setup::*;
 
@@ -305,39 +305,6 @@ async fn release_drains_what_backs_off_but_not_what_was_asked_to_wait() {
 }
 
 #[tokio::test]
-async fn an_endpoint_is_offline_while_something_waits_for_its_return() {
-    let store = memory(Role::Agent);
-    let bucket = bucket(&store).await;
-    let there = store.ensure_destination(bucket.id, "http://localhost:1");
-    let there = there.await.expect("stored");
-    let events = (1..=3).map(|n| to(n, there)).collect();
-    store.append(bucket.id, events, None).await.expect("stored");
-    let is_offline = || store.is_offline(there).expect("read");
-    assert!(!is_offline(), "it was never asked");
-    let first = store.deliveries_of(bucket.id, Seq(1)).expect("read");
-    let fails = |pause| Verdict::RetryAt {
-        at: NOW.after(Duration::from_secs(30)),
-        phase: Phase::Fast,
-        pause,
-    };
-    let backs_off = attempt(&first[0], fails(Pause::Backoff));
-    store.record(backs_off).await.expect("stored");
-    assert!(!is_offline(), "it answered");
-    let refused = attempt(&first[0], fails(Pause::Offline));
-    store.record(refused.clone()).await.expect("stored");
-    assert!(is_offline());
-    let log = store.attempts_after(0, 9).expect("read");
-    assert_eq!(log[1].attempt, refused);
-    let longest = Duration::from_secs(60);
-    let begins = store.release(there, NOW, Release::Begin { longest }).await;
-    assert_eq!(begins.expect("stored"), 0);
-    assert!(is_offline());
-    let back = store.release(there, NOW, Release::Back).await;
-    assert_eq!(back.expect("stored"), 1);
-    assert!(!is_offline());
-}
-
-#[tokio::test]
 async fn release_puts_an_overdue_retry_before_what_came_after_it() {
     let store = memory(Role::Agent);
     let bucket = bucket(&store).await;
@@ -406,97 +373,6 @@ async fn release_does_not_leave_what_was_stored_by_a_clock_that_was_ahead() {
 }
 
 #[tokio::test]
-async fn what_waits_elsewhere_is_adopted_once() {
-    let store = memory(Role::Agent);
-    let bucket = bucket(&store).await;
-    let old = store
-        .ensure_destination(bucket.id, "http://localhost:1")
-        .await
-        .expect("stored");
-    let new = store
-        .ensure_destination(bucket.id, "http://localhost:2")
-        .await
-        .expect("stored");
-    assert_eq!(
-        store
-            .ensure_destination(bucket.id, "http://localhost:1")
-            .await
-            .expect("stored"),
-        old
-    );
-    let mut both = to(1, old);
-    both.deliveries.push(new_delivery(8, new));
-    store
-        .append(bucket.id, vec![both, to(2, old)], None)
-        .await
-        .expect("stored");
-    assert_eq!(store.adopt(bucket.id, new, &[]).await.expect("stored"), 1);
-    let counts = |dest| store.counts(dest).expect("read");
-    assert_eq!(
-        counts(new),
-        StateCounts {
-            queued: 2,
-            ..StateCounts::default()
-        }
-    );
-    assert_eq!(
-        counts(old),
-        StateCounts {
-            queued: 1,
-            ..StateCounts::default()
-        },
-        "its event goes there already: it is neither doubled nor given up"
-    );
-    assert_eq!(store.oldest_waiting(bucket.id).expect("read"), Some(NOW));
-    assert_eq!(store.next_due(new).expect("read"), Some(NOW));
-}
-
-/// What it repeats stays where it was, and no longer says how the event stands.
-#[tokio::test]
-async fn a_replay_that_is_adopted_stands_in_place_of_what_it_repeats() {
-    let store = memory(Role::Agent);
-    let bucket = bucket(&store).await;
-    let mut there = Vec::new();
-    for port in 1..=2 {
-        let target = format!("http://localhost:{port}");
-        let id = store.ensure_destination(bucket.id, &target).await;
-        there.push(id.expect("stored"));
-    }
-    let stored = store.append(bucket.id, vec![to(1, there[0])], None).await;
-    stored.expect("stored");
-    let first = store
-        .deliveries_of(bucket.id, Seq(1))
-        .expect("read")
-        .remove(0);
-    let dead = attempt(&first, Verdict::Dead(DeadReason::Rejected));
-    store.record(dead).await.expect("stored");
-    let again = Again {
-        bucket: bucket.id,
-        seq: Seq(1),
-        event: event(1).id,
-        new: NewDelivery {
-            replay: true,
-            ..new_delivery(2, there[0])
-        },
-    };
-    store.deliver_again(vec![again]).await.expect("stored");
-    let moved = store.adopt(bucket.id, there[1], &[]).await;
-    assert_eq!(moved.expect("stored"), 1);
-    let second = store
-        .deliveries_of(bucket.id, Seq(1))
-        .expect("read")
-        .remove(1);
-    assert_eq!(
-        (second.destination, &second.in_place_of[..]),
-        (there[1], &[0][..])
-    );
-    let sent = attempt(&second, Verdict::Sent);
-    store.record(sent).await.expect("stored");
-    let all = store.deliveries_of(bucket.id, Seq(1)).expect("read");
-    assert_eq!(event_state(&all), Some(State::Sent));
-}
-
-#[tokio::test]
 async fn buckets_tokens_and_notes_are_kept() {
     let store = memory(Role::Forwarder);
     let (first, again) = (bucket(&store).await, bucket(&store).await);
@@ -515,45 +391,4 @@ async fn buckets_tokens_and_notes_are_kept() {
     );
     store.set_note("port", "4141").await.expect("stored");
     assert_eq!(store.note("port").expect("read").as_deref(), Some("4141"));
-}
-
-#[tokio::test]
-async fn a_start_does_not_take_longer_the_more_waits() {
-    let store = memory(Role::Agent);
-    let bucket = bucket(&store).await;
-    let mut there = Vec::new();
-    for port in 1..=3 {
-        let target = format!("http://localhost:{port}");
-        let id = store.ensure_destination(bucket.id, &target).await;
-        there.push(id.expect("stored"));
-    }
-    let to_all = |n| NewEvent {
-        deliveries: there
-            .iter()
-            .map(|id| new_delivery(3 * n + u64::from(id.0), *id))
-            .collect(),
-        event: event(n),
-    };
-    let waiting = (1..=2500).map(to_all).collect();
-    store
-        .append(bucket.id, waiting, None)
-        .await
-        .expect("stored");
-    let commits = || *store.commits().borrow();
-    // The one in the middle: others lie on both sides of it in the index.
-    assert_eq!(
-        store.adopt(bucket.id, there[1], &[]).await.expect("stored"),
-        0
-    );
-    let counts = |id| store.counts(id).expect("read");
-    for id in &there {
-        assert_eq!(counts(*id).queued, 2500, "what goes there anyway stays");
-    }
-    let before = commits();
-    assert_eq!(
-        store.adopt(bucket.id, there[1], &[]).await.expect("stored"),
-        0
-    );
-    // One, and one that may be counted late: a walk over what waits there would take three.
-    assert!(commits() - before <= 2, "what waits there is walked");
 }

@@ -4,13 +4,13 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use whrelay_core::bucket::{Bucket, Seq};
-use whrelay_core::delivery::{Attempt, DeadReason, Delivery, DestinationId, State};
+use whrelay_core::delivery::{Asked, Attempt, DeadReason, Delivery, DestinationId, State};
 use whrelay_core::id::EventId;
 use whrelay_core::retry::{Pause, Phase, Verdict};
 use whrelay_core::time::Timestamp;
 use whrelay_store::{Again, Begin, NewDelivery, NewEvent, Release, Role, Search, Store};
 
-use crate::setup::{NOW, attempt, bucket, event, memory, new_delivery, to};
+use crate::setup::{Destinations, NOW, attempt, bucket, event, memory, new_delivery, to};
 
 async fn store() -> (Store, Bucket, DestinationId) {
     let store = memory(Role::Agent);
@@ -193,9 +193,13 @@ async fn only_what_waits_is_given_up_and_the_log_tells_of_it() {
     store.append(bucket.id, events, None).await.expect("stored");
     record(&store, &bucket, 1, Verdict::Sent).await;
     let given_up = [1, 2].map(|seq| {
-        let request = (String::new(), String::new());
+        let asked = Asked {
+            target: "http://localhost:1".into(),
+            url: "http://localhost:1/".into(),
+            method: "POST".into(),
+        };
         let delivery = first(&store, &bucket, seq);
-        Attempt::given_up(&delivery, request, NOW, DeadReason::Discarded, "unwanted")
+        Attempt::given_up(&delivery, asked, NOW, DeadReason::Discarded, "unwanted")
     });
     let keys = store.give_up(given_up.to_vec()).await.expect("stored");
     assert_eq!(keys, [first(&store, &bucket, 2).key]);
@@ -215,7 +219,7 @@ async fn what_is_passed_over_is_known_and_never_waits() {
     let (store, bucket, there) = store().await;
     let passed_over = NewDelivery {
         passed_over: true,
-        in_place_of: Vec::new(),
+        one_off: false,
         ..new_delivery(1, there)
     };
     let new = NewEvent {

@@ -3,14 +3,19 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use whrelay_core::bucket::{Bucket, BucketKey, Seq};
+use whrelay_core::bucket::{Bucket, BucketId, BucketKey, Seq};
 use whrelay_core::delivery::{Attempt, Delivery, DestinationId, Signature, SignatureState};
+use whrelay_core::destination::{DestinationName, Kind, OptionSet};
 use whrelay_core::event::{Event, Header, Request};
 use whrelay_core::history::{Claim, Locator};
 use whrelay_core::id::{DeliveryId, EventId};
 use whrelay_core::retry::Verdict;
+use whrelay_core::target::Target;
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Holder, Join, Joined, Medium, NewDelivery, NewEvent, Options, Role, Store};
+use whrelay_store::{
+    Holder, Join, Joined, Medium, NewDelivery, NewDestination, NewEvent, Options, Role, Store,
+    StoreError,
+};
 
 pub(crate) const NOW: Timestamp = Timestamp::from_micros(1_700_000_000_000_000);
 
@@ -94,7 +99,7 @@ pub(crate) fn new_delivery(n: u64, destination: DestinationId) -> NewDelivery {
         deadline_at: Timestamp::from_micros(i64::MAX),
         replay: false,
         passed_over: false,
-        in_place_of: Vec::new(),
+        one_off: false,
     }
 }
 
@@ -104,6 +109,7 @@ pub(crate) fn attempt(delivery: &Delivery, verdict: Verdict) -> Attempt {
         delivery: delivery.id,
         event: delivery.event,
         destination: delivery.destination,
+        target: "http://localhost:1".into(),
         url: "http://localhost:1/".into(),
         method: "POST".into(),
         number: delivery.attempts + 1,
@@ -175,4 +181,40 @@ pub(crate) async fn with_events(count: u64) -> (Store, Bucket) {
 pub(crate) async fn joined(store: &Store, bucket: &Bucket, join: Join) -> Joined {
     let joined = store.join(bucket.id, join, || true).await;
     joined.expect("stored").expect("room")
+}
+
+/// Destinations by their URLs.
+pub(crate) trait Destinations {
+    /// The lasting destination of a bucket with this URL, added where there is none.
+    async fn ensure_destination(
+        &self,
+        bucket: BucketId,
+        target: &str,
+    ) -> Result<DestinationId, StoreError>;
+}
+
+impl Destinations for Store {
+    async fn ensure_destination(
+        &self,
+        bucket: BucketId,
+        target: &str,
+    ) -> Result<DestinationId, StoreError> {
+        let target: Target = target.parse().expect("a target");
+        let all = self.destinations()?;
+        if let Some(known) = all.iter().find(|known| known.target == target) {
+            return Ok(known.id);
+        }
+        let is_taken = |name: &DestinationName| all.iter().any(|known| known.name() == Some(name));
+        let name = DestinationName::made_of(&target, is_taken);
+        let new = NewDestination {
+            bucket,
+            kind: Kind::Lasting {
+                name,
+                is_named: false,
+            },
+            target,
+            options: OptionSet::default(),
+        };
+        Ok(self.add_destination(new).await?.id)
+    }
 }

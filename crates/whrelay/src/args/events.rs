@@ -7,12 +7,13 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand, ValueEnum};
 use whrelay_core::bucket::BucketName;
 use whrelay_core::delivery::{DeadReason, State};
+use whrelay_core::destination::Spec;
+use whrelay_core::duration;
 use whrelay_core::pace::Rate;
-use whrelay_core::target::Target;
 
 use super::examples;
 use super::requests::RequestArgs;
-use super::values::{duration, event, when};
+use super::values::{event, when};
 
 #[derive(Debug, Args)]
 pub(crate) struct FilterArgs {
@@ -36,9 +37,9 @@ pub(crate) struct FilterArgs {
             .try_map(|word| word.parse::<DeadReason>())
     )]
     pub(crate) reason: Option<DeadReason>,
-    /// To this target
-    #[arg(long)]
-    pub(crate) target: Option<Target>,
+    /// To the destination of this name or URL
+    #[arg(long, value_name = "NAME|URL")]
+    pub(crate) target: Option<Spec>,
     /// Of this bucket
     #[arg(long)]
     pub(crate) bucket: Option<BucketName>,
@@ -172,9 +173,9 @@ pub(crate) struct WhichArgs {
 pub(crate) struct ReplayArgs {
     #[command(flatten)]
     pub(crate) which: WhichArgs,
-    /// Another target than the agent's; delivered at once even where no agent runs
-    #[arg(long, value_name = "TARGET")]
-    pub(crate) to: Option<Target>,
+    /// A URL for these replays alone, delivered at once even where no `listen` runs; or the name of a destination
+    #[arg(long, value_name = "URL|NAME")]
+    pub(crate) to: Option<Spec>,
     /// How fast they begin: 10/s, 600/m, 100/h [default: at once]
     #[arg(long, value_name = "N/UNIT")]
     pub(crate) rate: Option<Rate>,
@@ -188,7 +189,7 @@ pub(crate) struct ReplayArgs {
     #[arg(long)]
     pub(crate) wait: bool,
     /// Time for one attempt where no agent runs; 0 for none
-    #[arg(long, default_value = "30s", env = "WHRELAY_TIMEOUT", value_name = "DUR", value_parser = duration)]
+    #[arg(long, default_value = "30s", env = "WHRELAY_TIMEOUT", value_name = "DUR", value_parser = duration::parse)]
     pub(crate) timeout: Duration,
     #[command(flatten)]
     pub(crate) requests: RequestArgs,

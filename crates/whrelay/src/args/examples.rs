@@ -4,10 +4,11 @@ pub(super) const LISTEN: &str = "\
 Examples:
   whrelay listen 3000                               with an embedded forwarder
   whrelay listen --to localhost:3000/hooks --route /stripe=localhost:4000
+  whrelay listen --to api=localhost:3000 --rate 10/s    api keeps its queue and options when its URL changes
   whrelay listen 3000 --forwarder https://hooks.example.com --token-file token
   whrelay listen 3000 --provider stripe=env:STRIPE_SECRET     late events verify, too
 
-Keys on a terminal: j k choose an event, r deliver it again, d details, o its curl command, y copy the input URL, \
+Keys on a terminal: j k choose an event, r try it now or deliver it again, d details, o its curl command, y copy the input URL, \
 p pause, ? all keys, q quit
 
 Exit codes: 0 stopped, 2 wrong use, 4 the token is missing or not valid, 5 the forwarder cannot be \

@@ -2,12 +2,11 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use url::Url;
+use whrelay_core::duration;
 use whrelay_core::id::EventId;
 use whrelay_core::limits;
-use whrelay_core::retry::Schedule;
 use whrelay_core::route::Prefix;
 use whrelay_delivery::Trust;
 
@@ -92,24 +91,6 @@ pub(super) fn ca_file(path: &str) -> Result<CaFile, String> {
     trust.map(CaFile).map_err(|e| format!("{path}: {e}"))
 }
 
-/// The longest time that anything can be told to take: more is a slip of the finger.
-const LONGEST: Duration = Duration::from_secs(100 * 366 * 86_400);
-
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    let parsed = humantime::parse_duration(text.trim()).ok();
-    parsed
-        .filter(|duration| *duration <= LONGEST)
-        .ok_or_else(|| "write a number and a unit, such as 500ms, 30s, 5m, 2h or 7d".to_owned())
-}
-
-/// A duration that is not nothing.
-pub(super) fn some_time(text: &str) -> Result<Duration, String> {
-    match duration(text)? {
-        Duration::ZERO => Err("it has to be more than 0".into()),
-        some => Ok(some),
-    }
-}
-
 /// Where to listen: a port is one of the loopback interface.
 pub(super) fn bind(text: &str) -> Result<SocketAddr, String> {
     let port = text.strip_prefix("localhost:");
@@ -142,19 +123,6 @@ pub(super) fn max_body(text: &str) -> Result<usize, String> {
         .ok_or_else(|| "write a size from 1KiB to 100MiB, such as 25MiB".to_owned())
 }
 
-pub(super) fn schedule(text: &str) -> Result<Schedule, String> {
-    match text {
-        "seconds" => Ok(Schedule::Seconds),
-        "medium" => Ok(Schedule::Medium),
-        "long" => Ok(Schedule::Long),
-        list => {
-            let pauses = list.split(',').map(some_time).collect::<Result<_, _>>();
-            let hint = |e| format!("{e}; or use seconds, medium or long");
-            pauses.map(Schedule::Listed).map_err(hint)
-        }
-    }
-}
-
 /// The id of an event.
 pub(super) fn event(text: &str) -> Result<String, String> {
     let id = text.parse::<EventId>();
@@ -182,7 +150,7 @@ pub(super) fn when(text: &str) -> Result<i64, String> {
         .parse()
         .ok()
         .or_else(|| Some(local(text.parse().ok()?)?.timestamp()));
-    let back = || jiff::SignedDuration::try_from(duration(text).ok()?).ok();
+    let back = || jiff::SignedDuration::try_from(duration::parse(text).ok()?).ok();
     let then = zoned.or_else(|| jiff::Timestamp::now().checked_sub(back()?).ok());
     then.map(jiff::Timestamp::as_microsecond).ok_or_else(|| {
         "write a duration such as 30s, 5m, 2h or 7d, or a time such as 2026-11-22, \
@@ -279,10 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn schedules_and_durations() {
-        let list = [30, 300, 7200].map(Duration::from_secs).to_vec();
-        assert_eq!(schedule("30s,5m,2h"), Ok(Schedule::Listed(list)));
-        assert_eq!(duration("0s"), Ok(Duration::ZERO));
+    fn times_and_durations_back_from_now() {
         for typed in [
             "2026-11-22T10:15:03Z",
             "2h",
@@ -292,7 +257,6 @@ mod tests {
             assert!(when(typed).is_ok(), "{typed}");
         }
         assert!(when("2999-01-01").is_ok() && past("2999-01-01").is_err());
-        assert!(duration("99999999d").is_err() && schedule("30s,0s").is_err());
     }
 
     #[test]

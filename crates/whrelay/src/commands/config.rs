@@ -100,6 +100,16 @@ fn show(config: &Config, json: bool, output: &Output) -> Result<(), Failure> {
             output.data(&format!("{key} = {}  # {origin}", toml(&values)))?;
         }
     }
+    for (key, value, origin) in config.destinations.values() {
+        if json {
+            output.json(&json!({
+                "type": "config", "key": key, "values": [value], "origin": origin,
+            }))?;
+        } else {
+            let value = toml(&[value.to_owned()]);
+            output.data(&format!("{key} = {value}  # {origin}"))?;
+        }
+    }
     Ok(())
 }
 

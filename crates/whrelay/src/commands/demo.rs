@@ -13,11 +13,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Deserialize;
 use tokio::sync::mpsc;
 use whrelay_agent::lines::{AttemptLine, EndpointState, Line};
-use whrelay_agent::{Access, Config, Label, Manner, Proxies};
+use whrelay_agent::{Access, Config, Label, Proxies, Requests};
 use whrelay_core::backlog::Backlog;
 use whrelay_core::delivery::State;
+use whrelay_core::destination::Setup;
 use whrelay_core::retention::Retention;
-use whrelay_core::route::Route;
 use whrelay_delivery::Trust;
 
 use self::payloads::{Webhook, webhook};
@@ -60,14 +60,17 @@ pub(crate) async fn run(args: DemoArgs, output: &Output) -> Result<(), Failure> 
         label: Label::default(),
         take_over: false,
         wants_backlog: None,
-        routes: vec![Route::rest(
-            target
-                .parse()
-                .map_err(|e| Failure::new(Code::Bug, format!("{e}")))?,
-        )],
+        setup: Setup {
+            to: vec![
+                target
+                    .parse()
+                    .map_err(|e| Failure::new(Code::Bug, format!("{e}")))?,
+            ],
+            ..Setup::default()
+        },
         backlog: Backlog::default(),
         exit_on_disconnect: None,
-        manner: Manner::default(),
+        requests: Requests::default(),
         retention: Retention::ALL,
         dir,
         runtime_dirs: runtime_dirs(),

@@ -16,9 +16,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use url::{Host, Url};
 use whrelay_agent::lines::{Line, ReadyLine};
-use whrelay_agent::{Access, Config, Label, Manner, Proxies, Tell};
+use whrelay_agent::{Access, Config, Label, Proxies, Requests, Tell};
 use whrelay_core::backlog::Backlog;
 use whrelay_core::bucket::BucketName;
+use whrelay_core::destination::{Declared, DestinationName, Setup, Spec};
 use whrelay_core::retention::Retention;
 use whrelay_core::route::{Prefix, Route};
 use whrelay_core::time::Timestamp;
@@ -28,7 +29,7 @@ use whrelay_delivery::Trust;
 use self::drain::Drain;
 use self::screen::Screen;
 use crate::agents;
-use crate::args::{ForwarderChoice, ListenArgs, ListenOutput, PublicBy};
+use crate::args::{ForwarderChoice, ListenArgs, ListenOutput, PublicBy, RequestArgs};
 use crate::config;
 use crate::embedded::Embedded;
 use crate::exposure;
@@ -67,7 +68,7 @@ pub(crate) async fn run(
     };
     let asks = args.backlog.is_some() || backlog.since.is_some();
     let job = Job {
-        routes: routes(&args)?,
+        setup: setup(&args, config)?,
         choice: args.forwarder.clone(),
         bucket: args.bucket.clone(),
         name,
@@ -75,7 +76,7 @@ pub(crate) async fn run(
         backlog,
         wants_backlog: asks.then_some(backlog.newest != Some(0)),
         trust: args.requests.tunnel_trust(),
-        manner: args.manner(),
+        requests: requests(&args.requests),
         retention: args.retention.retention(false),
         exit_on_disconnect: args.exit_on_disconnect,
         public: args.public.clone(),
@@ -109,7 +110,7 @@ fn remove_ready(path: &Path) -> Result<(), Failure> {
 
 /// What an agent is asked to do, and where: at a forwarder, or an embedded one.
 pub(crate) struct Job {
-    pub(crate) routes: Vec<Route>,
+    pub(crate) setup: Setup,
     pub(crate) choice: ForwarderChoice,
     pub(crate) bucket: BucketName,
     pub(crate) name: BucketName,
@@ -119,7 +120,7 @@ pub(crate) struct Job {
     pub(crate) wants_backlog: Option<bool>,
     /// Whom the tunnel trusts.
     pub(crate) trust: Trust,
-    pub(crate) manner: Manner,
+    pub(crate) requests: Requests,
     pub(crate) retention: Retention,
     pub(crate) exit_on_disconnect: Option<Duration>,
     /// What gives an embedded forwarder a public URL.
@@ -194,7 +195,7 @@ impl Job {
 
     fn config(self, forwarder: Url, access: Access, dir: PathBuf) -> Config {
         let Self {
-            routes,
+            setup,
             choice: _,
             bucket,
             name,
@@ -202,7 +203,7 @@ impl Job {
             backlog,
             wants_backlog,
             trust,
-            manner,
+            requests,
             retention,
             exit_on_disconnect,
             public: _,
@@ -217,10 +218,10 @@ impl Job {
             label: label(),
             take_over,
             wants_backlog,
-            routes,
+            setup,
             backlog,
             exit_on_disconnect,
-            manner,
+            requests,
             retention,
             dir,
             runtime_dirs: runtime_dirs(),
@@ -275,38 +276,71 @@ fn label() -> Label {
     }
 }
 
-/// Where events go; nothing that no route takes may be lost for it.
-pub(crate) fn routes(args: &ListenArgs) -> Result<Vec<Route>, Failure> {
-    let rest = args
-        .targets
-        .iter()
-        .chain(&args.to)
-        .cloned()
-        .map(Route::rest);
-    let mut routes: Vec<Route> = Vec::new();
-    for route in rest.chain(args.route.iter().cloned()) {
-        if !routes.contains(&route) {
-            routes.push(route);
+/// How requests to destinations are made.
+pub(crate) fn requests(args: &RequestArgs) -> Requests {
+    Requests {
+        fields: args.fields(),
+        trust: args.trust(),
+        signatures: args.signatures.signatures(),
+    }
+}
+
+/// Where events go, and how deliveries are made; nothing that no route takes may be lost for it.
+pub(crate) fn setup(args: &ListenArgs, config: &config::Config) -> Result<Setup, Failure> {
+    let mut to: Vec<Spec> = Vec::new();
+    for spec in args.targets.iter().chain(&args.to) {
+        if !to.contains(spec) {
+            to.push(spec.clone());
         }
     }
-    if routes.len() > MAX_TARGETS {
-        let why = format!("{} targets are too many", routes.len());
+    let declared = config.destinations.declared();
+    if !args.to_is_typed {
+        to.extend(declared_only(&declared, &to, &args.route));
+    }
+    let mut routes: Vec<Route> = Vec::new();
+    for route in &args.route {
+        if !routes.contains(route) {
+            routes.push(route.clone());
+        }
+    }
+    let count = to.len() + routes.len();
+    if count > MAX_TARGETS {
+        let why = format!("{count} destinations are too many");
         return Err(Failure::new(Code::Usage, why).hint(format!("at most {MAX_TARGETS}")));
     }
-    if routes.is_empty() {
+    if count == 0 {
         return Err(
             Failure::new(Code::Usage, "no target: where should events go?")
                 .hint("whrelay listen --to localhost:3000"),
         );
     }
     let takes_all = |route: &Route| route.prefix == Prefix::default();
-    if !routes.iter().any(takes_all) {
+    if to.is_empty() && !routes.iter().any(takes_all) {
         return Err(
             Failure::new(Code::Usage, "events outside your routes have no target")
                 .hint("say where the rest goes with --to, or with --route /=TARGET"),
         );
     }
-    Ok(routes)
+    Ok(Setup {
+        to,
+        routes,
+        declared,
+        general: args.delivery.general(),
+        typed: args.delivery.typed(),
+        reset: args.reset.clone(),
+    })
+}
+
+/// The destinations of files that no other argument names: each gets every event.
+fn declared_only(declared: &[Declared], to: &[Spec], routes: &[Route]) -> Vec<Spec> {
+    let is_named = |name: &DestinationName| {
+        let mut all = to.iter().chain(routes.iter().map(|route| &route.to));
+        all.any(|spec| spec.name() == Some(name))
+    };
+    let with_url = declared.iter().filter(|declared| declared.target.is_some());
+    let rest = with_url.filter(|declared| !is_named(&declared.name));
+    rest.map(|declared| Spec::Known(declared.name.clone()))
+        .collect()
 }
 
 /// The token for the chosen forwarder: one typed on the command line, else that of the token file, else that of the

@@ -271,6 +271,7 @@ mod tests {
 
     fn attempt(number: u32) -> Line {
         Line::Attempt(AttemptLine {
+            destination: "default".into(),
             event: "evt_1".into(),
             delivery: "dlv_1".into(),
             bucket: "default".into(),

@@ -5,13 +5,14 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use whrelay_agent::Manner;
 use whrelay_agent::control::{Ask, Piece, ReplayHow, Until, Which};
 use whrelay_agent::lines::Line;
 use whrelay_core::delivery::State;
+use whrelay_core::destination::{OptionSet, Spec};
 
 use crate::agents::{self, Door, Round};
 use crate::args::ReplayArgs;
+use crate::commands::listen;
 use crate::commands::which::{self, Reach};
 use crate::failure::{Code, Failure};
 use crate::output::Output;
@@ -29,12 +30,13 @@ struct Tally {
 
 pub(crate) async fn run(args: ReplayArgs, output: &Output) -> Result<(), Failure> {
     let (mut tally, mut round) = (Tally::default(), Round::default());
-    let reach = match args.to {
-        Some(_) => Reach::One,
-        None => Reach::Able,
+    let is_one_off = matches!(args.to, Some(Spec::Unnamed(_)));
+    let reach = match is_one_off {
+        true => Reach::One,
+        false => Reach::Able,
     };
     let mut chosen = which::choose(&args.which, "replay", reach, &mut round).await?;
-    if args.wait && args.to.is_none() && !args.which.dry_run {
+    if args.wait && !is_one_off && !args.which.dry_run {
         for (dir, which) in std::mem::take(&mut chosen) {
             match round.note(nobody_delivers(&dir, &which).await) {
                 Some(true) => {
@@ -87,16 +89,14 @@ async fn open_all(
     args: &ReplayArgs,
     round: &mut Round,
 ) -> Result<Vec<(Door, Which)>, Failure> {
-    let manner = Manner {
-        timeout: args.timeout,
-        fields: args.requests.fields(),
-        trust: args.requests.trust(),
-        signatures: args.requests.signatures.signatures(),
-        ..Manner::default()
+    let options = OptionSet {
+        timeout: Some(args.timeout),
+        ..OptionSet::default()
     };
+    let how = (listen::requests(&args.requests), options);
     let mut doors = Vec::new();
     for (dir, which) in chosen {
-        let door = Door::open_to_deliver(&dir, &manner).await;
+        let door = Door::open_to_deliver(&dir, &how).await;
         doors.extend(round.note(door).flatten().map(|door| (door, which)));
     }
     let is_running = |(door, _): &(Door, Which)| matches!(door, Door::Running(_));
@@ -110,7 +110,7 @@ async fn open_all(
             ),
             "start `listen` with these flags, or stop it for this replay",
         )
-    } else if args.to.is_none() {
+    } else if !matches!(args.to, Some(Spec::Unnamed(_))) {
         (
             format!("no `listen` runs, and the next one would ignore {flags}"),
             "name a target with --to, or start `listen` with these flags",
@@ -157,7 +157,7 @@ async fn replay(
     let until = match (args.wait, &args.to) {
         (true, _) => Until::Ended,
         // Nobody else tries a target of its own: this process does, and stays for it.
-        (false, Some(_)) if idle => Until::Tried,
+        (false, Some(Spec::Unnamed(_))) if idle => Until::Tried,
         (false, _) => Until::Begun,
     };
     let wait = until != Until::Begun;
@@ -181,8 +181,13 @@ async fn replay(
             reason = "lines of other kinds say nothing about it"
         )]
         match &*line {
-            Line::Failure { message, .. } => {
-                return Err(Failure::new(Code::Failed, message.clone()));
+            Line::Failure { message, not_found } => {
+                let code = if *not_found {
+                    Code::NotFound
+                } else {
+                    Code::Failed
+                };
+                return Err(Failure::new(code, message.clone()));
             }
             Line::Event(event) if !tally.listed.insert(event.event.clone()) => continue,
             Line::Event(_) => {}

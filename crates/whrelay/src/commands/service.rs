@@ -80,8 +80,9 @@ fn can_run(run: &[String]) -> Result<bool, Failure> {
     let has_secret = !Origins::new(&matches, &config)
         .typed_secrets(&parsed)
         .is_empty();
-    if let Command::Listen(args) = parsed.command {
-        return listen::routes(&args).map(|_| has_secret);
+    if let Command::Listen(mut args) = parsed.command {
+        Origins::new(&matches, &config).note_listen(&mut args);
+        return listen::setup(&args, &config).map(|_| has_secret);
     }
     if matches!(parsed.command, Command::Forwarder(_)) {
         return Ok(false);

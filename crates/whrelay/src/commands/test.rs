@@ -10,17 +10,16 @@ use std::time::Duration;
 use tokio::process::Command;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use whrelay_agent::Manner;
 use whrelay_agent::lines::{Line, ReceivedLine};
 use whrelay_core::backlog::Backlog;
 use whrelay_core::bucket::BucketName;
 use whrelay_core::delivery::State;
+use whrelay_core::destination::{OptionSet, Setup};
 use whrelay_core::retention::Retention;
-use whrelay_core::retry::{RetryPolicy, Schedule};
-use whrelay_core::route::Route;
+use whrelay_core::retry::Schedule;
 
 use crate::args::{Matcher, TestArgs};
-use crate::commands::listen::Job;
+use crate::commands::listen::{self, Job};
 use crate::failure::{Code, Failure};
 use crate::forwarders::Door;
 use crate::output::Output;
@@ -108,18 +107,16 @@ async fn end_subscription(args: &TestArgs, name: &BucketName, output: &Output) {
 }
 
 fn job(args: &TestArgs, name: BucketName) -> Job {
-    let manner = Manner {
-        policy: RetryPolicy {
-            schedule: Schedule::Seconds,
-            ..RetryPolicy::default()
+    let setup = Setup {
+        to: args.to.clone(),
+        typed: OptionSet {
+            schedule: Some(Schedule::Seconds),
+            ..OptionSet::default()
         },
-        fields: args.requests.fields(),
-        trust: args.requests.trust(),
-        signatures: args.requests.signatures.signatures(),
-        ..Manner::default()
+        ..Setup::default()
     };
     Job {
-        routes: args.to.iter().cloned().map(Route::rest).collect(),
+        setup,
         choice: args.forwarder.clone(),
         bucket: args.bucket.clone(),
         name,
@@ -131,7 +128,7 @@ fn job(args: &TestArgs, name: BucketName) -> Job {
             since: None,
         },
         trust: args.requests.tunnel_trust(),
-        manner,
+        requests: listen::requests(&args.requests),
         retention: Retention::ALL,
         exit_on_disconnect: None,
         public: None,

@@ -9,6 +9,8 @@ use toml::de::{DeTable, DeValue};
 pub(crate) struct Entry {
     /// The profile it is for; for all where there is none.
     pub(crate) profile: Option<String>,
+    /// The destination it is for; for all where there is none.
+    pub(crate) destination: Option<String>,
     /// The key, with underscores.
     pub(crate) key: String,
     /// What a flag would be given: several where it can be repeated.
@@ -24,8 +26,8 @@ pub(crate) struct Mistake {
     pub(crate) message: String,
 }
 
-/// Reads a file: `key = value`, `[providers.NAME]` tables with a `secret`, and `[profile.NAME]` tables with the same,
-/// which count where that profile is chosen.
+/// Reads a file: `key = value`, `[providers.NAME]` tables with a `secret`, `[destination.NAME]` tables with the options
+/// of one, and `[profile.NAME]` tables with the same, which count where that profile is chosen.
 pub(crate) fn read(text: &str) -> Result<Vec<Entry>, Mistake> {
     let table = DeTable::parse(text).map_err(|error| Mistake {
         line: line_of(text, error.span().map_or(0, |span| span.start)),
@@ -41,11 +43,11 @@ pub(crate) fn read(text: &str) -> Result<Vec<Entry>, Mistake> {
                     };
                     let name = name.get_ref().to_string();
                     for (key, value) in keys {
-                        entries.push(keyed(text, Some(name.clone()), key.get_ref(), value)?);
+                        entries.extend(keyed(text, Some(&name), key.get_ref(), value)?);
                     }
                 }
             }
-            (key, _) => entries.push(keyed(text, None, key, value)?),
+            (key, _) => entries.extend(keyed(text, None, key, value)?),
         }
     }
     entries.sort_by_key(|entry| entry.line);
@@ -54,31 +56,51 @@ pub(crate) fn read(text: &str) -> Result<Vec<Entry>, Mistake> {
 
 fn keyed(
     text: &str,
-    profile: Option<String>,
+    profile: Option<&String>,
     key: &str,
     value: &Spanned<DeValue<'_>>,
-) -> Result<Entry, Mistake> {
-    match (key, value.get_ref()) {
-        ("providers", DeValue::Table(all)) => providers(text, profile, value, all),
+) -> Result<Vec<Entry>, Mistake> {
+    let mut entries = match (key, value.get_ref()) {
+        ("providers", DeValue::Table(all)) => vec![providers(text, value, all)?],
+        ("destination", DeValue::Table(all)) => destinations(text, all)?,
         (key, DeValue::Table(_)) => {
             let meant = match key {
                 "provider" => "write [providers.NAME]".to_owned(),
+                "destinations" => "write [destination.NAME]".to_owned(),
                 key => format!("a profile would be [profile.{key}]"),
             };
             let why = format!("there is no table [{key}]; {meant}");
-            Err(mistake(text, value, &why))
+            return Err(mistake(text, value, &why));
         }
-        (key, _) => entry(text, profile, key, value),
+        (key, _) => vec![entry(text, key, value)?],
+    };
+    for entry in &mut entries {
+        entry.profile = profile.cloned();
     }
+    Ok(entries)
+}
+
+/// `[destination.api]` with the URL and the options of that destination.
+fn destinations(text: &str, all: &DeTable<'_>) -> Result<Vec<Entry>, Mistake> {
+    let mut entries = Vec::new();
+    for (name, destination) in all {
+        let DeValue::Table(keys) = destination.get_ref() else {
+            let why = "a destination is a table, as in [destination.api]";
+            return Err(mistake(text, destination, why));
+        };
+        for (key, value) in keys {
+            let entry = entry(text, key.get_ref(), value)?;
+            entries.push(Entry {
+                destination: Some(name.get_ref().to_string()),
+                ..entry
+            });
+        }
+    }
+    Ok(entries)
 }
 
 /// `[providers.stripe] secret = "…"`, as `--provider stripe=…` would be typed.
-fn providers(
-    text: &str,
-    profile: Option<String>,
-    at: &Spanned<DeValue<'_>>,
-    all: &DeTable<'_>,
-) -> Result<Entry, Mistake> {
+fn providers(text: &str, at: &Spanned<DeValue<'_>>, all: &DeTable<'_>) -> Result<Entry, Mistake> {
     let mut values = Vec::new();
     for (name, provider) in all {
         let why = "a provider is a table with a `secret`: a text, or a list of texts";
@@ -89,25 +111,21 @@ fn providers(
             if key.get_ref() != "secret" {
                 return Err(mistake(text, value, why));
             }
-            let secrets = entry(text, None, "secret", value)?.values;
+            let secrets = entry(text, "secret", value)?.values;
             let name = name.get_ref();
             values.extend(secrets.iter().map(|secret| format!("{name}={secret}")));
         }
     }
     Ok(Entry {
-        profile,
+        profile: None,
+        destination: None,
         key: "provider".to_owned(),
         values,
         line: line_of(text, at.span().start),
     })
 }
 
-fn entry(
-    text: &str,
-    profile: Option<String>,
-    key: &str,
-    value: &Spanned<DeValue<'_>>,
-) -> Result<Entry, Mistake> {
+fn entry(text: &str, key: &str, value: &Spanned<DeValue<'_>>) -> Result<Entry, Mistake> {
     let values = match value.get_ref() {
         DeValue::Array(items) => {
             let items = items.iter().map(|item| scalar(text, item));
@@ -121,7 +139,8 @@ fn entry(
         | DeValue::Table(_) => vec![scalar(text, value)?],
     };
     Ok(Entry {
-        profile,
+        profile: None,
+        destination: None,
         key: key.replace('-', "_"),
         values,
         line: line_of(text, value.span().start),
@@ -164,6 +183,7 @@ mod tests {
             "to = [\"3000\", \"3001\"]\nmax-in-flight = 4\n\n[profile.prod]\ninsecure = false\n";
         let entry = |profile: Option<&str>, key: &str, values: &[&str], line| Entry {
             profile: profile.map(str::to_owned),
+            destination: None,
             key: key.to_owned(),
             values: values.iter().map(|value| (*value).to_owned()).collect(),
             line,
@@ -174,6 +194,18 @@ mod tests {
                 entry(None, "to", &["3000", "3001"], 1),
                 entry(None, "max_in_flight", &["4"], 2),
                 entry(Some("prod"), "insecure", &["false"], 5),
+            ]
+        );
+        let text = "[destination.api]\nto = \"3000\"\nmax-attempts = 3\n";
+        let of_api = |key, values: &[&str], line| Entry {
+            destination: Some("api".to_owned()),
+            ..entry(None, key, values, line)
+        };
+        assert_eq!(
+            read(text).expect("a file"),
+            [
+                of_api("to", &["3000"], 2),
+                of_api("max_attempts", &["3"], 3),
             ]
         );
         let text =
@@ -197,6 +229,8 @@ mod tests {
             ("a = 1\n[listen]\nto = \"3000\"", 2),
             ("[profile]\nprod = 3", 2),
             ("x = [[1]]", 1),
+            ("[destination]\napi = \"3000\"", 2),
+            ("[destinations.api]\nto = \"3000\"", 1),
             ("[providers]\nstripe = \"x\"", 2),
             ("[providers.stripe]\nkey = \"x\"", 2),
         ] {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
+use whrelay_core::destination::Spec;
 use whrelay_core::route::Route;
 use whrelay_core::target::Target;
 
@@ -78,15 +79,15 @@ pub(crate) fn is_harmless(entry: &Entry) -> bool {
                     && value.split(',').all(|pause| at_least(pause, LEAST_PAUSE))
         }),
         "to" => {
-            let mut targets = entry.values.iter().map(|text| text.parse::<Target>());
-            targets.all(|target| target.is_ok_and(|target| is_local(&target)))
+            let mut all = entry.values.iter().map(|text| text.parse::<Spec>());
+            all.all(|to| to.is_ok_and(|to| to.target().is_none_or(is_local)))
         }
         "route" => {
             let routes = || entry.values.iter().flat_map(|text| text.split(' '));
             let few = routes().count() <= MOST_VALUES;
             few && routes().all(|text| {
                 let route = text.parse::<Route>();
-                route.is_ok_and(|route| is_local(&route.target))
+                route.is_ok_and(|route| route.to.target().is_none_or(is_local))
             })
         }
         key => HARMLESS.contains(&key),
@@ -160,6 +161,7 @@ mod tests {
     fn entry(key: &str, values: &[&str]) -> Entry {
         Entry {
             profile: None,
+            destination: None,
             key: key.to_owned(),
             values: values.iter().map(|value| (*value).to_owned()).collect(),
             line: 1,
@@ -174,7 +176,8 @@ mod tests {
                 &["3000", "localhost:4000/base", "http://[::1]:1"][..],
                 true,
             ),
-            ("to", &["127.0.0.2:80"], true),
+            ("to", &["127.0.0.2:80", "api", "api=3000"], true),
+            ("to", &["api=http://evil.test"], false),
             ("to", &["3000", "http://evil.test"], false),
             ("to", &["http://localhost.evil.test"], false),
             ("to", &["http://127.0.0.1.evil.test"], false),

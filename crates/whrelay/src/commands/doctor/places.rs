@@ -7,6 +7,7 @@ use url::Url;
 use whrelay_agent::control::{Ask, Client as Agent, Piece, Unanswered};
 use whrelay_agent::lines::{Line, LinkState, StatusLine};
 use whrelay_agent::{Looked, look_at};
+use whrelay_core::destination::Spec;
 use whrelay_core::limits;
 use whrelay_core::target::Target;
 use whrelay_core::token::Token;
@@ -75,7 +76,8 @@ pub(super) async fn check(
             }
         }
     }
-    let mut targets: Vec<Target> = args.to.clone();
+    let typed = args.to.iter().filter_map(Spec::target);
+    let mut targets: Vec<Target> = typed.cloned().collect();
     for status in running(&paths, &mut checks).await {
         checks.push(agent(&status));
         checks.extend(status.incidents.iter().map(|incident| {

@@ -33,6 +33,7 @@ impl Drain {
                 target,
                 state: EndpointState::Online,
                 waiting,
+                ..
             } => self.begin(Some(target.clone()), *waiting),
             Line::Endpoint { .. } => self.end(),
             Line::Attempt(attempt) => {
@@ -85,6 +86,7 @@ mod tests {
 
     fn endpoint(state: EndpointState, waiting: u64) -> Line {
         Line::Endpoint {
+            destination: "default".into(),
             target: "http://localhost:3000".into(),
             state,
             waiting,

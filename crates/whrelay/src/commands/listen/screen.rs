@@ -17,7 +17,7 @@ use crossterm::{execute, queue};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use whrelay_agent::control::{Ask, Client, Filter, Piece, ReplayHow, Until, Which};
+use whrelay_agent::control::{Ask, Client, Filter, Piece};
 use whrelay_agent::lines::{Line, ReadyLine, StatusLine};
 use whrelay_core::delivery::State;
 
@@ -254,15 +254,7 @@ impl Screen {
                 self.end.stop.cancel();
             }
             Wish::Pause(paused) => self.ask(Ask::Pause { paused }, status),
-            Wish::Replay(event) => {
-                let how = ReplayHow {
-                    times: 1,
-                    until: Until::Tried,
-                    ..ReplayHow::default()
-                };
-                let which = Which::Ids(vec![event]);
-                self.ask(Ask::Replay { which, how }, replayed);
-            }
+            Wish::Replay(event) => self.ask(Ask::Retry { event }, replayed),
             Wish::Details(event) => self.details(event),
             Wish::Curl(event) => self.show(event, |shown| Ok(Came::Command(shown.curl()?))),
         }

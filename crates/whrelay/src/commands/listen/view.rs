@@ -22,7 +22,7 @@ pub(super) const HELP: [&str; 11] = [
     "j k ↓ ↑      choose an event",
     "space, page  one page on or back",
     "g G          the oldest, the newest",
-    "r            deliver the chosen event again",
+    "r            try the chosen event now; deliver it again where it has ended",
     "d, enter     its headers, body and attempts",
     "o            the curl command that sends it, copied",
     "y            copy the input URL",

@@ -32,6 +32,7 @@ fn received(n: u32) -> Line {
 
 fn attempt(n: u32, state: State) -> Line {
     Line::Attempt(AttemptLine {
+        destination: "default".into(),
         event: format!("evt_{n}"),
         bucket: "default".into(),
         delivery: format!("dlv_{n}"),
@@ -67,6 +68,9 @@ fn status(endpoint: EndpointState, paused: bool) -> Line {
         link: LinkState::Connected,
         link_error: None,
         targets: vec![TargetStatus {
+            destination: "default".into(),
+            one_off: false,
+            paused_at: None,
             target: "http://localhost:3000".into(),
             served: true,
             endpoint,

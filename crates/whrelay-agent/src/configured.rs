@@ -1,0 +1,137 @@
+//! Destinations as this run's arguments and files have them: stored, started, and what changed is said.
+
+use std::sync::Arc;
+
+use whrelay_core::bucket::BucketId;
+use whrelay_core::destination::{Destination, Kind, OptionSet, Planned, Setup};
+use whrelay_core::target::Target;
+use whrelay_store::{NewDestination, Store, StoreError, persist};
+
+use crate::error::AgentError;
+use crate::lines::Line;
+use crate::runtime::Runtime;
+use crate::unconfigured;
+
+/// Fails where destinations cannot be set up as a person asks for, before anything is changed.
+pub(crate) fn check(store: &Store, setup: &Setup) -> Result<(), AgentError> {
+    setup.plan(&store.destinations()?)?;
+    Ok(())
+}
+
+/// Stores the destinations of a run and starts them, and goes on with one-off replays.
+pub(crate) async fn configure(runtime: &Arc<Runtime>, setup: &Setup) -> Result<(), AgentError> {
+    let _changing = runtime.changing.lock().await;
+    let store = &runtime.store;
+    persist(|| store.forget_destinations()).await?;
+    for planned in setup.plan(&store.destinations()?)? {
+        let destination = take_up(runtime, &planned).await?;
+        if let Some(since) = destination.paused_at {
+            let (name, target) = (&planned.name, &planned.target);
+            (runtime.tell)(Line::warning(format!(
+                "{name} ({target}) is paused since {since}; `whrelay destination resume {name}` resumes it"
+            )));
+        }
+        runtime.serve(&destination, planned.prefixes)?;
+    }
+    for destination in store.destinations()? {
+        if destination.kind == Kind::OneOff && waiting(store, &destination)? > 0 {
+            runtime.serve(&destination, Vec::new())?;
+        }
+    }
+    Ok(unconfigured::warn(runtime)?)
+}
+
+/// Stores a destination as it is from now on.
+async fn take_up(runtime: &Runtime, planned: &Planned) -> Result<Destination, AgentError> {
+    let Planned {
+        before,
+        name,
+        is_named,
+        target,
+        options,
+        prefixes: _,
+    } = planned;
+    let store = &runtime.store;
+    let kind = Kind::Lasting {
+        name: name.clone(),
+        is_named: *is_named,
+    };
+    let Some(before) = before else {
+        return Ok(add(store, runtime.bucket.id, kind, (target, options)).await?);
+    };
+    if before.target != *target {
+        let queued = waiting(store, before)?;
+        if queued > 0 {
+            let from = &before.target;
+            (runtime.tell)(Line::warning(format!(
+                "{name}: {queued} deliveries that were queued for {from} go to {target} now"
+            )));
+        }
+    }
+    if before.name().is_some_and(|before| before != name) {
+        let title = before.title();
+        (runtime.tell)(Line::warning(format!(
+            "destination {title} is named {name} now"
+        )));
+    }
+    let change = || {
+        let (kind, target, options) = (kind.clone(), target.clone(), options.clone());
+        store.change_destination(before.id, move |stored| {
+            stored.kind = kind;
+            stored.options = options;
+            point_to(stored, target);
+        })
+    };
+    let changed = persist(change).await?;
+    changed.ok_or_else(|| StoreError::Damaged(format!("destination {}", before.id.0)).into())
+}
+
+/// Gives a destination another URL: nothing is known of that endpoint.
+pub(crate) fn point_to(destination: &mut Destination, target: Target) {
+    if destination.target != target {
+        destination.offline_since = None;
+        destination.target = target;
+    }
+}
+
+/// The destination of one-off replays to a URL.
+pub(crate) async fn one_off(
+    runtime: &Arc<Runtime>,
+    target: &Target,
+    options: &OptionSet,
+) -> Result<Destination, AgentError> {
+    let _changing = runtime.changing.lock().await;
+    let store = &runtime.store;
+    let known = store.destinations()?.into_iter();
+    let known = known.filter(|known| known.kind == Kind::OneOff);
+    let known = known
+        .filter(|known| known.target == *target)
+        .max_by_key(|known| known.id);
+    let destination = match known {
+        Some(known) => known,
+        None => add(store, runtime.bucket.id, Kind::OneOff, (target, options)).await?,
+    };
+    runtime.serve(&destination, Vec::new())?;
+    Ok(destination)
+}
+
+async fn add(
+    store: &Store,
+    bucket: BucketId,
+    kind: Kind,
+    (target, options): (&Target, &OptionSet),
+) -> Result<Destination, StoreError> {
+    let new = NewDestination {
+        bucket,
+        kind,
+        target: target.clone(),
+        options: options.clone(),
+    };
+    persist(|| store.add_destination(new.clone())).await
+}
+
+/// Deliveries that are queued for a destination.
+pub(crate) fn waiting(store: &Store, destination: &Destination) -> Result<u64, StoreError> {
+    let counts = store.counts(destination.id)?;
+    Ok(counts.queued + counts.stalled)
+}

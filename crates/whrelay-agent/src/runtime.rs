@@ -1,0 +1,408 @@
+//! What an agent runs: the engines of its destinations, and what is known of them and of the tunnel.
+
+use std::collections::{BTreeMap, HashSet};
+use std::mem::Discriminant;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use whrelay_core::breaker::Change;
+use whrelay_core::bucket::Bucket;
+use whrelay_core::delivery::DestinationId;
+use whrelay_core::destination::{Destination, OptionSet};
+use whrelay_core::id::DeliveryId;
+use whrelay_core::route::{self, Prefix};
+use whrelay_core::time::Timestamp;
+use whrelay_delivery::{Client, Clock, Engine, Fetch, Notice, Settings};
+use whrelay_store::{Head, NewDelivery, Store, StoreError};
+
+use crate::error::AgentError;
+use crate::lines::{AttemptLine, EndpointState, Line, LinkState};
+use crate::{Requests, Tell};
+
+/// A destination that is delivered to.
+#[derive(Clone)]
+struct Running {
+    settings: watch::Sender<Arc<Settings>>,
+    engine: Arc<Engine>,
+    /// Which new events go there: none to that of a one-off replay.
+    prefixes: Vec<Prefix>,
+}
+
+/// The running engines.
+pub(crate) struct Runtime {
+    pub(crate) bucket: Bucket,
+    pub(crate) store: Store,
+    pub(crate) clock: Arc<Clock>,
+    pub(crate) tell: Tell,
+    /// How requests are made in this run.
+    pub(crate) requests: Requests,
+    /// How deliveries of one-off replays are made.
+    pub(crate) replay_options: OptionSet,
+    fetch: Fetch,
+    /// Why the tunnel is not up, and what kind of error that is; nothing while it is.
+    down: Mutex<Option<(Discriminant<AgentError>, String)>>,
+    /// Why the store takes nothing new in, while it does not.
+    refuses: watch::Sender<Option<String>>,
+    running: Mutex<BTreeMap<DestinationId, Running>>,
+    /// Held while destinations are added, renamed or removed.
+    pub(crate) changing: tokio::sync::Mutex<()>,
+    offline: Mutex<HashSet<DestinationId>>,
+    /// Destinations that have answered since this agent started.
+    answered: Mutex<HashSet<DestinationId>>,
+    engines: TaskTracker,
+    stop: CancellationToken,
+    broken: watch::Sender<Option<StoreError>>,
+}
+
+impl Runtime {
+    pub(crate) fn new(
+        bucket: Bucket,
+        store: Store,
+        (requests, replay_options): (Requests, OptionSet),
+        tell: Tell,
+        fetch: Fetch,
+        stop: CancellationToken,
+    ) -> Self {
+        Self {
+            bucket,
+            store,
+            clock: Arc::default(),
+            tell,
+            requests,
+            replay_options,
+            fetch,
+            down: Mutex::default(),
+            refuses: watch::Sender::default(),
+            running: Mutex::default(),
+            changing: tokio::sync::Mutex::default(),
+            offline: Mutex::default(),
+            answered: Mutex::default(),
+            engines: TaskTracker::new(),
+            stop,
+            broken: watch::Sender::new(None),
+        }
+    }
+
+    /// Which events go where.
+    pub(crate) fn routes(&self) -> Vec<(Prefix, DestinationId)> {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let of = |(id, running): (&DestinationId, &Running)| {
+            let id = *id;
+            let prefixes = running.prefixes.clone().into_iter();
+            prefixes.map(move |prefix| (prefix, id))
+        };
+        running.iter().flat_map(of).collect()
+    }
+
+    /// Delivers to a destination from now on, or as it is now stored where that is done already.
+    pub(crate) fn serve(
+        self: &Arc<Self>,
+        destination: &Destination,
+        prefixes: Vec<Prefix>,
+    ) -> Result<(), AgentError> {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = running.get_mut(&destination.id) {
+            known.prefixes.extend(prefixes);
+            let before = Arc::clone(&known.settings.borrow());
+            let settings = self.settings(destination, Some(&before.client))?;
+            known.settings.send_replace(Arc::new(settings));
+            return Ok(());
+        }
+        let settings = Arc::new(self.settings(destination, None)?);
+        let (settings, changes) = watch::channel(settings);
+        let (store, clock) = (self.store.clone(), Arc::clone(&self.clock));
+        let notices = (self.notify(), Arc::clone(&self.fetch));
+        let engine = Arc::new(Engine::new(changes, store, clock, notices));
+        let (stop, broken) = (self.stop.clone(), self.broken.clone());
+        let run = Arc::clone(&engine).run(stop);
+        self.engines.spawn(async move {
+            // An engine that panics must stop the agent, or its deliveries would wait for nobody.
+            let ended = tokio::spawn(run).await;
+            let ended = ended.unwrap_or_else(|e| Err(StoreError::Broken(e.to_string().into())));
+            if let Err(error) = ended {
+                broken.send_replace(Some(error));
+            }
+        });
+        let new = Running {
+            settings,
+            engine,
+            prefixes,
+        };
+        running.insert(destination.id, new);
+        Ok(())
+    }
+
+    /// Delivers to a running destination as it is now stored.
+    pub(crate) fn refresh(self: &Arc<Self>, destination: &Destination) -> Result<(), AgentError> {
+        match self.serves(destination.id) {
+            true => self.serve(destination, Vec::new()),
+            false => Ok(()),
+        }
+    }
+
+    fn settings(
+        &self,
+        destination: &Destination,
+        before: Option<&Client>,
+    ) -> Result<Settings, AgentError> {
+        let Requests {
+            fields,
+            trust,
+            signatures,
+        } = &self.requests;
+        let options = destination.options.options();
+        let client = match before.filter(|client| *client.target() == destination.target) {
+            Some(client) => client.clone(),
+            None => {
+                let target = destination.target.clone();
+                Client::new(target, fields.clone(), trust, options.max_in_flight)?
+            }
+        };
+        Ok(Settings {
+            id: destination.id,
+            bucket: self.bucket.clone(),
+            title: destination.title(),
+            options,
+            is_paused: destination.paused_at.is_some(),
+            is_offline: destination.offline_since.is_some(),
+            client,
+            signatures: signatures.clone(),
+            input: self.store.note("input")?,
+        })
+    }
+
+    fn notify(self: &Arc<Self>) -> whrelay_delivery::Notify {
+        let runtime = Arc::downgrade(self);
+        Arc::new(move |settings, notice| {
+            if let Some(runtime) = runtime.upgrade() {
+                runtime.note(settings, notice);
+            }
+        })
+    }
+
+    /// Tells what an engine has noticed.
+    fn note(&self, settings: &Settings, notice: Notice) {
+        let (bucket, target) = (&self.bucket.name, settings.client.target().to_string());
+        (self.tell)(match notice {
+            Notice::Attempt(attempt) => {
+                if attempt.status.is_some() {
+                    let mut answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
+                    answered.insert(attempt.destination);
+                }
+                let line = AttemptLine::new(&attempt, bucket.as_str(), &settings.title);
+                Line::Attempt(line)
+            }
+            Notice::Endpoint { change, waiting } => {
+                let mut offline = self.offline.lock().unwrap_or_else(PoisonError::into_inner);
+                let state = match change {
+                    Change::Offline => {
+                        offline.insert(settings.id);
+                        EndpointState::Offline
+                    }
+                    Change::Online => {
+                        offline.remove(&settings.id);
+                        EndpointState::Online
+                    }
+                };
+                Line::Endpoint {
+                    destination: settings.title.clone(),
+                    target,
+                    state,
+                    waiting,
+                }
+            }
+            Notice::Restored(count) => Line::warning(format!(
+                "{count} deliveries to {target} had lost their place in a damaged index and are due again"
+            )),
+            Notice::Quarantined(key) => Line::warning(format!(
+                "event {} of {bucket} is damaged on this disk and the forwarder no longer has it: its \
+                 deliveries are dead (damaged)",
+                key.seq.0
+            )),
+            Notice::Fetched(key) => Line::warning(format!(
+                "event {} of {bucket} was damaged on this disk and was fetched from the forwarder again",
+                key.seq.0
+            )),
+        });
+    }
+
+    /// The destinations that are delivered to.
+    pub(crate) fn served(&self) -> Vec<DestinationId> {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.keys().copied().collect()
+    }
+
+    /// Whether anything is delivered to a destination.
+    pub(crate) fn serves(&self, id: DestinationId) -> bool {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.contains_key(&id)
+    }
+
+    /// How deliveries to a destination are made, where any are.
+    pub(crate) fn settings_of(&self, id: DestinationId) -> Option<Arc<Settings>> {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running
+            .get(&id)
+            .map(|running| Arc::clone(&running.settings.borrow()))
+    }
+
+    /// The head of a destination's line, where it is served in order.
+    pub(crate) fn head(&self, id: DestinationId) -> Result<Option<Head>, StoreError> {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let engine = running.get(&id).map(|running| Arc::clone(&running.engine));
+        drop(running);
+        engine.map_or(Ok(None), |engine| engine.head())
+    }
+
+    /// How a target stands: online is only what has answered.
+    pub(crate) fn endpoint(&self, id: DestinationId) -> EndpointState {
+        let answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
+        match (self.is_offline(id), answered.contains(&id)) {
+            _ if !self.serves(id) => EndpointState::Unknown,
+            (true, _) => EndpointState::Offline,
+            (false, true) => EndpointState::Online,
+            (false, false) => EndpointState::Unknown,
+        }
+    }
+
+    /// Whether a target does not take connections.
+    pub(crate) fn is_offline(&self, id: DestinationId) -> bool {
+        self.offline
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains(&id)
+    }
+
+    /// The delivery of an event to a destination that is delivered to.
+    pub(crate) fn new_delivery(
+        &self,
+        destination: DestinationId,
+        created_at: Timestamp,
+    ) -> NewDelivery {
+        let settings = self.settings_of(destination);
+        let policy = settings.map(|settings| settings.options.policy.clone());
+        let deadline_at = policy.unwrap_or_default().deadline_of(created_at);
+        new_delivery(destination, created_at, deadline_at)
+    }
+
+    /// Deliveries that wait, over all destinations that are delivered to.
+    pub(crate) fn waiting(&self) -> u64 {
+        let served = self.served().into_iter();
+        let counts = served.filter_map(|id| self.store.counts(id).ok());
+        counts.map(|counts| counts.queued + counts.stalled).sum()
+    }
+
+    /// Whether every destination is paused.
+    pub(crate) fn is_paused(&self) -> bool {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = running
+            .values()
+            .map(|running| running.settings.borrow().is_paused);
+        !running.is_empty() && all.all(|is_paused| is_paused)
+    }
+
+    /// Why the store takes nothing new in, where it does not; and when that changes.
+    pub(crate) fn refuses(&self) -> watch::Receiver<Option<String>> {
+        self.refuses.subscribe()
+    }
+
+    /// Notes that the store takes nothing new in, or does again, and tells it once.
+    pub(crate) fn set_refuses(&self, why: Option<String>) {
+        let changed = self.refuses.send_if_modified(|refuses| {
+            let changed = refuses.is_some() != why.is_some();
+            refuses.clone_from(&why);
+            changed
+        });
+        if changed {
+            (self.tell)(refusal(why.as_deref()));
+        }
+    }
+
+    /// Why the tunnel is not up; nothing while it is.
+    pub(crate) fn down(&self) -> Option<String> {
+        let down = self.down.lock().unwrap_or_else(PoisonError::into_inner);
+        down.as_ref().map(|(_, why)| why.clone())
+    }
+
+    /// Notes that the tunnel is up.
+    pub(crate) fn set_up(&self) {
+        *self.down.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        (self.tell)(Line::Link {
+            state: LinkState::Connected,
+            error: None,
+        });
+    }
+
+    /// Notes why the tunnel is not up, and tells it where it was up, or down for another kind of reason.
+    pub(crate) fn set_down(&self, error: &AgentError) {
+        let (kind, why) = (std::mem::discriminant(error), error.to_string());
+        let mut down = self.down.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = down.replace((kind, why.clone()));
+        drop(down);
+        if before.is_none_or(|(before, _)| before != kind) {
+            (self.tell)(Line::Link {
+                state: LinkState::Disconnected,
+                error: Some(why),
+            });
+        }
+    }
+
+    /// Waits until an engine has stopped for good.
+    pub(crate) async fn broken(&self) -> StoreError {
+        let mut broken = self.broken.subscribe();
+        match broken.wait_for(Option::is_some).await {
+            Ok(error) => error.clone().unwrap_or(StoreError::Reopening),
+            Err(_) => StoreError::Broken("the engines are gone".into()),
+        }
+    }
+
+    /// Cancelled when the engines are to stop.
+    pub(crate) fn stop(&self) -> &CancellationToken {
+        &self.stop
+    }
+
+    /// Waits for the engines, which have been told to stop.
+    pub(crate) async fn finish(&self) {
+        self.engines.close();
+        self.engines.wait().await;
+    }
+}
+
+/// What is said where nothing new is taken in for a reason, and where it is again.
+pub(crate) fn refusal(why: Option<&str>) -> Line {
+    Line::warning(match why {
+        Some(why) => {
+            format!("new events stay with the forwarder, since this store accepts none: {why}")
+        }
+        None => "this store accepts new events again".to_owned(),
+    })
+}
+
+/// Where an event goes that has this tail: to each target once.
+pub(crate) fn taking(routes: &[(Prefix, DestinationId)], tail: &str) -> Vec<DestinationId> {
+    let mut ids: Vec<_> = route::taking(routes, |(prefix, _)| prefix, tail)
+        .map(|(_, id)| *id)
+        .collect();
+    ids.dedup();
+    ids
+}
+
+/// The delivery of an event to a destination.
+pub(crate) fn new_delivery(
+    destination: DestinationId,
+    created_at: Timestamp,
+    deadline_at: Timestamp,
+) -> NewDelivery {
+    NewDelivery {
+        id: DeliveryId::from_parts(created_at, rand::random()),
+        destination,
+        created_at,
+        due_at: created_at,
+        deadline_at,
+        replay: false,
+        passed_over: false,
+        one_off: false,
+    }
+}

@@ -1,0 +1,131 @@
+//! Deliveries that are queued for destinations that are no longer configured: they are said, and their deadlines pass.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use whrelay_core::delivery::{Asked, Attempt, DeadReason, Delivery, DeliveryKey, Step};
+use whrelay_core::destination::{Destination, Kind};
+use whrelay_core::limits;
+use whrelay_store::StoreError;
+
+use crate::configured::waiting;
+use crate::lines::{AttemptLine, Line};
+use crate::runtime::Runtime;
+
+/// Deliveries looked at in one step: between two, others get their turn.
+const STEP: usize = 256;
+/// Deliveries of one destination looked at in one round. Those behind are looked at once these have gone.
+const ROUND: usize = 4096;
+
+/// Warns of each destination that has a queue and is not configured, with the commands that help.
+pub(crate) fn warn(runtime: &Runtime) -> Result<(), StoreError> {
+    for destination in unconfigured(runtime)? {
+        let queued = waiting(&runtime.store, &destination)?;
+        let (name, target) = (destination.title(), &destination.target);
+        (runtime.tell)(Line::warning(format!(
+            "{queued} deliveries are queued for {name} ({target}), which is no longer configured: `--to {name}` \
+             delivers them, `whrelay destination rm {name}` moves them (--move-to NAME) or drops them (--discard)"
+        )));
+    }
+    Ok(())
+}
+
+/// Lets deadlines pass until the agent stops.
+pub(crate) async fn run(runtime: Arc<Runtime>) -> Result<(), StoreError> {
+    while !runtime.stop().is_cancelled() {
+        match expire(&runtime).await {
+            Err(error) if !error.is_retryable() => return Err(error),
+            // What was not looked at is in a moment.
+            Ok(()) | Err(_) => {}
+        }
+        tokio::select! {
+            () = runtime.stop().cancelled() => {}
+            () = tokio::time::sleep(limits::EXPIRE_EVERY) => {}
+        }
+    }
+    Ok(())
+}
+
+async fn expire(runtime: &Runtime) -> Result<(), StoreError> {
+    for destination in unconfigured(runtime)? {
+        let mut seen = HashSet::new();
+        while seen.len() < ROUND {
+            let due = runtime
+                .store
+                .due(destination.id, runtime.clock.now(), &seen, STEP)?;
+            if due.ready.is_empty() {
+                break;
+            }
+            let expired = due
+                .ready
+                .iter()
+                .map(|key| expired(runtime, *key, &destination));
+            let expired = expired.collect::<Result<Vec<_>, _>>()?;
+            let expired: Vec<_> = expired.into_iter().flatten().collect();
+            seen.extend(due.ready);
+            if expired.is_empty() {
+                tokio::task::yield_now().await;
+                continue;
+            }
+            for key in runtime.store.give_up(expired.clone()).await? {
+                let attempt = expired.iter().find(|attempt| attempt.key == key);
+                if let Some(attempt) = attempt {
+                    let line = AttemptLine::new(
+                        attempt,
+                        runtime.bucket.name.as_str(),
+                        &destination.title(),
+                    );
+                    (runtime.tell)(Line::Attempt(line));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What the log will say of a delivery whose deadline has passed. What is damaged is left for the doctor to find.
+fn expired(
+    runtime: &Runtime,
+    key: DeliveryKey,
+    destination: &Destination,
+) -> Result<Option<Attempt>, StoreError> {
+    let moment = runtime.clock.moment();
+    let is_over = |delivery: &Delivery| delivery.step(moment.certain) == Step::Expire;
+    let found = runtime.store.delivery(key).and_then(|delivery| {
+        let Some(delivery) = delivery.filter(is_over) else {
+            return Ok(None);
+        };
+        let event = runtime.store.head_at(&runtime.bucket, key.seq)?;
+        Ok(event.map(|(event, _)| (delivery, event)))
+    });
+    let (delivery, event) = match found {
+        Ok(Some(found)) => found,
+        Ok(None) | Err(StoreError::Damaged(_)) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let asked = Asked {
+        target: destination.target.to_string(),
+        url: destination.target.to_string(),
+        method: event.request.method,
+    };
+    let why = "the deadline has passed, and its destination is not configured";
+    let reason = DeadReason::Deadline;
+    Ok(Some(Attempt::given_up(
+        &delivery, asked, moment.now, reason, why,
+    )))
+}
+
+/// The lasting destinations that have a queue and are not delivered to.
+fn unconfigured(runtime: &Runtime) -> Result<Vec<Destination>, StoreError> {
+    let mut found = Vec::new();
+    for destination in runtime.store.destinations()? {
+        let is_lasting = matches!(destination.kind, Kind::Lasting { .. });
+        if is_lasting
+            && !runtime.serves(destination.id)
+            && waiting(&runtime.store, &destination)? > 0
+        {
+            found.push(destination);
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,208 @@
+use super::*;
+use crate::bucket::BucketId;
+
+fn stored(id: u32, name: &str, is_named: bool, target: &str) -> Destination {
+    Destination {
+        id: DestinationId(id),
+        bucket: BucketId(1),
+        kind: Kind::Lasting {
+            name: name.parse().expect("a name"),
+            is_named,
+        },
+        target: target.parse().expect("a target"),
+        options: OptionSet::default(),
+        paused_at: None,
+        offline_since: None,
+    }
+}
+
+fn setup(to: &[&str], routes: &[&str]) -> Setup {
+    Setup {
+        to: to
+            .iter()
+            .map(|text| text.parse().expect("a destination"))
+            .collect(),
+        routes: routes
+            .iter()
+            .map(|text| text.parse().expect("a route"))
+            .collect(),
+        ..Setup::default()
+    }
+}
+
+/// Each destination as its number, name, port and paths.
+fn planned(setup: &Setup, known: &[Destination]) -> Vec<String> {
+    let plan = setup.plan(known).expect("a plan");
+    let shown = plan.iter().map(|planned| {
+        let id = planned
+            .before
+            .as_ref()
+            .map_or("new".to_owned(), |before| before.id.0.to_string());
+        let paths: Vec<_> = planned.prefixes.iter().map(ToString::to_string).collect();
+        let port = planned.target.port();
+        format!("{id} {} {port} {}", planned.name, paths.join(","))
+    });
+    shown.collect()
+}
+
+#[test]
+fn the_first_unnamed_is_default_and_later_ones_are_named_after_their_urls() {
+    let all = setup(&["3000", "4000"], &["/x=5000"]);
+    assert_eq!(
+        planned(&all, &[]),
+        [
+            "new default 3000 /",
+            "new localhost-4000 4000 /",
+            "new localhost-5000 5000 /x"
+        ]
+    );
+    let twice = setup(&["3000", "localhost:3000"], &["/x=3000"]);
+    assert_eq!(planned(&twice, &[]), ["new default 3000 /,/,/x"]);
+}
+
+#[test]
+fn an_unnamed_url_is_the_destination_that_has_it_in_whatever_order() {
+    let known = [
+        stored(1, "default", false, "3000"),
+        stored(2, "localhost-4000", false, "4000"),
+    ];
+    for to in [["3000", "4000"], ["4000", "3000"]] {
+        let mut all = planned(&setup(&to, &[]), &known);
+        all.sort();
+        assert_eq!(all, ["1 default 3000 /", "2 localhost-4000 4000 /"]);
+    }
+    let named = [stored(7, "api", true, "3000")];
+    assert_eq!(planned(&setup(&["3000"], &[]), &named), ["7 api 3000 /"]);
+}
+
+#[test]
+fn the_only_unnamed_one_moves_with_its_queue_where_only_one_is_left() {
+    let one = [stored(1, "default", false, "3000")];
+    assert_eq!(planned(&setup(&["4000"], &[]), &one), ["1 default 4000 /"]);
+    assert_eq!(
+        planned(&setup(&["4000", "5000"], &[]), &one),
+        ["new localhost-4000 4000 /", "new localhost-5000 5000 /"],
+        "nobody knows which"
+    );
+    let two = [one[0].clone(), stored(2, "localhost-3001", false, "3001")];
+    assert_eq!(
+        planned(&setup(&["4000"], &[]), &two),
+        ["new localhost-4000 4000 /"]
+    );
+    assert_eq!(
+        planned(&setup(&["4000"], &["/x=3001"]), &two),
+        ["1 default 4000 /", "2 localhost-3001 3001 /x"]
+    );
+    assert_eq!(
+        planned(&setup(&["3000"], &["/x=4001"]), &two),
+        ["1 default 3000 /", "new localhost-4001 4001 /x"],
+        "a route moves nothing"
+    );
+    let named = [stored(1, "api", true, "3000")];
+    assert_eq!(
+        planned(&setup(&["4000"], &[]), &named),
+        ["new default 4000 /"]
+    );
+}
+
+#[test]
+fn a_name_owns_its_queue_under_every_url() {
+    let known = [
+        stored(1, "api", true, "3000"),
+        stored(2, "default", false, "4000"),
+    ];
+    assert_eq!(
+        planned(&setup(&["api=5000"], &[]), &known),
+        ["1 api 5000 /"]
+    );
+    assert_eq!(planned(&setup(&["api"], &[]), &known), ["1 api 3000 /"]);
+    assert_eq!(
+        planned(&setup(&["4000"], &["/stripe=api"]), &known),
+        ["1 api 3000 /stripe", "2 default 4000 /"]
+    );
+    assert_eq!(
+        planned(&setup(&["api=4000", "3000"], &[]), &known),
+        ["1 api 4000 /", "new localhost-3000 3000 /"],
+        "the URL of a name that moves is free"
+    );
+    assert_eq!(
+        planned(&setup(&["hooks"], &["/x=hooks=6000"]), &known),
+        ["new hooks 6000 /,/x"],
+        "another argument has its URL"
+    );
+}
+
+#[test]
+fn a_name_given_to_an_unnamed_url_takes_its_queue() {
+    let known = [stored(1, "default", false, "3000")];
+    assert_eq!(
+        planned(&setup(&["api=3000"], &[]), &known),
+        ["1 api 3000 /"]
+    );
+    assert_eq!(
+        planned(&setup(&["api=3000", "default=4000"], &[]), &known),
+        ["new api 3000 /", "1 default 4000 /"]
+    );
+}
+
+#[test]
+fn one_offs_and_removed_ones_are_never_meant() {
+    let mut known = [
+        stored(1, "default", false, "3000"),
+        stored(2, "api", true, "4000"),
+    ];
+    known[0].kind = Kind::OneOff;
+    known[1].kind = Kind::Removed {
+        name: "api".parse().expect("a name"),
+    };
+    assert_eq!(
+        planned(&setup(&["3000", "api=4000"], &[]), &known),
+        ["new api 4000 /", "new default 3000 /"]
+    );
+}
+
+#[test]
+fn an_unknown_name_and_a_name_with_two_urls_are_refused_with_a_hint() {
+    for (to, routes) in [(&["api"][..], &[][..]), (&["3000"], &["/stripe=api"])] {
+        let refused = setup(to, routes).plan(&[]).expect_err("unknown");
+        assert_eq!(refused.to_string(), "there is no destination `api`");
+        assert!(refused.hint().contains("--to api=localhost:3000"));
+    }
+    let refused = setup(&["api=3000", "api=4000"], &[])
+        .plan(&[])
+        .expect_err("two");
+    assert!(matches!(refused, SetupError::TwoUrls(..)), "{refused}");
+}
+
+#[test]
+fn what_is_typed_comes_before_a_destinations_file_entry_and_that_before_the_files_general_one() {
+    let attempts = |n| OptionSet {
+        max_attempts: Some(n),
+        ..OptionSet::default()
+    };
+    let mut known = stored(1, "api", true, "3000");
+    known.options = OptionSet {
+        timeout: Some(std::time::Duration::ZERO),
+        ..attempts(1)
+    };
+    let mut all = setup(&["api"], &[]);
+    let options = |all: &Setup| {
+        all.plan(&[known.clone()]).expect("a plan")[0]
+            .options
+            .clone()
+    };
+    assert_eq!(options(&all), known.options);
+    all.general = attempts(2);
+    assert_eq!(options(&all).max_attempts, Some(2));
+    let name: DestinationName = "api".parse().expect("a name");
+    all.declared = vec![Declared {
+        name,
+        target: None,
+        options: attempts(3),
+    }];
+    assert_eq!(options(&all).max_attempts, Some(3));
+    all.typed = attempts(4);
+    assert_eq!(options(&all).max_attempts, Some(4));
+    all.reset = vec![OptionKey::MaxAttempts, OptionKey::Timeout];
+    assert_eq!(options(&all), attempts(4), "a reset is below what is given");
+}

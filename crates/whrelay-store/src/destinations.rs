@@ -1,0 +1,242 @@
+//! Destinations as they are stored: a few rows, read as a list.
+
+use redb::ReadableTable;
+use whrelay_core::bucket::BucketId;
+use whrelay_core::delivery::{DeadReason, Delivery, DestinationId};
+use whrelay_core::destination::{Destination, Kind, OptionSet};
+use whrelay_core::target::Target;
+use whrelay_core::time::Timestamp;
+
+use crate::deliveries::{Before, update, whole_of_event};
+use crate::disk::Store;
+use crate::error::StoreError;
+use crate::index::{DueKey, Wait, waiting_delivery, waiting_rows};
+use crate::record::{self, Seal};
+use crate::rows::DestinationRow;
+use crate::tables::{COUNTS, DESTINATIONS, DUE};
+use crate::tx::Tx;
+
+/// Deliveries that one transaction moves: between two, others get their turn.
+const CHUNK: usize = 1000;
+
+/// A destination to add.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewDestination {
+    /// The bucket whose events go there.
+    pub bucket: BucketId,
+    /// What it is to people.
+    pub kind: Kind,
+    /// Its URL.
+    pub target: Target,
+    /// The options that a person has set.
+    pub options: OptionSet,
+}
+
+/// What became of the deliveries that were queued for a destination.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// They go to the other destination now.
+    pub moved: u64,
+    /// Their events went there before, so they were discarded.
+    pub discarded: u64,
+}
+
+impl Store {
+    /// All destinations, in order of their numbers. One that is damaged is left out.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn destinations(&self) -> Result<Vec<Destination>, StoreError> {
+        self.read(|tx| all(self.seal, &tx.open_table(DESTINATIONS)?))
+    }
+
+    /// Adds a destination.
+    ///
+    /// # Errors
+    /// When it is not on disk.
+    pub async fn add_destination(&self, new: NewDestination) -> Result<Destination, StoreError> {
+        self.write(256, move |tx: &mut Tx<'_>| {
+            // One that is damaged keeps its number, and what is queued for it.
+            let last = tx.destinations.open()?.last()?;
+            let id = DestinationId(last.map_or(0, |(id, _)| id.value()) + 1);
+            let NewDestination {
+                bucket,
+                kind,
+                target,
+                options,
+            } = new;
+            let destination = Destination {
+                id,
+                bucket,
+                kind,
+                target,
+                options,
+                paused_at: None,
+                offline_since: None,
+            };
+            put(tx, &destination)?;
+            Ok(destination)
+        })
+        .await
+    }
+
+    /// Changes a destination. `None` where there is none of this number.
+    ///
+    /// # Errors
+    /// When the change is not on disk.
+    pub async fn change_destination(
+        &self,
+        id: DestinationId,
+        change: impl FnOnce(&mut Destination) + Send + 'static,
+    ) -> Result<Option<Destination>, StoreError> {
+        self.write(256, move |tx: &mut Tx<'_>| {
+            let found = get(tx.seal, tx.destinations.open()?, id)?;
+            let Some(mut destination) = found else {
+                return Ok(None);
+            };
+            change(&mut destination);
+            put(tx, &destination)?;
+            Ok(Some(destination))
+        })
+        .await
+    }
+
+    /// Drops the rows of one-off and removed destinations of which no delivery is kept.
+    ///
+    /// # Errors
+    /// When that is not on disk.
+    pub async fn forget_destinations(&self) -> Result<(), StoreError> {
+        let over = self.read(|tx| {
+            let counts = tx.open_table(COUNTS)?;
+            let mut over = Vec::new();
+            for destination in all(self.seal, &tx.open_table(DESTINATIONS)?)? {
+                let id = destination.id.0;
+                let mut kept = 0;
+                for entry in counts.range((id, 0)..=(id, u8::MAX))? {
+                    kept += entry?.1.value();
+                }
+                if kept == 0 && destination.name().is_none() {
+                    over.push(id);
+                }
+            }
+            Ok(over)
+        })?;
+        if over.is_empty() {
+            return Ok(());
+        }
+        self.write(64, move |tx: &mut Tx<'_>| {
+            for id in over {
+                tx.destinations.open()?.remove(id)?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Lets the deliveries that are queued for a destination go to another one. Where an event went there
+    /// before, its delivery is discarded instead.
+    ///
+    /// # Errors
+    /// When not all of it is on disk; what is, stays.
+    pub async fn move_deliveries(
+        &self,
+        from: DestinationId,
+        to: DestinationId,
+        now: Timestamp,
+    ) -> Result<Moved, StoreError> {
+        let mut all = Moved::default();
+        loop {
+            let rows = self.read(|tx| waiting_rows(&tx.open_table(DUE)?, from, CHUNK))?;
+            if rows.is_empty() {
+                return Ok(all);
+            }
+            let moving = move |tx: &mut Tx<'_>| move_rows(tx, to, &rows, now);
+            let Moved { moved, discarded } = self.write(CHUNK * 64, moving).await?;
+            all.moved += moved;
+            all.discarded += discarded;
+        }
+    }
+}
+
+fn move_rows(
+    tx: &mut Tx<'_>,
+    to: DestinationId,
+    rows: &[DueKey],
+    now: Timestamp,
+) -> Result<Moved, StoreError> {
+    let mut all = Moved::default();
+    for row in rows {
+        // A row that leads nowhere is removed by this.
+        let Some(mut delivery) = waiting_delivery(tx, *row)? else {
+            continue;
+        };
+        let before = Before::of(&delivery);
+        let is_scheduled = delivery.replay && delivery.next_attempt_at > Some(now);
+        if went_to(tx, &delivery, to)? {
+            delivery.end(DeadReason::Discarded);
+            delivery.ended_at = Some(now);
+            all.discarded += 1;
+        } else {
+            delivery.destination = to;
+            all.moved += 1;
+            // The other endpoint has asked for nothing, and nobody knows whether it is offline.
+            if !is_scheduled {
+                delivery.next_attempt_at = Some(delivery.created_at.min(now));
+            }
+        }
+        let wait = match is_scheduled {
+            true => Wait::Held,
+            false => Wait::Turn,
+        };
+        update(tx, Some(before), &delivery, wait)?;
+    }
+    Ok(all)
+}
+
+/// Whether the event of a delivery goes to a destination anyway.
+fn went_to(tx: &mut Tx<'_>, delivery: &Delivery, to: DestinationId) -> Result<bool, StoreError> {
+    let (seal, key) = (tx.seal, delivery.key);
+    let siblings = whole_of_event(seal, tx.deliveries.open()?, key.bucket, key.seq)?;
+    let goes_there = |other: &Delivery| other.destination == to && !other.replay;
+    Ok(!delivery.replay && siblings.iter().any(goes_there))
+}
+
+pub(crate) fn put(tx: &mut Tx<'_>, destination: &Destination) -> Result<(), StoreError> {
+    let id = destination.id.0;
+    let record = tx
+        .seal
+        .seal(&id.to_be_bytes(), &DestinationRow::new(destination))?;
+    tx.destinations.open()?.insert(id, record.as_slice())?;
+    Ok(())
+}
+
+fn get(
+    seal: Seal,
+    table: &impl ReadableTable<u32, &'static [u8]>,
+    id: DestinationId,
+) -> Result<Option<Destination>, StoreError> {
+    let Some(record) = table.get(id.0)? else {
+        return Ok(None);
+    };
+    read(seal, id, record.value()).map(Some)
+}
+
+fn read(seal: Seal, id: DestinationId, record: &[u8]) -> Result<Destination, StoreError> {
+    let key = id.0.to_be_bytes();
+    let (row, _) = seal.open::<DestinationRow>("destination", &key, record)?;
+    let damaged = || StoreError::Damaged(format!("destination {}", id.0));
+    row.into_destination(id).ok_or_else(damaged)
+}
+
+fn all(
+    seal: Seal,
+    table: &impl ReadableTable<u32, &'static [u8]>,
+) -> Result<Vec<Destination>, StoreError> {
+    let mut all = Vec::new();
+    for entry in table.iter()? {
+        let (id, record) = entry?;
+        let id = DestinationId(id.value());
+        all.extend(record::undamaged(read(seal, id, record.value()))?);
+    }
+    Ok(all)
+}
