@@ -293,6 +293,8 @@ fn documents_change_with_what_they_describe() {
             &[
                 "crates/whrelay-store/src/tables.rs",
                 "crates/whrelay-store/src/rows.rs",
+                "crates/whrelay-store/src/rows/attempt.rs",
+                "crates/whrelay-store/src/rows/destination.rs",
             ],
         ),
     ] {

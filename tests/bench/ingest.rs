@@ -103,7 +103,7 @@ pub(crate) async fn run() {
     )
     .await
     .unwrap();
-    let path = path_of(&input);
+    let path = path_of(&input.url);
     let plain = Running::start(&this_program(), &["spike"], home.path());
     println!(
         "connections | no-op/s | spike/s (of no-op) | whrelay/s (of no-op, of spike), medians of {ROUNDS}"

@@ -7,6 +7,7 @@ mod commands;
 mod company;
 mod copies;
 mod curl;
+mod destinations;
 mod doors;
 mod elsewhere;
 mod interactive;

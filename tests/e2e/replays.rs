@@ -46,25 +46,31 @@ async fn the_dead_of_a_target_that_was_mended_are_replayed_where_they_belong() {
         "{events:?}"
     );
 
-    // What another target refused goes there again, not to those that have it.
+    // A one-off that was refused is no word on the event, and nothing goes there again.
     let elsewhere = Receiver::scripted(|_| Reply::Status(410)).await;
-    let aside = elsewhere.target();
+    let typo = elsewhere.target();
     assert_eq!(
-        told(&home, &["replay", &one, "--to", &aside, "--wait"]).0,
+        told(&home, &["replay", &one, "--to", &typo, "--wait"]).0,
         Some(1)
     );
+    let before = receiver.count();
     for again in [
         &["--status", "dead"][..],
-        &["--reason", "rejected", "--target", &aside],
+        &["--reason", "rejected", "--target", &typo],
     ] {
-        let before = (elsewhere.count(), receiver.count());
-        let (done, said) = told(&home, &[&["replay", "--wait"], again].concat());
-        assert_eq!(done, Some(1), "{said}");
-        assert_eq!(
-            (elsewhere.count(), receiver.count()),
-            (before.0 + 1, before.1)
-        );
+        let (none, said) = told(&home, &[&["replay"], again].concat());
+        assert_eq!(none, Some(3), "{said}");
     }
+    assert_eq!((elsewhere.count(), receiver.count()), (1, before));
+    let shown = json_lines(&home.run(&["events", "--event", &one, "--json"]).stdout).remove(0);
+    assert_eq!(shown["state"], "sent", "{shown}");
+    let last = shown["deliveries"].as_array().unwrap().last().unwrap();
+    assert_eq!(
+        (&last["one_off"], &last["state"]),
+        (&true.into(), &"dead".into())
+    );
+    let status = json_lines(&home.run(&["status", "--json"]).stdout).remove(0);
+    assert_eq!(status["targets"].as_array().unwrap().len(), 1, "{status}");
     assert_eq!(listen.terminate().await, Some(0));
 }
 
@@ -128,7 +134,7 @@ async fn filters_of_replays_are_about_deliveries() {
 
 /// A target that was left out gets nothing again unless it is named.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_dead_at_a_target_that_is_left_out_goes_there_by_name_only() {
+async fn what_is_dead_at_a_target_that_is_left_out_goes_there_by_its_url_only() {
     let (home, one) = (home(), Receiver::start().await);
     let two = Receiver::scripted(|_| Reply::Status(422)).await;
     let (to_one, to_two) = (one.target(), two.target());
@@ -140,12 +146,15 @@ async fn what_is_dead_at_a_target_that_is_left_out_goes_there_by_name_only() {
     let (mut listen, _) = home.listen(&["--to", &to_one]).await;
     for more in [&[][..], &["--dry-run"]] {
         let (none, said) = told(&home, &[&["replay", "--status", "dead"], more].concat());
-        assert!(none == Some(3) && said.contains("--target"), "{said}");
+        assert!(none == Some(3) && said.contains("--to"), "{said}");
     }
     let dry = ["replay", "--status", "dead", "--to", &to_one, "--dry-run"];
     assert_eq!(told(&home, &dry).0, Some(0));
-    let named = ["replay", "--status", "dead", "--target", &to_two, "--wait"];
-    assert_eq!(told(&home, &named).0, Some(1));
+    let there = ["replay", "--status", "dead", "--target", &to_two];
+    let (none, said) = told(&home, &there);
+    assert!(none == Some(3) && said.contains("not configured"), "{said}");
+    let sent = [&there[..], &["--to", &to_two, "--wait"]].concat();
+    assert_eq!(told(&home, &sent).0, Some(1));
     assert_eq!((one.count(), two.count()), (1, 2));
     assert_eq!(listen.terminate().await, Some(0));
 }

@@ -156,7 +156,7 @@ pub(crate) async fn ensure(gate: &Gate, bucket: &str) -> String {
     let made =
         whrelay_agent::ensure_bucket(&url, &Proxies::none(), &Trust::default(), &token, &bucket)
             .await;
-    made.unwrap()
+    made.unwrap().url
 }
 
 /// The most memory a process has ever used, in MB; none once it has ended.

@@ -192,5 +192,6 @@ impl Relay {
         )
         .await
         .unwrap()
+        .url
     }
 }

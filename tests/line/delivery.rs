@@ -177,6 +177,7 @@ async fn budgets_end_a_delivery() {
 
     let mut short = Setup::new(&relay, receiver.target());
     short.options.deadline = Some(Duration::from_millis(1500));
+    short.options.max_attempts = Some(0);
     let agent = agent.restart(short).await;
     let (id, sent_at) = (send(&url, "y").await, Instant::now());
     let dead = agent.wait_state(&id, "dead").await;

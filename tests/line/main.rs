@@ -6,6 +6,7 @@ mod closes;
 mod crowd;
 mod damage;
 mod delivery;
+mod destinations;
 mod durable;
 mod endpoints;
 mod groups;

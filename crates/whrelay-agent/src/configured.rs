@@ -31,6 +31,7 @@ pub(crate) async fn configure(runtime: &Arc<Runtime>, setup: &Setup) -> Result<(
                 "{name} ({target}) is paused since {since}; `whrelay destination resume {name}` resumes it"
             )));
         }
+        say_kept(runtime, &planned);
         runtime.serve(&destination, planned.prefixes)?;
     }
     for destination in store.destinations()? {
@@ -41,6 +42,21 @@ pub(crate) async fn configure(runtime: &Arc<Runtime>, setup: &Setup) -> Result<(
     Ok(unconfigured::warn(runtime)?)
 }
 
+/// Says which options are as an earlier start has set them.
+fn say_kept(runtime: &Runtime, planned: &Planned) {
+    let kept = planned.kept.iter().filter_map(|key| {
+        let value = planned.options.get(*key)?;
+        Some(format!("{key} {value}"))
+    });
+    let kept: Vec<_> = kept.collect();
+    if !kept.is_empty() {
+        let (name, kept) = (&planned.name, kept.join(", "));
+        (runtime.tell)(Line::warning(format!(
+            "{name} keeps the options of an earlier start: {kept}; `--reset OPTION` restores a default"
+        )));
+    }
+}
+
 /// Stores a destination as it is from now on.
 async fn take_up(runtime: &Runtime, planned: &Planned) -> Result<Destination, AgentError> {
     let Planned {
@@ -49,6 +65,7 @@ async fn take_up(runtime: &Runtime, planned: &Planned) -> Result<Destination, Ag
         is_named,
         target,
         options,
+        kept: _,
         prefixes: _,
     } = planned;
     let store = &runtime.store;

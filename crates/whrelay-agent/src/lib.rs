@@ -45,7 +45,7 @@ pub use answers::{Local, Offline};
 pub use error::{AgentError, chain};
 pub use management::{Management, ManagementError};
 pub use probes::{Answerer, probe_idle, probe_input};
-pub use provision::{Looked, ensure_bucket, look_at};
+pub use provision::{Looked, ProvisionedBucket, ensure_bucket, look_at};
 pub use proxy::Proxies;
 pub use reqwest::Method;
 

@@ -26,9 +26,13 @@ const LOCALHOST: [SocketAddr; 2] = [
     SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), 0),
 ];
 
-#[derive(Deserialize)]
-struct BucketAnswer {
-    url: String,
+/// A bucket, as its forwarder shows it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ProvisionedBucket {
+    /// Its input URL.
+    pub url: String,
+    /// The name of the forwarder's store; older forwarders do not say it.
+    pub store: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -36,7 +40,7 @@ struct ProblemAnswer {
     detail: String,
 }
 
-/// The input URL of a bucket, which is created where the token may and it is missing.
+/// A bucket of a forwarder, which is created where the token may and it is missing.
 ///
 /// # Errors
 /// When the forwarder cannot be reached, is none, or refuses.
@@ -46,7 +50,7 @@ pub async fn ensure_bucket(
     trust: &Trust,
     token: &Token,
     bucket: &BucketName,
-) -> Result<String, AgentError> {
+) -> Result<ProvisionedBucket, AgentError> {
     let unreachable = |why: String| AgentError::Unreachable {
         forwarder: forwarder.to_string(),
         why,
@@ -65,11 +69,9 @@ pub async fn ensure_bucket(
     let answer = read(response, limits::MAX_API_ANSWER).await;
     let answer = answer.map_err(|e| unreachable(chain(&e.without_url())))?;
     if status.is_success() {
-        let answer = serde_json::from_slice::<BucketAnswer>(&answer);
-        let answer = answer.map_err(|_| {
+        return serde_json::from_slice(&answer).map_err(|_| {
             unreachable("it answered as no forwarder does: a login page, or another server?".into())
-        })?;
-        return Ok(answer.url);
+        });
     }
     Err(refused(forwarder, status, &headers, &answer))
 }
@@ -109,7 +111,7 @@ pub(crate) fn refused(
     }
 }
 
-/// The same for an agent.
+/// The input URL of an agent's bucket.
 pub(crate) async fn provision(config: &Config) -> Result<String, AgentError> {
     let Config {
         forwarder,
@@ -119,7 +121,8 @@ pub(crate) async fn provision(config: &Config) -> Result<String, AgentError> {
         bucket,
         ..
     } = config;
-    ensure_bucket(forwarder, proxies, trust, &access.token(), bucket).await
+    let bucket = ensure_bucket(forwarder, proxies, trust, &access.token(), bucket).await?;
+    Ok(bucket.url)
 }
 
 /// What a forwarder says to one who only looks.
@@ -161,7 +164,7 @@ pub async fn look_at(
     let clock = date.and_then(|date| Timestamp::from_http_date(date.to_str().ok()?));
     let said = read(answer, limits::MAX_API_ANSWER).await;
     let said = said.map_err(|e| unreachable(chain(&e.without_url())))?;
-    let is_list = serde_json::from_slice::<Vec<BucketAnswer>>(&said).is_ok();
+    let is_list = serde_json::from_slice::<Vec<ProvisionedBucket>>(&said).is_ok();
     let said = serde_json::from_slice::<ProblemAnswer>(&said);
     let token = match status {
         StatusCode::OK if is_list => Ok(()),

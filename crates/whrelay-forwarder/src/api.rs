@@ -88,23 +88,41 @@ pub(crate) async fn list_buckets(
     Ok((links, Json(views.collect())))
 }
 
+/// A bucket, to one whose agents receive its events.
+#[derive(Debug, Serialize)]
+pub(crate) struct ProvisionedView {
+    #[serde(flatten)]
+    bucket: BucketView,
+    /// The name of this forwarder's store, by which agents know it under every URL.
+    store: String,
+}
+
+impl ProvisionedView {
+    fn new(shared: &Shared, bucket: &Bucket) -> Json<Self> {
+        Json(Self {
+            bucket: view(shared, bucket),
+            store: shared.store.epoch().store.clone(),
+        })
+    }
+}
+
 /// `PUT /v1/buckets/{name}`: the bucket of that name, created where it is missing.
 pub(crate) async fn ensure_bucket(
     State(shared): State<Arc<Shared>>,
     Path(name): Path<String>,
     headers: HeaderMap,
-) -> Result<(StatusCode, Json<BucketView>), Problem> {
+) -> Result<(StatusCode, Json<ProvisionedView>), Problem> {
     access::check(&shared.store, &headers)?;
     let name: BucketName = name
         .parse()
         .map_err(|e| Problem::new(StatusCode::BAD_REQUEST, format!("{e}")))?;
     if let Some(bucket) = shared.registry.by_name(&name) {
-        return Ok((StatusCode::OK, Json(view(&shared, &bucket))));
+        return Ok((StatusCode::OK, ProvisionedView::new(&shared, &bucket)));
     }
     let key = BucketKey::mint(&name, rand::random());
     let stored = shared.store.ensure_bucket(&name, key).await;
     let (bucket, created) = stored?;
-    let answer = Json(view(&shared, &bucket));
+    let answer = ProvisionedView::new(&shared, &bucket);
     shared.registry.add(bucket);
     Ok((
         if created {

@@ -5,6 +5,7 @@ mod agents;
 mod args;
 mod commands;
 mod config;
+mod directories;
 mod embedded;
 mod exposure;
 mod failure;

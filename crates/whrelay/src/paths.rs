@@ -4,7 +4,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use directories::ProjectDirs;
-use url::Url;
 use whrelay_core::bucket::BucketName;
 use whrelay_store::Role;
 
@@ -63,20 +62,22 @@ impl Paths {
         }
     }
 
-    /// The name of this data directory's agents where none is given. It is drawn once, so that two machines do not
-    /// take each other's subscription; an agent that has a store under the old default keeps it, and so does one
-    /// of an embedded forwarder, which only this machine reaches.
+    /// The name of this data directory's agents where none is given, of a forwarder whose agents are in `forwarder`. It
+    /// is drawn once, so that two machines do not take each other's subscription; an agent that has a store under the
+    /// old default keeps it, and so does one of an embedded forwarder, which only this machine reaches.
     pub(crate) fn default_name(
         &self,
-        forwarder: Option<&Url>,
+        forwarder: Option<&Path>,
         bucket: &BucketName,
     ) -> Result<BucketName, Failure> {
         let bug = |e| Failure::new(Code::Bug, format!("{e}"));
         let old: BucketName = OLD_NAME.parse().map_err(bug)?;
-        let is_old = |url| {
-            self.agent(Some(url), bucket, &old)
-                .join(STORE_FILE)
-                .exists()
+        let is_old = |agents: &Path| {
+            let store = agents
+                .join(bucket.as_str())
+                .join(old.as_str())
+                .join(STORE_FILE);
+            store.exists()
         };
         if forwarder.is_none_or(is_old) {
             return Ok(old);
@@ -99,18 +100,23 @@ impl Paths {
         read(drawn).map_err(|e| failed(std::io::Error::other(e)))
     }
 
-    /// The data of one agent: of a bucket and name at a forwarder, or at the embedded one.
-    pub(crate) fn agent(
-        &self,
-        forwarder: Option<&Url>,
-        bucket: &BucketName,
-        name: &BucketName,
-    ) -> PathBuf {
-        let forwarder = forwarder.map_or_else(|| "embedded".to_owned(), file_name);
-        self.agents()
-            .join(forwarder)
-            .join(bucket.as_str())
-            .join(name.as_str())
+    /// The directory of the agents of embedded forwarders.
+    pub(crate) fn embedded_agents(&self) -> PathBuf {
+        self.agents().join("embedded")
+    }
+
+    /// The `n`th directory that is named after a forwarder's URL.
+    pub(crate) fn agents_of(&self, url: &str, n: u32) -> PathBuf {
+        let name = file_name(url);
+        self.agents().join(match n {
+            1 => name,
+            n => format!("{name}-{n}"),
+        })
+    }
+
+    /// The directories of the agents of each forwarder.
+    pub(crate) fn forwarders_of_agents(&self) -> Vec<PathBuf> {
+        subdirs(&self.agents())
     }
 
     /// The data of the embedded forwarder of a bucket.
@@ -232,8 +238,8 @@ fn subdirs(dir: &Path) -> Vec<PathBuf> {
     dirs
 }
 
-/// A URL as a directory's name.
-fn file_name(url: &Url) -> String {
+/// A URL as a directory's name, which others may have, too.
+fn file_name(url: &str) -> String {
     let plain = |c: char| {
         if c.is_ascii_alphanumeric() || c == '.' || c == '-' {
             c
@@ -241,34 +247,5 @@ fn file_name(url: &Url) -> String {
             '_'
         }
     };
-    url.as_str()
-        .trim_end_matches('/')
-        .replace("://", "_")
-        .chars()
-        .map(plain)
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn agents_of_different_forwarders_never_share_a_directory() {
-        let paths = Paths::under(Path::new("/data"));
-        let name: BucketName = "default".parse().expect("a name");
-        let urls = [
-            "http://h:1",
-            "https://h:1",
-            "http://h:2",
-            "http://h:1/x",
-            "http://[::1]:1",
-        ];
-        let dirs: std::collections::HashSet<_> = urls
-            .iter()
-            .map(|url| paths.agent(Some(&url.parse().expect("a URL")), &name, &name))
-            .chain([paths.agent(None, &name, &name)])
-            .collect();
-        assert_eq!(dirs.len(), urls.len() + 1);
-    }
+    url.replace("://", "_").chars().map(plain).collect()
 }

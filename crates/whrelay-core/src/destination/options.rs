@@ -118,6 +118,28 @@ impl OptionSet {
         }
     }
 
+    /// The defaults, of those options that have one.
+    pub fn defaults() -> Self {
+        let DeliveryOptions {
+            policy,
+            timeout,
+            max_in_flight,
+            rate,
+            order,
+        } = DeliveryOptions::default();
+        Self {
+            schedule: Some(policy.schedule),
+            deadline: Some(policy.deadline),
+            handoff_after: Some(policy.handoff_after),
+            max_attempts: Some(policy.max_attempts),
+            retry_on: Some(policy.retry_on),
+            timeout: Some(timeout),
+            max_in_flight: Some(max_in_flight),
+            rate,
+            order: Some(order),
+        }
+    }
+
     /// Gives an option its default again.
     pub fn reset(&mut self, key: OptionKey) {
         match key {
@@ -276,6 +298,7 @@ mod tests {
     #[test]
     fn each_option_is_set_laid_over_and_reset_by_itself() {
         assert_eq!(OptionSet::default().options(), DeliveryOptions::default());
+        assert_eq!(OptionSet::defaults().options(), DeliveryOptions::default());
         for key in OptionKey::ALL {
             assert_eq!(key.as_str().parse(), Ok(key));
             assert_eq!(key.as_str().replace('-', "_").parse(), Ok(key));

@@ -74,6 +74,8 @@ pub struct Planned {
     pub target: Target,
     /// Its options.
     pub options: OptionSet,
+    /// Those that are only as they were stored.
+    pub kept: Vec<OptionKey>,
     /// Which events go there.
     pub prefixes: Vec<Prefix>,
 }
@@ -84,13 +86,14 @@ impl Setup {
     /// # Errors
     /// When a name has no URL, or two.
     pub fn plan(&self, stored: &[Destination]) -> Result<Vec<Planned>, SetupError> {
-        let stored: Vec<_> = stored
-            .iter()
-            .filter(|known| known.name().is_some())
-            .collect();
+        let is_removed = |known: &&Destination| matches!(known.kind, Kind::Removed { .. });
         let mut plan = Plan {
             setup: self,
-            stored,
+            stored: stored
+                .iter()
+                .filter(|known| known.name().is_some())
+                .collect(),
+            removed: stored.iter().filter(is_removed).collect(),
             planned: Vec::new(),
         };
         for (prefix, spec) in self.given() {
@@ -129,23 +132,21 @@ impl Setup {
         self.declared.iter().find(|declared| declared.name == *name)
     }
 
-    /// The options of a destination that had some before.
-    fn options(&self, name: &DestinationName, before: Option<&Destination>) -> OptionSet {
-        let mut stored = before
-            .map(|before| before.options.clone())
-            .unwrap_or_default();
-        self.reset.iter().for_each(|key| stored.reset(*key));
-        let declared = self.declared(name).map(|declared| &declared.options);
-        let below = self.general.over(&stored);
+    /// What this run says of a destination's options.
+    fn given_options(&self, name: &DestinationName) -> OptionSet {
+        let declared = self.declared(name).map(|declared| declared.options.clone());
         self.typed
-            .over(&declared.cloned().unwrap_or_default())
-            .over(&below)
+            .over(&declared.unwrap_or_default())
+            .over(&self.general)
     }
 }
 
 struct Plan<'a> {
     setup: &'a Setup,
+    /// Those that events go to.
     stored: Vec<&'a Destination>,
+    /// Those that a person has removed.
+    removed: Vec<&'a Destination>,
     planned: Vec<Planned>,
 }
 
@@ -189,6 +190,7 @@ impl<'a> Plan<'a> {
             .ok_or_else(|| SetupError::Unknown(name.clone()))?
             .clone();
         let before = before.or_else(|| self.unnamed_at(&target));
+        let before = before.or_else(|| self.removed_at(&target));
         self.push(before, (name.clone(), true), target, prefix);
         Ok(())
     }
@@ -215,6 +217,7 @@ impl<'a> Plan<'a> {
             Some(Kind::Lasting { name, is_named }) => (name.clone(), *is_named),
             Some(Kind::OneOff | Kind::Removed { .. }) | None => (self.new_name(target), false),
         };
+        let before = before.or_else(|| self.removed_at(target));
         self.push(before, name, target.clone(), prefix);
     }
 
@@ -225,9 +228,18 @@ impl<'a> Plan<'a> {
         target: Target,
         prefix: Prefix,
     ) {
+        // Removal ends what was set of one that a person had removed.
+        let lasting = before.filter(|before| before.name().is_some());
+        let mut stored = lasting
+            .map(|before| before.options.clone())
+            .unwrap_or_default();
+        self.setup.reset.iter().for_each(|key| stored.reset(*key));
+        let given = self.setup.given_options(&name);
+        let is_kept = |key: &OptionKey| stored.get(*key).is_some() && given.get(*key).is_none();
         self.planned.push(Planned {
-            options: self.setup.options(&name, before),
             before: before.cloned(),
+            kept: OptionKey::ALL.into_iter().filter(is_kept).collect(),
+            options: given.over(&stored),
             name,
             is_named,
             target,
@@ -266,6 +278,13 @@ impl<'a> Plan<'a> {
             .copied()
             .filter(|known| is_unnamed(known));
         all.find(|known| known.target == *target && !self.is_planned(known.id) && !is_given(known))
+    }
+
+    /// A removed destination with this URL: what has ended there belongs to it again.
+    fn removed_at(&self, target: &Target) -> Option<&'a Destination> {
+        let all = self.removed.iter().copied();
+        let there = all.filter(|known| known.target == *target && !self.is_planned(known.id));
+        there.max_by_key(|known| known.id)
     }
 
     fn is_planned(&self, id: DestinationId) -> bool {

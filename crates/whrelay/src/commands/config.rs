@@ -5,6 +5,7 @@ use std::path::Path;
 
 use clap::CommandFactory;
 use serde_json::json;
+use whrelay_core::destination::{OptionKey, OptionSet};
 
 use crate::args::{Cli, ConfigArgs, ConfigCommand};
 use crate::config::source::{self, Source};
@@ -75,7 +76,9 @@ fn show(config: &Config, json: bool, output: &Output) -> Result<(), Failure> {
             (None, None) => {
                 let defaults = arg.get_default_values().iter();
                 let defaults = defaults.map(|value| value.to_string_lossy().into_owned());
-                (defaults.collect(), "default".to_owned())
+                let option = key.parse::<OptionKey>().ok();
+                let option = option.and_then(|key| OptionSet::defaults().get(key));
+                (defaults.chain(option).collect(), "default".to_owned())
             }
         };
         let hidden = arg.is_hide_env_values_set() && !values.is_empty();

@@ -6,6 +6,7 @@ mod payloads;
 
 use std::collections::HashMap;
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use tokio::sync::mpsc;
 use whrelay_agent::lines::{AttemptLine, EndpointState, Line};
 use whrelay_agent::{Access, Config, Label, Proxies, Requests};
 use whrelay_core::backlog::Backlog;
+use whrelay_core::bucket::BucketName;
 use whrelay_core::delivery::State;
 use whrelay_core::destination::Setup;
 use whrelay_core::retention::Retention;
@@ -39,7 +41,7 @@ const FAILING_OF_TEN: u8 = 3;
 pub(crate) async fn run(args: DemoArgs, output: &Output) -> Result<(), Failure> {
     let scratch = Scratch::new("demo")?;
     let paths = Paths::under(scratch.path());
-    let name = "demo"
+    let name: BucketName = "demo"
         .parse()
         .map_err(|e| Failure::new(Code::Bug, format!("{e}")))?;
     let fails = |attempt: &str| attempt == "1" && rand::random::<u8>() % 10 < FAILING_OF_TEN;
@@ -47,34 +49,21 @@ pub(crate) async fn run(args: DemoArgs, output: &Output) -> Result<(), Failure> 
     let receiver = receiver.map_err(|e| network(&e))?;
     let loopback = Some(std::net::SocketAddr::from(([127, 0, 0, 1], 0)));
     let embedded = Embedded::start(&paths.embedded(&name), loopback, Retention::ALL).await?;
-    let dir = paths.agent(None, &name, &name);
+    let dir = paths
+        .embedded_agents()
+        .join(name.as_str())
+        .join(name.as_str());
     let store = agents::open_to_listen(&dir, Retention::ALL).await?;
     let target = format!("localhost:{}", receiver.port());
-    let config = Config {
-        forwarder: embedded.url.clone(),
-        proxies: Proxies::none(),
-        trust: Trust::default(),
-        access: Access::new(embedded.token.clone(), None),
-        bucket: name.clone(),
-        subscription: name,
-        label: Label::default(),
-        take_over: false,
-        wants_backlog: None,
-        setup: Setup {
-            to: vec![
-                target
-                    .parse()
-                    .map_err(|e| Failure::new(Code::Bug, format!("{e}")))?,
-            ],
-            ..Setup::default()
-        },
-        backlog: Backlog::default(),
-        exit_on_disconnect: None,
-        requests: Requests::default(),
-        retention: Retention::ALL,
-        dir,
-        runtime_dirs: runtime_dirs(),
+    let setup = Setup {
+        to: vec![
+            target
+                .parse()
+                .map_err(|e| Failure::new(Code::Bug, format!("{e}")))?,
+        ],
+        ..Setup::default()
     };
+    let config = config(&embedded, setup, name, dir);
     output.tell("\n  sender -> forwarder's store -> tunnel -> agent's store -> receiver\n");
     let interrupted = shutdown::on_signal();
     let stop = interrupted.child_token();
@@ -107,6 +96,28 @@ pub(crate) async fn run(args: DemoArgs, output: &Output) -> Result<(), Failure> 
     embedded.stop().await;
     store.close().await;
     shown
+}
+
+/// An agent of the demo's own forwarder.
+fn config(embedded: &Embedded, setup: Setup, name: BucketName, dir: PathBuf) -> Config {
+    Config {
+        forwarder: embedded.url.clone(),
+        proxies: Proxies::none(),
+        trust: Trust::default(),
+        access: Access::new(embedded.token.clone(), None),
+        bucket: name.clone(),
+        subscription: name,
+        label: Label::default(),
+        take_over: false,
+        wants_backlog: None,
+        setup,
+        backlog: Backlog::default(),
+        exit_on_disconnect: None,
+        requests: Requests::default(),
+        retention: Retention::ALL,
+        dir,
+        runtime_dirs: runtime_dirs(),
+    }
 }
 
 fn network(error: &dyn std::fmt::Display) -> Failure {

@@ -31,6 +31,7 @@ use self::screen::Screen;
 use crate::agents;
 use crate::args::{ForwarderChoice, ListenArgs, ListenOutput, PublicBy, RequestArgs};
 use crate::config;
+use crate::directories;
 use crate::embedded::Embedded;
 use crate::exposure;
 use crate::failure::{Code, Failure};
@@ -58,24 +59,31 @@ pub(crate) async fn run(
     let paths = Paths::resolve()?;
     let tokens: Vec<_> = args.forwarder.token_file.iter().cloned().collect();
     exposure::warn(paths.data(), &tokens, config, output);
+    let setup = setup(&args, config)?;
+    let trust = args.requests.tunnel_trust();
+    let agents = agents_of(&paths, (&args.forwarder, &trust), &args.bucket).await?;
     let name = match &args.name {
         Some(name) => name.clone(),
-        None => paths.default_name(args.forwarder.url.as_ref(), &args.bucket)?,
+        None => {
+            let forwarder = args.forwarder.url.as_ref().map(|_| agents.as_path());
+            paths.default_name(forwarder, &args.bucket)?
+        }
     };
+    let dir = agents.join(args.bucket.as_str()).join(name.as_str());
     let backlog = Backlog {
         newest: args.backlog.and_then(|newest| newest.0),
         since: args.since.map(Timestamp::from_micros),
     };
     let asks = args.backlog.is_some() || backlog.since.is_some();
     let job = Job {
-        setup: setup(&args, config)?,
+        setup,
         choice: args.forwarder.clone(),
         bucket: args.bucket.clone(),
         name,
         take_over: args.take_over,
         backlog,
         wants_backlog: asks.then_some(backlog.newest != Some(0)),
-        trust: args.requests.tunnel_trust(),
+        trust,
         requests: requests(&args.requests),
         retention: args.retention.retention(false),
         exit_on_disconnect: args.exit_on_disconnect,
@@ -83,14 +91,32 @@ pub(crate) async fn run(
     };
     let stop = shutdown::on_signal();
     warn_if_fleeting(paths.data(), output);
-    let dir = paths.agent(job.choice.url.as_ref(), &job.bucket, &job.name);
     let ready_file = args.ready_file.as_deref();
     ready_file.map_or(Ok(()), remove_ready)?;
-    let ended = show(&args, output, &stop, dir, |tell| {
-        job.run(paths, tell, stop.clone())
+    let ended = show(&args, output, &stop, dir.clone(), |tell| {
+        job.run(paths, dir.clone(), tell, stop.clone())
     })
     .await;
     ended.and(ready_file.map_or(Ok(()), remove_ready))
+}
+
+/// The directory of the agents of a forwarder, or of embedded ones.
+pub(crate) async fn agents_of(
+    paths: &Paths,
+    (choice, trust): (&ForwarderChoice, &Trust),
+    bucket: &BucketName,
+) -> Result<PathBuf, Failure> {
+    let Some(forwarder) = &choice.url else {
+        return Ok(paths.embedded_agents());
+    };
+    let token = given_token(choice)?;
+    let ask = async {
+        let (proxies, token) = (proxies(), token?);
+        let asked = whrelay_agent::ensure_bucket(forwarder, &proxies, trust, &token, bucket).await;
+        // What keeps it from answering is said by the connection.
+        asked.ok()?.store
+    };
+    directories::of_forwarder(paths, forwarder, ask).await
 }
 
 /// Removes a ready file: scripts take its existence to mean that `listen` runs.
@@ -128,16 +154,16 @@ pub(crate) struct Job {
 }
 
 impl Job {
-    /// Does it until `stop`.
+    /// Does it until `stop`, with a store in `dir`.
     pub(crate) async fn run(
         self,
         paths: Paths,
+        dir: PathBuf,
         tell: Tell,
         stop: CancellationToken,
     ) -> Result<(), Failure> {
         let token = given_token(&self.choice)?;
         let Some(forwarder) = self.choice.url.clone() else {
-            let dir = paths.agent(None, &self.bucket, &self.name);
             let store = agents::open_to_listen(&dir, self.retention).await?;
             let there = paths.embedded(&self.bucket);
             let mut embedded = Embedded::start(&there, self.choice.bind, self.retention).await?;
@@ -185,7 +211,6 @@ impl Job {
             let why = format!("--bind is for an embedded forwarder: events come from {forwarder}");
             tell(Line::warning(why));
         }
-        let dir = paths.agent(Some(&forwarder), &self.bucket, &self.name);
         let store = agents::open_to_listen(&dir, self.retention).await?;
         let file = self.choice.token_file.clone();
         let file = file.filter(|_| !self.choice.token_is_typed);

@@ -54,7 +54,9 @@ async fn test(args: TestArgs, output: &Output) -> Result<(), Failure> {
         .map_err(|e| Failure::new(Code::Bug, format!("{e}")))?;
     let job = job(&args, name.clone());
     let paths = Paths::under(scratch.path());
-    let mut agent = tokio::spawn(job.run(paths, tell, stop.clone()));
+    let agents = listen::agents_of(&paths, (&job.choice, &job.trust), &job.bucket).await?;
+    let dir = agents.join(job.bucket.as_str()).join(name.as_str());
+    let mut agent = tokio::spawn(job.run(paths, dir, tell, stop.clone()));
     let until = Instant::now() + args.timeout;
     let watch = Watch {
         args: &args,

@@ -1,3 +1,5 @@
+//! Which stored destination each argument means.
+
 use super::*;
 use crate::bucket::BucketId;
 
@@ -146,7 +148,7 @@ fn a_name_given_to_an_unnamed_url_takes_its_queue() {
 }
 
 #[test]
-fn one_offs_and_removed_ones_are_never_meant() {
+fn a_one_off_is_never_meant_and_a_removed_one_only_by_its_url() {
     let mut known = [
         stored(1, "default", false, "3000"),
         stored(2, "api", true, "4000"),
@@ -155,10 +157,16 @@ fn one_offs_and_removed_ones_are_never_meant() {
     known[1].kind = Kind::Removed {
         name: "api".parse().expect("a name"),
     };
+    known[1].options.max_attempts = Some(3);
+    let all = setup(&["3000", "hooks=4000"], &[]);
     assert_eq!(
-        planned(&setup(&["3000", "api=4000"], &[]), &known),
-        ["new api 4000 /", "new default 3000 /"]
+        planned(&all, &known),
+        ["2 hooks 4000 /", "new default 3000 /"]
     );
+    let plan = all.plan(&known).expect("a plan");
+    assert_eq!(plan[0].options, OptionSet::default(), "they went with it");
+    let elsewhere = setup(&["api=5000"], &[]);
+    assert_eq!(planned(&elsewhere, &known), ["new api 5000 /"]);
 }
 
 #[test]
@@ -192,6 +200,8 @@ fn what_is_typed_comes_before_a_destinations_file_entry_and_that_before_the_file
             .clone()
     };
     assert_eq!(options(&all), known.options);
+    let kept = all.plan(&[known.clone()]).expect("a plan")[0].kept.clone();
+    assert_eq!(kept, [OptionKey::MaxAttempts, OptionKey::Timeout]);
     all.general = attempts(2);
     assert_eq!(options(&all).max_attempts, Some(2));
     let name: DestinationName = "api".parse().expect("a name");

@@ -1,0 +1,355 @@
+//! Destinations: names that own queues, stored options, and the commands that change them.
+
+use serde_json::{Value, json};
+use whrelay_tests::eventually;
+use whrelay_tests::process::{Cloud, Home, Process};
+use whrelay_tests::receiver::Receiver;
+use whrelay_tests::sender::send;
+
+use crate::{home, json_lines, told};
+
+async fn queue(listen: &Process, url: &str, count: usize) -> Vec<String> {
+    let mut ids = Vec::new();
+    for n in 0..count {
+        let id = send(url, n.to_string()).await;
+        listen
+            .wait("received", |line| line["event"] == id.as_str())
+            .await;
+        ids.push(id);
+    }
+    ids
+}
+
+/// Waits until these events have arrived, each once. Those that start at once arrive in any order.
+async fn all_arrive(receiver: &Receiver, ids: &[String]) {
+    let sorted = |mut all: Vec<String>| {
+        all.sort();
+        all
+    };
+    let wanted = sorted(ids.to_vec());
+    eventually("all arrive", || {
+        (sorted(receiver.events()) == wanted).then_some(())
+    })
+    .await;
+}
+
+fn says(text: &str) -> impl Fn(&Value) -> bool {
+    move |line| {
+        line["message"]
+            .as_str()
+            .is_some_and(|message| message.contains(text))
+    }
+}
+
+/// What `destination show` says, in JSON.
+fn shown(home: &Home, name: &str) -> Value {
+    let out = home.run(&["destination", "show", name, "--json"]);
+    json_lines(&out.stdout).remove(0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_goes_with_its_name_to_another_url_and_waits_while_the_name_is_left_out() {
+    let (home, mut old, new) = (home(), Receiver::start().await, Receiver::start().await);
+    let other = Receiver::start().await;
+    old.stop();
+    let api = format!("api={}", old.target());
+    let (mut listen, url) = home.listen(&["--to", &api]).await;
+    let ids = queue(&listen, &url, 3).await;
+    assert_eq!(listen.terminate().await, Some(0));
+
+    // Another destination beside it: it keeps its queue, and is named with the commands that help.
+    let (mut listen, _) = home.listen(&["--to", &other.target()]).await;
+    let told_of = listen
+        .wait("warning", says("3 deliveries are queued for api"))
+        .await;
+    let message = told_of["message"].as_str().unwrap();
+    assert!(
+        message.contains("--to api") && message.contains("destination rm api"),
+        "{message}"
+    );
+    let status = told(&home, &["status"]).1;
+    assert!(status.contains("whrelay listen --to api"), "{status}");
+    assert_eq!(listen.terminate().await, Some(0));
+    assert_eq!(other.count(), 0);
+
+    let moved = format!("api={}", new.target());
+    let (mut listen, _) = home.listen(&["--to", &moved]).await;
+    listen
+        .wait("warning", says("3 deliveries that were queued for"))
+        .await;
+    all_arrive(&new, &ids).await;
+    listen.wait_state(&ids[0], "sent").await;
+    let attempt = listen.all("attempt").remove(0);
+    assert_eq!(attempt["destination"], "api");
+    assert_eq!(attempt["target"], format!("http://{}", new.target()));
+    assert_eq!(listen.terminate().await, Some(0));
+
+    // An attempt that was made at the URL of before still says so.
+    let logs = json_lines(&home.run(&["logs", "--event", &ids[0], "--json"]).stdout);
+    let targets: Vec<_> = logs.iter().map(|line| line["target"].clone()).collect();
+    assert_eq!(
+        targets.last(),
+        Some(&json!(format!("http://{}", new.target())))
+    );
+    assert!(
+        targets[..targets.len() - 1]
+            .iter()
+            .all(|t| *t == format!("http://{}", old.target()))
+    );
+    // The name alone is enough from now on.
+    let (mut listen, url) = home.listen(&["--to", "api"]).await;
+    let id = send(&url, "x").await;
+    listen.wait_state(&id, "sent").await;
+    assert_eq!(listen.terminate().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_given_option_is_stored_until_it_is_given_anew_or_reset() {
+    let (home, receiver) = (home(), Receiver::start().await);
+    let to = receiver.target();
+    let with = ["--to", &to, "--rate", "50/s", "--max-attempts", "3"];
+    let (mut listen, _) = home.listen(&with).await;
+    assert_eq!(listen.terminate().await, Some(0));
+    let (mut listen, _) = home.listen(&["--to", &to, "--max-attempts", "4"]).await;
+    let kept = listen.wait("warning", says("keeps the options")).await;
+    let kept = kept["message"].as_str().unwrap();
+    assert!(
+        kept.contains("rate 50/s") && !kept.contains("max-attempts"),
+        "{kept}"
+    );
+    let of = shown(&home, "default");
+    assert_eq!(
+        (&of["options"]["rate"], &of["options"]["max_attempts"]),
+        (&json!("50/s"), &json!(4))
+    );
+    assert_eq!(of["set"], json!(["max-attempts", "rate"]));
+    // Another process changes it while it runs.
+    let set = [
+        "destination",
+        "set",
+        "default",
+        "--timeout",
+        "2s",
+        "--reset",
+        "rate",
+        "--json",
+    ];
+    let out = json_lines(&home.run(&set).stdout).remove(0);
+    assert_eq!(
+        (&out["options"]["timeout_ms"], &out["options"]["rate"]),
+        (&json!(2000), &Value::Null)
+    );
+    assert_eq!(listen.terminate().await, Some(0));
+    let (mut listen, _) = home.listen(&["--to", &to, "--reset", "max-attempts"]).await;
+    let of = shown(&home, "default");
+    assert_eq!(of["set"], json!(["timeout"]));
+    assert_eq!(listen.terminate().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_destination_gets_nothing_until_it_is_resumed_also_after_a_restart() {
+    let (home, receiver) = (home(), Receiver::start().await);
+    let to = format!("api={}", receiver.target());
+    let (mut listen, url) = home.listen(&["--to", &to]).await;
+    assert_eq!(told(&home, &["destination", "pause", "api"]).0, Some(0));
+    let ids = queue(&listen, &url, 2).await;
+    assert_eq!(listen.terminate().await, Some(0));
+    let (mut listen, url) = home.listen(&["--to", "api"]).await;
+    listen.wait("warning", says("is paused since")).await;
+    let status = json_lines(&home.run(&["status", "--json"]).stdout).remove(0);
+    assert_eq!(
+        (&status["paused"], &status["queued"]),
+        (&json!(true), &json!(2))
+    );
+    assert!(status["targets"][0]["paused_at"].is_string(), "{status}");
+    let ids = [ids, queue(&listen, &url, 1).await].concat();
+    assert_eq!(receiver.count(), 0);
+    assert_eq!(told(&home, &["destination", "resume", "api"]).0, Some(0));
+    all_arrive(&receiver, &ids).await;
+    assert_eq!(listen.terminate().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_url_that_changes_while_it_runs_gets_what_is_queued() {
+    let (home, mut old, new) = (home(), Receiver::start().await, Receiver::start().await);
+    old.stop();
+    let (mut listen, url) = home.listen(&["--to", &old.target()]).await;
+    let ids = queue(&listen, &url, 3).await;
+    listen
+        .wait("endpoint", |line| line["state"] == "offline")
+        .await;
+    let set = ["destination", "set", "default", "--to", &new.target()];
+    let (done, said) = told(&home, &set);
+    assert!(done == Some(0) && said.contains("3 deliveries"), "{said}");
+    all_arrive(&new, &ids).await;
+    assert_eq!(listen.terminate().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_destination_with_a_queue_is_removed_only_with_a_word_on_the_queue() {
+    let (home, mut away) = (home(), Receiver::start().await);
+    let there = Receiver::start().await;
+    away.stop();
+    let (one, two) = (
+        format!("one={}", away.target()),
+        format!("two={}", away.target()),
+    );
+    let (mut listen, url) = home.listen(&["--to", &one, "--to", &two]).await;
+    let ids = queue(&listen, &url, 3).await;
+    let (running, said) = told(&home, &["destination", "rm", "one", "--discard"]);
+    assert!(
+        running == Some(1) && said.contains("a `listen` delivers to one"),
+        "{said}"
+    );
+    assert_eq!(listen.terminate().await, Some(0));
+    let (refused, said) = told(&home, &["destination", "rm", "one"]);
+    assert!(
+        refused == Some(1) && said.contains("--move-to") && said.contains("--discard"),
+        "{said}"
+    );
+    let (unknown, said) = told(&home, &["destination", "rm", "one", "--move-to", "three"]);
+    assert!(unknown == Some(3) && said.contains("three"), "{said}");
+    // Both have every event, so that none may arrive twice.
+    let (done, said) = told(&home, &["destination", "rm", "one", "--move-to", "two"]);
+    assert!(
+        done == Some(0) && said.contains("discarded 3 deliveries"),
+        "{said}"
+    );
+    let to = format!("three={}", there.target());
+    let (mut listen, _) = home.listen(&["--to", &to]).await;
+    let (done, said) = told(&home, &["destination", "rm", "two", "--move-to", "three"]);
+    assert!(
+        done == Some(0) && said.contains("moved 3 deliveries"),
+        "{said}"
+    );
+    all_arrive(&there, &ids).await;
+    assert_eq!(listen.terminate().await, Some(0));
+    let all = json_lines(&home.run(&["destination", "ls", "--json"]).stdout);
+    let names: Vec<_> = all.iter().map(|line| line["name"].clone()).collect();
+    assert_eq!(names, ["three"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nonsense_about_destinations_is_refused_with_a_hint_and_changes_nothing() {
+    let home = home();
+    for (args, code, word) in [
+        (&["listen", "--to", "api"][..], 2, "--to api=localhost:3000"),
+        (
+            &["listen", "3000", "--route", "/x=api"],
+            2,
+            "there is no destination `api`",
+        ),
+        (
+            &["listen", "--to", "a=3000", "--to", "a=4000"],
+            2,
+            "two URLs",
+        ),
+        (
+            &["listen", "--to", "A=3000"],
+            2,
+            "cannot name a destination",
+        ),
+        (&["listen", "--to", "api="], 2, "--to"),
+        (&["destination", "show", "api"], 3, "destination ls"),
+        (
+            &["destination", "set", "api", "--rate", "1/s"],
+            3,
+            "there is no destination",
+        ),
+        (&["destination", "set", "api"], 2, "nothing to set"),
+        (
+            &["destination", "rm", "api", "--discard", "--move-to", "b"],
+            2,
+            "--discard",
+        ),
+    ] {
+        let (exit, said) = tokio::task::block_in_place(|| told(&home, args));
+        assert!(
+            exit == Some(code) && said.contains(word),
+            "{args:?}: {exit:?} {said}"
+        );
+    }
+    for (file, word) in [
+        (
+            "[destination.api]\ncolour = \"red\"\n",
+            "there is no key `colour` in [destination.api]",
+        ),
+        (
+            "[destination.api]\nto = \"ftp://x\"\n",
+            "destination.api.to",
+        ),
+        (
+            "[destination.api]\nrate = [\"1/s\", \"2/s\"]\n",
+            "one value",
+        ),
+        (
+            "[destination.\"a b\"]\nto = \"3000\"\n",
+            "cannot name a destination",
+        ),
+        ("[destination]\napi = \"3000\"\n", "[destination.api]"),
+    ] {
+        home.configure(file);
+        let (exit, said) = tokio::task::block_in_place(|| told(&home, &["listen"]));
+        assert!(exit == Some(2) && said.contains(word), "{file}: {said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn destinations_of_a_file_have_their_own_options_and_a_typed_target_takes_their_place() {
+    let (home, api, hooks) = (home(), Receiver::start().await, Receiver::start().await);
+    home.configure(&format!(
+        "max_attempts = 5\nroute = [\"/stripe=hooks\"]\n\
+         [destination.api]\nto = \"{}\"\nmax_attempts = 7\n[destination.hooks]\nto = \"{}\"\n",
+        api.target(),
+        hooks.target()
+    ));
+    let (mut listen, url) = home.listen(&[]).await;
+    let id = send(&format!("{url}/stripe/x"), "x").await;
+    listen.wait_state(&id, "sent").await;
+    let id = send(&url, "y").await;
+    listen.wait_state(&id, "sent").await;
+    assert_eq!((api.count(), hooks.count()), (1, 1));
+    assert_eq!(shown(&home, "api")["options"]["max_attempts"], 7);
+    assert_eq!(shown(&home, "hooks")["options"]["max_attempts"], 5);
+    let config = told(&home, &["config", "show"]).1;
+    assert!(
+        config.contains("destination.api.max_attempts = \"7\""),
+        "{config}"
+    );
+    assert_eq!(listen.terminate().await, Some(0));
+    let (mut listen, url) = home.listen(&["--to", "hooks"]).await;
+    let id = send(&url, "z").await;
+    listen.wait_state(&id, "sent").await;
+    assert_eq!((api.count(), hooks.count()), (1, 2));
+    assert_eq!(listen.terminate().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forwarder_under_another_spelling_is_the_same_and_another_one_is_not() {
+    let (there, here, mut receiver) = (home(), home(), Receiver::start().await);
+    let cloud = Cloud::start(&there).await;
+    let to = receiver.target();
+    receiver.stop();
+    let args = [&cloud.flags()[..], &["--to", &to]].concat();
+    let (mut listen, url) = here.listen(&args).await;
+    let ids = queue(&listen, &url, 2).await;
+    let other = cloud.url.replace("127.0.0.1", "localhost");
+    let spelled = [
+        "--forwarder",
+        &other,
+        "--token-file",
+        &cloud.token_file,
+        "--to",
+        &to,
+    ];
+    let second = [&["listen"][..], &spelled].concat();
+    let (code, said) = tokio::task::block_in_place(|| told(&here, &second));
+    assert_eq!(code, Some(6), "it is in use: {said}");
+    assert_eq!(listen.terminate().await, Some(0));
+    receiver.open_again().await;
+    let (mut listen, _) = here.listen(&spelled).await;
+    all_arrive(&receiver, &ids).await;
+    assert_eq!(listen.terminate().await, Some(0));
+    let agents = here.path().join(".local/share/whrelay/agents");
+    assert_eq!(std::fs::read_dir(agents).unwrap().count(), 1);
+}
