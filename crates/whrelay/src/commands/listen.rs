@@ -3,6 +3,7 @@
 
 mod drain;
 mod screen;
+mod setup;
 mod view;
 
 use std::io::IsTerminal;
@@ -19,17 +20,17 @@ use whrelay_agent::lines::{Line, ReadyLine};
 use whrelay_agent::{Access, Config, Label, Proxies, Requests, Tell};
 use whrelay_core::backlog::Backlog;
 use whrelay_core::bucket::BucketName;
-use whrelay_core::destination::{Declared, DestinationName, Setup, Spec};
+use whrelay_core::destination::Setup;
 use whrelay_core::retention::Retention;
-use whrelay_core::route::{Prefix, Route};
 use whrelay_core::time::Timestamp;
 use whrelay_core::token::Token;
 use whrelay_delivery::Trust;
 
 use self::drain::Drain;
 use self::screen::Screen;
+pub(crate) use self::setup::{requests, setup};
 use crate::agents;
-use crate::args::{ForwarderChoice, ListenArgs, ListenOutput, PublicBy, RequestArgs};
+use crate::args::{ForwarderChoice, ListenArgs, ListenOutput, PublicBy};
 use crate::config;
 use crate::directories;
 use crate::embedded::Embedded;
@@ -44,8 +45,6 @@ use crate::text::{ago, shown};
 
 /// Lines that may wait for a slow terminal or pipe; more are counted and skipped.
 const WAITING_LINES: usize = 16 * 1024;
-/// Targets of one agent at most: each is delivered to by itself.
-const MAX_TARGETS: usize = 256;
 /// An end that takes no longer needs no word.
 const AT_ONCE: Duration = Duration::from_secs(1);
 /// How long the end waits for the last lines to be printed.
@@ -299,73 +298,6 @@ fn label() -> Label {
         host,
         user: user.unwrap_or_default(),
     }
-}
-
-/// How requests to destinations are made.
-pub(crate) fn requests(args: &RequestArgs) -> Requests {
-    Requests {
-        fields: args.fields(),
-        trust: args.trust(),
-        signatures: args.signatures.signatures(),
-    }
-}
-
-/// Where events go, and how deliveries are made; nothing that no route takes may be lost for it.
-pub(crate) fn setup(args: &ListenArgs, config: &config::Config) -> Result<Setup, Failure> {
-    let mut to: Vec<Spec> = Vec::new();
-    for spec in args.targets.iter().chain(&args.to) {
-        if !to.contains(spec) {
-            to.push(spec.clone());
-        }
-    }
-    let declared = config.destinations.declared();
-    if !args.to_is_typed {
-        to.extend(declared_only(&declared, &to, &args.route));
-    }
-    let mut routes: Vec<Route> = Vec::new();
-    for route in &args.route {
-        if !routes.contains(route) {
-            routes.push(route.clone());
-        }
-    }
-    let count = to.len() + routes.len();
-    if count > MAX_TARGETS {
-        let why = format!("{count} destinations are too many");
-        return Err(Failure::new(Code::Usage, why).hint(format!("at most {MAX_TARGETS}")));
-    }
-    if count == 0 {
-        return Err(
-            Failure::new(Code::Usage, "no target: where should events go?")
-                .hint("whrelay listen --to localhost:3000"),
-        );
-    }
-    let takes_all = |route: &Route| route.prefix == Prefix::default();
-    if to.is_empty() && !routes.iter().any(takes_all) {
-        return Err(
-            Failure::new(Code::Usage, "events outside your routes have no target")
-                .hint("say where the rest goes with --to, or with --route /=TARGET"),
-        );
-    }
-    Ok(Setup {
-        to,
-        routes,
-        declared,
-        general: args.delivery.general(),
-        typed: args.delivery.typed(),
-        reset: args.reset.clone(),
-    })
-}
-
-/// The destinations of files that no other argument names: each gets every event.
-fn declared_only(declared: &[Declared], to: &[Spec], routes: &[Route]) -> Vec<Spec> {
-    let is_named = |name: &DestinationName| {
-        let mut all = to.iter().chain(routes.iter().map(|route| &route.to));
-        all.any(|spec| spec.name() == Some(name))
-    };
-    let with_url = declared.iter().filter(|declared| declared.target.is_some());
-    let rest = with_url.filter(|declared| !is_named(&declared.name));
-    rest.map(|declared| Spec::Known(declared.name.clone()))
-        .collect()
 }
 
 /// The token for the chosen forwarder: one typed on the command line, else that of the token file, else that of the
