@@ -70,8 +70,8 @@ impl<V: Vault> World<V> {
                 true => Dispatcher::doubtful(self.max_in_flight, rate, Probing::Loopback, instant),
                 false => Dispatcher::new(self.max_in_flight, rate, Probing::Loopback),
             };
-            let purpose = Purpose::Release { lane: index };
-            desk.asked.push_back((write, purpose));
+            desk.asked
+                .push_back((write, Purpose::Release { lane: index }));
             lanes.push(Lane {
                 id: *id,
                 endpoint: *endpoint,
@@ -426,8 +426,7 @@ impl<V: Vault> World<V> {
                 Ok(())
             }
             Purpose::Release { lane } => {
-                process.lanes[lane].begun = true;
-                process.lanes[lane].wake = true;
+                (process.lanes[lane].begun, process.lanes[lane].wake) = (true, true);
                 Ok(())
             }
             Purpose::Verdict { lane, verdict } => self.finish(n, lane, &verdict),
