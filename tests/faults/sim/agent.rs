@@ -437,11 +437,8 @@ impl<V: Vault> World<V> {
                 }
                 self.left_alone(n, &[*row])
             }
-            Purpose::Post { .. }
-            | Purpose::Ack
-            | Purpose::Join { .. }
-            | Purpose::Endpoint
-            | Purpose::Retention => Ok(()),
+            Purpose::Post { .. } | Purpose::Join { .. } => Ok(()),
+            Purpose::Ack | Purpose::Endpoint | Purpose::Retention => Ok(()),
         }
     }
 
