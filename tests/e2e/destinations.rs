@@ -75,7 +75,7 @@ async fn a_queue_goes_with_its_name_to_another_url_and_waits_while_the_name_is_l
     let moved = format!("api={}", new.target());
     let (mut listen, _) = home.listen(&["--to", &moved]).await;
     listen
-        .wait("warning", says("3 deliveries that were queued for"))
+        .wait("warning", says("3 deliveries are queued for"))
         .await;
     all_arrive(&new, &ids).await;
     listen.wait_state(&ids[0], "sent").await;

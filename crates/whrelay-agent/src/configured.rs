@@ -80,9 +80,9 @@ async fn take_up(runtime: &Runtime, planned: &Planned) -> Result<Destination, Ag
         let queued = waiting(store, before)?;
         if queued > 0 {
             let from = &before.target;
-            (runtime.tell)(Line::warning(format!(
-                "{name}: {queued} deliveries that were queued for {from} go to {target} now"
-            )));
+            let queued = queued_for(queued, from);
+            let why = format!("{name}: {queued}; its URL is {target} now");
+            (runtime.tell)(Line::warning(why));
         }
     }
     if before.name().is_some_and(|before| before != name) {
@@ -151,4 +151,12 @@ async fn add(
 pub(crate) fn waiting(store: &Store, destination: &Destination) -> Result<u64, StoreError> {
     let counts = store.counts(destination.id)?;
     Ok(counts.queued + counts.stalled)
+}
+
+/// That so many deliveries are queued for a destination, or for the URL that it had.
+pub(crate) fn queued_for(count: u64, whom: impl std::fmt::Display) -> String {
+    match count {
+        1 => format!("1 delivery is queued for {whom}"),
+        _ => format!("{count} deliveries are queued for {whom}"),
+    }
 }

@@ -1,6 +1,6 @@
 //! What an agent runs: the engines of its destinations, and what is known of them and of the tunnel.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::mem::Discriminant;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -24,6 +24,7 @@ use crate::{Requests, Tell};
 /// A destination that is delivered to.
 #[derive(Clone)]
 struct Running {
+    id: DestinationId,
     settings: watch::Sender<Arc<Settings>>,
     engine: Arc<Engine>,
     /// Which new events go there: none to that of a one-off replay.
@@ -45,7 +46,8 @@ pub(crate) struct Runtime {
     down: Mutex<Option<(Discriminant<AgentError>, String)>>,
     /// Why the store takes nothing new in, while it does not.
     refuses: watch::Sender<Option<String>>,
-    running: Mutex<BTreeMap<DestinationId, Running>>,
+    /// In the order of the arguments.
+    running: Mutex<Vec<Running>>,
     /// Held while destinations are added, renamed or removed.
     pub(crate) changing: tokio::sync::Mutex<()>,
     offline: Mutex<HashSet<DestinationId>>,
@@ -88,8 +90,8 @@ impl Runtime {
     /// Which events go where.
     pub(crate) fn routes(&self) -> Vec<(Prefix, DestinationId)> {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        let of = |(id, running): (&DestinationId, &Running)| {
-            let id = *id;
+        let of = |running: &Running| {
+            let id = running.id;
             let prefixes = running.prefixes.clone().into_iter();
             prefixes.map(move |prefix| (prefix, id))
         };
@@ -103,7 +105,7 @@ impl Runtime {
         prefixes: Vec<Prefix>,
     ) -> Result<(), AgentError> {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = running.get_mut(&destination.id) {
+        if let Some(known) = running.iter_mut().find(|known| known.id == destination.id) {
             known.prefixes.extend(prefixes);
             let before = Arc::clone(&known.settings.borrow());
             let settings = self.settings(destination, Some(&before.client))?;
@@ -125,12 +127,12 @@ impl Runtime {
                 broken.send_replace(Some(error));
             }
         });
-        let new = Running {
+        running.push(Running {
+            id: destination.id,
             settings,
             engine,
             prefixes,
-        };
-        running.insert(destination.id, new);
+        });
         Ok(())
     }
 
@@ -231,27 +233,27 @@ impl Runtime {
     /// The destinations that are delivered to.
     pub(crate) fn served(&self) -> Vec<DestinationId> {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.keys().copied().collect()
+        running.iter().map(|running| running.id).collect()
     }
 
     /// Whether anything is delivered to a destination.
     pub(crate) fn serves(&self, id: DestinationId) -> bool {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.contains_key(&id)
+        running.iter().any(|running| running.id == id)
     }
 
     /// How deliveries to a destination are made, where any are.
     pub(crate) fn settings_of(&self, id: DestinationId) -> Option<Arc<Settings>> {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running
-            .get(&id)
-            .map(|running| Arc::clone(&running.settings.borrow()))
+        let running = running.iter().find(|running| running.id == id)?;
+        Some(Arc::clone(&running.settings.borrow()))
     }
 
     /// The head of a destination's line, where it is served in order.
     pub(crate) fn head(&self, id: DestinationId) -> Result<Option<Head>, StoreError> {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        let engine = running.get(&id).map(|running| Arc::clone(&running.engine));
+        let engine = running.iter().find(|running| running.id == id);
+        let engine = engine.map(|running| Arc::clone(&running.engine));
         drop(running);
         engine.map_or(Ok(None), |engine| engine.head())
     }
@@ -298,7 +300,7 @@ impl Runtime {
     pub(crate) fn is_paused(&self) -> bool {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         let mut all = running
-            .values()
+            .iter()
             .map(|running| running.settings.borrow().is_paused);
         !running.is_empty() && all.all(|is_paused| is_paused)
     }

@@ -8,7 +8,7 @@ use whrelay_core::destination::{Destination, Kind};
 use whrelay_core::limits;
 use whrelay_store::StoreError;
 
-use crate::configured::waiting;
+use crate::configured::{queued_for, waiting};
 use crate::lines::{AttemptLine, Line};
 use crate::runtime::Runtime;
 
@@ -22,9 +22,10 @@ pub(crate) fn warn(runtime: &Runtime) -> Result<(), StoreError> {
     for destination in unconfigured(runtime)? {
         let queued = waiting(&runtime.store, &destination)?;
         let (name, target) = (destination.title(), &destination.target);
+        let queued = queued_for(queued, format!("{name} ({target})"));
         (runtime.tell)(Line::warning(format!(
-            "{queued} deliveries are queued for {name} ({target}), which is no longer configured: `--to {name}` \
-             delivers them, `whrelay destination rm {name}` moves them (--move-to NAME) or drops them (--discard)"
+            "{queued}, which is no longer configured: `--to {name}` delivers the queue, `whrelay destination rm {name}` \
+             moves it (--move-to NAME) or drops it (--discard)"
         )));
     }
     Ok(())

@@ -9,7 +9,7 @@ use whrelay_core::time::Timestamp;
 use whrelay_store::{Moved, StoreError};
 
 use super::{Local, Out, Stop, next_attempt};
-use crate::configured::{point_to, waiting};
+use crate::configured::{point_to, queued_for, waiting};
 use crate::control::{Changes, Filter, Queued, Which};
 use crate::lines::{DestinationLine, DestinationRemovedLine, Line, OptionsLine};
 
@@ -46,7 +46,8 @@ impl Local {
         let changed = self.change(destination.id, change).await?;
         if moves && queued > 0 {
             let (from, to) = (&destination.target, &changed.target);
-            let why = format!("{queued} deliveries that were queued for {from} go to {to} now");
+            let queued = queued_for(queued, from);
+            let why = format!("{name}: {queued}; its URL is {to} now");
             out.line(Line::warning(why)).await?;
         }
         if let Some(name) = changed.name() {
@@ -187,8 +188,9 @@ impl Local {
 }
 
 fn has_queue(name: &str, queued: u64) -> Stop {
+    let queued = queued_for(queued, name);
     Stop::failed(format!(
-        "{queued} deliveries are queued for {name}: move them with --move-to NAME, or drop them with --discard"
+        "{queued}: --move-to NAME lets another destination have the queue, --discard drops it"
     ))
 }
 

@@ -81,7 +81,7 @@ pub struct Planned {
 }
 
 impl Setup {
-    /// The destinations, each once, of which `stored` are known.
+    /// The destinations in the order of the arguments, each once, of which `stored` are known.
     ///
     /// # Errors
     /// When a name has no URL, or two.
@@ -110,6 +110,12 @@ impl Setup {
                 plan.add_unnamed(target, route.prefix.clone(), false);
             }
         }
+        let means = |planned: &Planned, spec: &Spec| match spec {
+            Spec::Known(name) | Spec::Named(name, _) => *name == planned.name,
+            Spec::Unnamed(target) => *target == planned.target,
+        };
+        let first = |planned: &Planned| self.given().position(|(_, spec)| means(planned, spec));
+        plan.planned.sort_by_key(first);
         Ok(plan.planned)
     }
 

@@ -129,8 +129,8 @@ pub(super) fn of_status(target: &TargetStatus, writer: &Writer) -> String {
     }
     if !target.served && waiting > 0 {
         text += &format!(
-            "\n    queued   `whrelay listen --to {name}` delivers them, `whrelay destination rm {name}` moves them \
-             (--move-to NAME) or drops them (--discard)"
+            "\n    queued   `whrelay listen --to {name}` delivers the queue, `whrelay destination rm {name}` moves it \
+             (--move-to NAME) or drops it (--discard)"
         );
     }
     text

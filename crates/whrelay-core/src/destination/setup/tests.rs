@@ -120,7 +120,7 @@ fn a_name_owns_its_queue_under_every_url() {
     assert_eq!(planned(&setup(&["api"], &[]), &known), ["1 api 3000 /"]);
     assert_eq!(
         planned(&setup(&["4000"], &["/stripe=api"]), &known),
-        ["1 api 3000 /stripe", "2 default 4000 /"]
+        ["2 default 4000 /", "1 api 3000 /stripe"]
     );
     assert_eq!(
         planned(&setup(&["api=4000", "3000"], &[]), &known),
@@ -161,10 +161,10 @@ fn a_one_off_is_never_meant_and_a_removed_one_only_by_its_url() {
     let all = setup(&["3000", "hooks=4000"], &[]);
     assert_eq!(
         planned(&all, &known),
-        ["2 hooks 4000 /", "new default 3000 /"]
+        ["new default 3000 /", "2 hooks 4000 /"]
     );
     let plan = all.plan(&known).expect("a plan");
-    assert_eq!(plan[0].options, OptionSet::default(), "they went with it");
+    assert_eq!(plan[1].options, OptionSet::default(), "they went with it");
     let elsewhere = setup(&["api=5000"], &[]);
     assert_eq!(planned(&elsewhere, &known), ["new api 5000 /"]);
 }
