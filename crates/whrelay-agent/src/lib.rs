@@ -10,6 +10,7 @@ pub mod lines;
 mod access;
 mod answer;
 mod answers;
+mod audit;
 mod backlog;
 mod configured;
 mod error;
@@ -181,12 +182,14 @@ pub async fn run(
     let control = control::Server::start(&config.dir, &config.runtime_dirs, local)?;
 
     let expiring = tokio::spawn(unconfigured::run(Arc::clone(&runtime)));
+    let auditing = tokio::spawn(audit::run(Arc::clone(&runtime)));
     let outcome = tokio::select! {
         ended = link.run(first, &stop) => ended,
         error = store.broken() => Err(error.into()),
         error = runtime.broken() => Err(error.into()),
         Err(error) = retention::run(Arc::clone(&runtime), config.retention) => Err(error.into()),
         Ok(Err(error)) = expiring => Err(error.into()),
+        Ok(Err(error)) = auditing => Err(error.into()),
     };
     ended.cancel();
     drop(control);

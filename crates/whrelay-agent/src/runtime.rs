@@ -215,9 +215,6 @@ impl Runtime {
                     waiting,
                 }
             }
-            Notice::Restored(count) => Line::warning(format!(
-                "{count} deliveries to {target} had lost their place in a damaged index and are due again"
-            )),
             Notice::Quarantined(key) => Line::warning(format!(
                 "event {} of {bucket} is damaged on this disk and the forwarder no longer has it: its \
                  deliveries are dead (damaged)",
@@ -247,6 +244,14 @@ impl Runtime {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         let running = running.iter().find(|running| running.id == id)?;
         Some(Arc::clone(&running.settings.borrow()))
+    }
+
+    /// Lets every destination look again for what is due.
+    pub(crate) fn wake(&self) {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        for running in running.iter() {
+            running.settings.send_modify(|_| {});
+        }
     }
 
     /// The head of a destination's line, where it is served in order.

@@ -95,6 +95,12 @@ pub const READY_EVERY: Duration = Duration::from_secs(1);
 /// How long the input waits for the store before it answers 503: providers give up at 3 to 5 s.
 pub const INGEST_DEADLINE: Duration = Duration::from_millis(2500);
 
+/// Rows that the auditor of a store looks at in one step: a few milliseconds.
+pub const AUDIT_ROWS: usize = 1000;
+/// How long the auditor rests between two steps: a million deliveries take minutes, and a twentieth of a processor.
+pub const AUDIT_PAUSE: Duration = Duration::from_millis(100);
+/// How long the auditor rests between two passes.
+pub const AUDIT_EVERY: Duration = Duration::from_secs(86_400);
 /// Events by which an agent says where it is in a history: ever sparser ones reach far back.
 pub const LOCATOR_ENTRIES: usize = 32;
 /// Subscriptions that a bucket may have: each one keeps events.

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
 use whrelay_core::breaker::{Change, Probing};
 use whrelay_core::bucket::Seq;
 use whrelay_core::delivery::{Attempt, DeliveryKey, Step};
@@ -43,8 +42,6 @@ pub enum Notice {
     Quarantined(DeliveryKey),
     /// An event was damaged on disk, and was fetched once more.
     Fetched(DeliveryKey),
-    /// So many deliveries had lost their turn on a damaged disk, and have it again.
-    Restored(u64),
 }
 
 /// Called with each notice about a destination; it must not block.
@@ -111,9 +108,6 @@ impl Engine {
             lane = engine.begin() => lane?,
             () = stop.cancelled() => return Ok(()),
         };
-        let _checking = AbortOnDropHandle::new(tokio::spawn(
-            Arc::clone(&engine).restore_indexes(stop.clone()),
-        ));
         let (mut commits, mut settings) = (engine.store.commits(), engine.settings.clone());
         while !stop.is_cancelled() {
             commits.mark_unchanged();
@@ -356,29 +350,6 @@ impl Engine {
     async fn release(&self, release: Release) -> Result<u64, StoreError> {
         let (id, now) = (self.settings().id, self.clock.now());
         persist(|| self.store.release(id, now, release)).await
-    }
-
-    /// Looks once for what damage has taken from the indexes, while deliveries go on.
-    async fn restore_indexes(self: Arc<Self>, stop: CancellationToken) {
-        let settings = self.settings();
-        let (store, destination) = (self.store.clone(), settings.id);
-        let looking = tokio::task::spawn_blocking(move || {
-            store.indexes_are_whole(destination, || !stop.is_cancelled())
-        });
-        let restored = match looking.await {
-            Ok(Ok(true)) => return,
-            Ok(Ok(false)) => self.store.restore_indexes(destination).await,
-            Ok(Err(error)) => Err(error),
-            Err(error) => Err(StoreError::Broken(error.to_string().into())),
-        };
-        // What was put back may stand anywhere in the line.
-        self.line.store(0, Ordering::Relaxed);
-        match restored {
-            // Rows that led nowhere have gone, which changes nothing for anyone.
-            Ok(0) => tracing::warn!("an index was damaged, and is whole again"),
-            Ok(restored) => (self.notify)(&settings, Notice::Restored(restored)),
-            Err(error) => tracing::warn!(%error, "the indexes were not checked"),
-        }
     }
 }
 

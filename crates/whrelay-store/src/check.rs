@@ -1,11 +1,11 @@
 //! Finds what rot has done to a store, and mends the indexes, whose rows have no checksum of their own. It
 //! must not judge records: they judge themselves.
 
-use std::collections::{HashMap, HashSet};
+use std::ops::Bound;
 
-use redb::{ReadTransaction, ReadableTable, ReadableTableMetadata};
+use redb::{ReadTransaction, ReadableTable};
 use whrelay_core::bucket::{BucketId, Seq};
-use whrelay_core::delivery::{Delivery, DeliveryKey, DestinationId, event_state};
+use whrelay_core::delivery::{Delivery, DeliveryKey, event_state};
 use whrelay_core::retention::Part;
 
 use crate::deliveries;
@@ -114,105 +114,220 @@ impl Store {
         Ok(())
     }
 
-    /// Whether the indexes lead to every delivery of a destination that waits, and to every event by its
-    /// state, and nowhere else. It looks at every row and every delivery, which takes a while where there
-    /// are many; once `go_on` says no it stops, content.
+    /// Looks at some rows of the indexes, or deliveries, from where an audit has come to. The indexes are whole where they
+    /// lead to every delivery that waits and to every event by its state, and nowhere else.
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub fn indexes_are_whole(
-        &self,
-        destination: DestinationId,
-        go_on: impl Fn() -> bool,
-    ) -> Result<bool, StoreError> {
-        self.read(|tx| {
-            let deliveries = tx.open_table(DELIVERIES)?;
-            let (mut rows, mut before) = (0u64, None);
-            for entry in tx.open_table(DUE)?.range(index::whole(destination))? {
-                let row = entry?.0.value();
-                // A row in the wrong place hides those behind it.
-                if before >= Some(row) {
-                    return Ok(false);
-                }
-                before = Some(row);
-                let (_, key) = index::due_entry(row);
-                let delivery = deliveries::get(self.seal, &deliveries, key).ok().flatten();
-                if delivery.as_ref().and_then(index::due_row) != Some(row) {
-                    return Ok(false);
-                }
-                rows += 1;
-            }
-            let states = tx.open_table(EVENT_STATES)?;
-            // Each row leads to a delivery of its own, so where there are as many, none is missing.
-            let (mut waiting, mut events) = (0, 0);
-            for entry in deliveries.iter()? {
-                if !go_on() {
-                    return Ok(true);
-                }
-                let (bucket, seq, ordinal) = entry?.0.value();
-                let (bucket, seq) = (BucketId(bucket), Seq(seq));
-                let key = DeliveryKey {
-                    bucket,
-                    seq,
-                    ordinal,
-                };
-                if let Ok(Some(delivery)) = deliveries::get(self.seal, &deliveries, key) {
-                    let here = delivery.destination == destination;
-                    waiting += u64::from(here && index::due_row(&delivery).is_some());
-                }
-                if ordinal > 0 {
-                    continue;
-                }
-                if let Some((row, place)) = state_row(self.seal, &deliveries, bucket, seq)? {
-                    let found = states.get((row.0, row.1, &row.2))?;
-                    if found.map(|found| found.value()) != Some(place) {
-                        return Ok(false);
-                    }
-                    events += 1;
-                }
-            }
-            Ok(waiting == rows && events == states.len()?)
+    pub fn audit(&self, from: Audit, max: usize) -> Result<Audited, StoreError> {
+        self.read(|tx| match from {
+            Audit::Due(after) => self.audit_due(tx, after, max),
+            Audit::Deliveries(after) => self.audit_deliveries(tx, after, max),
+            Audit::States(after) => self.audit_states(tx, after, max),
         })
     }
 
-    /// Makes the indexes whole again: rows that lead nowhere are removed, and every delivery of the
-    /// destination that waits, and every event, gets its own. Rows of what is damaged stay, so that it is
-    /// named when it is due. Answers how many deliveries were put back.
+    fn audit_due(
+        &self,
+        tx: &ReadTransaction,
+        after: Option<DueKey>,
+        max: usize,
+    ) -> Result<Audited, StoreError> {
+        let (due, deliveries) = (tx.open_table(DUE)?, tx.open_table(DELIVERIES)?);
+        let events = (tx.open_table(EVENTS)?, tx.open_table(HEADS)?);
+        let (mut last, mut looked) = (after, 0);
+        for entry in due.range(behind(after))? {
+            if looked == max {
+                return Ok(Audited::SoFar(Audit::Due(last)));
+            }
+            let row = entry?.0.value();
+            let is_kept = keeps_due(self.seal, &deliveries, (&events.0, &events.1), row)?;
+            // A row in the wrong place hides those behind it.
+            if last >= Some(row) || !is_kept {
+                return Ok(Audited::Damaged);
+            }
+            (last, looked) = (Some(row), looked + 1);
+        }
+        Ok(Audited::SoFar(Audit::Deliveries(None)))
+    }
+
+    fn audit_deliveries(
+        &self,
+        tx: &ReadTransaction,
+        after: Option<Place>,
+        max: usize,
+    ) -> Result<Audited, StoreError> {
+        let (due, deliveries) = (tx.open_table(DUE)?, tx.open_table(DELIVERIES)?);
+        let states = tx.open_table(EVENT_STATES)?;
+        let (mut last, mut looked) = (after, 0);
+        for entry in deliveries.range(behind(after))? {
+            if looked == max {
+                return Ok(Audited::SoFar(Audit::Deliveries(last)));
+            }
+            let place = entry?.0.value();
+            if last >= Some(place) {
+                return Ok(Audited::Damaged);
+            }
+            (last, looked) = (Some(place), looked + 1);
+            if let Some(row) = waiting_row(self.seal, &deliveries, place)
+                && due.get(row)?.is_none()
+            {
+                return Ok(Audited::Damaged);
+            }
+            let (bucket, seq) = (BucketId(place.0), Seq(place.1));
+            if place.2 == 0
+                && let Some((row, seq)) = state_row(self.seal, &deliveries, bucket, seq)?
+                && states
+                    .get((row.0, row.1, &row.2))?
+                    .map(|found| found.value())
+                    != Some(seq)
+            {
+                return Ok(Audited::Damaged);
+            }
+        }
+        Ok(Audited::SoFar(Audit::States(None)))
+    }
+
+    fn audit_states(
+        &self,
+        tx: &ReadTransaction,
+        after: Option<StateKey>,
+        max: usize,
+    ) -> Result<Audited, StoreError> {
+        let (states, deliveries) = (tx.open_table(EVENT_STATES)?, tx.open_table(DELIVERIES)?);
+        let (mut last, mut looked) = (after, 0);
+        let from = after
+            .as_ref()
+            .map(|(bucket, state, id)| (*bucket, *state, id));
+        for entry in states.range(behind(from))? {
+            if looked == max {
+                return Ok(Audited::SoFar(Audit::States(last)));
+            }
+            let (key, seq) = entry?;
+            let (bucket, state, id) = key.value();
+            let (row, seq) = ((bucket, state, *id), seq.value());
+            let own = state_row(self.seal, &deliveries, BucketId(bucket), Seq(seq))?;
+            if last >= Some(row) || own != Some((row, seq)) {
+                return Ok(Audited::Damaged);
+            }
+            (last, looked) = (Some(row), looked + 1);
+        }
+        Ok(Audited::Whole)
+    }
+
+    /// Makes the indexes whole again: rows that lead nowhere are removed, and every delivery that waits, and every
+    /// event, gets its own. Rows of what is damaged stay, so that it is named when it is due. Answers how many
+    /// deliveries were put back.
     ///
     /// # Errors
     /// When that is not on disk.
-    pub async fn restore_indexes(&self, destination: DestinationId) -> Result<u64, StoreError> {
+    pub async fn restore_indexes(&self) -> Result<u64, StoreError> {
         self.write(4096, move |tx: &mut Tx<'_>| {
-            let kept = clear_stray_rows(tx)?;
-            let (mut missing, mut states) = (Vec::new(), HashMap::new());
-            let seal = tx.seal;
-            let deliveries = tx.deliveries.open()?;
-            for entry in deliveries.iter()? {
-                let place = entry?.0.value();
-                let row = waiting_row(seal, deliveries, place, destination);
-                missing.extend(row.filter(|row| !kept.contains(row)));
-                if place.2 == 0 {
-                    let (bucket, seq) = (BucketId(place.0), Seq(place.1));
-                    states.extend(state_row(seal, deliveries, bucket, seq)?);
+            remove_stray_rows(tx)?;
+            let (mut restored, mut from) = (0, None);
+            loop {
+                let some = missing_rows(tx, from)?;
+                restored += some.due.len() as u64;
+                for row in some.due {
+                    tx.due.open()?.insert(row, Wait::Turn as u8)?;
+                }
+                for ((bucket, state, id), seq) in some.states {
+                    tx.event_states.open()?.insert((bucket, state, &id), seq)?;
+                }
+                from = some.last;
+                if from.is_none() {
+                    return Ok(restored);
                 }
             }
-            for row in &missing {
-                tx.due.open()?.insert(row, Wait::Turn as u8)?;
-            }
-            let table = tx.event_states.open()?;
-            table.retain(|(bucket, state, id), place| {
-                states.remove(&(bucket, state, *id)) == Some(place)
-            })?;
-            for ((bucket, state, id), place) in states {
-                table.insert((bucket, state, &id), place)?;
-            }
-            Ok(missing.len() as u64)
         })
         .await
     }
 }
 
-type StateRow = ((u32, u8, [u8; 16]), u64);
+/// Where an audit of the indexes has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Audit {
+    /// In the index of what is due, behind this row.
+    Due(Option<DueKey>),
+    /// Among the deliveries, behind this one.
+    Deliveries(Option<Place>),
+    /// In the index of events by state, behind this row.
+    States(Option<StateKey>),
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Self::Due(None)
+    }
+}
+
+/// What an audit has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Audited {
+    /// Nothing so far; it goes on from there.
+    SoFar(Audit),
+    /// Everything has been looked at, and is as it should be.
+    Whole,
+    /// The indexes disagree with the deliveries.
+    Damaged,
+}
+
+/// Everything behind a key, or everything.
+fn behind<K>(after: Option<K>) -> (Bound<K>, Bound<K>) {
+    (
+        after.map_or(Bound::Unbounded, Bound::Excluded),
+        Bound::Unbounded,
+    )
+}
+
+/// Deliveries looked at for rows that are missing, before those are put back.
+const MENDED_AT_ONCE: usize = 10_000;
+
+/// Rows that are missing in the indexes.
+#[derive(Default)]
+struct Missing {
+    due: Vec<DueKey>,
+    states: Vec<StateRow>,
+    /// The last delivery that was looked at, if there are more.
+    last: Option<Place>,
+}
+
+/// A delivery's bucket, its event's place there, and its number.
+type Place = (u32, u64, u32);
+
+/// What is missing of some deliveries.
+fn missing_rows(tx: &mut Tx<'_>, after: Option<Place>) -> Result<Missing, StoreError> {
+    let seal = tx.seal;
+    let (deliveries, due) = (tx.deliveries.open()?, tx.due.open()?);
+    let (states, mut missing) = (tx.event_states.open()?, Missing::default());
+    for (n, entry) in deliveries.range(behind(after))?.enumerate() {
+        if n == MENDED_AT_ONCE {
+            return Ok(missing);
+        }
+        let place = entry?.0.value();
+        missing.last = Some(place);
+        if let Some(row) = waiting_row(seal, deliveries, place)
+            && due.get(row)?.is_none()
+        {
+            missing.due.push(row);
+        }
+        let (bucket, seq) = (BucketId(place.0), Seq(place.1));
+        if place.2 == 0
+            && let Some((row, seq)) = state_row(seal, deliveries, bucket, seq)?
+            && states
+                .get((row.0, row.1, &row.2))?
+                .map(|found| found.value())
+                != Some(seq)
+        {
+            missing.states.push((row, seq));
+        }
+    }
+    missing.last = None;
+    Ok(missing)
+}
+
+type StateKey = (u32, u8, [u8; 16]);
+type StateRow = (StateKey, u64);
 
 /// The row that belongs to an event in the index by state, if a delivery of it is whole.
 fn state_row(
@@ -228,12 +343,11 @@ fn state_row(
     Ok(row.map(|(state, event)| ((bucket.0, state_key(state), event), seq.0)))
 }
 
-/// The row that belongs to the delivery at a place, if it waits for the destination and is whole.
+/// The row that belongs to the delivery at a place, if it waits and is whole.
 fn waiting_row(
     seal: Seal,
     deliveries: &impl ReadableTable<(u32, u64, u32), &'static [u8]>,
     (bucket, seq, ordinal): (u32, u64, u32),
-    destination: DestinationId,
 ) -> Option<DueKey> {
     let key = DeliveryKey {
         bucket: BucketId(bucket),
@@ -241,28 +355,47 @@ fn waiting_row(
         ordinal,
     };
     let delivery: Delivery = deliveries::get(seal, deliveries, key).ok()??;
-    index::due_row(&delivery).filter(|_| delivery.destination == destination)
+    index::due_row(&delivery)
 }
 
-fn clear_stray_rows(tx: &mut Tx<'_>) -> Result<HashSet<DueKey>, StoreError> {
-    let mut rows = Vec::new();
-    for entry in tx.due.open()?.iter()? {
-        rows.push(entry?.0.value());
+/// Whether a row of the index of what is due is a delivery's own, or leads to what is damaged.
+fn keeps_due<T: ReadableTable<(u32, u64), &'static [u8]>>(
+    seal: Seal,
+    deliveries: &impl ReadableTable<(u32, u64, u32), &'static [u8]>,
+    (events, heads): (&T, &T),
+    row: DueKey,
+) -> Result<bool, StoreError> {
+    let (_, key) = index::due_entry(row);
+    match deliveries::get(seal, deliveries, key) {
+        Ok(Some(delivery)) => Ok(index::due_row(&delivery) == Some(row)),
+        // An event without its delivery is damaged, and named when it is due.
+        Ok(None) => Ok(record_of(events, heads, (key.bucket.0, key.seq.0))?.is_some()),
+        Err(_) => Ok(true),
     }
-    let mut kept = HashSet::new();
-    for row in rows {
-        let (_, key) = index::due_entry(row);
-        let own = match deliveries::get(tx.seal, tx.deliveries.open()?, key) {
-            Ok(Some(delivery)) => index::due_row(&delivery),
-            Ok(None) => {
-                let place = (key.bucket.0, key.seq.0);
-                record_of(tx.events.open()?, tx.heads.open()?, place)?.map(|_| row)
-            }
-            Err(_) => Some(row),
-        };
-        kept.extend(own.filter(|own| *own == row));
-    }
-    // By iteration: a row in the wrong place cannot be looked up.
-    tx.due.open()?.retain(|row, _| kept.contains(&row))?;
-    Ok(kept)
+}
+
+/// Removes the rows of the indexes that are not a delivery's or an event's own. By iteration: a row in the wrong place
+/// cannot be looked up.
+fn remove_stray_rows(tx: &mut Tx<'_>) -> Result<(), StoreError> {
+    let seal = tx.seal;
+    let (deliveries, events, heads) = (tx.deliveries.open()?, tx.events.open()?, tx.heads.open()?);
+    let mut failed = None;
+    tx.due.open()?.retain(|row, _| {
+        let kept = keeps_due(seal, deliveries, (events, heads), row);
+        kept.unwrap_or_else(|error| {
+            failed.get_or_insert(error);
+            true
+        })
+    })?;
+    tx.event_states.open()?.retain(|(bucket, state, id), seq| {
+        let own = state_row(seal, deliveries, BucketId(bucket), Seq(seq));
+        own.map_or_else(
+            |error| {
+                failed.get_or_insert(error);
+                true
+            },
+            |own| own == Some(((bucket, state, *id), seq)),
+        )
+    })?;
+    failed.map_or(Ok(()), Err)
 }

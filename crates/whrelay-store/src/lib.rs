@@ -45,7 +45,7 @@ mod writer;
 
 pub use attempts::LoggedAttempt;
 pub use briefs::{Deliveries, LastAttempt};
-pub use check::Census;
+pub use check::{Audit, Audited, Census};
 pub use deliveries::{Again, NewDelivery, StateCounts};
 pub use destinations::{Moved, NewDestination};
 pub use disk::{Medium, Options, Role, Store};
