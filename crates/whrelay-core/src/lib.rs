@@ -17,6 +17,7 @@ pub mod limits;
 pub mod octets;
 pub mod outcome;
 pub mod pace;
+pub mod queue;
 pub mod retention;
 pub mod retry;
 pub mod route;

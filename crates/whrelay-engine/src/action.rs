@@ -1,0 +1,118 @@
+//! What the engine asks of its shell.
+
+use std::time::Duration;
+
+use whrelay_core::delivery::DestinationId;
+use whrelay_core::dispatch::Order;
+use whrelay_core::queue::{DueBy, QueueKind, Waiting};
+use whrelay_core::retry::Verdict;
+use whrelay_core::time::Timestamp;
+
+use crate::Token;
+use crate::input::DueCursor;
+
+/// A read of one destination's queue in the view.
+///
+/// The answer has, in this order and `max` rows at most:
+/// 1. deliveries whose deadline is before `expired_by`, earliest deadline first;
+/// 2. unless `only_expired`: for [`Order::Fifo`] the first unfinished [`QueueKind::Normal`] ones of
+///    each bucket by key, due or not, at most half of `max`, then due replays; for
+///    [`Order::Arrival`] due ones of both kinds. Due ones are sorted by `(due_at, created_at, key)`.
+///
+/// A row whose `since` is after `due.now` counts as due here: the engine decides about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Load {
+    /// Its name.
+    pub token: Token,
+    /// The destination.
+    pub destination: DestinationId,
+    /// In which order its deliveries start.
+    pub order: Order,
+    /// By when deliveries count as due.
+    pub due: DueBy,
+    /// Deadlines before this have passed.
+    pub expired_by: Timestamp,
+    /// Whether only those are asked for.
+    pub only_expired: bool,
+    /// Rows at most.
+    pub max: usize,
+}
+
+/// An attempt and its verdict, or a delivery that is given up untried: one record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Append {
+    /// Its name; that of the start if there was one.
+    pub token: Token,
+    /// The destination.
+    pub destination: DestinationId,
+    /// The delivery as it was before.
+    pub delivery: Waiting,
+    /// The number of its newest attempt.
+    pub number: u32,
+    /// Whether the request was made.
+    pub tried: bool,
+    /// What follows.
+    pub verdict: Verdict,
+    /// When that was decided: `delivery.following(number, &verdict, at)` is its next row.
+    pub at: Timestamp,
+}
+
+/// What the engine asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Read which destinations have something due. A new delivery, and a backoff that began after
+    /// the present, count as due at once.
+    LoadDestinations {
+        /// Its name.
+        token: Token,
+        /// Due by then.
+        until: Timestamp,
+        /// Where the page begins; `None` for the first.
+        after: Option<DueCursor>,
+        /// Rows at most.
+        max: usize,
+    },
+    /// Read one destination's queue.
+    Load(Load),
+    /// Make attempt `number` of a delivery. `Finished` has to follow, with the same token.
+    Start {
+        /// Its name.
+        token: Token,
+        /// The destination.
+        destination: DestinationId,
+        /// The delivery.
+        delivery: Waiting,
+        /// The number of the attempt.
+        number: u32,
+    },
+    /// Write a record, then answer `Appended` or `AppendFailed`. The same record may be asked for
+    /// again; it is taken once.
+    Append(Append),
+    /// Connect to the endpoint, and answer `Probed`.
+    Probe {
+        /// The destination.
+        destination: DestinationId,
+        /// How long a connection has to stay open to count as open.
+        linger: Duration,
+    },
+    /// The endpoint's state changed: store it with the destination, and show it if `is_offline`
+    /// differs from before.
+    Endpoint {
+        /// The destination.
+        destination: DestinationId,
+        /// Whether it is away.
+        is_offline: bool,
+        /// When it was last seen to return.
+        back_since: Option<Timestamp>,
+    },
+}
+
+impl Append {
+    /// Whether this is the delivery of a received event rather than a replay.
+    pub fn is_normal(&self) -> bool {
+        match self.delivery.kind {
+            QueueKind::Normal => true,
+            QueueKind::Replay => false,
+        }
+    }
+}

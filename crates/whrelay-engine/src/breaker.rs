@@ -1,0 +1,375 @@
+//! What attempts and probes show of one endpoint: whether it is away, and how many attempts it
+//! may get. It must not know which deliveries wait.
+
+use std::time::{Duration, Instant};
+
+use whrelay_core::outcome::{Class, Outcome};
+use whrelay_core::retry::exponential;
+
+use crate::input::{ProbeResult, Probing};
+use crate::limits;
+
+/// What an observation says about deliveries that wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sign {
+    /// The endpoint went away.
+    Away,
+    /// The endpoint works again: backed-off deliveries are called back.
+    Back,
+}
+
+/// When attempts may start, as far as the endpoint is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Opens {
+    /// So many may be in flight.
+    Now(usize),
+    /// One may be in flight from then on.
+    At(Instant),
+    /// A probe or a running attempt has to end first.
+    Later,
+}
+
+/// What is known of an endpoint without asking it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Rules {
+    pub(crate) max_in_flight: usize,
+    pub(crate) probing: Probing,
+    /// Whether an attempt may be spent before a backoff ends: attempts are unlimited.
+    pub(crate) spends_attempts: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    /// `window` attempts may be in flight: 1, 2, 4 … after a return.
+    Online {
+        window: usize,
+    },
+    Away(Away),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Away {
+    /// It took no connection, rather than closing them.
+    is_unreachable: bool,
+    /// A process before this one saw it away.
+    is_doubtful: bool,
+    probe: Option<Probe>,
+    trial: Option<Trial>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Probe {
+    at: Instant,
+    pause: Duration,
+    /// Whether the newest connection stayed open.
+    is_open: bool,
+}
+
+/// A real attempt, where probes show nothing.
+#[derive(Clone, Copy, Debug)]
+struct Trial {
+    at: Instant,
+    pause: Duration,
+}
+
+/// The breaker of one destination.
+#[derive(Clone, Debug)]
+pub(crate) struct Breaker {
+    rules: Rules,
+    state: State,
+    /// The newest attempt got a final answer, or there was none yet.
+    is_healthy: bool,
+    /// An attempt timed out, and none has succeeded since: one slot.
+    is_cautious: bool,
+    /// A probe brought it back, and no attempt was answered since.
+    is_unproven: bool,
+    /// Attempts in a row that had a connection and no answer.
+    broken: u32,
+    /// Attempts in a row without an answer.
+    unanswered: u32,
+    /// Attempts in a row without a final answer, and when the first of them ended.
+    failed: u32,
+    failing_since: Option<Instant>,
+    /// How often in a row a probe was accepted and the attempt after it had no answer.
+    deceived: u32,
+}
+
+impl Breaker {
+    pub(crate) fn new(rules: Rules) -> Self {
+        Self {
+            rules,
+            state: State::Online {
+                window: rules.max_in_flight.max(1),
+            },
+            is_healthy: true,
+            is_cautious: false,
+            is_unproven: false,
+            broken: 0,
+            unanswered: 0,
+            failed: 0,
+            failing_since: None,
+            deceived: 0,
+        }
+    }
+
+    /// Begins away: a process before this one saw it so.
+    pub(crate) fn doubtful(rules: Rules, now: Instant) -> Self {
+        let mut breaker = Self::new(rules);
+        breaker.is_healthy = false;
+        breaker.leave(true, now);
+        if let State::Away(away) = &mut breaker.state {
+            away.is_doubtful = true;
+            for at in [
+                away.probe.as_mut().map(|probe| &mut probe.at),
+                away.trial.as_mut().map(|trial| &mut trial.at),
+            ] {
+                if let Some(at) = at {
+                    *at = now;
+                }
+            }
+        }
+        breaker
+    }
+
+    /// Follows a change of configuration.
+    pub(crate) fn configure(&mut self, rules: Rules, now: Instant) {
+        let before = std::mem::replace(&mut self.rules, rules);
+        let (old, max) = (before.max_in_flight.max(1), rules.max_in_flight.max(1));
+        match &mut self.state {
+            State::Online { window } if *window >= old => *window = max,
+            State::Online { window } => *window = (*window).min(max),
+            State::Away(away) if before.probing != rules.probing => {
+                let is_unreachable = away.is_unreachable;
+                self.leave(is_unreachable, now);
+            }
+            State::Away(_) => {}
+        }
+    }
+
+    /// Whether nothing is known of it that a new one would not know.
+    pub(crate) fn is_new(&self) -> bool {
+        let is_open = match self.state {
+            State::Online { window } => window >= self.rules.max_in_flight,
+            State::Away(_) => false,
+        };
+        is_open && self.is_healthy && self.failed == 0 && !self.is_cautious && !self.is_unproven
+    }
+
+    pub(crate) fn is_healthy(&self) -> bool {
+        self.is_healthy
+    }
+
+    pub(crate) fn is_away(&self) -> bool {
+        match self.state {
+            State::Online { .. } => false,
+            State::Away(_) => true,
+        }
+    }
+
+    /// When attempts may start, with so many in flight.
+    pub(crate) fn opens(&self, in_flight: usize, now: Instant) -> Opens {
+        match self.state {
+            State::Online { .. } if self.is_cautious => Opens::Now(1),
+            State::Online { window } => Opens::Now(window),
+            State::Away(away) => match away.trial {
+                Some(_) if in_flight > 0 => Opens::Later,
+                Some(_) if away.probe.is_some_and(|probe| !probe.is_open) => Opens::Later,
+                Some(trial) if trial.at <= now => Opens::Now(1),
+                Some(trial) => Opens::At(trial.at),
+                None => Opens::Later,
+            },
+        }
+    }
+
+    /// When to probe it next.
+    pub(crate) fn probe_at(&self) -> Option<Instant> {
+        match self.state {
+            State::Online { .. } => None,
+            State::Away(away) => away.probe.map(|probe| probe.at),
+        }
+    }
+
+    /// A probe was asked for. Without an answer it is repeated.
+    pub(crate) fn on_probing(&mut self, now: Instant) {
+        if let State::Away(Away {
+            probe: Some(probe), ..
+        }) = &mut self.state
+        {
+            probe.at = now + limits::PROBE_PATIENCE;
+        }
+    }
+
+    /// Learns from a probe.
+    pub(crate) fn on_probe(&mut self, result: ProbeResult, now: Instant) -> Option<Sign> {
+        let longest = self.longest_pause();
+        let State::Away(away) = &mut self.state else {
+            return None;
+        };
+        let probe = away.probe.as_mut()?;
+        probe.pause = probe.pause.saturating_mul(2).min(longest);
+        probe.at = now + probe.pause;
+        probe.is_open = result == ProbeResult::Open;
+        match result {
+            ProbeResult::Refused => {
+                (away.trial, self.deceived) = (None, 0);
+            }
+            ProbeResult::Closed => {}
+            ProbeResult::Open => {
+                let spends = self.rules.spends_attempts;
+                let is_believed = match away.trial {
+                    None => true,
+                    Some(trial) => spends && trial.at <= now,
+                };
+                if is_believed {
+                    self.state = State::Online { window: 1 };
+                    self.is_unproven = true;
+                    return Some(Sign::Back);
+                }
+                return None;
+            }
+        }
+        std::mem::take(&mut away.is_doubtful).then_some(Sign::Away)
+    }
+
+    /// Learns from an attempt. `class` says what its outcome means for the delivery.
+    pub(crate) fn on_outcome(
+        &mut self,
+        outcome: &Outcome,
+        class: Class,
+        now: Instant,
+    ) -> Option<Sign> {
+        match outcome {
+            Outcome::Unsendable => None,
+            Outcome::Answered { .. } => self.on_answer(class, now),
+            Outcome::Unreachable => {
+                self.on_silence(now);
+                self.miss(true, now)
+            }
+            Outcome::Broken => {
+                self.on_silence(now);
+                self.broken = self.broken.saturating_add(1);
+                if self.is_away() || self.broken >= limits::BROKEN_RUN {
+                    return self.miss(false, now);
+                }
+                None
+            }
+            Outcome::TimedOut => {
+                self.on_silence(now);
+                self.is_cautious = true;
+                if let State::Online { window } = &mut self.state {
+                    *window = 1;
+                    return None;
+                }
+                self.miss(false, now)
+            }
+        }
+    }
+
+    fn on_answer(&mut self, class: Class, now: Instant) -> Option<Sign> {
+        let is_final = match class {
+            Class::Success | Class::Permanent => true,
+            Class::Retryable => false,
+        };
+        let was_away = match self.state {
+            // The answer of a server that has stopped listening since.
+            State::Away(away) if away.is_unreachable && away.trial.is_none() => return None,
+            State::Away(_) => true,
+            State::Online { .. } => false,
+        };
+        let lasted = self
+            .failing_since
+            .map(|at| now.saturating_duration_since(at));
+        let is_spell = lasted.is_some_and(|lasted| lasted >= limits::RECALL_AFTER)
+            && (self.unanswered >= limits::FAILED_RUN
+                || (is_final && self.failed >= limits::FAILED_RUN));
+        (self.broken, self.unanswered, self.deceived) = (0, 0, 0);
+        self.is_unproven = false;
+        self.is_healthy = is_final;
+        if is_final {
+            (self.failed, self.failing_since, self.is_cautious) = (0, None, false);
+        } else {
+            self.fail(now);
+        }
+        if was_away || is_spell {
+            self.state = State::Online { window: 1 };
+            return Some(Sign::Back);
+        }
+        if let State::Online { window } = &mut self.state
+            && is_final
+        {
+            *window = window
+                .saturating_mul(2)
+                .min(self.rules.max_in_flight.max(1));
+        }
+        None
+    }
+
+    fn on_silence(&mut self, now: Instant) {
+        self.fail(now);
+        self.is_healthy = false;
+        self.unanswered = self.unanswered.saturating_add(1);
+    }
+
+    fn fail(&mut self, now: Instant) {
+        self.failed = self.failed.saturating_add(1);
+        self.failing_since.get_or_insert(now);
+    }
+
+    /// An attempt at an endpoint that is or goes away.
+    fn miss(&mut self, is_unreachable: bool, now: Instant) -> Option<Sign> {
+        match &mut self.state {
+            State::Online { .. } => {
+                if self.is_unproven {
+                    self.deceived = self.deceived.saturating_add(1);
+                }
+                self.leave(is_unreachable, now);
+                Some(Sign::Away)
+            }
+            State::Away(away) => {
+                if let Some(trial) = away.trial.as_mut().filter(|trial| trial.at <= now) {
+                    trial.pause = trial.pause.saturating_mul(2).min(limits::TRIAL_LONGEST);
+                    trial.at = now + trial.pause;
+                }
+                None
+            }
+        }
+    }
+
+    /// Goes away. Trials are for endpoints that may not be probed and those whose probes deceive.
+    fn leave(&mut self, is_unreachable: bool, now: Instant) {
+        let probe = match self.rules.probing {
+            Probing::Loopback | Probing::Private => Some(Probe {
+                at: now + limits::PROBE_FIRST,
+                pause: limits::PROBE_FIRST,
+                is_open: false,
+            }),
+            Probing::Public => None,
+        };
+        let pause = exponential(
+            limits::TRIAL_FIRST,
+            limits::TRIAL_LONGEST,
+            self.deceived.saturating_sub(1),
+        );
+        let trial = (probe.is_none() || self.deceived > 0).then_some(Trial {
+            at: now + pause,
+            pause,
+        });
+        self.is_unproven = false;
+        self.state = State::Away(Away {
+            is_unreachable,
+            is_doubtful: false,
+            probe,
+            trial,
+        });
+    }
+
+    fn longest_pause(&self) -> Duration {
+        match self.rules.probing {
+            Probing::Loopback => limits::PROBE_LOOPBACK,
+            Probing::Private | Probing::Public => limits::PROBE_REMOTE,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,242 @@
+//! Reading the view: which rows are accepted, when there are more, and how many are in memory.
+
+use std::collections::VecDeque;
+
+use whrelay_core::delivery::DestinationId;
+use whrelay_core::queue::Waiting;
+use whrelay_core::time::Timestamp;
+
+use crate::Token;
+use crate::destination::{Asked, Live};
+use crate::engine::Engine;
+use crate::input::{DueCursor, Now};
+use crate::limits;
+
+/// Counts the rows loaded of all destinations. Unhealthy ones may have half of them at most.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Rows {
+    healthy: usize,
+    unhealthy: usize,
+    hungry: [VecDeque<DestinationId>; 2],
+}
+
+impl Rows {
+    pub(crate) fn len(&self) -> usize {
+        self.healthy + self.unhealthy
+    }
+
+    /// Rows that may be read for one more destination.
+    pub(crate) fn room(&self, cap: usize, is_healthy: bool) -> usize {
+        let all = cap.saturating_sub(self.len());
+        let share = (cap / 2).saturating_sub(self.unhealthy);
+        if is_healthy { all } else { all.min(share) }
+    }
+
+    pub(crate) fn replace(&mut self, before: (usize, bool), after: (usize, bool)) {
+        let old = self.count(before.1);
+        *old = old.saturating_sub(before.0);
+        let new = self.count(after.1);
+        *new = new.saturating_add(after.0);
+    }
+
+    fn count(&mut self, is_healthy: bool) -> &mut usize {
+        if is_healthy {
+            &mut self.healthy
+        } else {
+            &mut self.unhealthy
+        }
+    }
+
+    /// Destinations that wait for room.
+    pub(crate) fn hungry(&mut self, is_healthy: bool) -> &mut VecDeque<DestinationId> {
+        &mut self.hungry[usize::from(is_healthy)]
+    }
+
+    /// The next destination for which there is room again.
+    pub(crate) fn next_hungry(&mut self, cap: usize) -> Option<DestinationId> {
+        let mut ready = [true, false].into_iter().filter(|is_healthy| {
+            let is_waiting = !self.hungry[usize::from(*is_healthy)].is_empty();
+            is_waiting && self.room(cap, *is_healthy) > 0
+        });
+        let is_healthy = ready.next()?;
+        self.hungry(is_healthy).pop_front()
+    }
+}
+
+/// The answer to a read.
+#[derive(Debug)]
+pub(crate) struct Page {
+    pub(crate) token: Token,
+    pub(crate) waiting: Vec<Waiting>,
+    pub(crate) next_at: Option<Timestamp>,
+    pub(crate) next_deadline_at: Option<Timestamp>,
+}
+
+impl Engine {
+    /// Takes note of a page of due destinations.
+    pub(crate) fn due_destinations(
+        &mut self,
+        token: Token,
+        rows: Vec<(DestinationId, Timestamp)>,
+        next: Option<DueCursor>,
+        now: &Now,
+    ) {
+        let in_flight = &mut self.in_flight;
+        let fresh = || in_flight.token();
+        let (is_asked, action) = self.horizon.answered(token, next, now, fresh);
+        if !is_asked {
+            return;
+        }
+        self.actions.extend(action);
+        for (id, at) in rows {
+            self.due(id, at, false, now);
+        }
+    }
+
+    /// Something of a destination is due at `at`. The view's rows repeat themselves; `is_new` if
+    /// this is a delivery that was added or changed.
+    pub(crate) fn due(&mut self, id: DestinationId, at: Timestamp, is_new: bool, now: &Now) {
+        let is_paused = self.is_paused;
+        let Some(destination) = self.destinations.get_mut(&id) else {
+            return;
+        };
+        let is_paused = is_paused || destination.settings.paused;
+        let live = destination.live(now);
+        live.note_due(at);
+        let is_unread = is_paused || live.breaker.is_away();
+        if is_unread && (is_new || live.unread_deadline.is_none()) {
+            // Its deadlines pass all the same.
+            live.note_deadline(now.moment.certain.after(limits::DEADLINES_AGAIN));
+        }
+        if is_new && !live.is_after_failure(now) {
+            live.read_after = None;
+        }
+        self.settle(id, now);
+    }
+
+    /// Takes note of a page of deliveries.
+    pub(crate) fn loaded(&mut self, id: DestinationId, page: Page, now: &Now) {
+        let Some(destination) = self.destinations.get_mut(&id) else {
+            return;
+        };
+        let (by, order) = (destination.due_by(now), destination.settings.order);
+        let is_removed = destination.is_removed;
+        let Some(live) = &mut destination.live else {
+            return;
+        };
+        let Some(asked) = live.asked.filter(|asked| asked.token == page.token) else {
+            return;
+        };
+        let (mut fresh, is_complete) = (0, page.waiting.len() < asked.max);
+        for waiting in page.waiting.into_iter().take(asked.max) {
+            if self.in_flight.knows(waiting.key) || is_removed {
+                continue;
+            }
+            let reason = waiting.reason.counted_from(self.began_at, by.now);
+            live.loaded
+                .insert(Waiting { reason, ..waiting }, order, &by);
+            fresh += 1;
+        }
+        live.asked = None;
+        live.unread_deadline = page.next_deadline_at;
+        if !asked.only_expired {
+            live.unread = page.next_at;
+        }
+        if let Some(at) = live.unread_later.take() {
+            live.note_due(at);
+        }
+        let is_unsettled = now
+            .settles_at()
+            .filter(|_| is_complete && !asked.only_expired);
+        let is_fruitless = live.is_behind(&by) || live.is_overdue(now.moment.certain);
+        live.read_after = match is_unsettled {
+            // Everything that is due is loaded but the jobs that wait for the clock.
+            Some(at) if page.next_at.is_some_and(|at| at <= by.now) => Some(at),
+            Some(_) | None if fresh == 0 && is_fruitless => Some(now.instant + limits::LOAD_AGAIN),
+            Some(_) | None => None,
+        };
+        self.forget_applied(id);
+        self.settle(id, now);
+    }
+
+    /// A read failed.
+    pub(crate) fn load_failed(&mut self, id: DestinationId, token: Token, now: &Now) {
+        if let Some(live) = self.live_of(id)
+            && live.asked.is_some_and(|asked| asked.token == token)
+        {
+            live.read_again(now);
+            live.read_after = Some(now.instant + limits::LOAD_AGAIN);
+            self.forget_applied(id);
+            self.settle(id, now);
+        }
+    }
+
+    /// A read that has no answer for too long counts as lost.
+    pub(crate) fn give_read_up(&mut self, id: DestinationId, now: &Now) {
+        let is_late = |asked: Asked| asked.at + limits::LOAD_PATIENCE <= now.instant;
+        if let Some(live) = self.live_of(id)
+            && live.asked.is_some_and(is_late)
+        {
+            live.read_again(now);
+            self.forget_applied(id);
+        }
+    }
+
+    /// No read is under way that could still show these deliveries as they were.
+    fn forget_applied(&mut self, id: DestinationId) {
+        let live = self.live_of(id);
+        let applied = live.map(|live| std::mem::take(&mut live.applied));
+        for key in applied.into_iter().flatten() {
+            self.in_flight.forget(key);
+        }
+    }
+}
+
+impl Live {
+    /// The read under way is forgotten; what it was to show is read again.
+    fn read_again(&mut self, now: &Now) {
+        let Some(asked) = self.asked.take() else {
+            return;
+        };
+        if let Some(at) = self.unread_later.take() {
+            self.note_due(at);
+        }
+        if asked.only_expired {
+            self.note_deadline(now.moment.certain);
+        } else {
+            self.note_due(Timestamp::EPOCH);
+        }
+    }
+
+    /// Whether reading waits after a failure, rather than for the clock.
+    fn is_after_failure(&self, now: &Now) -> bool {
+        let soon = now.instant + limits::LOAD_AGAIN;
+        self.read_after.is_some_and(|at| at <= soon)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unhealthy_destinations_have_half_of_the_rows_at_most() {
+        let mut rows = Rows::default();
+        rows.replace((0, true), (4, false));
+        assert_eq!((rows.room(10, false), rows.room(10, true)), (1, 6));
+        rows.replace((4, false), (6, true));
+        assert_eq!((rows.room(10, false), rows.room(10, true)), (4, 4));
+    }
+
+    #[test]
+    fn a_hungry_destination_waits_for_room_of_its_kind() {
+        let mut rows = Rows::default();
+        rows.replace((0, true), (5, false));
+        rows.hungry(false).push_back(DestinationId(1));
+        assert_eq!(rows.next_hungry(10), None);
+        rows.hungry(true).push_back(DestinationId(2));
+        assert_eq!(rows.next_hungry(10), Some(DestinationId(2)));
+        rows.replace((5, false), (0, true));
+        assert_eq!(rows.next_hungry(10), Some(DestinationId(1)));
+    }
+}

@@ -1,0 +1,271 @@
+//! What follows for one destination after anything about it has changed: what is given up, read,
+//! probed or queued to start, and when it is looked at next.
+
+use std::time::{Duration, Instant};
+
+use whrelay_core::delivery::{DeadReason, DestinationId};
+use whrelay_core::queue::Waiting;
+
+use crate::action::{Action, Load};
+use crate::destination::{Asked, Destination, Gate, Live};
+use crate::engine::Engine;
+use crate::horizon::Look;
+use crate::input::Now;
+use crate::limits;
+use crate::turns::Queued;
+
+/// A look never repeats at once, whatever the view answers.
+const LEAST_PAUSE: Duration = Duration::from_millis(1);
+
+impl Engine {
+    /// Brings everything that depends on a destination up to date.
+    pub(crate) fn settle(&mut self, id: DestinationId, now: &Now) {
+        if !self.is_stopped {
+            self.give_read_up(id, now);
+            for expired in self.take_expired(id, now) {
+                self.give_up(id, expired, DeadReason::Deadline, now);
+            }
+            self.unload_idle_rows(id, now);
+            self.probe(id, now);
+            self.queue_turn(id, now);
+            self.read(id, now);
+        }
+        self.count_rows(id);
+        self.plan_look(id, now);
+        self.retire(id, now);
+    }
+
+    fn take_expired(&mut self, id: DestinationId, now: &Now) -> Vec<Waiting> {
+        let live = self.live_of(id);
+        live.map_or_else(Vec::new, |live| {
+            live.loaded.take_expired(now.moment.certain)
+        })
+    }
+
+    /// Rows are dropped where none of them can start soon.
+    fn unload_idle_rows(&mut self, id: DestinationId, now: &Now) {
+        let is_paused = self.is_paused;
+        let Some(destination) = self.destinations.get_mut(&id) else {
+            return;
+        };
+        let (gate, by) = (destination.gate(is_paused, now), destination.due_by(now));
+        let is_removed = destination.is_removed;
+        let Some(live) = &mut destination.live else {
+            return;
+        };
+        let keep_until = now.later(limits::KEEP_LOADED);
+        let is_shut = match gate {
+            Gate::Open(_) | Gate::Full(_) => false,
+            Gate::At(at) => at > keep_until,
+            Gate::Shut => true,
+        };
+        let due_at = live.loaded.next_due_at(&by, &live.busy);
+        if is_shut || due_at.is_some_and(|at| now.instant_of(at) > keep_until) {
+            live.unload(&by);
+        }
+        if is_removed {
+            (live.unread, live.unread_later, live.unread_deadline) = (None, None, None);
+        }
+    }
+
+    fn probe(&mut self, id: DestinationId, now: &Now) {
+        let Some(destination) = self.destinations.get_mut(&id) else {
+            return;
+        };
+        let Some(live) = destination
+            .live
+            .as_mut()
+            .filter(|_| !destination.is_removed)
+        else {
+            return;
+        };
+        if live.breaker.probe_at().is_some_and(|at| at <= now.instant) {
+            live.breaker.on_probing(now.instant);
+            self.actions.push_back(Action::Probe {
+                destination: id,
+                linger: limits::PROBE_LINGER,
+            });
+        }
+    }
+
+    /// Queues a destination that may start something.
+    fn queue_turn(&mut self, id: DestinationId, now: &Now) {
+        let is_paused = self.is_paused;
+        let Some(destination) = self.destinations.get_mut(&id) else {
+            return;
+        };
+        let (gate, by) = (destination.gate(is_paused, now), destination.due_by(now));
+        let Some(live) = &mut destination.live else {
+            return;
+        };
+        let is_ready = match gate {
+            Gate::Open(_) => live.loaded.first_due(&by, &live.busy).is_some(),
+            Gate::Full(_) | Gate::At(_) | Gate::Shut => false,
+        };
+        let may_leave_parking = live.breaker.is_healthy();
+        match live.credit.queued {
+            Queued::Out if is_ready => {}
+            Queued::Parked if is_ready && may_leave_parking => {}
+            Queued::Out | Queued::Parked | Queued::Ready => return,
+        }
+        live.credit.queued = Queued::Ready;
+        self.turns.push(id);
+    }
+
+    /// Reads the view where something is due or expired that is not loaded.
+    fn read(&mut self, id: DestinationId, now: &Now) {
+        let (is_paused, cap) = (self.is_paused, self.caps.loaded);
+        let Some(destination) = self.destinations.get_mut(&id) else {
+            return;
+        };
+        let gate = destination.gate(is_paused, now);
+        let Some((want, only_expired)) = want(destination, gate, now) else {
+            return;
+        };
+        let (due, order) = (destination.due_by(now), destination.settings.order);
+        let Some(live) = &mut destination.live else {
+            return;
+        };
+        let is_healthy = live.breaker.is_healthy();
+        let fresh = want.min(self.rows.room(cap, is_healthy));
+        if fresh == 0 {
+            if !std::mem::replace(&mut live.is_hungry, true) {
+                self.rows.hungry(is_healthy).push_back(id);
+            }
+            return;
+        }
+        let known = live.slots + live.giving_up + live.remembered + live.applied.len();
+        let (token, max) = (self.in_flight.token(), fresh + known + live.loaded.len());
+        live.asked = Some(Asked {
+            token,
+            at: now.instant,
+            max,
+            fresh,
+            only_expired,
+        });
+        self.actions.push_back(Action::Load(Load {
+            token,
+            destination: id,
+            order,
+            due,
+            expired_by: now.moment.certain,
+            only_expired,
+            max,
+        }));
+    }
+
+    fn count_rows(&mut self, id: DestinationId) {
+        let Some(live) = self.destinations.get_mut(&id).and_then(|d| d.live.as_mut()) else {
+            return;
+        };
+        let counted = (live.rows(), live.breaker.is_healthy());
+        let before = std::mem::replace(&mut live.counted, counted);
+        self.rows.replace(before, counted);
+    }
+
+    fn plan_look(&mut self, id: DestinationId, now: &Now) {
+        let (is_paused, is_stopped) = (self.is_paused, self.is_stopped);
+        let Some(destination) = self.destinations.get_mut(&id) else {
+            return;
+        };
+        let look = match is_stopped {
+            true => Look::default(),
+            false => look(destination, destination.gate(is_paused, now), now),
+        };
+        let Some(live) = &mut destination.live else {
+            return;
+        };
+        let before = std::mem::replace(&mut live.look, look);
+        self.horizon.replace(id, before, look);
+        let is_waiting = is_paused && live.unread.is_some() && !is_stopped;
+        if is_waiting && !std::mem::replace(&mut live.is_hungry, true) {
+            self.paused.push(id);
+        }
+    }
+
+    /// Forgets everything but the settings where that is all worth remembering.
+    fn retire(&mut self, id: DestinationId, now: &Now) {
+        let Some(destination) = self.destinations.get_mut(&id) else {
+            return;
+        };
+        let is_removed = destination.is_removed;
+        if let Some(live) = &mut destination.live {
+            let beyond = now.moment.now.after(limits::HORIZON);
+            if live.unread.is_some_and(|at| at > beyond) {
+                live.unread = None;
+            }
+            let flights = live.slots + live.giving_up + live.remembered;
+            let is_gone = is_removed && flights == 0;
+            if !is_gone && !live.is_idle(now) {
+                return;
+            }
+            for key in std::mem::take(&mut live.applied) {
+                self.in_flight.forget(key);
+            }
+            self.rows.replace(live.counted, (0, true));
+            self.horizon.replace(id, live.look, Look::default());
+            destination.live = None;
+        }
+        if is_removed {
+            self.destinations.remove(&id);
+        }
+    }
+}
+
+/// How many rows are worth reading now, and whether only expired ones are.
+fn want(destination: &Destination, gate: Gate, now: &Now) -> Option<(usize, bool)> {
+    let live = destination.live.as_ref()?;
+    let is_early = live.read_after.is_some_and(|at| at > now.instant);
+    if live.asked.is_some() || is_early || destination.is_removed {
+        return None;
+    }
+    let max = destination.settings.max_in_flight.max(1);
+    let is_lagging = live.remembered > max.saturating_mul(limits::LOADED_PER_SLOT);
+    let appetite = destination.appetite(gate, now).filter(|_| !is_lagging);
+    if let Some(appetite) = appetite
+        && live.is_behind(&destination.due_by(now))
+        && live.loaded.len() <= appetite / 2
+    {
+        return Some((appetite.saturating_sub(live.loaded.len()), false));
+    }
+    let is_overdue = live.is_overdue(now.moment.certain);
+    (is_overdue && !is_lagging).then_some((max.saturating_mul(limits::LOADED_PER_SLOT), true))
+}
+
+/// When a destination is looked at next.
+fn look(destination: &Destination, gate: Gate, now: &Now) -> Look {
+    let Some(live) = destination.live.as_ref() else {
+        return Look::default();
+    };
+    let by = destination.due_by(now);
+    let present = now.moment.now;
+    let is_overdue = live.asked.is_some() || live.is_overdue(now.moment.certain);
+    let unread_deadline = live.unread_deadline.filter(|_| !is_overdue);
+    let loaded_at = live.loaded.next_due_at(&by, &live.busy);
+    let alarms = [
+        live.breaker.probe_at().filter(|_| !destination.is_removed),
+        live.asked.map(|asked| asked.at + limits::LOAD_PATIENCE),
+        live.read_after.filter(|at| *at > now.instant),
+        gate_at(live, gate, now),
+        live.loaded.deadline_at().map(|at| now.instant_past(at)),
+        unread_deadline.map(|at| now.instant_past(at)),
+        now.settles_at().filter(|_| !live.loaded.is_empty()),
+    ];
+    let least = now.instant + LEAST_PAUSE;
+    let alarm = alarms.into_iter().flatten().min().map(|at| at.max(least));
+    let due = live.unread.into_iter().chain(loaded_at);
+    let due = due.filter(|at| *at > present).min();
+    Look { due, alarm }
+}
+
+/// When a gate opens that something waits for; reading begins a little earlier.
+fn gate_at(live: &Live, gate: Gate, now: &Now) -> Option<Instant> {
+    let Gate::At(at) = gate else {
+        return None;
+    };
+    let is_waiting = !live.loaded.is_empty() || live.unread.is_some_and(|d| d <= now.moment.now);
+    let read_at = at
+        .checked_sub(limits::KEEP_LOADED)
+        .filter(|read| *read > now.instant);
+    is_waiting.then(|| read_at.unwrap_or(at))
+}

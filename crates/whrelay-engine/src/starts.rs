@@ -1,0 +1,406 @@
+//! From the start of a delivery to the view's knowledge of how it ended.
+
+use whrelay_core::bucket::BucketId;
+use whrelay_core::delivery::{DeadReason, DeliveryKey, DestinationId};
+use whrelay_core::outcome::{Outcome, classify};
+use whrelay_core::queue::{Offset, QueueKind, Waiting};
+use whrelay_core::retry::{Jitter, Verdict, decide};
+use whrelay_core::time::Timestamp;
+
+use crate::Token;
+use crate::action::{Action, Append};
+use crate::breaker::Sign;
+use crate::destination::{Gate, Live};
+use crate::engine::Engine;
+use crate::in_flight::{Flight, Remembered, Slot, Stage};
+use crate::input::{Ended, Now};
+use crate::limits;
+use crate::turns::Queued;
+
+impl Engine {
+    /// The next attempt that may start.
+    pub(crate) fn poll_start(&mut self, now: &Now) -> Option<Action> {
+        if self.is_paused || self.is_stopped {
+            return None;
+        }
+        while self.slots.is_free() && self.in_flight.remembered() < self.caps.remembered {
+            let id = self.turns.first()?;
+            let Some((delivery, is_healthy)) = self.next_of(id, now) else {
+                self.turns.remove_first();
+                self.end_turn(id, Queued::Out);
+                self.settle(id, now);
+                continue;
+            };
+            if !is_healthy && !self.slots.is_free_for_unhealthy() {
+                self.turns.remove_first();
+                self.end_turn(id, Queued::Parked);
+                self.turns.park(id);
+                continue;
+            }
+            let covers = |live: &mut Live| live.credit.covers(delivery.bytes);
+            if !self.live_of(id).is_some_and(covers) {
+                self.turns.remove_first();
+                self.end_turn(id, Queued::Ready);
+                self.turns.push(id);
+                continue;
+            }
+            return Some(self.start(id, delivery, now));
+        }
+        None
+    }
+
+    /// The delivery that a queued destination starts next, and whether the destination is healthy.
+    fn next_of(&mut self, id: DestinationId, now: &Now) -> Option<(Waiting, bool)> {
+        let destination = self.destinations.get(&id)?;
+        let Gate::Open(_) = destination.gate(self.is_paused, now) else {
+            return None;
+        };
+        let by = destination.due_by(now);
+        let live = destination.live.as_ref()?;
+        let first = live.loaded.first_due(&by, &live.busy)?;
+        let is_startable = live.credit.queued == Queued::Ready;
+        (is_startable && !first.is_expired(now.moment.certain))
+            .then(|| (first, live.breaker.is_healthy()))
+    }
+
+    fn end_turn(&mut self, id: DestinationId, queued: Queued) {
+        if let Some(live) = self.live_of(id) {
+            live.credit.end_turn(queued);
+        }
+    }
+
+    fn start(&mut self, id: DestinationId, delivery: Waiting, now: &Now) -> Action {
+        let token = self.in_flight.token();
+        let mut timeout = None;
+        let mut is_healthy = true;
+        if let Some(destination) = self.destinations.get_mut(&id) {
+            timeout = Some(destination.settings.timeout).filter(|time| !time.is_zero());
+            let live = destination.live(now);
+            is_healthy = live.breaker.is_healthy();
+            live.loaded.remove(delivery.key);
+            live.slots += 1;
+            live.block(&delivery);
+            live.credit.spend(delivery.bytes);
+            if let Some(pace) = &mut live.pace {
+                pace.start(now.instant);
+            }
+        }
+        let slot = Slot { is_healthy };
+        self.slots.take(delivery.bytes, is_healthy);
+        self.in_flight.insert(token, (delivery, id), Some(slot));
+        let overdue_at = timeout.map(|time| now.later(time) + limits::ATTEMPT_PATIENCE);
+        self.in_flight.set_overdue(token, overdue_at);
+        self.settle(id, now);
+        Action::Start {
+            token,
+            destination: id,
+            delivery,
+            number: delivery.attempts.saturating_add(1),
+        }
+    }
+
+    /// Gives a delivery up untried. That takes no slot of the node.
+    pub(crate) fn give_up(
+        &mut self,
+        id: DestinationId,
+        delivery: Waiting,
+        reason: DeadReason,
+        now: &Now,
+    ) {
+        let token = self.in_flight.token();
+        if let Some(live) = self.live_of(id) {
+            live.giving_up += 1;
+            live.block(&delivery);
+        }
+        self.in_flight.insert(token, (delivery, id), None);
+        self.append(
+            token,
+            (delivery.attempts, false),
+            Verdict::Dead(reason),
+            now,
+        );
+    }
+
+    /// An exchange has ended.
+    pub(crate) fn finished(&mut self, token: Token, ended: Ended, jitter: Jitter, now: &Now) {
+        let Some(flight) = self.in_flight.get(token) else {
+            return;
+        };
+        let Stage::Running = flight.stage else {
+            return;
+        };
+        let (delivery, id) = (flight.delivery, flight.destination);
+        match ended {
+            Ended::Tried(outcome) => {
+                let verdict = self.decide(id, &delivery, &outcome, jitter, now);
+                let number = delivery.attempts.saturating_add(1);
+                self.append(token, (number, true), verdict, now);
+            }
+            Ended::GivenUp(reason) => {
+                let number = delivery.attempts;
+                self.append(token, (number, false), Verdict::Dead(reason), now);
+            }
+            Ended::NotAsked => self.not_asked(token, now),
+        }
+        self.settle(id, now);
+    }
+
+    /// Decides what follows an attempt, and lets the breaker learn from it.
+    fn decide(
+        &mut self,
+        id: DestinationId,
+        delivery: &Waiting,
+        outcome: &Outcome,
+        jitter: Jitter,
+        now: &Now,
+    ) -> Verdict {
+        let Some(destination) = self.destinations.get_mut(&id) else {
+            let policy = &whrelay_core::retry::RetryPolicy::default();
+            return decide(policy, delivery.history(), outcome, now.moment, jitter);
+        };
+        let policy = &destination.settings.policy;
+        let verdict = decide(policy, delivery.history(), outcome, now.moment, jitter);
+        let class = classify(outcome, policy.retry_on);
+        let breaker = &mut destination.live(now).breaker;
+        let sign = breaker.on_outcome(outcome, class, now.instant);
+        self.follow_sign(id, sign, now);
+        verdict
+    }
+
+    /// Calls deliveries back, and reports the endpoint's state, where it has changed.
+    pub(crate) fn follow_sign(&mut self, id: DestinationId, sign: Option<Sign>, now: &Now) {
+        let (Some(sign), Some(destination)) = (sign, self.destinations.get_mut(&id)) else {
+            return;
+        };
+        let by = destination.due_by(now);
+        if sign == Sign::Back {
+            destination.settings.back_since = Some(now.moment.now);
+            let live = destination.live(now);
+            live.unload(&by);
+            live.note_due(Timestamp::EPOCH);
+            live.read_after = None;
+        }
+        let is_offline = destination.live(now).breaker.is_away();
+        destination.settings.is_offline = is_offline;
+        self.actions.push_back(Action::Endpoint {
+            destination: id,
+            is_offline,
+            back_since: destination.settings.back_since,
+        });
+    }
+
+    fn append(&mut self, token: Token, (number, tried): (u32, bool), verdict: Verdict, now: &Now) {
+        let Some(flight) = self.in_flight.get(token) else {
+            return;
+        };
+        let append = Append {
+            token,
+            destination: flight.destination,
+            delivery: flight.delivery,
+            number,
+            tried,
+            verdict,
+            at: now.moment.now,
+        };
+        self.actions.push_back(Action::Append(append.clone()));
+        self.in_flight.append(token, append);
+        let overdue_at = now.instant + limits::APPEND_PATIENCE;
+        self.in_flight.set_overdue(token, Some(overdue_at));
+    }
+
+    /// Nothing was done: the delivery is read again after a pause.
+    fn not_asked(&mut self, token: Token, now: &Now) {
+        let Some(flight) = self.in_flight.remove(token) else {
+            return;
+        };
+        self.in_flight.forget(flight.delivery.key);
+        self.free_slot(&flight);
+        if let Some(live) = self.live_of(flight.destination) {
+            live.unblock(bucket_of(&flight.delivery));
+            live.note_due(Timestamp::EPOCH);
+            live.read_after = Some(now.instant + limits::LOAD_AGAIN);
+        }
+    }
+
+    /// A record is on disk: its slot is free.
+    pub(crate) fn appended(&mut self, token: Token, at: Offset, now: &Now) {
+        let Some(flight) = self.in_flight.get(token) else {
+            return;
+        };
+        let Stage::Appending(append) = flight.stage.clone() else {
+            return;
+        };
+        let Some(flight) = self.in_flight.remove(token) else {
+            return;
+        };
+        self.free_slot(&flight);
+        let id = flight.destination;
+        let next = flight
+            .delivery
+            .following(append.number, &append.verdict, append.at);
+        let bucket = bucket_of(&flight.delivery);
+        let mut blocks = None;
+        let Some(destination) = self.destinations.get_mut(&id) else {
+            self.in_flight.forget(flight.delivery.key);
+            return;
+        };
+        let back_since = destination.settings.back_since;
+        let live = destination.live(now);
+        live.remembered += 1;
+        match next {
+            Some(_) => blocks = bucket,
+            None => live.unblock(bucket),
+        }
+        let remembered = Remembered {
+            destination: id,
+            key: flight.delivery.key,
+            next: next.map(|next| {
+                let due_at = next.due_at(back_since, now.moment.now);
+                (due_at, next.deadline_at)
+            }),
+            blocks,
+        };
+        self.in_flight.remember(at, remembered);
+        self.forget_what_the_view_has(now);
+        self.settle(id, now);
+    }
+
+    fn free_slot(&mut self, flight: &Flight) {
+        let live = self.live_of(flight.destination);
+        let Some(slot) = flight.slot else {
+            if let Some(live) = live {
+                live.giving_up = live.giving_up.saturating_sub(1);
+            }
+            return;
+        };
+        if let Some(live) = live {
+            live.slots = live.slots.saturating_sub(1);
+        }
+        self.slots.free(flight.delivery.bytes, slot.is_healthy);
+        while self.slots.is_free_for_unhealthy() {
+            let Some(id) = self.turns.next_parked() else {
+                return;
+            };
+            if let Some(live) = self.live_of(id)
+                && live.credit.queued == Queued::Parked
+            {
+                live.credit.queued = Queued::Ready;
+                self.turns.push(id);
+                return;
+            }
+        }
+    }
+
+    /// The view has applied the journal up to `upto`.
+    pub(crate) fn applied(&mut self, upto: Offset, now: &Now) {
+        self.applied_upto = self.applied_upto.max(upto);
+        self.forget_what_the_view_has(now);
+    }
+
+    fn forget_what_the_view_has(&mut self, now: &Now) {
+        let mut changed = Vec::new();
+        while let Some(remembered) = self.in_flight.pop_applied(self.applied_upto) {
+            let Remembered {
+                destination: id,
+                key,
+                next,
+                blocks,
+            } = remembered;
+            changed.push(id);
+            let Some(live) = self.live_of(id) else {
+                self.in_flight.forget(key);
+                continue;
+            };
+            live.remembered = live.remembered.saturating_sub(1);
+            live.unblock(blocks);
+            if let Some((due_at, deadline_at)) = next {
+                live.note_due(due_at);
+                live.note_deadline(deadline_at);
+            }
+            if live.asked.is_some() {
+                live.applied.push(key);
+            } else {
+                self.in_flight.forget(key);
+            }
+        }
+        changed.dedup();
+        for id in changed {
+            self.settle(id, now);
+        }
+    }
+
+    /// Somebody else ended or changed a delivery.
+    pub(crate) fn withdraw(&mut self, id: DestinationId, key: DeliveryKey, at: Offset, now: &Now) {
+        let Some(destination) = self.destinations.get_mut(&id) else {
+            return;
+        };
+        let live = destination.live(now);
+        live.loaded.remove(key);
+        live.remembered += 1;
+        let remembered = Remembered {
+            destination: id,
+            key,
+            next: Some((Timestamp::EPOCH, Timestamp::LAST)),
+            blocks: None,
+        };
+        self.in_flight.withdraw(at, remembered);
+        self.forget_what_the_view_has(now);
+        self.settle(id, now);
+    }
+
+    /// A flight has no answer for too long.
+    pub(crate) fn overdue(&mut self, token: Token, now: &Now) {
+        let Some(flight) = self.in_flight.get(token) else {
+            return;
+        };
+        match flight.stage.clone() {
+            Stage::Running => {
+                let ended = Ended::Tried(Outcome::TimedOut);
+                self.finished(token, ended, Jitter(0), now);
+            }
+            Stage::Appending(append) => {
+                self.actions.push_back(Action::Append(append));
+                let overdue_at = now.instant + limits::APPEND_PATIENCE;
+                self.in_flight.set_overdue(token, Some(overdue_at));
+            }
+        }
+    }
+
+    /// Whether a record is on disk is unknown.
+    pub(crate) fn append_failed(&mut self, token: Token, now: &Now) {
+        if let Some(flight) = self.in_flight.get(token)
+            && let Stage::Appending(_) = flight.stage
+        {
+            let again_at = now.instant + limits::APPEND_AGAIN;
+            self.in_flight.set_overdue(token, Some(again_at));
+        }
+    }
+}
+
+/// The bucket whose order waits for a delivery.
+fn bucket_of(delivery: &Waiting) -> Option<BucketId> {
+    match delivery.kind {
+        QueueKind::Normal => Some(delivery.key.bucket),
+        QueueKind::Replay => None,
+    }
+}
+
+impl Live {
+    fn block(&mut self, delivery: &Waiting) {
+        if let Some(bucket) = bucket_of(delivery) {
+            *self.busy.entry(bucket).or_default() += 1;
+        }
+    }
+
+    fn unblock(&mut self, bucket: Option<BucketId>) {
+        let Some(bucket) = bucket else {
+            return;
+        };
+        if let Some(count) = self.busy.get_mut(&bucket) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.busy.remove(&bucket);
+            }
+        }
+    }
+}
