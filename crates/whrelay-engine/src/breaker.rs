@@ -79,6 +79,8 @@ pub(crate) struct Breaker {
     state: State,
     /// The newest attempt got a final answer, or there was none yet.
     is_healthy: bool,
+    /// There was an attempt.
+    is_tried: bool,
     /// An attempt timed out, and none has succeeded since: one slot.
     is_cautious: bool,
     /// A probe brought it back, and no attempt was answered since.
@@ -102,6 +104,7 @@ impl Breaker {
                 window: rules.max_in_flight.max(1),
             },
             is_healthy: true,
+            is_tried: false,
             is_cautious: false,
             is_unproven: false,
             broken: 0,
@@ -155,8 +158,10 @@ impl Breaker {
         is_open && self.is_healthy && self.failed == 0 && !self.is_cautious && !self.is_unproven
     }
 
-    pub(crate) fn is_healthy(&self) -> bool {
-        self.is_healthy
+    /// Whether the newest attempt got a final answer. A new endpoint counts as healthy for one
+    /// attempt, so that many dead ones that are new do not take all slots.
+    pub(crate) fn is_healthy(&self, in_flight: usize) -> bool {
+        self.is_healthy && (self.is_tried || in_flight == 0)
     }
 
     pub(crate) fn is_away(&self) -> bool {
@@ -284,7 +289,7 @@ impl Breaker {
                 || (is_final && self.failed >= limits::FAILED_RUN));
         (self.broken, self.unanswered, self.deceived) = (0, 0, 0);
         self.is_unproven = false;
-        self.is_healthy = is_final;
+        (self.is_healthy, self.is_tried) = (is_final, true);
         if is_final {
             (self.failed, self.failing_since, self.is_cautious) = (0, None, false);
         } else {
@@ -297,8 +302,9 @@ impl Breaker {
         if let State::Online { window } = &mut self.state
             && is_final
         {
+            // One more for each answer: 1, 2, 4 … as the answers of each window arrive.
             *window = window
-                .saturating_mul(2)
+                .saturating_add(1)
                 .min(self.rules.max_in_flight.max(1));
         }
         None
@@ -306,7 +312,7 @@ impl Breaker {
 
     fn on_silence(&mut self, now: Instant) {
         self.fail(now);
-        self.is_healthy = false;
+        (self.is_healthy, self.is_tried) = (false, true);
         self.unanswered = self.unanswered.saturating_add(1);
     }
 

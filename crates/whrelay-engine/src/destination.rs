@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use whrelay_core::bucket::BucketId;
 use whrelay_core::delivery::DeliveryKey;
 use whrelay_core::pace::{Pace, Rate};
 use whrelay_core::queue::DueBy;
@@ -51,8 +52,9 @@ pub(crate) struct Live {
     pub(crate) giving_up: usize,
     /// Deliveries remembered until the view has applied them.
     pub(crate) remembered: usize,
-    /// Deliveries that the view applied while a read was under way, which may show them as before.
-    pub(crate) applied: Vec<DeliveryKey>,
+    /// Deliveries that the view applied while a read was under way, which may show them as before,
+    /// with the buckets whose order waits for them.
+    pub(crate) applied: Vec<(DeliveryKey, Option<BucketId>)>,
     pub(crate) asked: Option<Asked>,
     /// No read begins before this.
     pub(crate) read_after: Option<Instant>,
@@ -62,6 +64,8 @@ pub(crate) struct Live {
     pub(crate) unread_later: Option<Timestamp>,
     /// The earliest deadline of deliveries that are not loaded.
     pub(crate) unread_deadline: Option<Timestamp>,
+    /// Whether the last read left deliveries out that start in order.
+    pub(crate) has_more: bool,
     pub(crate) credit: Credit,
     pub(crate) look: Look,
     /// What it counts among the rows loaded of all destinations, and whether as a healthy one.
@@ -191,6 +195,7 @@ impl Live {
             unread: None,
             unread_later: None,
             unread_deadline: None,
+            has_more: false,
             credit: Credit::default(),
             look: Look::default(),
             counted: (0, true),
@@ -215,6 +220,7 @@ impl Live {
 
     /// Forgets what is loaded. It is read again.
     pub(crate) fn unload(&mut self, by: &DueBy) {
+        self.has_more = false;
         if let Some((due_at, deadline_at)) = self.loaded.clear(by, &self.busy) {
             self.note_due(due_at);
             self.note_deadline(deadline_at);
@@ -252,6 +258,7 @@ impl Live {
             unread,
             unread_later,
             unread_deadline: _,
+            has_more,
             credit,
             look: _,
             counted: _,
@@ -267,5 +274,6 @@ impl Live {
             && credit.queued == Queued::Out
             && !is_paced
             && !is_hungry
+            && !has_more
     }
 }

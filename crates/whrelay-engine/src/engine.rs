@@ -74,12 +74,14 @@ impl Engine {
                 token,
                 waiting,
                 next_at,
+                has_more,
                 next_deadline_at,
             } => {
                 let page = Page {
                     token,
                     waiting,
                     next_at,
+                    has_more,
                     next_deadline_at,
                 };
                 self.loaded(destination, page, now);
@@ -176,12 +178,12 @@ impl Engine {
     fn configure(&mut self, id: DestinationId, settings: Option<Settings>, now: &Now) {
         match (settings, self.destinations.get_mut(&id)) {
             (Some(settings), None) => {
-                let destination = Destination::new(clamped(settings, now), now);
+                let destination = Destination::new(checked(settings, now), now);
                 self.destinations.insert(id, destination);
                 self.horizon.poll_soon();
             }
             (Some(settings), Some(destination)) => {
-                change(destination, clamped(settings, now), now);
+                change(destination, checked(settings, now), now);
             }
             (None, Some(destination)) => {
                 destination.is_removed = true;
@@ -219,8 +221,8 @@ impl Engine {
 }
 
 /// A return in the future was written by a wrong clock.
-fn clamped(settings: Settings, now: &Now) -> Settings {
-    let back_since = settings.back_since.map(|at| at.min(now.moment.now));
+fn checked(settings: Settings, now: &Now) -> Settings {
+    let back_since = settings.back_since.filter(|at| *at <= now.moment.now);
     Settings {
         back_since,
         ..settings

@@ -166,8 +166,10 @@ pub enum Input {
         token: Token,
         /// The rows.
         waiting: Vec<Waiting>,
-        /// When the earliest other row is due. `None` if there is no other.
+        /// When the earliest other row is due that does not follow a returned one in a FIFO order.
         next_at: Option<Timestamp>,
+        /// Whether there are other rows that follow a returned one in a FIFO order.
+        has_more: bool,
         /// The earliest deadline of all other rows. `None` if there is no other.
         next_deadline_at: Option<Timestamp>,
     },

@@ -110,6 +110,12 @@ impl Loaded {
         Some((due_at, deadline_at))
     }
 
+    /// Whether a delivery of this bucket is here that starts in order.
+    pub(crate) fn has_ordered(&self, bucket: BucketId) -> bool {
+        let first = self.ordered.range(first_key(bucket)..).next();
+        first.is_some_and(|(key, _)| key.bucket == bucket)
+    }
+
     /// The first of each bucket in order, unless its bucket is busy.
     fn firsts<'a>(&'a self, busy: &'a Busy) -> impl Iterator<Item = &'a Waiting> {
         let mut next = self.ordered.first_key_value().map(|(_, row)| row);
@@ -117,16 +123,22 @@ impl Loaded {
             let first = next?;
             let bucket = first.key.bucket.0.checked_add(1).map(BucketId);
             next = bucket.and_then(|bucket| {
-                let from = DeliveryKey {
-                    bucket,
-                    seq: Seq(0),
-                    ordinal: 0,
-                };
-                self.ordered.range(from..).next().map(|(_, row)| row)
+                self.ordered
+                    .range(first_key(bucket)..)
+                    .next()
+                    .map(|(_, row)| row)
             });
             Some(first)
         });
         firsts.filter(|row| !busy.contains_key(&row.key.bucket))
+    }
+}
+
+fn first_key(bucket: BucketId) -> DeliveryKey {
+    DeliveryKey {
+        bucket,
+        seq: Seq(0),
+        ordinal: 0,
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use whrelay_core::delivery::DestinationId;
+use whrelay_core::dispatch::Order;
 use whrelay_core::queue::Waiting;
 use whrelay_core::time::Timestamp;
 
@@ -69,6 +70,7 @@ pub(crate) struct Page {
     pub(crate) token: Token,
     pub(crate) waiting: Vec<Waiting>,
     pub(crate) next_at: Option<Timestamp>,
+    pub(crate) has_more: bool,
     pub(crate) next_deadline_at: Option<Timestamp>,
 }
 
@@ -127,20 +129,21 @@ impl Engine {
         let Some(asked) = live.asked.filter(|asked| asked.token == page.token) else {
             return;
         };
-        let (mut fresh, is_complete) = (0, page.waiting.len() < asked.max);
+        let (mut useful, is_complete) = (0, page.waiting.len() < asked.max);
         for waiting in page.waiting.into_iter().take(asked.max) {
             if self.in_flight.knows(waiting.key) || is_removed {
                 continue;
             }
             let reason = waiting.reason.counted_from(self.began_at, by.now);
-            live.loaded
-                .insert(Waiting { reason, ..waiting }, order, &by);
-            fresh += 1;
+            let waiting = Waiting { reason, ..waiting };
+            live.loaded.insert(waiting, order, &by);
+            let is_useful = waiting.is_due(&by) || waiting.is_expired(now.moment.certain);
+            useful += usize::from(is_useful);
         }
         live.asked = None;
         live.unread_deadline = page.next_deadline_at;
         if !asked.only_expired {
-            live.unread = page.next_at;
+            (live.unread, live.has_more) = (page.next_at, page.has_more);
         }
         if let Some(at) = live.unread_later.take() {
             live.note_due(at);
@@ -152,10 +155,10 @@ impl Engine {
         live.read_after = match is_unsettled {
             // Everything that is due is loaded but the jobs that wait for the clock.
             Some(at) if page.next_at.is_some_and(|at| at <= by.now) => Some(at),
-            Some(_) | None if fresh == 0 && is_fruitless => Some(now.instant + limits::LOAD_AGAIN),
+            Some(_) | None if useful == 0 && is_fruitless => Some(now.instant + limits::LOAD_AGAIN),
             Some(_) | None => None,
         };
-        self.forget_applied(id);
+        self.forget_applied(id, now);
         self.settle(id, now);
     }
 
@@ -166,7 +169,7 @@ impl Engine {
         {
             live.read_again(now);
             live.read_after = Some(now.instant + limits::LOAD_AGAIN);
-            self.forget_applied(id);
+            self.forget_applied(id, now);
             self.settle(id, now);
         }
     }
@@ -178,16 +181,31 @@ impl Engine {
             && live.asked.is_some_and(is_late)
         {
             live.read_again(now);
-            self.forget_applied(id);
+            self.forget_applied(id, now);
         }
     }
 
-    /// No read is under way that could still show these deliveries as they were.
-    fn forget_applied(&mut self, id: DestinationId) {
-        let live = self.live_of(id);
-        let applied = live.map(|live| std::mem::take(&mut live.applied));
-        for key in applied.into_iter().flatten() {
+    /// No read is under way that could still show these deliveries as they were. Where the order
+    /// waited for one of them, the others are read again behind it.
+    pub(crate) fn forget_applied(&mut self, id: DestinationId, now: &Now) {
+        let Some(destination) = self.destinations.get_mut(&id) else {
+            return;
+        };
+        let by = destination.due_by(now);
+        let is_ordered = match destination.settings.order {
+            Order::Fifo => true,
+            Order::Arrival => false,
+        };
+        let Some(live) = &mut destination.live else {
+            return;
+        };
+        for (key, blocks) in std::mem::take(&mut live.applied) {
             self.in_flight.forget(key);
+            if is_ordered && blocks.is_some() {
+                live.unload(&by);
+                live.note_due(Timestamp::EPOCH);
+            }
+            live.unblock(blocks);
         }
     }
 }

@@ -102,7 +102,7 @@ impl Engine {
             Gate::Open(_) => live.loaded.first_due(&by, &live.busy).is_some(),
             Gate::Full(_) | Gate::At(_) | Gate::Shut => false,
         };
-        let may_leave_parking = live.breaker.is_healthy();
+        let may_leave_parking = live.breaker.is_healthy(live.slots);
         match live.credit.queued {
             Queued::Out if is_ready => {}
             Queued::Parked if is_ready && may_leave_parking => {}
@@ -126,7 +126,7 @@ impl Engine {
         let Some(live) = &mut destination.live else {
             return;
         };
-        let is_healthy = live.breaker.is_healthy();
+        let is_healthy = live.breaker.is_healthy(live.slots);
         let fresh = want.min(self.rows.room(cap, is_healthy));
         if fresh == 0 {
             if !std::mem::replace(&mut live.is_hungry, true) {
@@ -158,7 +158,7 @@ impl Engine {
         let Some(live) = self.destinations.get_mut(&id).and_then(|d| d.live.as_mut()) else {
             return;
         };
-        let counted = (live.rows(), live.breaker.is_healthy());
+        let counted = (live.rows(), live.breaker.is_healthy(live.slots));
         let before = std::mem::replace(&mut live.counted, counted);
         self.rows.replace(before, counted);
     }
@@ -199,7 +199,7 @@ impl Engine {
             if !is_gone && !live.is_idle(now) {
                 return;
             }
-            for key in std::mem::take(&mut live.applied) {
+            for (key, _) in std::mem::take(&mut live.applied) {
                 self.in_flight.forget(key);
             }
             self.rows.replace(live.counted, (0, true));

@@ -60,7 +60,7 @@ impl Engine {
         let first = live.loaded.first_due(&by, &live.busy)?;
         let is_startable = live.credit.queued == Queued::Ready;
         (is_startable && !first.is_expired(now.moment.certain))
-            .then(|| (first, live.breaker.is_healthy()))
+            .then(|| (first, live.breaker.is_healthy(live.slots)))
     }
 
     fn end_turn(&mut self, id: DestinationId, queued: Queued) {
@@ -76,7 +76,7 @@ impl Engine {
         if let Some(destination) = self.destinations.get_mut(&id) {
             timeout = Some(destination.settings.timeout).filter(|time| !time.is_zero());
             let live = destination.live(now);
-            is_healthy = live.breaker.is_healthy();
+            is_healthy = live.breaker.is_healthy(live.slots);
             live.loaded.remove(delivery.key);
             live.slots += 1;
             live.block(&delivery);
@@ -251,6 +251,9 @@ impl Engine {
             Some(_) => blocks = bucket,
             None => live.unblock(bucket),
         }
+        if live.has_more && bucket.is_some_and(|bucket| !live.loaded.has_ordered(bucket)) {
+            live.note_due(Timestamp::EPOCH);
+        }
         let remembered = Remembered {
             destination: id,
             key: flight.delivery.key,
@@ -312,15 +315,14 @@ impl Engine {
                 continue;
             };
             live.remembered = live.remembered.saturating_sub(1);
-            live.unblock(blocks);
             if let Some((due_at, deadline_at)) = next {
                 live.note_due(due_at);
                 live.note_deadline(deadline_at);
             }
-            if live.asked.is_some() {
-                live.applied.push(key);
-            } else {
-                self.in_flight.forget(key);
+            let is_read = live.asked.is_some();
+            live.applied.push((key, blocks));
+            if !is_read {
+                self.forget_applied(id, now);
             }
         }
         changed.dedup();
@@ -392,7 +394,7 @@ impl Live {
         }
     }
 
-    fn unblock(&mut self, bucket: Option<BucketId>) {
+    pub(crate) fn unblock(&mut self, bucket: Option<BucketId>) {
         let Some(bucket) = bucket else {
             return;
         };

@@ -1,0 +1,607 @@
+//! A node in virtual time: the engine, its journal and view, and endpoints that follow a script.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use whrelay_core::bucket::{BucketId, Seq};
+use whrelay_core::delivery::{DeliveryKey, DestinationId};
+use whrelay_core::dispatch::Order;
+use whrelay_core::outcome::Outcome;
+use whrelay_core::queue::{Offset, QueueKind, WaitReason, Waiting};
+use whrelay_core::retry::{Jitter, Phase, RetryPolicy, Verdict};
+use whrelay_core::time::{Moment, Timestamp};
+use whrelay_engine::{
+    Action, Append, Caps, Ended, Engine, Input, Now, ProbeResult, Probing, Settings, Token,
+};
+
+use crate::endpoints::{Behaviour, random_outcome};
+use crate::view::{Record, View};
+
+pub(crate) const MS: u64 = 1000;
+pub(crate) const SECOND: u64 = 1000 * MS;
+pub(crate) const HOUR: u64 = 3600 * SECOND;
+/// Wall time at the start of the world.
+const BEGAN: i64 = 1_800_000_000_000_000;
+
+/// Trouble between the engine and the world.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Chaos {
+    pub(crate) seed: u64,
+    /// Shares of 256.
+    pub(crate) lost: u8,
+    pub(crate) late: u8,
+    pub(crate) doubled: u8,
+    pub(crate) failed: u8,
+    /// Records that the view is behind.
+    pub(crate) lag: usize,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Started {
+    pub(crate) at: u64,
+    pub(crate) destination: DestinationId,
+    pub(crate) key: DeliveryKey,
+    pub(crate) number: u32,
+}
+
+#[derive(Clone, Debug)]
+struct Exchange {
+    destination: DestinationId,
+    key: DeliveryKey,
+}
+
+#[derive(Clone, Debug)]
+enum Pending {
+    Input(Input),
+    Ends(Token, Outcome),
+}
+
+pub(crate) struct World {
+    pub(crate) engine: Engine,
+    caps: Caps,
+    base: Instant,
+    /// Microseconds since the start of the world.
+    pub(crate) at: u64,
+    /// What jumps have added to the wall clock, and when the last one was.
+    pub(crate) jumped: i64,
+    jumped_at: Option<Instant>,
+    /// Wall time at the start of the process.
+    process_began: Timestamp,
+    pub(crate) settings: BTreeMap<DestinationId, Settings>,
+    pub(crate) endpoints: BTreeMap<DestinationId, Behaviour>,
+    free_at: BTreeMap<DestinationId, u64>,
+    pub(crate) journal: Vec<Record>,
+    /// What the journal says of each delivery that has not ended.
+    pub(crate) truth: BTreeMap<(DestinationId, DeliveryKey), Waiting>,
+    pub(crate) view: View,
+    pending: BTreeMap<(u64, u64), Pending>,
+    order: u64,
+    exchanges: BTreeMap<Token, Exchange>,
+    unwritten: BTreeSet<Token>,
+    pub(crate) chaos: Chaos,
+    random: u64,
+    next_seq: BTreeMap<BucketId, u64>,
+    pub(crate) paused: bool,
+    pub(crate) starts: Vec<Started>,
+    pub(crate) ended: BTreeMap<(DestinationId, DeliveryKey), Verdict>,
+    pub(crate) timed_out: usize,
+    pub(crate) loads: usize,
+    pub(crate) polls: usize,
+    pub(crate) probes: usize,
+    pub(crate) actions: usize,
+    /// Actions after which the process dies.
+    pub(crate) dies_after: Option<usize>,
+}
+
+pub(crate) fn settings() -> Settings {
+    Settings {
+        policy: RetryPolicy::default(),
+        order: Order::Arrival,
+        max_in_flight: 16,
+        rate: None,
+        timeout: Duration::from_secs(30),
+        paused: false,
+        probing: Probing::Loopback,
+        is_offline: false,
+        back_since: None,
+    }
+}
+
+impl World {
+    pub(crate) fn new(caps: Caps) -> Self {
+        let base = Instant::now();
+        let now = Now {
+            moment: Moment {
+                now: Timestamp::from_micros(BEGAN),
+                certain: Timestamp::from_micros(BEGAN),
+            },
+            instant: base,
+            jumped_at: None,
+        };
+        Self {
+            engine: Engine::new(caps, now),
+            caps,
+            base,
+            at: 0,
+            jumped: 0,
+            jumped_at: None,
+            process_began: Timestamp::from_micros(BEGAN),
+            settings: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
+            free_at: BTreeMap::new(),
+            journal: Vec::new(),
+            truth: BTreeMap::new(),
+            view: View::default(),
+            pending: BTreeMap::new(),
+            order: 0,
+            exchanges: BTreeMap::new(),
+            unwritten: BTreeSet::new(),
+            chaos: Chaos::default(),
+            random: 1,
+            next_seq: BTreeMap::new(),
+            paused: false,
+            starts: Vec::new(),
+            ended: BTreeMap::new(),
+            timed_out: 0,
+            loads: 0,
+            polls: 0,
+            probes: 0,
+            actions: 0,
+            dies_after: None,
+        }
+    }
+
+    pub(crate) fn with_chaos(caps: Caps, chaos: Chaos) -> Self {
+        let mut world = Self::new(caps);
+        world.random = chaos.seed | 1;
+        world.chaos = chaos;
+        world
+    }
+
+    pub(crate) fn now(&self) -> Now {
+        let elapsed = i64::try_from(self.at).unwrap();
+        Now {
+            moment: Moment {
+                now: Timestamp::from_micros(BEGAN + elapsed + self.jumped),
+                certain: Timestamp::from_micros(BEGAN + elapsed),
+            },
+            instant: self.base + Duration::from_micros(self.at),
+            jumped_at: self.jumped_at,
+        }
+    }
+
+    pub(crate) fn wall(&self) -> Timestamp {
+        self.now().moment.now
+    }
+
+    pub(crate) fn jump(&mut self, by: i64) {
+        self.jumped += by;
+        self.jumped_at = Some(self.now().instant);
+        self.process_began = self.process_began.min(self.wall());
+    }
+
+    pub(crate) fn chance(&mut self) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random
+    }
+
+    fn happens(&mut self, share: u8) -> bool {
+        share > 0 && self.chance() % 256 < u64::from(share)
+    }
+
+    pub(crate) fn destination(&mut self, id: u32, settings: Settings, endpoint: Behaviour) {
+        let id = DestinationId(id);
+        self.settings.insert(id, settings.clone());
+        self.endpoints.insert(id, endpoint);
+        self.input(Input::Destination {
+            id,
+            settings: Some(settings),
+        });
+    }
+
+    pub(crate) fn change(&mut self, id: u32, change: impl FnOnce(&mut Settings)) {
+        let id = DestinationId(id);
+        let settings = self.settings.get_mut(&id).unwrap();
+        change(settings);
+        let settings = Some(settings.clone());
+        self.input(Input::Destination { id, settings });
+    }
+
+    pub(crate) fn input(&mut self, input: Input) {
+        let now = self.now();
+        self.engine.handle(input, now);
+    }
+
+    pub(crate) fn event(&mut self, id: u32) -> DeliveryKey {
+        self.delivery(id, BucketId(id), QueueKind::Normal, WaitReason::Turn)
+    }
+
+    pub(crate) fn delivery(
+        &mut self,
+        id: u32,
+        bucket: BucketId,
+        kind: QueueKind,
+        reason: WaitReason,
+    ) -> DeliveryKey {
+        let destination = DestinationId(id);
+        let seq = self.next_seq.entry(bucket).or_insert(0);
+        *seq += 1;
+        let key = DeliveryKey {
+            bucket,
+            seq: Seq(*seq),
+            ordinal: 0,
+        };
+        let created_at = match reason {
+            WaitReason::NotBefore(at) => at,
+            WaitReason::Turn | WaitReason::Backoff { .. } | WaitReason::Offline { .. } => {
+                self.wall()
+            }
+        };
+        let waiting = Waiting {
+            key,
+            kind,
+            created_at,
+            deadline_at: self.settings[&destination].policy.deadline_of(created_at),
+            reason,
+            attempts: 0,
+            first_failed_at: None,
+            phase: Phase::Fast,
+            bytes: 1000,
+        };
+        self.receive(destination, waiting);
+        key
+    }
+
+    pub(crate) fn receive(&mut self, destination: DestinationId, waiting: Waiting) {
+        self.truth.insert((destination, waiting.key), waiting);
+        self.journal.push(Record {
+            destination,
+            key: waiting.key,
+            next: Some(waiting),
+            number: 0,
+        });
+        self.apply();
+        let at = waiting.due_at(None, self.wall());
+        self.answer(Input::Due { destination, at });
+    }
+
+    /// Applies all records but the newest, which the view lags behind.
+    fn apply(&mut self) {
+        let upto = self.journal.len().saturating_sub(self.chaos.lag);
+        if self.view.applied >= upto {
+            return;
+        }
+        while self.view.applied < upto {
+            let record = self.journal[self.view.applied].clone();
+            self.view.apply(&record);
+        }
+        let upto = Offset(upto as u64);
+        self.answer(Input::Applied { upto });
+    }
+
+    /// Lets the view follow to the end.
+    pub(crate) fn catch_up(&mut self) {
+        let lag = std::mem::take(&mut self.chaos.lag);
+        self.apply();
+        self.chaos.lag = lag;
+    }
+
+    /// Passes an answer on: at once, or late, twice or never.
+    fn answer(&mut self, input: Input) {
+        if self.happens(self.chaos.lost) {
+            return;
+        }
+        let delay = match self.happens(self.chaos.late) {
+            true => self.chance() % (2 * SECOND),
+            false => 0,
+        };
+        if self.happens(self.chaos.doubled) {
+            let again = delay + self.chance() % SECOND;
+            self.plan(again, Pending::Input(input.clone()));
+        }
+        self.plan(delay, Pending::Input(input));
+    }
+
+    fn plan(&mut self, delay: u64, pending: Pending) {
+        self.order += 1;
+        self.pending.insert((self.at + delay, self.order), pending);
+    }
+
+    /// Runs for so many microseconds.
+    pub(crate) fn run(&mut self, micros: u64) {
+        let until = self.at + micros;
+        loop {
+            self.drain();
+            let wake = self.engine.next_wake(self.now());
+            let wake = u64::try_from((wake - self.base).as_micros()).unwrap() + 1;
+            let first = self.pending.first_key_value().map(|((at, _), _)| *at);
+            let next = first.map_or(wake, |at| at.min(wake));
+            if next > until {
+                self.at = until;
+                self.drain();
+                return;
+            }
+            self.at = next.max(self.at);
+        }
+    }
+
+    fn drain(&mut self) {
+        let mut turns = 0;
+        loop {
+            turns += 1;
+            assert!(turns < 2_000_000, "the engine and the world talk for ever");
+            let due = self.pending.first_key_value();
+            if let Some((at, _)) = due.filter(|((at, _), _)| *at <= self.at) {
+                let at = *at;
+                let pending = self.pending.remove(&at).unwrap();
+                self.happen(pending);
+            } else if let Some(action) = self.engine.poll_action(self.now()) {
+                self.actions += 1;
+                if self.dies_after.is_some_and(|after| self.actions > after) {
+                    self.dies_after = None;
+                    self.crash();
+                } else {
+                    self.perform(action);
+                }
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn happen(&mut self, pending: Pending) {
+        match pending {
+            Pending::Input(input) => {
+                if let Input::Appended { token, .. } = &input {
+                    self.unwritten.remove(token);
+                }
+                self.input(input);
+            }
+            Pending::Ends(token, outcome) => {
+                self.exchanges.remove(&token);
+                self.timed_out += usize::from(outcome == Outcome::TimedOut);
+                let jitter = Jitter((self.chance() & 0xffff_ffff) as u32);
+                self.answer(Input::Finished {
+                    token,
+                    ended: Ended::Tried(outcome),
+                    jitter,
+                });
+            }
+        }
+    }
+
+    fn perform(&mut self, action: Action) {
+        let is_failing = self.happens(self.chaos.failed);
+        match action {
+            Action::LoadDestinations {
+                token,
+                until,
+                after,
+                max,
+            } => {
+                self.polls += 1;
+                let (rows, next) = self.view.due_destinations(until, after, max, self.wall());
+                self.answer(match is_failing {
+                    true => Input::DestinationsFailed { token },
+                    false => Input::DueDestinations { token, rows, next },
+                });
+            }
+            Action::Load(load) => {
+                self.loads += 1;
+                let answer = self.view.page(&load);
+                let (destination, token) = (load.destination, load.token);
+                self.answer(match is_failing {
+                    true => Input::LoadFailed { destination, token },
+                    false => Input::Loaded {
+                        destination,
+                        token,
+                        waiting: answer.waiting,
+                        next_at: answer.next_at,
+                        has_more: answer.has_more,
+                        next_deadline_at: answer.next_deadline_at,
+                    },
+                });
+            }
+            Action::Start {
+                token,
+                destination,
+                delivery,
+                number,
+            } => self.start(token, destination, delivery, number),
+            Action::Append(append) => self.append(append, is_failing),
+            Action::Probe { destination, .. } => self.probe(destination),
+            Action::Endpoint {
+                destination,
+                is_offline,
+                back_since,
+            } => {
+                let settings = self.settings.get_mut(&destination).unwrap();
+                settings.is_offline = is_offline;
+                settings.back_since = back_since;
+                self.view
+                    .back_since
+                    .extend(back_since.map(|at| (destination, at)));
+            }
+        }
+    }
+
+    fn start(&mut self, token: Token, id: DestinationId, delivery: Waiting, number: u32) {
+        self.check_start(id, &delivery, number);
+        let exchange = Exchange {
+            destination: id,
+            key: delivery.key,
+        };
+        self.exchanges.insert(token, exchange);
+        self.unwritten.insert(token);
+        self.starts.push(Started {
+            at: self.at,
+            destination: id,
+            key: delivery.key,
+            number,
+        });
+        let (outcome, after) = self.exchange(id, delivery.key, number);
+        self.plan(after, Pending::Ends(token, outcome));
+    }
+
+    /// What every start has to observe, whatever went wrong before it.
+    fn check_start(&self, id: DestinationId, delivery: &Waiting, number: u32) {
+        let key = delivery.key;
+        let now = self.now();
+        let settings = &self.settings[&id];
+        assert!(!self.paused && !settings.paused, "a start in a pause");
+        let truth = self.truth.get(&(id, key));
+        let truth = truth.unwrap_or_else(|| panic!("{key:?} has ended"));
+        assert_eq!(
+            number,
+            truth.attempts + 1,
+            "the number of an attempt of {key:?}"
+        );
+        let same = |exchange: &&Exchange| exchange.destination == id;
+        let running: Vec<_> = self.exchanges.values().filter(same).collect();
+        assert!(running.iter().all(|x| x.key != key), "{key:?} runs twice");
+        assert!(
+            running.len() < settings.max_in_flight,
+            "slots of a destination"
+        );
+        assert!(
+            self.unwritten.len() < self.caps.attempts,
+            "slots of the node"
+        );
+        assert!(
+            now.moment.certain <= truth.deadline_at,
+            "a start after the deadline"
+        );
+        let began = truth
+            .reason
+            .counted_from(self.process_began, now.moment.now);
+        let due_at = began.due_at(truth.created_at, settings.back_since, now.moment.now);
+        assert!(
+            due_at <= now.moment.now,
+            "{truth:?} starts at {}",
+            now.moment.now
+        );
+        if settings.order == Order::Fifo && delivery.kind == QueueKind::Normal {
+            let bucket = self
+                .truth
+                .range((id, DeliveryKey { seq: Seq(0), ..key })..(id, key));
+            let mut earlier = bucket.filter(|(_, row)| row.kind == QueueKind::Normal);
+            assert!(earlier.next().is_none(), "{key:?} overtakes");
+        }
+    }
+
+    fn exchange(&mut self, id: DestinationId, key: DeliveryKey, number: u32) -> (Outcome, u64) {
+        let answered = |status| Outcome::Answered {
+            status,
+            retry_after: None,
+        };
+        match self.endpoints[&id] {
+            Behaviour::Answers(status, after) => (answered(status), after),
+            Behaviour::Refuses => (Outcome::Unreachable, MS),
+            Behaviour::Closes | Behaviour::Breaks => (Outcome::Broken, MS),
+            Behaviour::Hangs(timeout) => (Outcome::TimedOut, timeout),
+            Behaviour::Single { each, timeout } => {
+                let free_at = self.free_at.entry(id).or_default();
+                *free_at = self.at.max(*free_at) + each;
+                let after = *free_at - self.at;
+                match after > timeout {
+                    true => (Outcome::TimedOut, timeout),
+                    false => (answered(200), after),
+                }
+            }
+            Behaviour::Random(share) => random_outcome(share, key, number),
+        }
+    }
+
+    fn append(&mut self, append: Append, is_failing: bool) {
+        let token = append.token;
+        let id = append.destination;
+        let key = append.delivery.key;
+        // A record is taken once: by its delivery and the number of its attempt.
+        let is_known = self.journal.iter().rev().any(|record| {
+            let same = record.key == key && record.destination == id;
+            same && (record.next.is_none() || (append.tried && record.number >= append.number))
+        });
+        let is_written = !is_failing || self.chance().is_multiple_of(2);
+        if is_written && !is_known {
+            let next = append
+                .delivery
+                .following(append.number, &append.verdict, append.at);
+            match next {
+                Some(next) => self.truth.insert((id, key), next),
+                None => {
+                    self.ended.insert((id, key), append.verdict);
+                    self.truth.remove(&(id, key))
+                }
+            };
+            self.journal.push(Record {
+                destination: id,
+                key,
+                next,
+                number: append.number,
+            });
+        }
+        let at = Offset(self.journal.len() as u64);
+        self.answer(match is_failing {
+            true => Input::AppendFailed { token },
+            false => Input::Appended { token, at },
+        });
+        self.apply();
+    }
+
+    fn probe(&mut self, destination: DestinationId) {
+        self.probes += 1;
+        let (result, after) = match self.endpoints[&destination] {
+            Behaviour::Refuses => (ProbeResult::Refused, MS),
+            Behaviour::Closes => (ProbeResult::Closed, 2 * MS),
+            Behaviour::Answers(..)
+            | Behaviour::Breaks
+            | Behaviour::Hangs(_)
+            | Behaviour::Single { .. }
+            | Behaviour::Random(_) => (ProbeResult::Open, 50 * MS),
+        };
+        self.plan(
+            after,
+            Pending::Input(Input::Probed {
+                destination,
+                result,
+            }),
+        );
+    }
+
+    /// The process dies; another begins with what is on disk.
+    pub(crate) fn crash(&mut self) {
+        self.pending.clear();
+        self.exchanges.clear();
+        self.unwritten.clear();
+        self.jumped_at = None;
+        let now = self.now();
+        let upto = self.journal.len();
+        while self.view.applied < upto {
+            let record = self.journal[self.view.applied].clone();
+            self.view.apply(&record);
+        }
+        self.process_began = now.moment.now;
+        self.engine = Engine::new(self.caps, now);
+        for (id, settings) in self.settings.clone() {
+            self.input(Input::Destination {
+                id,
+                settings: Some(settings),
+            });
+        }
+        self.input(Input::Applied {
+            upto: Offset(upto as u64),
+        });
+        self.input(Input::Pause(self.paused));
+    }
+
+    /// Starts of one destination so far, as events and attempt numbers.
+    pub(crate) fn started(&self, id: u32) -> Vec<(u64, u32)> {
+        let of = |start: &&Started| start.destination == DestinationId(id);
+        let starts = self.starts.iter().filter(of);
+        starts
+            .map(|start| (start.key.seq.0, start.number))
+            .collect()
+    }
+}
