@@ -40,6 +40,11 @@ pub struct Engine {
 }
 
 impl Engine {
+    /// What an idle destination takes in memory, apart from the map's own overhead and the pauses
+    /// of a listed schedule.
+    pub const BYTES_OF_AN_IDLE_DESTINATION: usize =
+        size_of::<Destination>() + size_of::<DestinationId>();
+
     /// An engine without destinations. The process starts at `now`.
     pub fn new(caps: Caps, now: Now) -> Self {
         Self {
@@ -166,7 +171,7 @@ impl Engine {
         self.rows.len()
     }
 
-    /// Destinations about which more is known than their settings.
+    /// Destinations that are looked at again within a minute.
     pub fn live_destinations(&self) -> usize {
         self.horizon.len()
     }

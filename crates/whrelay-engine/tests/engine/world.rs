@@ -9,7 +9,7 @@ use whrelay_core::dispatch::Order;
 use whrelay_core::outcome::Outcome;
 use whrelay_core::queue::{Offset, QueueKind, WaitReason, Waiting};
 use whrelay_core::retry::{Jitter, Phase, RetryPolicy, Verdict};
-use whrelay_core::time::{Moment, Timestamp};
+use whrelay_core::time::{Moment, Timestamp, TwoClocks};
 use whrelay_engine::{
     Action, Append, Caps, Ended, Engine, Input, Now, ProbeResult, Probing, Settings, Token,
 };
@@ -63,10 +63,12 @@ pub(crate) struct World {
     /// Microseconds since the start of the world.
     pub(crate) at: u64,
     /// What jumps have added to the wall clock, and when the last one was.
-    pub(crate) jumped: i64,
+    jumped: i64,
     jumped_at: Option<Instant>,
-    /// Wall time at the start of the process.
-    process_began: Timestamp,
+    /// The clocks of the process, what they show, and when it began.
+    clocks: TwoClocks,
+    moment: Moment,
+    process_began: (u64, Timestamp),
     pub(crate) settings: BTreeMap<DestinationId, Settings>,
     pub(crate) endpoints: BTreeMap<DestinationId, Behaviour>,
     free_at: BTreeMap<DestinationId, u64>,
@@ -110,11 +112,13 @@ pub(crate) fn settings() -> Settings {
 impl World {
     pub(crate) fn new(caps: Caps) -> Self {
         let base = Instant::now();
+        let began = Timestamp::from_micros(BEGAN);
+        let moment = Moment {
+            now: began,
+            certain: began,
+        };
         let now = Now {
-            moment: Moment {
-                now: Timestamp::from_micros(BEGAN),
-                certain: Timestamp::from_micros(BEGAN),
-            },
+            moment,
             instant: base,
             jumped_at: None,
         };
@@ -125,7 +129,9 @@ impl World {
             at: 0,
             jumped: 0,
             jumped_at: None,
-            process_began: Timestamp::from_micros(BEGAN),
+            clocks: TwoClocks::new(began),
+            moment,
+            process_began: (0, began),
             settings: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             free_at: BTreeMap::new(),
@@ -159,25 +165,32 @@ impl World {
     }
 
     pub(crate) fn now(&self) -> Now {
-        let elapsed = i64::try_from(self.at).unwrap();
         Now {
-            moment: Moment {
-                now: Timestamp::from_micros(BEGAN + elapsed + self.jumped),
-                certain: Timestamp::from_micros(BEGAN + elapsed),
-            },
+            moment: self.moment,
             instant: self.base + Duration::from_micros(self.at),
             jumped_at: self.jumped_at,
         }
     }
 
+    /// The time by which schedules run. It never goes back while the process lives.
     pub(crate) fn wall(&self) -> Timestamp {
-        self.now().moment.now
+        self.moment.now
+    }
+
+    fn wall_clock(&self) -> Timestamp {
+        Timestamp::from_micros(BEGAN + i64::try_from(self.at).unwrap() + self.jumped)
+    }
+
+    fn go_to(&mut self, at: u64) {
+        self.at = at;
+        let elapsed = Duration::from_micros(at - self.process_began.0);
+        self.moment = self.clocks.read(self.wall_clock(), elapsed);
     }
 
     pub(crate) fn jump(&mut self, by: i64) {
         self.jumped += by;
         self.jumped_at = Some(self.now().instant);
-        self.process_began = self.process_began.min(self.wall());
+        self.go_to(self.at);
     }
 
     pub(crate) fn chance(&mut self) -> u64 {
@@ -319,11 +332,11 @@ impl World {
             let first = self.pending.first_key_value().map(|((at, _), _)| *at);
             let next = first.map_or(wake, |at| at.min(wake));
             if next > until {
-                self.at = until;
+                self.go_to(until);
                 self.drain();
                 return;
             }
-            self.at = next.max(self.at);
+            self.go_to(next.max(self.at));
         }
     }
 
@@ -475,7 +488,7 @@ impl World {
         );
         let began = truth
             .reason
-            .counted_from(self.process_began, now.moment.now);
+            .counted_from(self.process_began.1, now.moment.now);
         let due_at = began.due_at(truth.created_at, settings.back_since, now.moment.now);
         assert!(
             due_at <= now.moment.now,
@@ -576,13 +589,15 @@ impl World {
         self.exchanges.clear();
         self.unwritten.clear();
         self.jumped_at = None;
+        self.process_began = (self.at, self.wall_clock());
+        self.clocks = TwoClocks::new(self.wall_clock());
+        self.go_to(self.at);
         let now = self.now();
         let upto = self.journal.len();
         while self.view.applied < upto {
             let record = self.journal[self.view.applied].clone();
             self.view.apply(&record);
         }
-        self.process_began = now.moment.now;
         self.engine = Engine::new(self.caps, now);
         for (id, settings) in self.settings.clone() {
             self.input(Input::Destination {
