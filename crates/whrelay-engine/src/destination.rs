@@ -220,8 +220,8 @@ impl Live {
 
     /// Forgets what is loaded. It is read again.
     pub(crate) fn unload(&mut self, by: &DueBy) {
-        self.has_more = false;
         if let Some((due_at, deadline_at)) = self.loaded.clear(by, &self.busy) {
+            self.has_more = false;
             self.note_due(due_at);
             self.note_deadline(deadline_at);
         }

@@ -151,10 +151,11 @@ impl Engine {
         let is_unsettled = now
             .settles_at()
             .filter(|_| is_complete && !asked.only_expired);
-        let is_fruitless = live.is_behind(&by) || live.is_overdue(now.moment.certain);
+        let has_next = !asked.only_expired && page.next_at.is_some_and(|at| at <= by.now);
+        let is_fruitless = has_next || live.is_overdue(now.moment.certain);
         live.read_after = match is_unsettled {
             // Everything that is due is loaded but the jobs that wait for the clock.
-            Some(at) if page.next_at.is_some_and(|at| at <= by.now) => Some(at),
+            Some(at) if has_next => Some(at),
             Some(_) | None if useful == 0 && is_fruitless => Some(now.instant + limits::LOAD_AGAIN),
             Some(_) | None => None,
         };

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use whrelay_core::delivery::{DeadReason, DestinationId};
+use whrelay_core::dispatch::Order;
 use whrelay_core::queue::Waiting;
 
 use crate::action::{Action, Load};
@@ -135,7 +136,15 @@ impl Engine {
             return;
         }
         let known = live.slots + live.giving_up + live.remembered + live.applied.len();
-        let (token, max) = (self.in_flight.token(), fresh + known + live.loaded.len());
+        let token = self.in_flight.token();
+        let max = fresh
+            .saturating_add(known)
+            .saturating_add(live.loaded.len());
+        let max = match order {
+            Order::Arrival => max,
+            // Half of the rows are those that start in order.
+            Order::Fifo => max.saturating_mul(2),
+        };
         live.asked = Some(Asked {
             token,
             at: now.instant,
@@ -251,11 +260,19 @@ fn look(destination: &Destination, gate: Gate, now: &Now) -> Look {
         unread_deadline.map(|at| now.instant_past(at)),
         now.settles_at().filter(|_| !live.loaded.is_empty()),
     ];
-    let least = now.instant + LEAST_PAUSE;
-    let alarm = alarms.into_iter().flatten().min().map(|at| at.max(least));
+    let alarm = alarms.into_iter().flatten().min().map(|at| later(at, now));
     let due = live.unread.into_iter().chain(loaded_at);
     let due = due.filter(|at| *at > present).min();
     Look { due, alarm }
+}
+
+/// A look that was due before now is due after a pause.
+fn later(at: Instant, now: &Now) -> Instant {
+    if at > now.instant {
+        at
+    } else {
+        now.instant + LEAST_PAUSE
+    }
 }
 
 /// When a gate opens that something waits for; reading begins a little earlier.

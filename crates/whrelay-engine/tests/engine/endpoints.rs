@@ -1,7 +1,10 @@
 //! Endpoints that follow a script.
 
+use std::time::Duration;
+
 use whrelay_core::delivery::DeliveryKey;
-use whrelay_core::outcome::Outcome;
+use whrelay_core::outcome::{Outcome, RetryAfter};
+use whrelay_core::retry::Jitter;
 
 use crate::world::{MS, SECOND};
 
@@ -23,16 +26,13 @@ pub(crate) enum Behaviour {
     Single { each: u64, timeout: u64 },
     /// It answers each attempt by its own chance: this share of 256 fails, in every way.
     Random(u8),
+    /// The same, but it is never away: it answers or takes too long.
+    Flaky(u8),
 }
 
 /// What comes of an attempt is the same in every run.
 pub(crate) fn random_outcome(share: u8, key: DeliveryKey, number: u32) -> (Outcome, u64) {
-    let mut hash = key.seq.0.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    hash ^= u64::from(number).wrapping_mul(0xd1b5_4a32_d192_ed03);
-    hash ^= u64::from(key.bucket.0).wrapping_mul(0x94d0_49bb_1331_11eb);
-    hash ^= hash >> 29;
-    hash = hash.wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    hash ^= hash >> 32;
+    let hash = hash(key, number);
     let status = |status| Outcome::Answered {
         status,
         retry_after: None,
@@ -48,4 +48,33 @@ pub(crate) fn random_outcome(share: u8, key: DeliveryKey, number: u32) -> (Outco
         4 => (status(404), after),
         _ => (status(503), after),
     }
+}
+
+pub(crate) fn flaky_outcome(share: u8, key: DeliveryKey, number: u32) -> (Outcome, u64) {
+    match random_outcome(share, key, number) {
+        (Outcome::Unreachable | Outcome::Broken, _) => {
+            let asked = Some(RetryAfter::Delay(Duration::from_secs(3)));
+            let busy = Outcome::Answered {
+                status: 429,
+                retry_after: asked,
+            };
+            (busy, 10 * MS)
+        }
+        other => other,
+    }
+}
+
+/// The chance of an attempt's backoff.
+pub(crate) fn jitter_of(key: DeliveryKey, number: u32) -> Jitter {
+    Jitter((hash(key, number) >> 32) as u32)
+}
+
+fn hash(key: DeliveryKey, number: u32) -> u64 {
+    let mut hash = key.seq.0.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    hash ^= u64::from(number).wrapping_mul(0xd1b5_4a32_d192_ed03);
+    hash ^= u64::from(key.bucket.0).wrapping_mul(0x94d0_49bb_1331_11eb);
+    hash ^= hash >> 29;
+    hash = hash.wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    hash ^= hash >> 32;
+    hash
 }

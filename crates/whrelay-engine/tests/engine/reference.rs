@@ -1,1 +1,260 @@
-//! tbd
+//! A reference scheduler: a sorted list of everything, no pages, no view, no slots of a node. It
+//! makes the same starts in the same order as the engine.
+
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+use whrelay_core::bucket::BucketId;
+use whrelay_core::delivery::{DeliveryKey, DestinationId};
+use whrelay_core::dispatch::Order;
+use whrelay_core::outcome::{Class, Outcome, classify};
+use whrelay_core::pace::Pace;
+use whrelay_core::queue::{QueueKind, WaitReason, Waiting};
+use whrelay_core::retry::{RetryPolicy, decide};
+use whrelay_core::time::{Moment, Timestamp};
+use whrelay_engine::{Caps, Settings};
+
+use crate::endpoints::{Behaviour, flaky_outcome, jitter_of};
+use crate::world::{BEGAN, MS, SECOND, World};
+
+/// When, which, and the number of the attempt.
+type Start = (u64, DeliveryKey, u32);
+
+struct Reference {
+    settings: Settings,
+    share: u8,
+    base: Instant,
+    arrivals: Vec<(u64, Waiting)>,
+    waiting: Vec<Waiting>,
+    running: Vec<(u64, Waiting, Outcome)>,
+    pace: Option<Pace>,
+    back: Option<Timestamp>,
+    window: usize,
+    failed: u32,
+    unanswered: u32,
+    failing_since: Option<u64>,
+    starts: Vec<Start>,
+}
+
+fn stamp(at: u64) -> Timestamp {
+    Timestamp::from_micros(BEGAN + i64::try_from(at).unwrap())
+}
+
+fn micros(at: Timestamp) -> u64 {
+    u64::try_from(at.as_micros() - BEGAN).unwrap_or(0)
+}
+
+impl Reference {
+    fn new(settings: Settings, share: u8, arrivals: Vec<(u64, Waiting)>) -> Self {
+        Self {
+            share,
+            base: Instant::now(),
+            arrivals,
+            waiting: Vec::new(),
+            running: Vec::new(),
+            pace: settings.rate.map(Pace::new),
+            back: None,
+            window: settings.max_in_flight,
+            failed: 0,
+            unanswered: 0,
+            failing_since: None,
+            starts: Vec::new(),
+            settings,
+        }
+    }
+
+    fn run(mut self, until: u64) -> Vec<Start> {
+        let mut at = 0;
+        while at <= until {
+            self.end_attempts(at);
+            while self
+                .arrivals
+                .first()
+                .is_some_and(|(arrives, _)| *arrives <= at)
+            {
+                self.waiting.push(self.arrivals.remove(0).1);
+            }
+            self.waiting.retain(|row| !row.is_expired(stamp(at)));
+            while let Some(row) = self.next(at) {
+                self.start(row, at);
+            }
+            at = self.next_time(at);
+        }
+        self.starts
+    }
+
+    fn due_at(&self, row: &Waiting, at: u64) -> Timestamp {
+        row.due_at(self.back, stamp(at))
+    }
+
+    fn may_start(&self, row: &Waiting) -> bool {
+        let is_ordered =
+            |row: &Waiting| self.settings.order == Order::Fifo && row.kind == QueueKind::Normal;
+        let running = self.running.iter().map(|(_, row, _)| row);
+        let mut others = self.waiting.iter().chain(running);
+        let is_before = |other: &Waiting| {
+            is_ordered(other) && other.key.bucket == row.key.bucket && other.key < row.key
+        };
+        !is_ordered(row) || !others.any(is_before)
+    }
+
+    fn next(&self, at: u64) -> Option<Waiting> {
+        let instant = self.base + Duration::from_micros(at);
+        let is_paced = self
+            .pace
+            .is_some_and(|pace| pace.next_at(instant).is_some());
+        if is_paced || self.running.len() >= self.window.min(self.settings.max_in_flight) {
+            return None;
+        }
+        let mut rows: Vec<&Waiting> = self.waiting.iter().collect();
+        rows.retain(|row| self.may_start(row) && self.due_at(row, at) <= stamp(at));
+        rows.sort_by_key(|row| (self.due_at(row, at), row.created_at, row.key));
+        rows.first().map(|row| **row)
+    }
+
+    fn start(&mut self, row: Waiting, at: u64) {
+        let number = row.attempts + 1;
+        self.waiting.retain(|other| other.key != row.key);
+        self.starts.push((at, row.key, number));
+        let (outcome, after) = flaky_outcome(self.share, row.key, number);
+        self.running.push((at + after, row, outcome));
+        if let Some(pace) = &mut self.pace {
+            pace.start(self.base + Duration::from_micros(at));
+        }
+    }
+
+    fn end_attempts(&mut self, at: u64) {
+        let all = std::mem::take(&mut self.running);
+        let (ended, running) = all.into_iter().partition(|(ends, _, _)| *ends <= at);
+        self.running = running;
+        let ended: Vec<(u64, Waiting, Outcome)> = ended;
+        for (_, row, outcome) in ended {
+            let moment = Moment {
+                now: stamp(at),
+                certain: stamp(at),
+            };
+            let policy = &self.settings.policy;
+            let (number, jitter) = (row.attempts + 1, jitter_of(row.key, row.attempts + 1));
+            let verdict = decide(policy, row.history(), &outcome, moment, jitter);
+            let class = classify(&outcome, policy.retry_on);
+            self.waiting
+                .extend(row.following(number, &verdict, stamp(at)));
+            self.learn(&outcome, class, at);
+        }
+    }
+
+    /// A time-out leaves one slot; a success after a long spell of failures calls back.
+    fn learn(&mut self, outcome: &Outcome, class: Class, at: u64) {
+        let is_final = class != Class::Retryable;
+        let is_long = self
+            .failing_since
+            .is_some_and(|since| at - since >= 2 * SECOND);
+        if *outcome == Outcome::TimedOut {
+            (self.window, self.unanswered) = (1, self.unanswered + 1);
+        } else if is_long && (self.unanswered >= 3 || (is_final && self.failed >= 3)) {
+            (self.window, self.unanswered, self.back) = (1, 0, Some(stamp(at)));
+        } else {
+            self.unanswered = 0;
+            self.window += usize::from(is_final);
+        }
+        self.window = self.window.min(self.settings.max_in_flight);
+        match is_final {
+            true => (self.failed, self.failing_since) = (0, None),
+            false => {
+                self.failed += 1;
+                self.failing_since.get_or_insert(at);
+            }
+        }
+    }
+
+    /// The next time at which anything can differ.
+    fn next_time(&self, at: u64) -> u64 {
+        let instant = self.base + Duration::from_micros(at);
+        let paced = self.pace.and_then(|pace| pace.next_at(instant));
+        let paced = paced.map(|next| (next - self.base).as_nanos().div_ceil(1000) as u64);
+        let ends = self.running.iter().map(|(ends, _, _)| *ends);
+        let arrives = self.arrivals.iter().map(|(arrives, _)| *arrives);
+        let due = self.waiting.iter().map(|row| micros(self.due_at(row, at)));
+        let deadlines = self.waiting.iter().map(|row| micros(row.deadline_at) + 1);
+        let all = ends.chain(arrives).chain(due).chain(deadlines).chain(paced);
+        all.filter(|next| *next > at).min().unwrap_or(u64::MAX)
+    }
+}
+
+fn settings() -> impl Strategy<Value = Settings> {
+    let rate = prop_oneof![
+        3 => Just(None),
+        1 => Just(Some("7/s")),
+        1 => Just(Some("300/s")),
+        1 => Just(Some("40/m"))
+    ];
+    let order = prop_oneof![2 => Just(Order::Arrival), 1 => Just(Order::Fifo)];
+    (rate, order, 1..9usize, 20..300u64).prop_map(|(rate, order, max_in_flight, deadline)| {
+        Settings {
+            policy: RetryPolicy {
+                deadline: Duration::from_secs(deadline),
+                ..RetryPolicy::default()
+            },
+            order,
+            max_in_flight,
+            rate: rate.map(|rate| rate.parse().unwrap()),
+            ..crate::world::settings()
+        }
+    })
+}
+
+/// Milliseconds until an arrival, its destination, how many arrive, whether they are replays, and
+/// seconds until they are due.
+type Arrival = (u64, u32, u32, bool, Option<u64>);
+
+fn arrivals() -> impl Strategy<Value = Vec<Arrival>> {
+    let after = prop_oneof![0..50u64, 0..4000u64];
+    let job = prop_oneof![5 => Just(None), 1 => (0..90u64).prop_map(Some)];
+    let one = (after, 1..4u32, 1..20u32, prop::bool::weighted(0.2), job);
+    prop::collection::vec(one, 1..20)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_reference_makes_the_same_starts_in_the_same_order(
+        of in prop::collection::vec(settings(), 3),
+        share in any::<u8>(),
+        arrivals in arrivals(),
+    ) {
+        let mut world = World::new(Caps::default());
+        for (id, settings) in (1..).zip(&of) {
+            world.destination(id, settings.clone(), Behaviour::Flaky(share));
+        }
+        let mut lists = vec![Vec::new(); 3];
+        for (after, id, count, is_replay, job) in arrivals {
+            world.run(after * MS);
+            // Between buckets, and beside replays, FIFO says nothing about the order of starts.
+            let is_fifo = of[id as usize - 1].order == Order::Fifo;
+            for n in 0..count {
+                let kind = if is_replay && !is_fifo { QueueKind::Replay } else { QueueKind::Normal };
+                let reason = match job {
+                    Some(after) => {
+                        WaitReason::NotBefore(world.wall().after(Duration::from_secs(after)))
+                    }
+                    None => WaitReason::Turn,
+                };
+                let buckets = if is_fifo { 1 } else { 2 };
+                let key = world.delivery(id, BucketId(10 * id + n % buckets), kind, reason);
+                let row = world.truth[&(DestinationId(id), key)];
+                lists[id as usize - 1].push((world.at, row));
+            }
+        }
+        let until = world.at + 400 * SECOND;
+        world.run(400 * SECOND);
+        for (id, (settings, list)) in (1..).zip(of.into_iter().zip(lists)) {
+            let mine = world.starts.iter().filter(|start| start.destination == DestinationId(id));
+            let mine: Vec<Start> = mine.map(|s| (s.at, s.key, s.number)).collect();
+            let reference = Reference::new(settings, share, list).run(until);
+            let differs = mine.iter().zip(&reference).position(|(a, b)| a != b);
+            let at = differs.unwrap_or(mine.len().min(reference.len()));
+            prop_assert_eq!(mine.get(at), reference.get(at), "start {} of {}", at, id);
+        }
+    }
+}

@@ -14,14 +14,14 @@ use whrelay_engine::{
     Action, Append, Caps, Ended, Engine, Input, Now, ProbeResult, Probing, Settings, Token,
 };
 
-use crate::endpoints::{Behaviour, random_outcome};
+use crate::endpoints::{Behaviour, flaky_outcome, jitter_of, random_outcome};
 use crate::view::{Record, View};
 
 pub(crate) const MS: u64 = 1000;
 pub(crate) const SECOND: u64 = 1000 * MS;
 pub(crate) const HOUR: u64 = 3600 * SECOND;
 /// Wall time at the start of the world.
-const BEGAN: i64 = 1_800_000_000_000_000;
+pub(crate) const BEGAN: i64 = 1_800_000_000_000_000;
 
 /// Trouble between the engine and the world.
 #[derive(Clone, Copy, Debug, Default)]
@@ -48,6 +48,7 @@ pub(crate) struct Started {
 struct Exchange {
     destination: DestinationId,
     key: DeliveryKey,
+    jitter: Jitter,
 }
 
 #[derive(Clone, Debug)]
@@ -328,7 +329,8 @@ impl World {
         loop {
             self.drain();
             let wake = self.engine.next_wake(self.now());
-            let wake = u64::try_from((wake - self.base).as_micros()).unwrap() + 1;
+            let wake = (wake - self.base).as_nanos().div_ceil(1000);
+            let wake = u64::try_from(wake).unwrap().max(self.at + 1);
             let first = self.pending.first_key_value().map(|((at, _), _)| *at);
             let next = first.map_or(wake, |at| at.min(wake));
             if next > until {
@@ -344,7 +346,7 @@ impl World {
         let mut turns = 0;
         loop {
             turns += 1;
-            assert!(turns < 2_000_000, "the engine and the world talk for ever");
+            assert!(turns < 50_000, "the engine and the world talk for ever");
             let due = self.pending.first_key_value();
             if let Some((at, _)) = due.filter(|((at, _), _)| *at <= self.at) {
                 let at = *at;
@@ -373,13 +375,12 @@ impl World {
                 self.input(input);
             }
             Pending::Ends(token, outcome) => {
-                self.exchanges.remove(&token);
+                let jitter = self.exchanges.remove(&token).map(|x| x.jitter);
                 self.timed_out += usize::from(outcome == Outcome::TimedOut);
-                let jitter = Jitter((self.chance() & 0xffff_ffff) as u32);
                 self.answer(Input::Finished {
                     token,
                     ended: Ended::Tried(outcome),
-                    jitter,
+                    jitter: jitter.unwrap_or(Jitter(0)),
                 });
             }
         }
@@ -445,6 +446,7 @@ impl World {
         let exchange = Exchange {
             destination: id,
             key: delivery.key,
+            jitter: jitter_of(delivery.key, number),
         };
         self.exchanges.insert(token, exchange);
         self.unwritten.insert(token);
@@ -524,6 +526,7 @@ impl World {
                 }
             }
             Behaviour::Random(share) => random_outcome(share, key, number),
+            Behaviour::Flaky(share) => flaky_outcome(share, key, number),
         }
     }
 
@@ -572,7 +575,8 @@ impl World {
             | Behaviour::Breaks
             | Behaviour::Hangs(_)
             | Behaviour::Single { .. }
-            | Behaviour::Random(_) => (ProbeResult::Open, 50 * MS),
+            | Behaviour::Random(_)
+            | Behaviour::Flaky(_) => (ProbeResult::Open, 50 * MS),
         };
         self.plan(
             after,
