@@ -171,9 +171,10 @@ impl Engine {
         self.rows.len()
     }
 
-    /// Destinations that are looked at again within a minute.
+    /// Destinations of which more is known than their settings. Counts them one by one.
     pub fn live_destinations(&self) -> usize {
-        self.horizon.len()
+        let all = self.destinations.values();
+        all.filter(|destination| destination.live.is_some()).count()
     }
 
     pub(crate) fn live_of(&mut self, id: DestinationId) -> Option<&mut Live> {

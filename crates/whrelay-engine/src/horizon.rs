@@ -52,11 +52,6 @@ impl Horizon {
         }
     }
 
-    /// How many destinations have a look.
-    pub(crate) fn len(&self) -> usize {
-        self.due.len().max(self.alarms.len())
-    }
-
     pub(crate) fn replace(&mut self, id: DestinationId, old: Look, new: Look) {
         if let Some(at) = old.due.filter(|_| old.due != new.due) {
             self.due.remove(&(at, id));

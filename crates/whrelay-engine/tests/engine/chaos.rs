@@ -189,6 +189,7 @@ fn end(world: &mut World) {
     }
     world.paused = false;
     world.input(Input::Pause(false));
+    world.set_clock_right();
     world.catch_up();
     for _ in 0..130 {
         if world.truth.is_empty() {
@@ -203,7 +204,7 @@ fn end(world: &mut World) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(crate::config(200))]
 
     #[test]
     fn every_start_is_allowed_and_everything_ends(

@@ -46,13 +46,20 @@ fn an_idle_destination_is_its_settings_and_nothing_else() {
     world.run(SECOND);
     assert_eq!(world.ended.len(), 1000);
     world.run(SECOND);
-    assert_eq!(world.engine.live_destinations(), 0);
-    assert!(Engine::BYTES_OF_AN_IDLE_DESTINATION <= size_of::<Settings>() + 32);
-    assert!(Engine::BYTES_OF_AN_IDLE_DESTINATION <= 256);
+    assert_eq!(
+        world.engine.live_destinations(),
+        0,
+        "what is known of them is forgotten"
+    );
+    let bytes = Engine::BYTES_OF_AN_IDLE_DESTINATION;
+    assert!(
+        bytes <= 256 && bytes <= size_of::<Settings>() + 32,
+        "{bytes} bytes"
+    );
 }
 
 #[test]
-fn a_million_waiting_deliveries_start_at_once_and_few_are_loaded() {
+fn a_long_queue_starts_at_once_and_few_of_it_are_loaded() {
     let mut world = World::new(Caps::default());
     let id = 1;
     world.destination(id, settings(), Behaviour::Answers(200, SECOND));

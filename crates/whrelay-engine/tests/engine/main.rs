@@ -12,5 +12,17 @@ mod world;
 mod chaos;
 mod cost;
 mod endpoints;
+mod planted;
 mod reference;
 mod rules;
+mod total;
+
+/// So many cases, unless `PROPTEST_CASES` says otherwise.
+fn config(cases: u32) -> proptest::test_runner::Config {
+    let default = proptest::test_runner::Config::default();
+    proptest::test_runner::Config {
+        cases: std::env::var("PROPTEST_CASES").map_or(cases, |_| default.cases),
+        failure_persistence: None,
+        ..default
+    }
+}

@@ -208,14 +208,14 @@ fn settings() -> impl Strategy<Value = Settings> {
 type Arrival = (u64, u32, u32, bool, Option<u64>);
 
 fn arrivals() -> impl Strategy<Value = Vec<Arrival>> {
-    let after = prop_oneof![0..50u64, 0..4000u64];
+    let after = prop_oneof![1..50u64, 1..4000u64];
     let job = prop_oneof![5 => Just(None), 1 => (0..90u64).prop_map(Some)];
     let one = (after, 1..4u32, 1..20u32, prop::bool::weighted(0.2), job);
     prop::collection::vec(one, 1..20)
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(crate::config(80))]
 
     #[test]
     fn the_reference_makes_the_same_starts_in_the_same_order(

@@ -221,7 +221,7 @@ fn deadlines_pass_while_the_endpoint_is_away_or_the_destination_paused() {
 #[test]
 fn a_rate_spaces_starts_and_gives_expired_deliveries_up_all_the_same() {
     let policy = RetryPolicy {
-        deadline: Duration::from_secs(30),
+        deadline: Duration::from_secs(25),
         ..RetryPolicy::default()
     };
     let slow = Settings {

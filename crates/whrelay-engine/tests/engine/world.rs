@@ -1,5 +1,7 @@
 //! A node in virtual time: the engine, its journal and view, and endpoints that follow a script.
 
+mod checks;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -34,6 +36,21 @@ pub(crate) struct Chaos {
     pub(crate) failed: u8,
     /// Records that the view is behind.
     pub(crate) lag: usize,
+}
+
+/// A bug between the engine and the world, which the checks of the world have to find.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bug {
+    /// The view says that it has applied records before it has.
+    AppliedEarly,
+    /// The clock of schedules is a second ahead.
+    ClockAhead,
+    /// Every attempt has number 1.
+    NumberRepeated,
+    /// A record counts as written and is not.
+    RecordLost,
+    /// The engine hears of the end of an exchange that goes on.
+    AnswerInvented,
 }
 
 #[derive(Clone, Debug)]
@@ -94,6 +111,8 @@ pub(crate) struct World {
     pub(crate) actions: usize,
     /// Actions after which the process dies.
     pub(crate) dies_after: Option<usize>,
+    /// A bug planted between the engine and the world.
+    pub(crate) planted: Option<Bug>,
 }
 
 pub(crate) fn settings() -> Settings {
@@ -155,6 +174,7 @@ impl World {
             probes: 0,
             actions: 0,
             dies_after: None,
+            planted: None,
         }
     }
 
@@ -166,8 +186,12 @@ impl World {
     }
 
     pub(crate) fn now(&self) -> Now {
+        let mut moment = self.moment;
+        if self.planted == Some(Bug::ClockAhead) {
+            moment.now = moment.now.after(Duration::from_secs(1));
+        }
         Now {
-            moment: self.moment,
+            moment,
             instant: self.base + Duration::from_micros(self.at),
             jumped_at: self.jumped_at,
         }
@@ -192,6 +216,10 @@ impl World {
         self.jumped += by;
         self.jumped_at = Some(self.now().instant);
         self.go_to(self.at);
+    }
+
+    pub(crate) fn set_clock_right(&mut self) {
+        self.jump(-self.jumped);
     }
 
     pub(crate) fn chance(&mut self) -> u64 {
@@ -291,7 +319,12 @@ impl World {
             let record = self.journal[self.view.applied].clone();
             self.view.apply(&record);
         }
-        let upto = Offset(upto as u64);
+        let ahead = if self.planted == Some(Bug::AppliedEarly) {
+            9
+        } else {
+            0
+        };
+        let upto = Offset(upto as u64 + ahead);
         self.answer(Input::Applied { upto });
     }
 
@@ -375,6 +408,19 @@ impl World {
                 self.input(input);
             }
             Pending::Ends(token, outcome) => {
+                if self.planted == Some(Bug::AnswerInvented) {
+                    // The engine hears of the end of the first exchange, whichever it was.
+                    let first = self.exchanges.first_key_value();
+                    let token = first.map_or(token, |(token, _)| *token);
+                    let ended = Ended::Tried(Outcome::Broken);
+                    let jitter = Jitter(0);
+                    self.input(Input::Finished {
+                        token,
+                        ended,
+                        jitter,
+                    });
+                    return;
+                }
                 let jitter = self.exchanges.remove(&token).map(|x| x.jitter);
                 self.timed_out += usize::from(outcome == Outcome::TimedOut);
                 self.answer(Input::Finished {
@@ -442,6 +488,10 @@ impl World {
     }
 
     fn start(&mut self, token: Token, id: DestinationId, delivery: Waiting, number: u32) {
+        let number = match self.planted {
+            Some(Bug::NumberRepeated) => 1,
+            Some(_) | None => number,
+        };
         self.check_start(id, &delivery, number);
         let exchange = Exchange {
             destination: id,
@@ -458,52 +508,6 @@ impl World {
         });
         let (outcome, after) = self.exchange(id, delivery.key, number);
         self.plan(after, Pending::Ends(token, outcome));
-    }
-
-    /// What every start has to observe, whatever went wrong before it.
-    fn check_start(&self, id: DestinationId, delivery: &Waiting, number: u32) {
-        let key = delivery.key;
-        let now = self.now();
-        let settings = &self.settings[&id];
-        assert!(!self.paused && !settings.paused, "a start in a pause");
-        let truth = self.truth.get(&(id, key));
-        let truth = truth.unwrap_or_else(|| panic!("{key:?} has ended"));
-        assert_eq!(
-            number,
-            truth.attempts + 1,
-            "the number of an attempt of {key:?}"
-        );
-        let same = |exchange: &&Exchange| exchange.destination == id;
-        let running: Vec<_> = self.exchanges.values().filter(same).collect();
-        assert!(running.iter().all(|x| x.key != key), "{key:?} runs twice");
-        assert!(
-            running.len() < settings.max_in_flight,
-            "slots of a destination"
-        );
-        assert!(
-            self.unwritten.len() < self.caps.attempts,
-            "slots of the node"
-        );
-        assert!(
-            now.moment.certain <= truth.deadline_at,
-            "a start after the deadline"
-        );
-        let began = truth
-            .reason
-            .counted_from(self.process_began.1, now.moment.now);
-        let due_at = began.due_at(truth.created_at, settings.back_since, now.moment.now);
-        assert!(
-            due_at <= now.moment.now,
-            "{truth:?} starts at {}",
-            now.moment.now
-        );
-        if settings.order == Order::Fifo && delivery.kind == QueueKind::Normal {
-            let bucket = self
-                .truth
-                .range((id, DeliveryKey { seq: Seq(0), ..key })..(id, key));
-            let mut earlier = bucket.filter(|(_, row)| row.kind == QueueKind::Normal);
-            assert!(earlier.next().is_none(), "{key:?} overtakes");
-        }
     }
 
     fn exchange(&mut self, id: DestinationId, key: DeliveryKey, number: u32) -> (Outcome, u64) {
@@ -532,6 +536,10 @@ impl World {
 
     fn append(&mut self, append: Append, is_failing: bool) {
         let token = append.token;
+        if self.planted == Some(Bug::RecordLost) {
+            let at = Offset(self.journal.len() as u64);
+            return self.answer(Input::Appended { token, at });
+        }
         let id = append.destination;
         let key = append.delivery.key;
         // A record is taken once: by its delivery and the number of its attempt.
@@ -564,55 +572,6 @@ impl World {
             false => Input::Appended { token, at },
         });
         self.apply();
-    }
-
-    fn probe(&mut self, destination: DestinationId) {
-        self.probes += 1;
-        let (result, after) = match self.endpoints[&destination] {
-            Behaviour::Refuses => (ProbeResult::Refused, MS),
-            Behaviour::Closes => (ProbeResult::Closed, 2 * MS),
-            Behaviour::Answers(..)
-            | Behaviour::Breaks
-            | Behaviour::Hangs(_)
-            | Behaviour::Single { .. }
-            | Behaviour::Random(_)
-            | Behaviour::Flaky(_) => (ProbeResult::Open, 50 * MS),
-        };
-        self.plan(
-            after,
-            Pending::Input(Input::Probed {
-                destination,
-                result,
-            }),
-        );
-    }
-
-    /// The process dies; another begins with what is on disk.
-    pub(crate) fn crash(&mut self) {
-        self.pending.clear();
-        self.exchanges.clear();
-        self.unwritten.clear();
-        self.jumped_at = None;
-        self.process_began = (self.at, self.wall_clock());
-        self.clocks = TwoClocks::new(self.wall_clock());
-        self.go_to(self.at);
-        let now = self.now();
-        let upto = self.journal.len();
-        while self.view.applied < upto {
-            let record = self.journal[self.view.applied].clone();
-            self.view.apply(&record);
-        }
-        self.engine = Engine::new(self.caps, now);
-        for (id, settings) in self.settings.clone() {
-            self.input(Input::Destination {
-                id,
-                settings: Some(settings),
-            });
-        }
-        self.input(Input::Applied {
-            upto: Offset(upto as u64),
-        });
-        self.input(Input::Pause(self.paused));
     }
 
     /// Starts of one destination so far, as events and attempt numbers.
