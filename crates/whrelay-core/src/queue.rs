@@ -147,6 +147,16 @@ impl Waiting {
         self.due_at(by.back_since, by.now) <= limit
     }
 
+    /// Whether later deliveries of its bucket wait for it under `--order fifo`. A replay has no
+    /// position in that order, and a job has none before its time.
+    pub fn is_in_order(&self, by: &DueBy) -> bool {
+        let is_job = match self.reason {
+            WaitReason::NotBefore(_) => self.attempts == 0,
+            WaitReason::Turn | WaitReason::Backoff { .. } | WaitReason::Offline { .. } => false,
+        };
+        self.kind == QueueKind::Normal && (!is_job || self.is_due(by))
+    }
+
     /// Whether its deadline has passed. `certain` is [`Moment::certain`](crate::time::Moment).
     pub fn is_expired(&self, certain: Timestamp) -> bool {
         certain > self.deadline_at
@@ -180,6 +190,7 @@ impl Waiting {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bucket::{BucketId, Seq};
     use proptest::prelude::*;
 
     const fn at(seconds: i64) -> Timestamp {
@@ -216,6 +227,45 @@ mod tests {
         let moved = BACKOFF.counted_from(at(40), now);
         assert_eq!(moved.due_at(at(0), None, now), at(3640));
         assert_eq!(BACKOFF.counted_from(at(40), at(100)), BACKOFF);
+    }
+
+    #[test]
+    fn a_job_joins_the_order_at_its_time_and_a_replay_never() {
+        let row = |kind, reason, attempts| Waiting {
+            key: DeliveryKey {
+                bucket: BucketId(1),
+                seq: Seq(1),
+                ordinal: 0,
+            },
+            kind,
+            created_at: at(0),
+            deadline_at: Timestamp::LAST,
+            reason,
+            attempts,
+            first_failed_at: None,
+            phase: Phase::Fast,
+            bytes: 0,
+        };
+        let by = DueBy {
+            now: at(100),
+            not_before: at(100),
+            back_since: None,
+        };
+        let (early, later) = (
+            WaitReason::NotBefore(at(99)),
+            WaitReason::NotBefore(at(101)),
+        );
+        for (kind, reason, attempts, is_in_order) in [
+            (QueueKind::Normal, WaitReason::Turn, 0, true),
+            (QueueKind::Normal, BACKOFF, 1, true),
+            (QueueKind::Normal, early, 0, true),
+            (QueueKind::Normal, later, 0, false),
+            (QueueKind::Normal, later, 1, true),
+            (QueueKind::Replay, WaitReason::Turn, 0, false),
+        ] {
+            let row = row(kind, reason, attempts);
+            assert_eq!(row.is_in_order(&by), is_in_order, "{row:?}");
+        }
     }
 
     #[test]

@@ -13,11 +13,13 @@ use crate::input::DueCursor;
 
 /// A read of one destination's queue in the view.
 ///
-/// The answer has, in this order and `max` rows at most:
+/// The answer has `max` rows at most, in this order:
 /// 1. deliveries whose deadline is before `expired_by`, earliest deadline first;
-/// 2. unless `only_expired`: for [`Order::Fifo`] the first unfinished [`QueueKind::Normal`] ones of
-///    each bucket by key, due or not, at most half of `max`, then due replays; for
-///    [`Order::Arrival`] due ones of both kinds. Due ones are sorted by `(due_at, created_at, key)`.
+/// 2. unless `only_expired`, and for [`Order::Fifo`] alone: those that are
+///    [in order](Waiting::is_in_order), due or not, by key; half of `max` at most, and the same
+///    number of each bucket;
+/// 3. unless `only_expired`: other due ones by `(due_at, created_at, key)`; for [`Order::Fifo`]
+///    replays alone.
 ///
 /// A row whose `since` is after `due.now` counts as due here: the engine decides about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +41,9 @@ pub struct Load {
 }
 
 /// An attempt and its verdict, or a delivery that is given up untried: one record.
+///
+/// It is known by its delivery and its number, and is taken once. A record about a delivery that
+/// has ended changes nothing and counts as written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Append {
     /// Its name; that of the start if there was one.
@@ -86,7 +91,7 @@ pub enum Action {
         number: u32,
     },
     /// Write a record, then answer `Appended` or `AppendFailed`. The same record may be asked for
-    /// again; it is taken once.
+    /// again.
     Append(Append),
     /// Connect to the endpoint, and answer `Probed`.
     Probe {

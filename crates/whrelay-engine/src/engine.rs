@@ -184,9 +184,11 @@ impl Engine {
     fn configure(&mut self, id: DestinationId, settings: Option<Settings>, now: &Now) {
         match (settings, self.destinations.get_mut(&id)) {
             (Some(settings), None) => {
-                let destination = Destination::new(checked(settings, now), now);
+                let mut destination = Destination::new(checked(settings, now), now);
+                if self.horizon.is_past() {
+                    destination.live(now).note_due(Timestamp::EPOCH);
+                }
                 self.destinations.insert(id, destination);
-                self.horizon.poll_soon();
             }
             (Some(settings), Some(destination)) => {
                 change(destination, checked(settings, now), now);
@@ -237,15 +239,17 @@ fn checked(settings: Settings, now: &Now) -> Settings {
 
 fn change(destination: &mut Destination, settings: Settings, now: &Now) {
     let old = &destination.settings;
-    let back_since = old.back_since.max(settings.back_since);
-    let is_rate_new = old.rate != settings.rate;
-    let is_offline = old.is_offline;
-    destination.settings = Settings {
-        back_since,
-        is_offline,
+    let settings = Settings {
+        back_since: old.back_since.max(settings.back_since),
+        is_offline: old.is_offline,
         ..settings
     };
-    destination.is_removed = false;
+    let was_removed = std::mem::take(&mut destination.is_removed);
+    if *old == settings && !was_removed {
+        return;
+    }
+    let is_rate_new = old.rate != settings.rate;
+    destination.settings = settings;
     let (rate, rules) = (destination.settings.rate, rules(&destination.settings));
     let by = destination.due_by(now);
     let live = destination.live(now);

@@ -81,11 +81,16 @@ impl Horizon {
         due.into_iter().chain(alarm).fold(poll, Instant::min)
     }
 
-    /// A destination was added, which the last poll did not know.
-    pub(crate) fn poll_soon(&mut self) {
-        self.is_stale = true;
-        if let Some(Poll::At(_)) = self.poll {
-            self.poll = None;
+    /// Whether the polls so far have missed a destination that is added now, so that it has to be
+    /// read by itself. While a poll is under way, another follows it instead.
+    pub(crate) fn is_past(&mut self) -> bool {
+        match self.poll {
+            None => false,
+            Some(Poll::At(_)) => true,
+            Some(Poll::Asked { .. }) => {
+                self.is_stale = true;
+                false
+            }
         }
     }
 

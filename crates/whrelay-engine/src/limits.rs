@@ -13,6 +13,8 @@ pub const POLL_EVERY: Duration = Duration::from_secs(30);
 pub const DESTINATIONS_PAGE: usize = 1000;
 /// Deliveries loaded for each slot of a destination: one runs, and one follows without a read.
 pub const LOADED_PER_SLOT: usize = 2;
+/// Deliveries loaded by one read: a read of the view stays short.
+pub const LOADED_AT_ONCE: usize = 512;
 /// Deliveries loaded for all destinations together.
 pub const MAX_LOADED: usize = 20_000;
 /// Attempts in flight to all destinations together.

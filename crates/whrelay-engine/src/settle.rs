@@ -128,7 +128,8 @@ impl Engine {
             return;
         };
         let is_healthy = live.breaker.is_healthy(live.slots);
-        let fresh = want.min(self.rows.room(cap, is_healthy));
+        let room = self.rows.room(cap, is_healthy);
+        let fresh = want.min(room).min(limits::LOADED_AT_ONCE);
         if fresh == 0 {
             if !std::mem::replace(&mut live.is_hungry, true) {
                 self.rows.hungry(is_healthy).push_back(id);

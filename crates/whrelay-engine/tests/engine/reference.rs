@@ -230,15 +230,15 @@ proptest! {
         let mut lists = vec![Vec::new(); 3];
         for (after, id, count, is_replay, job) in arrivals {
             world.run(after * MS);
-            // Between buckets, and beside replays, FIFO says nothing about the order of starts.
+            // FIFO says nothing about the order of buckets, replays and jobs among each other.
             let is_fifo = of[id as usize - 1].order == Order::Fifo;
             for n in 0..count {
                 let kind = if is_replay && !is_fifo { QueueKind::Replay } else { QueueKind::Normal };
                 let reason = match job {
-                    Some(after) => {
+                    Some(after) if !is_fifo => {
                         WaitReason::NotBefore(world.wall().after(Duration::from_secs(after)))
                     }
-                    None => WaitReason::Turn,
+                    Some(_) | None => WaitReason::Turn,
                 };
                 let buckets = if is_fifo { 1 } else { 2 };
                 let key = world.delivery(id, BucketId(10 * id + n % buckets), kind, reason);

@@ -272,6 +272,29 @@ fn fifo_waits_for_its_first_per_bucket_and_replays_pass() {
 }
 
 #[test]
+fn a_job_does_not_hold_a_fifo_bucket_up_before_its_time() {
+    let fifo = Settings {
+        order: Order::Fifo,
+        ..settings()
+    };
+    let mut world = world(fifo, Behaviour::Answers(200, MS));
+    let later = world.wall().after(Duration::from_secs(3600));
+    world.delivery(
+        1,
+        BucketId(1),
+        QueueKind::Normal,
+        WaitReason::NotBefore(later),
+    );
+    for _ in 0..50 {
+        world.event(1);
+    }
+    world.run(SECOND);
+    assert_eq!(world.ended.len(), 50);
+    world.run(HOUR);
+    assert_eq!(world.started(1).last(), Some(&(1, 1)));
+}
+
+#[test]
 fn nothing_starts_in_a_pause_and_everything_after_it() {
     let mut world = world(settings(), Behaviour::Answers(200, MS));
     world.input(Input::Pause(true));

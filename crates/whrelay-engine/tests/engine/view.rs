@@ -90,7 +90,7 @@ impl View {
         page.extend(expired.into_iter().take(load.max));
         if !load.only_expired {
             if load.order == Order::Fifo {
-                page.extend(firsts(&all, load.max / 2));
+                page.extend(firsts(&all, load));
             }
             page.extend(due(&all, load));
         }
@@ -102,7 +102,7 @@ impl View {
         let (back, now) = (load.due.back_since, load.due.now);
         self.rows_read += page.len();
         let follows = |row: &&Waiting| {
-            let is_ordered = load.order == Order::Fifo && row.kind == QueueKind::Normal;
+            let is_ordered = load.order == Order::Fifo && row.is_in_order(&load.due);
             is_ordered && taken.iter().any(|key| key.bucket == row.key.bucket)
         };
         let free = others.clone().filter(|row| !follows(row));
@@ -126,13 +126,13 @@ fn listed_at(row: &Waiting, back: Option<Timestamp>, now: Timestamp) -> Timestam
     }
 }
 
-/// The first unfinished deliveries of each bucket.
-fn firsts(all: &[Waiting], max: usize) -> Vec<Waiting> {
+/// The first deliveries of each bucket that are in order.
+fn firsts(all: &[Waiting], load: &Load) -> Vec<Waiting> {
     let mut buckets: BTreeMap<BucketId, Vec<Waiting>> = BTreeMap::new();
-    for row in all.iter().filter(|row| row.kind == QueueKind::Normal) {
+    for row in all.iter().filter(|row| row.is_in_order(&load.due)) {
         buckets.entry(row.key.bucket).or_default().push(*row);
     }
-    let share = (max / buckets.len().max(1)).max(1);
+    let share = (load.max / 2 / buckets.len().max(1)).max(1);
     let firsts = buckets.into_values().flat_map(|mut rows| {
         rows.sort_by_key(|row| row.key);
         rows.into_iter().take(share)

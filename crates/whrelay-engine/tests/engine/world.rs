@@ -12,9 +12,7 @@ use whrelay_core::outcome::Outcome;
 use whrelay_core::queue::{Offset, QueueKind, WaitReason, Waiting};
 use whrelay_core::retry::{Jitter, Phase, RetryPolicy, Verdict};
 use whrelay_core::time::{Moment, Timestamp, TwoClocks};
-use whrelay_engine::{
-    Action, Append, Caps, Ended, Engine, Input, Now, ProbeResult, Probing, Settings, Token,
-};
+use whrelay_engine::{Action, Append, Caps, Ended, Engine, Input, Now, Probing, Settings, Token};
 
 use crate::endpoints::{Behaviour, flaky_outcome, jitter_of, random_outcome};
 use crate::view::{Record, View};

@@ -66,7 +66,10 @@ impl World {
             let bucket = self
                 .truth
                 .range((id, DeliveryKey { seq: Seq(0), ..key })..(id, key));
-            let mut earlier = bucket.filter(|(_, row)| row.kind == QueueKind::Normal);
+            let is_job =
+                |row: &Waiting| row.attempts == 0 && matches!(row.reason, WaitReason::NotBefore(_));
+            let mut earlier =
+                bucket.filter(|(_, row)| row.kind == QueueKind::Normal && !is_job(row));
             assert!(earlier.next().is_none(), "{key:?} overtakes");
         }
     }
