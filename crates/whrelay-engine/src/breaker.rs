@@ -93,7 +93,7 @@ pub(crate) struct Breaker {
     failed: u32,
     failing_since: Option<Instant>,
     /// How often in a row a probe was accepted and the attempt after it had no answer.
-    deceived: u32,
+    false_returns: u32,
 }
 
 impl Breaker {
@@ -111,7 +111,7 @@ impl Breaker {
             unanswered: 0,
             failed: 0,
             failing_since: None,
-            deceived: 0,
+            false_returns: 0,
         }
     }
 
@@ -214,7 +214,7 @@ impl Breaker {
         probe.is_open = result == ProbeResult::Open;
         match result {
             ProbeResult::Refused => {
-                (away.trial, self.deceived) = (None, 0);
+                (away.trial, self.false_returns) = (None, 0);
             }
             ProbeResult::Closed => {}
             ProbeResult::Open => {
@@ -285,7 +285,7 @@ impl Breaker {
         let is_spell = lasted.is_some_and(|lasted| lasted >= limits::RECALL_AFTER)
             && (self.unanswered >= limits::FAILED_RUN
                 || (is_final && self.failed >= limits::FAILED_RUN));
-        (self.broken, self.unanswered, self.deceived) = (0, 0, 0);
+        (self.broken, self.unanswered, self.false_returns) = (0, 0, 0);
         self.is_unproven = false;
         (self.is_healthy, self.is_tried) = (is_final, true);
         if is_final {
@@ -324,7 +324,7 @@ impl Breaker {
         match &mut self.state {
             State::Online { .. } => {
                 if self.is_unproven {
-                    self.deceived = self.deceived.saturating_add(1);
+                    self.false_returns = self.false_returns.saturating_add(1);
                 }
                 self.leave(is_unreachable, now);
                 Some(Sign::Away)
@@ -339,7 +339,7 @@ impl Breaker {
         }
     }
 
-    /// Goes away. Trials are for endpoints that may not be probed and those whose probes deceive.
+    /// Goes away. Trials are for endpoints that may not be probed and those whose probes are wrong.
     fn leave(&mut self, is_unreachable: bool, now: Instant) {
         let probe = match self.rules.probing {
             Probing::Loopback | Probing::Private => Some(Probe {
@@ -352,9 +352,9 @@ impl Breaker {
         let pause = exponential(
             limits::TRIAL_FIRST,
             limits::TRIAL_LONGEST,
-            self.deceived.saturating_sub(1),
+            self.false_returns.saturating_sub(1),
         );
-        let trial = (probe.is_none() || self.deceived > 0).then_some(Trial {
+        let trial = (probe.is_none() || self.false_returns > 0).then_some(Trial {
             at: now + pause,
             pause,
         });
@@ -474,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_whose_probes_deceive_gets_trials_at_growing_pauses() {
+    fn an_endpoint_whose_probes_are_wrong_gets_trials_at_growing_pauses() {
         let mut now = Instant::now();
         let mut breaker = Breaker::new(rules(Probing::Loopback));
         for _ in 0..3 {
@@ -502,7 +502,7 @@ mod tests {
     }
 
     #[test]
-    fn deceived_it_spends_no_limited_attempts_before_their_backoff_ends() {
+    fn after_false_returns_it_spends_no_limited_attempts_before_their_backoff_ends() {
         let mut now = Instant::now();
         let mut breaker = Breaker::new(Rules {
             spends_attempts: false,

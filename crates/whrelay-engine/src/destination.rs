@@ -52,7 +52,7 @@ pub(crate) struct Live {
     pub(crate) giving_up: usize,
     /// Deliveries remembered until the view has applied them.
     pub(crate) remembered: usize,
-    /// Deliveries that the view applied while a read was under way, which may show them as before,
+    /// Deliveries that the view applied while a read was running, which may show them as before,
     /// with the buckets whose order waits for them.
     pub(crate) applied: Vec<(DeliveryKey, Option<BucketId>)>,
     pub(crate) asked: Option<Asked>,
@@ -60,7 +60,7 @@ pub(crate) struct Live {
     pub(crate) read_after: Option<Instant>,
     /// When the earliest delivery is due that is not loaded.
     pub(crate) unread: Option<Timestamp>,
-    /// The same of deliveries that were added while a read was under way.
+    /// The same of deliveries that were added while a read was running.
     pub(crate) unread_later: Option<Timestamp>,
     /// The earliest deadline of deliveries that are not loaded.
     pub(crate) unread_deadline: Option<Timestamp>,
@@ -71,7 +71,7 @@ pub(crate) struct Live {
     /// What it counts among the rows loaded of all destinations, and whether as a healthy one.
     pub(crate) counted: (usize, bool),
     /// Whether it is queued for room among loaded rows, or for the end of a pause.
-    pub(crate) is_hungry: bool,
+    pub(crate) is_queued_for_room: bool,
 }
 
 /// Whether deliveries of a destination may start, apart from being due.
@@ -142,7 +142,7 @@ impl Destination {
     }
 
     /// Rows worth having in memory, if reading is worthwhile at all.
-    pub(crate) fn appetite(&self, gate: Gate, now: &Now) -> Option<usize> {
+    pub(crate) fn worthwhile_rows(&self, gate: Gate, now: &Now) -> Option<usize> {
         let window = match gate {
             Gate::Open(window) | Gate::Full(window) => window,
             Gate::At(at) if at <= now.later(limits::KEEP_LOADED) => self.settings.max_in_flight,
@@ -199,7 +199,7 @@ impl Live {
             credit: Credit::default(),
             look: Look::default(),
             counted: (0, true),
-            is_hungry: false,
+            is_queued_for_room: false,
         }
     }
 
@@ -262,7 +262,7 @@ impl Live {
             credit,
             look: _,
             counted: _,
-            is_hungry,
+            is_queued_for_room,
         } = self;
         let is_paced = pace.is_some_and(|pace| pace.next_at(now.instant).is_some());
         let is_empty = loaded.is_empty() && busy.is_empty() && applied.is_empty();
@@ -273,7 +273,7 @@ impl Live {
             && breaker.is_new()
             && credit.queued == Queued::Out
             && !is_paced
-            && !is_hungry
+            && !is_queued_for_room
             && !has_more
     }
 }

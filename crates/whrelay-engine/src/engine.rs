@@ -69,7 +69,13 @@ impl Engine {
         let now = &now;
         match input {
             Input::Destination { id, settings } => self.configure(id, settings, now),
-            Input::DueDestinations { token, rows, next } => {
+            Input::DueDestinations {
+                token,
+                rows,
+                next,
+                applied,
+            } => {
+                self.applied(applied, now);
                 self.due_destinations(token, rows, next, now);
             }
             Input::DestinationsFailed { token } => self.horizon.failed(token, now),
@@ -133,9 +139,9 @@ impl Engine {
                 return None;
             } else if let Some(id) = self.horizon.first(&now) {
                 self.settle(id, &now);
-            } else if let Some(id) = self.rows.next_hungry(self.caps.loaded) {
+            } else if let Some(id) = self.rows.next_with_room(self.caps.loaded) {
                 if let Some(live) = self.live_of(id) {
-                    live.is_hungry = false;
+                    live.is_queued_for_room = false;
                 }
                 self.settle(id, &now);
             } else {
@@ -210,7 +216,7 @@ impl Engine {
         }
         for id in std::mem::take(&mut self.paused) {
             if let Some(live) = self.live_of(id) {
-                live.is_hungry = false;
+                live.is_queued_for_room = false;
             }
             self.settle(id, now);
         }

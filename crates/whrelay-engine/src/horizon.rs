@@ -82,7 +82,7 @@ impl Horizon {
     }
 
     /// Whether the polls so far have missed a destination that is added now, so that it has to be
-    /// read by itself. While a poll is under way, another follows it instead.
+    /// read by itself. While a poll is running, another follows it instead.
     pub(crate) fn is_past(&mut self) -> bool {
         match self.poll {
             None => false,

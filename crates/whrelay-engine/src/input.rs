@@ -145,6 +145,8 @@ pub enum Input {
         rows: Vec<(DestinationId, Timestamp)>,
         /// Where the next page begins; `None` after the last.
         next: Option<DueCursor>,
+        /// What the view has applied.
+        applied: Offset,
     },
     /// `LoadDestinations` could not be answered.
     DestinationsFailed {
@@ -201,12 +203,12 @@ pub enum Input {
         /// The token of the action.
         token: Token,
     },
-    /// The view has applied the journal up to and with this position.
+    /// The view has applied the journal up to and with this position. Losing this costs a poll.
     Applied {
         /// The position.
         upto: Offset,
     },
-    /// A record of somebody else ended or changed a delivery: it was discarded, pruned or postponed.
+    /// Another record ended or changed a delivery: it was discarded, pruned or postponed.
     Withdrawn {
         /// Its destination.
         destination: DestinationId,

@@ -13,6 +13,9 @@ pub const POLL_EVERY: Duration = Duration::from_secs(30);
 pub const DESTINATIONS_PAGE: usize = 1000;
 /// Deliveries loaded for each slot of a destination: one runs, and one follows without a read.
 pub const LOADED_PER_SLOT: usize = 2;
+/// A destination is not read while the view lags behind more finished deliveries of it than this:
+/// a read shows them all again.
+pub const VIEW_LAG: usize = 256;
 /// Deliveries loaded by one read: a read of the view stays short.
 pub const LOADED_AT_ONCE: usize = 512;
 /// Deliveries loaded for all destinations together.

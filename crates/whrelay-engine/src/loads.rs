@@ -18,7 +18,7 @@ use crate::limits;
 pub(crate) struct Rows {
     healthy: usize,
     unhealthy: usize,
-    hungry: [VecDeque<DestinationId>; 2],
+    waiting_for_room: [VecDeque<DestinationId>; 2],
 }
 
 impl Rows {
@@ -49,18 +49,18 @@ impl Rows {
     }
 
     /// Destinations that wait for room.
-    pub(crate) fn hungry(&mut self, is_healthy: bool) -> &mut VecDeque<DestinationId> {
-        &mut self.hungry[usize::from(is_healthy)]
+    pub(crate) fn waiting_for_room(&mut self, is_healthy: bool) -> &mut VecDeque<DestinationId> {
+        &mut self.waiting_for_room[usize::from(is_healthy)]
     }
 
     /// The next destination for which there is room again.
-    pub(crate) fn next_hungry(&mut self, cap: usize) -> Option<DestinationId> {
+    pub(crate) fn next_with_room(&mut self, cap: usize) -> Option<DestinationId> {
         let mut ready = [true, false].into_iter().filter(|is_healthy| {
-            let is_waiting = !self.hungry[usize::from(*is_healthy)].is_empty();
+            let is_waiting = !self.waiting_for_room[usize::from(*is_healthy)].is_empty();
             is_waiting && self.room(cap, *is_healthy) > 0
         });
         let is_healthy = ready.next()?;
-        self.hungry(is_healthy).pop_front()
+        self.waiting_for_room(is_healthy).pop_front()
     }
 }
 
@@ -186,8 +186,8 @@ impl Engine {
         }
     }
 
-    /// No read is under way that could still show these deliveries as they were. Where the order
-    /// waited for one of them, the others are read again behind it.
+    /// No running read can show these deliveries as they were before. Where the order waited for
+    /// one of them, the others are read again behind it.
     pub(crate) fn forget_applied(&mut self, id: DestinationId, now: &Now) {
         let Some(destination) = self.destinations.get_mut(&id) else {
             return;
@@ -212,7 +212,7 @@ impl Engine {
 }
 
 impl Live {
-    /// The read under way is forgotten; what it was to show is read again.
+    /// Forgets the running read, and notes that its rows have to be read again.
     fn read_again(&mut self, now: &Now) {
         let Some(asked) = self.asked.take() else {
             return;
@@ -248,14 +248,14 @@ mod tests {
     }
 
     #[test]
-    fn a_hungry_destination_waits_for_room_of_its_kind() {
+    fn a_destination_waits_for_room_of_its_kind() {
         let mut rows = Rows::default();
         rows.replace((0, true), (5, false));
-        rows.hungry(false).push_back(DestinationId(1));
-        assert_eq!(rows.next_hungry(10), None);
-        rows.hungry(true).push_back(DestinationId(2));
-        assert_eq!(rows.next_hungry(10), Some(DestinationId(2)));
+        rows.waiting_for_room(false).push_back(DestinationId(1));
+        assert_eq!(rows.next_with_room(10), None);
+        rows.waiting_for_room(true).push_back(DestinationId(2));
+        assert_eq!(rows.next_with_room(10), Some(DestinationId(2)));
         rows.replace((5, false), (0, true));
-        assert_eq!(rows.next_hungry(10), Some(DestinationId(1)));
+        assert_eq!(rows.next_with_room(10), Some(DestinationId(1)));
     }
 }

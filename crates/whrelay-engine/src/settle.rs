@@ -131,8 +131,8 @@ impl Engine {
         let room = self.rows.room(cap, is_healthy);
         let fresh = want.min(room).min(limits::LOADED_AT_ONCE);
         if fresh == 0 {
-            if !std::mem::replace(&mut live.is_hungry, true) {
-                self.rows.hungry(is_healthy).push_back(id);
+            if !std::mem::replace(&mut live.is_queued_for_room, true) {
+                self.rows.waiting_for_room(is_healthy).push_back(id);
             }
             return;
         }
@@ -188,7 +188,7 @@ impl Engine {
         let before = std::mem::replace(&mut live.look, look);
         self.horizon.replace(id, before, look);
         let is_waiting = is_paused && live.unread.is_some() && !is_stopped;
-        if is_waiting && !std::mem::replace(&mut live.is_hungry, true) {
+        if is_waiting && !std::mem::replace(&mut live.is_queued_for_room, true) {
             self.paused.push(id);
         }
     }
@@ -230,16 +230,18 @@ fn want(destination: &Destination, gate: Gate, now: &Now) -> Option<(usize, bool
         return None;
     }
     let max = destination.settings.max_in_flight.max(1);
-    let is_lagging = live.remembered > max.saturating_mul(limits::LOADED_PER_SLOT);
-    let appetite = destination.appetite(gate, now).filter(|_| !is_lagging);
-    if let Some(appetite) = appetite
+    let most = max.saturating_mul(limits::LOADED_PER_SLOT);
+    if live.remembered > most.max(limits::VIEW_LAG) {
+        return None;
+    }
+    if let Some(worthwhile) = destination.worthwhile_rows(gate, now)
         && live.is_behind(&destination.due_by(now))
-        && live.loaded.len() <= appetite / 2
+        && live.loaded.len() <= worthwhile / 2
     {
-        return Some((appetite.saturating_sub(live.loaded.len()), false));
+        return Some((worthwhile.saturating_sub(live.loaded.len()), false));
     }
     let is_overdue = live.is_overdue(now.moment.certain);
-    (is_overdue && !is_lagging).then_some((max.saturating_mul(limits::LOADED_PER_SLOT), true))
+    is_overdue.then_some((most, true))
 }
 
 /// When a destination is looked at next.

@@ -23,8 +23,9 @@ impl Engine {
         if self.is_paused || self.is_stopped {
             return None;
         }
+        self.unpark();
         while self.slots.is_free() && self.in_flight.remembered() < self.caps.remembered {
-            let id = self.turns.first()?;
+            let id = self.turns.first().or_else(|| self.unpark())?;
             let Some((delivery, is_healthy)) = self.next_of(id, now) else {
                 self.turns.remove_first();
                 self.end_turn(id, Queued::Out);
@@ -154,16 +155,16 @@ impl Engine {
         jitter: Jitter,
         now: &Now,
     ) -> Verdict {
-        let Some(destination) = self.destinations.get_mut(&id) else {
-            let policy = &whrelay_core::retry::RetryPolicy::default();
-            return decide(policy, delivery.history(), outcome, now.moment, jitter);
-        };
-        let policy = &destination.settings.policy;
-        let verdict = decide(policy, delivery.history(), outcome, now.moment, jitter);
+        let destination = self.destinations.get_mut(&id);
+        let policy = destination.as_ref().map(|d| d.settings.policy.clone());
+        let policy = policy.unwrap_or_default();
+        let verdict = decide(&policy, delivery.history(), outcome, now.moment, jitter);
         let class = classify(outcome, policy.retry_on);
-        let breaker = &mut destination.live(now).breaker;
-        let sign = breaker.on_outcome(outcome, class, now.instant);
-        self.follow_sign(id, sign, now);
+        if let Some(destination) = destination {
+            let breaker = &mut destination.live(now).breaker;
+            let sign = breaker.on_outcome(outcome, class, now.instant);
+            self.follow_sign(id, sign, now);
+        }
         verdict
     }
 
@@ -280,18 +281,21 @@ impl Engine {
             live.slots = live.slots.saturating_sub(1);
         }
         self.slots.free(flight.delivery.bytes, slot.is_healthy);
+    }
+
+    /// Queues an unhealthy destination that waits for a slot, where one is free.
+    fn unpark(&mut self) -> Option<DestinationId> {
         while self.slots.is_free_for_unhealthy() {
-            let Some(id) = self.turns.next_parked() else {
-                return;
-            };
+            let id = self.turns.next_parked()?;
             if let Some(live) = self.live_of(id)
                 && live.credit.queued == Queued::Parked
             {
                 live.credit.queued = Queued::Ready;
                 self.turns.push(id);
-                return;
+                return Some(id);
             }
         }
+        None
     }
 
     /// The view has applied the journal up to `upto`.

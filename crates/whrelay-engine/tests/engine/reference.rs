@@ -233,7 +233,10 @@ proptest! {
             // FIFO says nothing about the order of buckets, replays and jobs among each other.
             let is_fifo = of[id as usize - 1].order == Order::Fifo;
             for n in 0..count {
-                let kind = if is_replay && !is_fifo { QueueKind::Replay } else { QueueKind::Normal };
+                let kind = match is_replay && !is_fifo {
+                    true => QueueKind::Replay,
+                    false => QueueKind::Normal,
+                };
                 let reason = match job {
                     Some(after) if !is_fifo => {
                         WaitReason::NotBefore(world.wall().after(Duration::from_secs(after)))

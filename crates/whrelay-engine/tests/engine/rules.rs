@@ -421,6 +421,42 @@ fn slow_and_dead_destinations_leave_half_of_the_slots() {
 }
 
 #[test]
+fn a_parked_destination_that_cannot_start_holds_up_no_other() {
+    let caps = Caps {
+        attempts: 2,
+        ..Caps::default()
+    };
+    let one = Settings {
+        max_in_flight: 1,
+        ..settings()
+    };
+    let mut world = World::new(caps);
+    for id in 1..=3 {
+        world.destination(id, one.clone(), Behaviour::Answers(503, MS));
+        world.event(id);
+        world.run(20 * SECOND);
+    }
+    for id in 1..=3 {
+        world
+            .endpoints
+            .insert(DestinationId(id), Behaviour::Hangs(10 * SECOND));
+        world.event(id);
+        world.run(MS);
+    }
+    let of = |world: &World, id| {
+        world
+            .started(id)
+            .iter()
+            .filter(|(seq, _)| *seq == 2)
+            .count()
+    };
+    assert_eq!((of(&world, 1), of(&world, 2), of(&world, 3)), (1, 0, 0));
+    world.change(2, |settings| settings.paused = true);
+    world.run(10 * SECOND);
+    assert_eq!((of(&world, 2), of(&world, 3)), (0, 1));
+}
+
+#[test]
 fn a_listed_schedule_ends_with_its_last_pause() {
     let policy = RetryPolicy {
         schedule: Schedule::Listed(vec![Duration::from_secs(1); 3]),

@@ -133,8 +133,14 @@ fn inputs() -> impl Strategy<Value = Input> {
     prop_oneof![
         3 => (ids(), prop::option::weighted(0.8, settings()))
             .prop_map(|(id, settings)| Input::Destination { id, settings }),
-        2 => (tokens(), listed, prop::option::of(cursor))
-            .prop_map(|(token, rows, next)| Input::DueDestinations { token, rows, next }),
+        2 => (tokens(), listed, prop::option::of(cursor), 0..99u64).prop_map(
+            |(token, rows, next, applied)| Input::DueDestinations {
+                token,
+                rows,
+                next,
+                applied: Offset(applied),
+            }
+        ),
         1 => tokens().prop_map(|token| Input::DestinationsFailed { token }),
         5 => (ids(), times()).prop_map(|(destination, at)| Input::Due { destination, at }),
         9 => (ids(), tokens(), prop::collection::vec(rows(), 0..6), time(), any::<bool>(), time())
@@ -175,7 +181,8 @@ proptest! {
             instant: base + elapsed,
             jumped_at: Some(base),
         };
-        let mut engine = Engine::new(Caps::default(), at(Timestamp::EPOCH, Timestamp::EPOCH, elapsed));
+        let began = at(Timestamp::EPOCH, Timestamp::EPOCH, elapsed);
+        let mut engine = Engine::new(Caps::default(), began);
         for (input, now, certain, millis) in inputs {
             elapsed += Duration::from_millis(millis);
             let now = at(now, certain, elapsed);

@@ -443,7 +443,12 @@ impl World {
                 let (rows, next) = self.view.due_destinations(until, after, max, self.wall());
                 self.answer(match is_failing {
                     true => Input::DestinationsFailed { token },
-                    false => Input::DueDestinations { token, rows, next },
+                    false => Input::DueDestinations {
+                        token,
+                        rows,
+                        next,
+                        applied: Offset(self.view.applied as u64),
+                    },
                 });
             }
             Action::Load(load) => {
