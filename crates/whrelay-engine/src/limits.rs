@@ -35,6 +35,8 @@ pub const KEEP_LOADED: Duration = Duration::from_secs(1);
 pub const QUANTUM: u64 = 256 * 1024;
 /// The least that a delivery costs its destination: at most four small ones start in one turn.
 pub const LEAST_COST: u64 = QUANTUM / 4;
+/// The most that a delivery costs its destination: 16 MiB, which are 64 turns.
+pub const MOST_COST: u64 = QUANTUM * 64;
 
 /// So many attempts in a row that had a connection and no answer show that the endpoint is away.
 /// One may be a connection that the server closed for its age, two a restart.

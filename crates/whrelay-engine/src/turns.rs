@@ -52,7 +52,7 @@ impl Credit {
 }
 
 fn cost(bytes: u64) -> u64 {
-    bytes.max(limits::LEAST_COST)
+    bytes.clamp(limits::LEAST_COST, limits::MOST_COST)
 }
 
 /// The destinations that have something to start.
@@ -108,6 +108,17 @@ mod tests {
             turns += 1;
         }
         assert_eq!(turns, 10);
+    }
+
+    #[test]
+    fn an_event_of_any_size_starts_after_64_turns() {
+        let mut credit = Credit::default();
+        let mut turns = 1;
+        while !credit.covers(u64::MAX) {
+            credit.end_turn(Queued::Ready);
+            turns += 1;
+        }
+        assert_eq!(turns, 64);
     }
 
     #[test]

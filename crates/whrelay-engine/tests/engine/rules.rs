@@ -485,7 +485,6 @@ fn a_withdrawn_delivery_does_not_start() {
         destination,
         key,
         next: None,
-        number: 0,
     });
     let at = whrelay_core::queue::Offset(world.journal.len() as u64);
     world.input(Input::Withdrawn {

@@ -15,8 +15,6 @@ pub(crate) struct Record {
     pub(crate) destination: DestinationId,
     pub(crate) key: DeliveryKey,
     pub(crate) next: Option<Waiting>,
-    /// The attempt it is about; 0 for none.
-    pub(crate) number: u32,
 }
 
 /// Rows computed from the records applied so far.

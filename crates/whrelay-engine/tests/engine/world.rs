@@ -300,7 +300,6 @@ impl World {
             destination,
             key: waiting.key,
             next: Some(waiting),
-            number: 0,
         });
         self.apply();
         let at = waiting.due_at(None, self.wall());
@@ -546,10 +545,8 @@ impl World {
         let id = append.destination;
         let key = append.delivery.key;
         // A record is taken once: by its delivery and the number of its attempt.
-        let is_known = self.journal.iter().rev().any(|record| {
-            let same = record.key == key && record.destination == id;
-            same && (record.next.is_none() || (append.tried && record.number >= append.number))
-        });
+        let before = self.truth.get(&(id, key));
+        let is_known = before.is_none_or(|row| append.tried && row.attempts >= append.number);
         let is_written = !is_failing || self.chance().is_multiple_of(2);
         if is_written && !is_known {
             let next = append
@@ -566,7 +563,6 @@ impl World {
                 destination: id,
                 key,
                 next,
-                number: append.number,
             });
         }
         let at = Offset(self.journal.len() as u64);
