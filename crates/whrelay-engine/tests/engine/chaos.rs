@@ -27,6 +27,7 @@ enum Op {
     PauseAll,
     Jump(i64),
     Crash,
+    Withdraw(usize),
     DieAfter(usize),
 }
 
@@ -44,6 +45,7 @@ fn ops() -> impl Strategy<Value = Op> {
         1 => Just(Op::PauseAll),
         1 => (-3600..3600i64).prop_map(|s| Op::Jump(s * 1_000_000)),
         1 => Just(Op::Crash),
+        2 => any::<usize>().prop_map(Op::Withdraw),
         2 => (0..40usize).prop_map(Op::DieAfter),
     ]
 }
@@ -173,6 +175,13 @@ fn apply(world: &mut World, op: Op) {
         }
         Op::Jump(by) => world.jump(by),
         Op::Crash => world.crash(),
+        Op::Withdraw(n) => {
+            let count = world.truth.len().max(1);
+            let key = world.truth.keys().nth(n % count).copied();
+            if let Some((destination, key)) = key {
+                world.withdraw(destination, key);
+            }
+        }
         Op::DieAfter(actions) => world.dies_after = Some(world.actions + actions),
     }
 }

@@ -73,6 +73,56 @@ fn first_delivery_starts_within_300_ms_of_a_return_after_an_hour() {
 }
 
 #[test]
+fn a_private_endpoint_that_returns_gets_its_first_delivery_within_a_second() {
+    let private = Settings {
+        probing: Probing::Private,
+        ..settings()
+    };
+    let mut world = world(private, Behaviour::Refuses);
+    world.event(1);
+    world.run(HOUR);
+    let (returned, attempts) = (world.at, world.starts.len());
+    world
+        .endpoints
+        .insert(DestinationId(1), Behaviour::Answers(200, MS));
+    world.run(2 * SECOND);
+    assert!(world.starts[attempts].at - returned <= SECOND);
+}
+
+#[test]
+fn after_a_restart_an_endpoint_that_was_away_is_probed_before_anything_is_tried() {
+    let mut world = world(settings(), Behaviour::Refuses);
+    for _ in 0..20 {
+        world.event(1);
+    }
+    world.run(HOUR);
+    let attempts = world.starts.len();
+    world.crash();
+    world.run(HOUR);
+    assert_eq!(world.starts.len(), attempts);
+    world.crash();
+    world
+        .endpoints
+        .insert(DestinationId(1), Behaviour::Answers(200, MS));
+    world.run(300 * MS);
+    assert_eq!(world.ended.len(), 20, "the return calls all back");
+}
+
+#[test]
+fn an_exchange_that_is_never_reported_counts_as_timed_out() {
+    let mut world = world(settings(), Behaviour::Answers(200, SECOND));
+    world.event(1);
+    world.run(10 * MS);
+    world.chaos.lost = 255;
+    world.run(2 * SECOND);
+    world.chaos.lost = 0;
+    world.run(80 * SECOND);
+    assert_eq!((world.starts.len(), world.ended.len()), (1, 0));
+    world.run(60 * SECOND);
+    assert_eq!((world.starts.len(), world.ended.len()), (2, 1));
+}
+
+#[test]
 fn a_return_starts_the_oldest_first_and_slowly() {
     let mut world = world(settings(), Behaviour::Refuses);
     for _ in 0..3 {
@@ -479,19 +529,7 @@ fn a_withdrawn_delivery_does_not_start() {
     let mut world = world(settings(), Behaviour::Answers(503, MS));
     let key = world.event(1);
     world.run(MS * 10);
-    let destination = DestinationId(1);
-    world.truth.remove(&(destination, key));
-    world.journal.push(crate::view::Record {
-        destination,
-        key,
-        next: None,
-    });
-    let at = whrelay_core::queue::Offset(world.journal.len() as u64);
-    world.input(Input::Withdrawn {
-        destination,
-        key,
-        at,
-    });
+    world.withdraw(DestinationId(1), key);
     world.run(HOUR);
-    assert_eq!(world.starts.len(), 1);
+    assert_eq!((world.starts.len(), world.not_asked), (1, 0));
 }

@@ -100,6 +100,8 @@ pub(crate) struct World {
     random: u64,
     next_seq: BTreeMap<BucketId, u64>,
     pub(crate) paused: bool,
+    withdrawn: BTreeSet<(DestinationId, DeliveryKey)>,
+    pub(crate) not_asked: usize,
     pub(crate) starts: Vec<Started>,
     pub(crate) ended: BTreeMap<(DestinationId, DeliveryKey), Verdict>,
     pub(crate) timed_out: usize,
@@ -164,6 +166,8 @@ impl World {
             random: 1,
             next_seq: BTreeMap::new(),
             paused: false,
+            withdrawn: BTreeSet::new(),
+            not_asked: 0,
             starts: Vec::new(),
             ended: BTreeMap::new(),
             timed_out: 0,
@@ -494,6 +498,16 @@ impl World {
             Some(Bug::NumberRepeated) => 1,
             Some(_) | None => number,
         };
+        if self.withdrawn.contains(&(id, delivery.key)) {
+            // The shell finds that it has ended when it reads the event.
+            self.not_asked += 1;
+            let (ended, jitter) = (Ended::NotAsked, Jitter(0));
+            return self.answer(Input::Finished {
+                token,
+                ended,
+                jitter,
+            });
+        }
         self.check_start(id, &delivery, number);
         let exchange = Exchange {
             destination: id,

@@ -10,6 +10,7 @@ use whrelay_core::time::TwoClocks;
 use whrelay_engine::{Engine, Input, Now, ProbeResult};
 
 use crate::endpoints::Behaviour;
+use crate::view::Record;
 
 use super::{Exchange, MS, Pending, World};
 
@@ -72,6 +73,25 @@ impl World {
                 bucket.filter(|(_, row)| row.kind == QueueKind::Normal && !is_job(row));
             assert!(earlier.next().is_none(), "{key:?} overtakes");
         }
+    }
+
+    /// A person discards a delivery.
+    pub(crate) fn withdraw(&mut self, destination: DestinationId, key: DeliveryKey) {
+        self.truth.remove(&(destination, key));
+        self.withdrawn.insert((destination, key));
+        let next = None;
+        self.journal.push(Record {
+            destination,
+            key,
+            next,
+        });
+        let at = Offset(self.journal.len() as u64);
+        self.answer(Input::Withdrawn {
+            destination,
+            key,
+            at,
+        });
+        self.apply();
     }
 
     /// The process dies; another begins with what is on disk.
