@@ -42,6 +42,10 @@ impl Loaded {
         self.ordered.len() + self.ranked.len()
     }
 
+    pub(crate) fn has(&self, key: DeliveryKey) -> bool {
+        self.ranks.contains_key(&key) || self.ordered.contains_key(&key)
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.len() == 0
     }

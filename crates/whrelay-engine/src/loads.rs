@@ -1,10 +1,11 @@
 //! Reading the view: which rows are accepted, when there are more, and how many are in memory.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
+use whrelay_core::bucket::BucketId;
 use whrelay_core::delivery::DestinationId;
 use whrelay_core::dispatch::Order;
-use whrelay_core::queue::Waiting;
+use whrelay_core::queue::{QueueKind, Waiting};
 use whrelay_core::time::Timestamp;
 
 use crate::Token;
@@ -74,6 +75,61 @@ pub(crate) struct Page {
     pub(crate) next_deadline_at: Option<Timestamp>,
 }
 
+/// How many rows of a page are accepted, so that what is loaded stays within what was asked for.
+/// Half of them may be those that start in order, the same number of each bucket.
+struct Share {
+    order: Order,
+    ranked: usize,
+    of_each_bucket: usize,
+    ordered: BTreeMap<BucketId, usize>,
+}
+
+impl Share {
+    fn new(page: &[Waiting], asked: Asked, order: Order) -> Self {
+        let mut share = Self {
+            order,
+            ranked: asked.fresh,
+            of_each_bucket: asked.fresh,
+            ordered: BTreeMap::new(),
+        };
+        for waiting in page
+            .iter()
+            .filter(|waiting| starts_in_order(order, waiting))
+        {
+            share.ordered.insert(waiting.key.bucket, 0);
+        }
+        if !share.ordered.is_empty() {
+            share.ranked = (asked.fresh / 2).max(1);
+            let ordered = asked.fresh.div_ceil(2) / share.ordered.len();
+            share.of_each_bucket = ordered.max(1);
+        }
+        share
+    }
+
+    fn is_ordered(&self, waiting: &Waiting) -> bool {
+        starts_in_order(self.order, waiting)
+    }
+
+    /// Whether one more row is accepted.
+    fn takes(&mut self, waiting: &Waiting) -> bool {
+        if self.is_ordered(waiting) {
+            let taken = self.ordered.entry(waiting.key.bucket).or_default();
+            *taken += 1;
+            return *taken <= self.of_each_bucket;
+        }
+        let takes = self.ranked > 0;
+        self.ranked = self.ranked.saturating_sub(1);
+        takes
+    }
+}
+
+fn starts_in_order(order: Order, waiting: &Waiting) -> bool {
+    match (order, waiting.kind) {
+        (Order::Fifo, QueueKind::Normal) => true,
+        (Order::Arrival, _) | (Order::Fifo, QueueKind::Replay) => false,
+    }
+}
+
 impl Engine {
     /// Takes note of a page of due destinations.
     pub(crate) fn due_destinations(
@@ -129,21 +185,33 @@ impl Engine {
         let Some(asked) = live.asked.filter(|asked| asked.token == page.token) else {
             return;
         };
-        let (mut useful, is_complete) = (0, page.waiting.len() < asked.max);
+        let is_complete = page.waiting.len() < asked.max;
+        let mut share = Share::new(&page.waiting, asked, order);
+        let (mut useful, mut is_cut) = (0, false);
+        let mut has_more = page.has_more;
         for waiting in page.waiting.into_iter().take(asked.max) {
             if self.in_flight.knows(waiting.key) || is_removed {
+                continue;
+            }
+            let is_expired = waiting.is_expired(now.moment.certain);
+            if !is_expired && !live.loaded.has(waiting.key) && !share.takes(&waiting) {
+                let is_ordered = share.is_ordered(&waiting);
+                has_more |= is_ordered;
+                is_cut |= !is_ordered;
                 continue;
             }
             let reason = waiting.reason.counted_from(self.began_at, by.now);
             let waiting = Waiting { reason, ..waiting };
             live.loaded.insert(waiting, order, &by);
-            let is_useful = waiting.is_due(&by) || waiting.is_expired(now.moment.certain);
-            useful += usize::from(is_useful);
+            useful += usize::from(is_expired || waiting.is_due(&by));
         }
         live.asked = None;
         live.unread_deadline = page.next_deadline_at;
         if !asked.only_expired {
-            (live.unread, live.has_more) = (page.next_at, page.has_more);
+            (live.unread, live.has_more) = (page.next_at, has_more);
+        }
+        if is_cut {
+            live.note_due(Timestamp::EPOCH);
         }
         if let Some(at) = live.unread_later.take() {
             live.note_due(at);

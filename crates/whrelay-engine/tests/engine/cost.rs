@@ -2,6 +2,7 @@
 
 use whrelay_core::bucket::{BucketId, Seq};
 use whrelay_core::delivery::{DeliveryKey, DestinationId};
+use whrelay_core::dispatch::Order;
 use whrelay_core::queue::{QueueKind, WaitReason};
 use whrelay_engine::{Caps, Engine, Settings};
 
@@ -78,13 +79,23 @@ fn a_long_queue_starts_at_once_and_few_of_it_are_loaded() {
 
 #[test]
 fn loaded_rows_stay_within_their_cap_and_nobody_starves() {
+    for order in [Order::Arrival, Order::Fifo] {
+        rows_stay_within_their_cap(order);
+    }
+}
+
+fn rows_stay_within_their_cap(order: Order) {
     let caps = Caps {
         loaded: 100,
         ..Caps::default()
     };
     let mut world = World::new(caps);
+    let settings = Settings {
+        order,
+        ..settings()
+    };
     for id in 1..=50 {
-        world.destination(id, settings(), Behaviour::Answers(200, 10 * MS));
+        world.destination(id, settings.clone(), Behaviour::Answers(200, 10 * MS));
     }
     world.run(MS);
     for _ in 0..100 {

@@ -1,16 +1,17 @@
 //! A node in virtual time: the engine, its journal and view, and endpoints that follow a script.
 
 mod checks;
+mod setup;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use whrelay_core::bucket::{BucketId, Seq};
+use whrelay_core::bucket::BucketId;
 use whrelay_core::delivery::{DeliveryKey, DestinationId};
 use whrelay_core::dispatch::Order;
 use whrelay_core::outcome::Outcome;
-use whrelay_core::queue::{Offset, QueueKind, WaitReason, Waiting};
-use whrelay_core::retry::{Jitter, Phase, RetryPolicy, Verdict};
+use whrelay_core::queue::{Offset, Waiting};
+use whrelay_core::retry::{Jitter, RetryPolicy, Verdict};
 use whrelay_core::time::{Moment, Timestamp, TwoClocks};
 use whrelay_engine::{Action, Append, Caps, Ended, Engine, Input, Now, Probing, Settings, Token};
 
@@ -85,6 +86,8 @@ pub(crate) struct World {
     clocks: TwoClocks,
     moment: Moment,
     process_began: (u64, Timestamp),
+    /// Rows that a process before this one wrote.
+    inherited: BTreeSet<(DestinationId, DeliveryKey)>,
     pub(crate) settings: BTreeMap<DestinationId, Settings>,
     pub(crate) endpoints: BTreeMap<DestinationId, Behaviour>,
     free_at: BTreeMap<DestinationId, u64>,
@@ -152,6 +155,7 @@ impl World {
             clocks: TwoClocks::new(began),
             moment,
             process_began: (0, began),
+            inherited: BTreeSet::new(),
             settings: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             free_at: BTreeMap::new(),
@@ -235,79 +239,9 @@ impl World {
         share > 0 && self.chance() % 256 < u64::from(share)
     }
 
-    pub(crate) fn destination(&mut self, id: u32, settings: Settings, endpoint: Behaviour) {
-        let id = DestinationId(id);
-        self.settings.insert(id, settings.clone());
-        self.endpoints.insert(id, endpoint);
-        self.input(Input::Destination {
-            id,
-            settings: Some(settings),
-        });
-    }
-
-    pub(crate) fn change(&mut self, id: u32, change: impl FnOnce(&mut Settings)) {
-        let id = DestinationId(id);
-        let settings = self.settings.get_mut(&id).unwrap();
-        change(settings);
-        let settings = Some(settings.clone());
-        self.input(Input::Destination { id, settings });
-    }
-
     pub(crate) fn input(&mut self, input: Input) {
         let now = self.now();
         self.engine.handle(input, now);
-    }
-
-    pub(crate) fn event(&mut self, id: u32) -> DeliveryKey {
-        self.delivery(id, BucketId(id), QueueKind::Normal, WaitReason::Turn)
-    }
-
-    pub(crate) fn delivery(
-        &mut self,
-        id: u32,
-        bucket: BucketId,
-        kind: QueueKind,
-        reason: WaitReason,
-    ) -> DeliveryKey {
-        let destination = DestinationId(id);
-        let seq = self.next_seq.entry(bucket).or_insert(0);
-        *seq += 1;
-        let key = DeliveryKey {
-            bucket,
-            seq: Seq(*seq),
-            ordinal: 0,
-        };
-        let created_at = match reason {
-            WaitReason::NotBefore(at) => at,
-            WaitReason::Turn | WaitReason::Backoff { .. } | WaitReason::Offline { .. } => {
-                self.wall()
-            }
-        };
-        let waiting = Waiting {
-            key,
-            kind,
-            created_at,
-            deadline_at: self.settings[&destination].policy.deadline_of(created_at),
-            reason,
-            attempts: 0,
-            first_failed_at: None,
-            phase: Phase::Fast,
-            bytes: 1000,
-        };
-        self.receive(destination, waiting);
-        key
-    }
-
-    pub(crate) fn receive(&mut self, destination: DestinationId, waiting: Waiting) {
-        self.truth.insert((destination, waiting.key), waiting);
-        self.journal.push(Record {
-            destination,
-            key: waiting.key,
-            next: Some(waiting),
-        });
-        self.apply();
-        let at = waiting.due_at(None, self.wall());
-        self.answer(Input::Due { destination, at });
     }
 
     /// Applies all records but the newest, which the view lags behind.
@@ -566,6 +500,7 @@ impl World {
             let next = append
                 .delivery
                 .following(append.number, &append.verdict, append.at);
+            self.inherited.remove(&(id, key));
             match next {
                 Some(next) => self.truth.insert((id, key), next),
                 None => {
@@ -585,14 +520,5 @@ impl World {
             false => Input::Appended { token, at },
         });
         self.apply();
-    }
-
-    /// Starts of one destination so far, as events and attempt numbers.
-    pub(crate) fn started(&self, id: u32) -> Vec<(u64, u32)> {
-        let of = |start: &&Started| start.destination == DestinationId(id);
-        let starts = self.starts.iter().filter(of);
-        starts
-            .map(|start| (start.key.seq.0, start.number))
-            .collect()
     }
 }

@@ -6,7 +6,7 @@ use whrelay_core::bucket::Seq;
 use whrelay_core::delivery::{DeliveryKey, DestinationId};
 use whrelay_core::dispatch::Order;
 use whrelay_core::queue::{Offset, QueueKind, WaitReason, Waiting};
-use whrelay_core::time::TwoClocks;
+use whrelay_core::time::{Timestamp, TwoClocks};
 use whrelay_engine::{Engine, Input, Now, ProbeResult};
 
 use crate::endpoints::Behaviour;
@@ -46,10 +46,9 @@ impl World {
             now.moment.certain <= truth.deadline_at,
             "a start after the deadline"
         );
-        let began = truth
-            .reason
-            .counted_from(self.process_began.1, now.moment.now);
-        let due_at = began.due_at(truth.created_at, settings.back_since, now.moment.now);
+        let latest = self.latest_of(&(id, key));
+        let reason = truth.reason.counted_from(self.process_began.1, latest);
+        let due_at = reason.due_at(truth.created_at, settings.back_since, now.moment.now);
         assert!(
             due_at <= now.moment.now,
             "{truth:?} starts at {}",
@@ -72,6 +71,15 @@ impl World {
             let mut earlier =
                 bucket.filter(|(_, row)| row.kind == QueueKind::Normal && !is_job(row));
             assert!(earlier.next().is_none(), "{key:?} overtakes");
+        }
+    }
+
+    /// The latest time that a process may have written into a row: failures after that were
+    /// written by a wrong clock, and count from the start of this process.
+    fn latest_of(&self, row: &(DestinationId, DeliveryKey)) -> Timestamp {
+        match self.inherited.contains(row) {
+            true => self.process_began.1,
+            false => self.moment.now,
         }
     }
 
@@ -100,6 +108,7 @@ impl World {
         self.exchanges.clear();
         self.unwritten.clear();
         self.jumped_at = None;
+        self.inherited = self.truth.keys().copied().collect();
         self.process_began = (self.at, self.wall_clock());
         self.clocks = TwoClocks::new(self.wall_clock());
         self.go_to(self.at);
