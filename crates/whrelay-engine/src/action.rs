@@ -9,7 +9,7 @@ use whrelay_core::retry::Verdict;
 use whrelay_core::time::Timestamp;
 
 use crate::Token;
-use crate::input::DueCursor;
+use crate::input::{DueCursor, EndpointState};
 
 /// A read of one destination's queue in the view.
 ///
@@ -100,13 +100,13 @@ pub enum Action {
         /// How long a connection has to stay open to count as open.
         linger: Duration,
     },
-    /// The endpoint's state changed: store it with the destination, and show it if `is_offline`
-    /// differs from before.
+    /// The endpoint's state changed: store it with the destination, and show it if the endpoint
+    /// went offline or has returned.
     Endpoint {
         /// The destination.
         destination: DestinationId,
-        /// Whether it is away.
-        is_offline: bool,
+        /// Its state.
+        state: EndpointState,
         /// When it was last seen to return.
         back_since: Option<Timestamp>,
     },

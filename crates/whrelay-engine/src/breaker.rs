@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use whrelay_core::outcome::{Class, Outcome};
 use whrelay_core::retry::exponential;
 
-use crate::input::{ProbeResult, Probing};
+use crate::input::{EndpointState, ProbeResult, Probing};
 use crate::limits;
 
 /// What an observation says about deliveries that wait.
@@ -14,6 +14,8 @@ use crate::limits;
 pub(crate) enum Sign {
     /// The endpoint went away.
     Away,
+    /// Attempts have failed for a while.
+    Failing,
     /// The endpoint works again: backed-off deliveries are called back.
     Back,
 }
@@ -92,6 +94,8 @@ pub(crate) struct Breaker {
     /// Attempts in a row without a final answer, and when the first of them ended.
     failed: u32,
     failing_since: Option<Instant>,
+    /// That they fail for a while was reported.
+    is_reported: bool,
     /// How often in a row a probe was accepted and the attempt after it had no answer.
     false_returns: u32,
 }
@@ -111,7 +115,20 @@ impl Breaker {
             unanswered: 0,
             failed: 0,
             failing_since: None,
+            is_reported: false,
             false_returns: 0,
+        }
+    }
+
+    /// Begins where attempts failed for a while when a process before this one made them.
+    pub(crate) fn failing(rules: Rules, now: Instant) -> Self {
+        Self {
+            is_healthy: false,
+            is_tried: true,
+            failed: limits::FAILED_RUN,
+            failing_since: Some(now.checked_sub(limits::RECALL_AFTER).unwrap_or(now)),
+            is_reported: true,
+            ..Self::new(rules)
         }
     }
 
@@ -166,6 +183,15 @@ impl Breaker {
         match self.state {
             State::Online { .. } => false,
             State::Away(_) => true,
+        }
+    }
+
+    /// The state to be stored.
+    pub(crate) fn endpoint(&self) -> EndpointState {
+        match self.state {
+            State::Away(_) => EndpointState::Offline,
+            State::Online { .. } if self.is_reported => EndpointState::Failing,
+            State::Online { .. } => EndpointState::Online,
         }
     }
 
@@ -241,6 +267,28 @@ impl Breaker {
         class: Class,
         now: Instant,
     ) -> Option<Sign> {
+        let sign = self.follow(outcome, class, now);
+        if sign == Some(Sign::Back) || self.failed == 0 {
+            self.is_reported = false;
+        }
+        sign.or_else(|| self.report(now))
+    }
+
+    /// Reports once that attempts have failed for a while.
+    fn report(&mut self, now: Instant) -> Option<Sign> {
+        let is_long = self.failed >= limits::FAILED_RUN && self.has_lasted(now);
+        let is_news = is_long && !self.is_reported && !self.is_away();
+        self.is_reported |= is_news;
+        is_news.then_some(Sign::Failing)
+    }
+
+    /// Whether the first of the failures in a row was long enough ago.
+    fn has_lasted(&self, now: Instant) -> bool {
+        let since = self.failing_since;
+        since.is_some_and(|at| now.saturating_duration_since(at) >= limits::RECALL_AFTER)
+    }
+
+    fn follow(&mut self, outcome: &Outcome, class: Class, now: Instant) -> Option<Sign> {
         match outcome {
             Outcome::Unsendable => None,
             Outcome::Answered { .. } => self.on_answer(class, now),
@@ -279,10 +327,7 @@ impl Breaker {
             State::Away(_) => true,
             State::Online { .. } => false,
         };
-        let lasted = self
-            .failing_since
-            .map(|at| now.saturating_duration_since(at));
-        let is_spell = lasted.is_some_and(|lasted| lasted >= limits::RECALL_AFTER)
+        let is_spell = self.has_lasted(now)
             && (self.unanswered >= limits::FAILED_RUN
                 || (is_final && self.failed >= limits::FAILED_RUN));
         (self.broken, self.unanswered, self.false_returns) = (0, 0, 0);
@@ -555,6 +600,27 @@ mod tests {
             let later = now + Duration::from_millis(millis);
             assert_eq!(see(&mut breaker, &OK, later), sign);
         }
+    }
+
+    #[test]
+    fn a_spell_of_failures_is_reported_once_and_survives_a_restart() {
+        let unavailable = Outcome::Answered {
+            status: 503,
+            retry_after: None,
+        };
+        let now = Instant::now();
+        let mut breaker = Breaker::new(rules(Probing::Public));
+        for _ in 0..5 {
+            assert_eq!(see(&mut breaker, &unavailable, now), None);
+        }
+        let later = now + limits::RECALL_AFTER;
+        assert_eq!(see(&mut breaker, &unavailable, later), Some(Sign::Failing));
+        assert_eq!(breaker.endpoint(), EndpointState::Failing);
+        assert_eq!(see(&mut breaker, &unavailable, later), None);
+        assert_eq!(see(&mut breaker, &OK, later), Some(Sign::Back));
+        assert_eq!(breaker.endpoint(), EndpointState::Online);
+        let mut restarted = Breaker::failing(rules(Probing::Public), now);
+        assert_eq!(see(&mut restarted, &OK, now), Some(Sign::Back));
     }
 
     #[test]

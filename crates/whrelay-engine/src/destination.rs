@@ -12,7 +12,7 @@ use whrelay_core::time::Timestamp;
 use crate::Token;
 use crate::breaker::{Breaker, Opens, Rules};
 use crate::horizon::Look;
-use crate::input::{Now, Settings};
+use crate::input::{EndpointState, Now, Settings};
 use crate::limits;
 use crate::loaded::{Busy, Loaded};
 use crate::turns::{Credit, Queued};
@@ -94,7 +94,7 @@ impl Destination {
             is_removed: false,
             live: None,
         };
-        if destination.settings.is_offline {
+        if destination.settings.endpoint != EndpointState::Online {
             let live = Live::new(&destination.settings, now);
             destination.live = Some(Box::new(live));
         }
@@ -105,7 +105,7 @@ impl Destination {
         let settings = &self.settings;
         let live = self.live.get_or_insert_with(|| {
             let online = Settings {
-                is_offline: false,
+                endpoint: EndpointState::Online,
                 ..settings.clone()
             };
             Box::new(Live::new(&online, now))
@@ -180,9 +180,10 @@ impl Live {
         let rules = rules(settings);
         Self {
             loaded: Loaded::default(),
-            breaker: match settings.is_offline {
-                true => Breaker::doubtful(rules, now.instant),
-                false => Breaker::new(rules),
+            breaker: match settings.endpoint {
+                EndpointState::Online => Breaker::new(rules),
+                EndpointState::Failing => Breaker::failing(rules, now.instant),
+                EndpointState::Offline => Breaker::doubtful(rules, now.instant),
             },
             pace: settings.rate.map(Pace::new),
             busy: Busy::new(),

@@ -247,7 +247,7 @@ fn change(destination: &mut Destination, settings: Settings, now: &Now) {
     let old = &destination.settings;
     let settings = Settings {
         back_since: old.back_since.max(settings.back_since),
-        is_offline: old.is_offline,
+        endpoint: old.endpoint,
         ..settings
     };
     let was_removed = std::mem::take(&mut destination.is_removed);

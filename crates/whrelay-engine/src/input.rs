@@ -84,6 +84,18 @@ pub enum ProbeResult {
     Open,
 }
 
+/// What attempts and probes have shown of an endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EndpointState {
+    /// It works, or has not been tried.
+    #[default]
+    Online,
+    /// It takes connections, and attempts have failed for a while.
+    Failing,
+    /// It takes no connection, or closes each of them.
+    Offline,
+}
+
 /// What the engine needs of a destination's configuration and stored state.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -102,7 +114,7 @@ pub struct Settings {
     /// How it is probed.
     pub probing: Probing,
     /// The stored state of the endpoint. It counts when the destination is new to the engine.
-    pub is_offline: bool,
+    pub endpoint: EndpointState,
     /// The stored time of its last return. The later one of this and the engine's counts.
     pub back_since: Option<Timestamp>,
 }

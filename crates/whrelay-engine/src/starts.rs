@@ -181,11 +181,11 @@ impl Engine {
             live.note_due(Timestamp::EPOCH);
             live.read_after = None;
         }
-        let is_offline = destination.live(now).breaker.is_away();
-        destination.settings.is_offline = is_offline;
+        let state = destination.live(now).breaker.endpoint();
+        destination.settings.endpoint = state;
         self.actions.push_back(Action::Endpoint {
             destination: id,
-            is_offline,
+            state,
             back_since: destination.settings.back_since,
         });
     }

@@ -15,6 +15,7 @@ mod endpoints;
 mod planted;
 mod reference;
 mod rules;
+mod same_starts;
 mod total;
 
 /// So many cases, unless `PROPTEST_CASES` says otherwise.

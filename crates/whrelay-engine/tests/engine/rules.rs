@@ -109,6 +109,23 @@ fn after_a_restart_an_endpoint_that_was_away_is_probed_before_anything_is_tried(
 }
 
 #[test]
+fn a_success_calls_back_what_failed_before_a_restart() {
+    let mut world = world(settings(), Behaviour::Answers(503, MS));
+    for _ in 0..5 {
+        world.event(1);
+    }
+    world.run(HOUR);
+    world
+        .endpoints
+        .insert(DestinationId(1), Behaviour::Answers(200, MS));
+    world.crash();
+    world.run(MS);
+    world.event(1);
+    world.run(100 * MS);
+    assert_eq!(world.ended.len(), 6);
+}
+
+#[test]
 fn an_exchange_that_is_never_reported_counts_as_timed_out() {
     let mut world = world(settings(), Behaviour::Answers(200, SECOND));
     world.event(1);

@@ -11,7 +11,8 @@ use whrelay_core::queue::{Offset, QueueKind, WaitReason, Waiting};
 use whrelay_core::retry::{Jitter, Phase};
 use whrelay_core::time::{Moment, Timestamp};
 use whrelay_engine::{
-    Caps, DueCursor, Ended, Engine, Input, Now, ProbeResult, Probing, Settings, Token,
+    Caps, DueCursor, Ended, EndpointState, Engine, Input, Now, ProbeResult, Probing, Settings,
+    Token,
 };
 
 fn times() -> impl Strategy<Value = Timestamp> {
@@ -91,12 +92,15 @@ fn settings() -> impl Strategy<Value = Settings> {
         prop::option::of(times()),
     )
         .prop_map(
-            |(probing, order, max_in_flight, paused, is_offline, back_since)| Settings {
+            |(probing, order, max_in_flight, paused, is_away, back_since)| Settings {
                 probing,
                 order,
                 max_in_flight,
                 paused,
-                is_offline,
+                endpoint: match is_away {
+                    true => EndpointState::Offline,
+                    false => EndpointState::Failing,
+                },
                 back_since,
                 ..crate::world::settings()
             },

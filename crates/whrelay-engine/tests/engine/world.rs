@@ -13,7 +13,9 @@ use whrelay_core::outcome::Outcome;
 use whrelay_core::queue::{Offset, Waiting};
 use whrelay_core::retry::{Jitter, RetryPolicy, Verdict};
 use whrelay_core::time::{Moment, Timestamp, TwoClocks};
-use whrelay_engine::{Action, Append, Caps, Ended, Engine, Input, Now, Probing, Settings, Token};
+use whrelay_engine::{
+    Action, Append, Caps, Ended, EndpointState, Engine, Input, Now, Probing, Settings, Token,
+};
 
 use crate::endpoints::{Behaviour, flaky_outcome, jitter_of, random_outcome};
 use crate::view::{Record, View};
@@ -127,7 +129,7 @@ pub(crate) fn settings() -> Settings {
         timeout: Duration::from_secs(30),
         paused: false,
         probing: Probing::Loopback,
-        is_offline: false,
+        endpoint: EndpointState::Online,
         back_since: None,
     }
 }
@@ -414,11 +416,11 @@ impl World {
             Action::Probe { destination, .. } => self.probe(destination),
             Action::Endpoint {
                 destination,
-                is_offline,
+                state,
                 back_since,
             } => {
                 let settings = self.settings.get_mut(&destination).unwrap();
-                settings.is_offline = is_offline;
+                settings.endpoint = state;
                 settings.back_since = back_since;
                 self.view
                     .back_since
