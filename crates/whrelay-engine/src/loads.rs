@@ -1,11 +1,12 @@
 //! Reading the view: which rows are accepted, when there are more, and how many are in memory.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Instant;
 
 use whrelay_core::bucket::BucketId;
 use whrelay_core::delivery::DestinationId;
 use whrelay_core::dispatch::Order;
-use whrelay_core::queue::{QueueKind, Waiting};
+use whrelay_core::queue::{DueBy, QueueKind, Waiting};
 use whrelay_core::time::Timestamp;
 
 use crate::Token;
@@ -185,48 +186,32 @@ impl Engine {
         let Some(asked) = live.asked.filter(|asked| asked.token == page.token) else {
             return;
         };
-        let is_complete = page.waiting.len() < asked.max;
-        let mut share = Share::new(&page.waiting, asked, order);
-        let (mut useful, mut is_cut) = (0, false);
-        let mut has_more = page.has_more;
-        for waiting in page.waiting.into_iter().take(asked.max) {
-            if self.in_flight.knows(waiting.key) || is_removed {
-                continue;
-            }
-            let is_expired = waiting.is_expired(now.moment.certain);
-            if !is_expired && !live.loaded.has(waiting.key) && !share.takes(&waiting) {
-                let is_ordered = share.is_ordered(&waiting);
-                has_more |= is_ordered;
-                is_cut |= !is_ordered;
-                continue;
-            }
-            let reason = waiting.reason.counted_from(self.began_at, by.now);
-            let waiting = Waiting { reason, ..waiting };
-            live.loaded.insert(waiting, order, &by);
-            useful += usize::from(is_expired || waiting.is_due(&by));
-        }
         live.asked = None;
         live.unread_deadline = page.next_deadline_at;
         if !asked.only_expired {
-            (live.unread, live.has_more) = (page.next_at, has_more);
-        }
-        if is_cut {
-            live.note_due(Timestamp::EPOCH);
+            (live.unread, live.has_more) = (page.next_at, page.has_more);
         }
         if let Some(at) = live.unread_later.take() {
             live.note_due(at);
         }
-        let is_unsettled = now
-            .settles_at()
-            .filter(|_| is_complete && !asked.only_expired);
-        let has_next = !asked.only_expired && page.next_at.is_some_and(|at| at <= by.now);
-        let is_fruitless = has_next || live.is_overdue(now.moment.certain);
-        live.read_after = match is_unsettled {
-            // Everything that is due is loaded but the jobs that wait for the clock.
-            Some(at) if has_next => Some(at),
-            Some(_) | None if useful == 0 && is_fruitless => Some(now.instant + limits::LOAD_AGAIN),
-            Some(_) | None => None,
-        };
+        let mut share = Share::new(&page.waiting, asked, order);
+        let (began, certain) = (self.began_at, now.moment.certain);
+        let mut useful = 0;
+        for waiting in page.waiting.iter().take(asked.max) {
+            if self.in_flight.knows(waiting.key) || is_removed {
+                continue;
+            }
+            let is_wanted = waiting.is_expired(certain) || live.loaded.has(waiting.key);
+            if is_wanted || share.takes(waiting) {
+                let reason = waiting.reason.counted_from(began, by.now);
+                let waiting = Waiting { reason, ..*waiting };
+                useful += usize::from(waiting.is_expired(certain) || waiting.is_due(&by));
+                live.loaded.insert(waiting, order, &by);
+            } else {
+                live.leave_out(waiting, order);
+            }
+        }
+        live.read_after = live.pause_after(&page, asked, useful, &by, now);
         self.forget_applied(id, now);
         self.settle(id, now);
     }
@@ -280,6 +265,42 @@ impl Engine {
 }
 
 impl Live {
+    /// A row of a page is not accepted: it is read again.
+    fn leave_out(&mut self, waiting: &Waiting, order: Order) {
+        self.note_deadline(waiting.deadline_at);
+        if starts_in_order(order, waiting) {
+            self.has_more = true;
+        } else {
+            self.note_due(Timestamp::EPOCH);
+        }
+    }
+
+    /// Until when the view is not read again after `page`, of which so many rows are due.
+    fn pause_after(
+        &self,
+        page: &Page,
+        asked: Asked,
+        useful: usize,
+        by: &DueBy,
+        now: &Now,
+    ) -> Option<Instant> {
+        let soon = now.instant + limits::LOAD_AGAIN;
+        let is_complete = page.waiting.len() < asked.max;
+        let has_next = !asked.only_expired && page.next_at.is_some_and(|at| at <= by.now);
+        if has_next && is_complete && now.settles_at().is_some() {
+            // Everything that is due is loaded but the jobs that wait for the clock.
+            return now.settles_at();
+        }
+        if useful == 0 && (has_next || self.is_overdue(now.moment.certain)) {
+            return Some(soon);
+        }
+        // Those behind the first of a FIFO order are read again when that one is due, and not
+        // for each delivery that is added behind them.
+        let first_at = self.loaded.next_due_at(by, &self.busy);
+        let is_waiting = first_at.filter(|at| *at > by.now && useful > 0);
+        is_waiting.map(|at| now.instant_of(at).min(soon))
+    }
+
     /// Forgets the running read, and notes that its rows have to be read again.
     fn read_again(&mut self, now: &Now) {
         let Some(asked) = self.asked.take() else {

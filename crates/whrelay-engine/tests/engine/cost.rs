@@ -142,3 +142,26 @@ fn destinations_take_turns_where_slots_are_few() {
     };
     assert!(world.ended.contains_key(&(DestinationId(1), key)));
 }
+
+#[test]
+fn events_behind_a_first_one_that_waits_are_not_read_each_time() {
+    let fifo = Settings {
+        order: Order::Fifo,
+        ..settings()
+    };
+    let mut world = World::new(Caps::default());
+    world.destination(1, fifo, Behaviour::Answers(503, MS));
+    world.event(1);
+    world.run(600 * SECOND);
+    let loads = world.loads;
+    for _ in 0..2000 {
+        world.event(1);
+        world.run(MS);
+    }
+    assert!(world.loads - loads < 20, "{} reads", world.loads - loads);
+    world
+        .endpoints
+        .insert(DestinationId(1), Behaviour::Answers(200, MS));
+    world.run(60 * SECOND);
+    assert_eq!(world.ended.len(), 2001);
+}

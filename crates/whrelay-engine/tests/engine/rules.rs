@@ -325,7 +325,7 @@ fn fifo_waits_for_its_first_per_bucket_and_replays_pass() {
         .collect();
     assert_eq!(first, [(1, 1), (9, 1)], "{other:?} is of another bucket");
     world.delivery(1, BucketId(1), QueueKind::Replay, WaitReason::Turn);
-    world.run(10 * MS);
+    world.run(260 * MS);
     assert_eq!(
         world.starts.last().unwrap().key.seq.0,
         4,
