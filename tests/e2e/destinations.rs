@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use whrelay_tests::eventually;
 use whrelay_tests::process::{Cloud, Home, Process};
-use whrelay_tests::receiver::Receiver;
+use whrelay_tests::receiver::{Receiver, Reply};
 use whrelay_tests::sender::send;
 
 use crate::{home, json_lines, told};
@@ -68,14 +68,14 @@ async fn a_queue_goes_with_its_name_to_another_url_and_waits_while_the_name_is_l
         "{message}"
     );
     let status = told(&home, &["status"]).1;
-    assert!(status.contains("whrelay listen --to api"), "{status}");
+    assert!(status.contains("with `--to api`, too"), "{status}");
     assert_eq!(listen.terminate().await, Some(0));
     assert_eq!(other.count(), 0);
 
     let moved = format!("api={}", new.target());
     let (mut listen, _) = home.listen(&["--to", &moved]).await;
     listen
-        .wait("warning", says("3 deliveries are queued for"))
+        .wait("warning", says("3 queued deliveries go to"))
         .await;
     all_arrive(&new, &ids).await;
     listen.wait_state(&ids[0], "sent").await;
@@ -111,7 +111,9 @@ async fn a_given_option_is_stored_until_it_is_given_anew_or_reset() {
     let (mut listen, _) = home.listen(&with).await;
     assert_eq!(listen.terminate().await, Some(0));
     let (mut listen, _) = home.listen(&["--to", &to, "--max-attempts", "4"]).await;
-    let kept = listen.wait("warning", says("keeps the options")).await;
+    let kept = listen
+        .wait("warning", says("stored options of default"))
+        .await;
     let kept = kept["message"].as_str().unwrap();
     assert!(
         kept.contains("rate 50/s") && !kept.contains("max-attempts"),
@@ -155,7 +157,7 @@ async fn a_paused_destination_gets_nothing_until_it_is_resumed_also_after_a_rest
     let ids = queue(&listen, &url, 2).await;
     assert_eq!(listen.terminate().await, Some(0));
     let (mut listen, url) = home.listen(&["--to", "api"]).await;
-    listen.wait("warning", says("is paused since")).await;
+    listen.wait("warning", says("has been paused since")).await;
     let status = json_lines(&home.run(&["status", "--json"]).stdout).remove(0);
     assert_eq!(
         (&status["paused"], &status["queued"]),
@@ -180,7 +182,10 @@ async fn a_url_that_changes_while_it_runs_gets_what_is_queued() {
         .await;
     let set = ["destination", "set", "default", "--to", &new.target()];
     let (done, said) = told(&home, &set);
-    assert!(done == Some(0) && said.contains("3 deliveries"), "{said}");
+    assert!(
+        done == Some(0) && said.contains("3 queued deliveries"),
+        "{said}"
+    );
     all_arrive(&new, &ids).await;
     assert_eq!(listen.terminate().await, Some(0));
 }
@@ -229,6 +234,92 @@ async fn a_destination_with_a_queue_is_removed_only_with_a_word_on_the_queue() {
     assert_eq!(names, ["three"]);
 }
 
+/// What was moved into an order stood before what its head had passed, and was never tried.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_moves_into_an_order_is_delivered_in_its_order() {
+    let (home, mut old, api) = (home(), Receiver::start().await, Receiver::start().await);
+    old.stop();
+    let (to, route) = (
+        format!("api={}", api.target()),
+        format!("/o=old={}", old.target()),
+    );
+    let all = ["--to", &to, "--route", &route, "--order", "fifo"];
+    let (mut listen, url) = home.listen(&all).await;
+    let ids = queue(&listen, &format!("{url}/o"), 3).await;
+    let id = send(&url, "later").await;
+    listen.wait_state(&id, "sent").await;
+    assert_eq!(listen.terminate().await, Some(0));
+    let (mut listen, _) = home.listen(&["--to", "api"]).await;
+    let (done, said) = told(&home, &["destination", "rm", "old", "--move-to", "api"]);
+    assert!(
+        done == Some(0) && said.contains("moved 3 deliveries"),
+        "{said}"
+    );
+    listen.wait_state(&ids[2], "sent").await;
+    assert_eq!(api.events()[1..], ids);
+    assert_eq!(listen.terminate().await, Some(0));
+}
+
+/// An event that is dead at the other destination has not arrived there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_moves_over_what_is_dead_at_the_other_destination() {
+    let (home, mut web) = (home(), Receiver::start().await);
+    let api = Receiver::scripted(|_| Reply::Status(404)).await;
+    web.stop();
+    let (to_api, to_web) = (
+        format!("api={}", api.target()),
+        format!("web={}", web.target()),
+    );
+    let (mut listen, url) = home.listen(&["--to", &to_api, "--to", &to_web]).await;
+    let ids = queue(&listen, &url, 2).await;
+    listen.wait_state(&ids[0], "dead").await;
+    listen.wait_state(&ids[1], "dead").await;
+    assert_eq!(listen.terminate().await, Some(0));
+    let (done, said) = told(&home, &["destination", "rm", "web", "--move-to", "api"]);
+    assert!(
+        done == Some(0) && said.contains("moved 2 deliveries"),
+        "{said}"
+    );
+    let queued = json_lines(&home.run(&["events", "--status", "queued", "--json"]).stdout);
+    let stalled = json_lines(
+        &home
+            .run(&["events", "--status", "stalled", "--json"])
+            .stdout,
+    );
+    assert_eq!(queued.len() + stalled.len(), 2);
+}
+
+/// The file of a cloned repository moves no queue of a destination elsewhere, and sends nothing there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_without_trust_means_no_destination_on_another_machine() {
+    let (home, mut receiver) = (home(), Receiver::start().await);
+    receiver.stop();
+    let prod = format!("prod={}", receiver.target());
+    let (mut listen, url) = home.listen(&["--to", &prod]).await;
+    queue(&listen, &url, 1).await;
+    assert_eq!(listen.terminate().await, Some(0));
+    let set = [
+        "destination",
+        "set",
+        "prod",
+        "--to",
+        "http://203.0.113.5:81",
+    ];
+    assert_eq!(told(&home, &set).0, Some(0));
+    for text in [
+        "to = \"prod\"\n",
+        "[destination.prod]\nto = \"localhost:3000\"\n",
+    ] {
+        std::fs::write(home.path().join("whrelay.toml"), text).unwrap();
+        let (code, said) = tokio::task::block_in_place(|| told(&home, &["listen"]));
+        assert!(
+            code == Some(2) && said.contains("config trust"),
+            "{text}: {said}"
+        );
+    }
+    assert_eq!(shown(&home, "prod")["target"], "http://203.0.113.5:81");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nonsense_about_destinations_is_refused_with_a_hint_and_changes_nothing() {
     let home = home();
@@ -258,6 +349,18 @@ async fn nonsense_about_destinations_is_refused_with_a_hint_and_changes_nothing(
         ),
         (&["destination", "set", "api"], 2, "nothing to set"),
         (
+            &["destination", "set", "api", "--to", "web"],
+            2,
+            "http://web",
+        ),
+        (
+            &["destination", "rm", "api", "--move-to", "api"],
+            2,
+            "itself",
+        ),
+        (&["replay", "--all", "--to", "api=3000"], 2, "not both"),
+        (&["listen", "--to", "api=web"], 2, "http://web"),
+        (
             &["destination", "rm", "api", "--discard", "--move-to", "b"],
             2,
             "--discard",
@@ -269,6 +372,11 @@ async fn nonsense_about_destinations_is_refused_with_a_hint_and_changes_nothing(
             "{args:?}: {exit:?} {said}"
         );
     }
+}
+
+#[test]
+fn nonsense_about_destinations_in_a_file_is_refused_by_its_line() {
+    let home = home();
     for (file, word) in [
         (
             "[destination.api]\ncolour = \"red\"\n",
@@ -289,7 +397,7 @@ async fn nonsense_about_destinations_is_refused_with_a_hint_and_changes_nothing(
         ("[destination]\napi = \"3000\"\n", "[destination.api]"),
     ] {
         home.configure(file);
-        let (exit, said) = tokio::task::block_in_place(|| told(&home, &["listen"]));
+        let (exit, said) = told(&home, &["listen"]);
         assert!(exit == Some(2) && said.contains(word), "{file}: {said}");
     }
 }

@@ -20,7 +20,7 @@ use whrelay_core::destination::{Destination, Kind, OptionSet};
 use whrelay_core::event::Event;
 use whrelay_core::id::EventId;
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Begin, Head, Incident, LoggedAttempt, Store, StoreError};
+use whrelay_store::{Begin, Head, Incident, LoggedAttempt, StateCounts, Store, StoreError};
 
 use self::matches::{Judge, Matches};
 use crate::control::{Ask, Filter, Piece};
@@ -425,6 +425,9 @@ impl Local {
             bucket: self.bucket().name.to_string(),
             name: store.note("subscription")?.unwrap_or_default(),
             forwarder: store.note("forwarder")?.unwrap_or_default(),
+            forwarder_store: store
+                .source(self.bucket().id)?
+                .map(|source| source.forwarder),
             url: store.note("input")?,
             pid: self.runs.then(std::process::id),
             link: self.link_state(),
@@ -466,27 +469,38 @@ impl Local {
             line.stalled += counts.stalled + if offline { counts.queued } else { 0 };
             line.sent += counts.sent;
             line.dead += counts.dead;
-            let endpoint = self.runtime.endpoint(id);
-            let waiting = counts.queued + counts.stalled;
-            let is_shown = match destination.kind {
-                Kind::Lasting { .. } => true,
-                Kind::OneOff | Kind::Removed { .. } => waiting > 0,
-            };
-            if is_shown {
-                line.targets.push(TargetStatus {
-                    destination: destination.title(),
-                    target: destination.target.to_string(),
-                    one_off: destination.kind == Kind::OneOff,
-                    served: self.runtime.serves(id),
-                    paused_at: destination.paused_at.map(|at| at.to_string()),
-                    endpoint,
-                    waiting,
-                    head: self.head_line(head)?,
-                });
-            }
+            line.targets
+                .extend(self.target_status(&destination, &counts, head)?);
         }
         line.next_attempt_at = next.into_iter().min().map(|at| at.to_string());
         out.line(Line::Status(line)).await
+    }
+
+    /// How a destination stands; nothing of one that events do not go to, unless something is queued for it.
+    fn target_status(
+        &self,
+        destination: &Destination,
+        counts: &StateCounts,
+        head: Option<Head>,
+    ) -> Result<Option<TargetStatus>, StoreError> {
+        let (id, waiting) = (destination.id, counts.queued + counts.stalled);
+        let is_shown = match destination.kind {
+            Kind::Lasting { .. } => true,
+            Kind::OneOff | Kind::Removed { .. } => waiting > 0,
+        };
+        if !is_shown {
+            return Ok(None);
+        }
+        Ok(Some(TargetStatus {
+            destination: destination.title(),
+            target: destination.target.to_string(),
+            one_off: destination.kind == Kind::OneOff,
+            served: self.runtime.serves(id),
+            paused_at: destination.paused_at.map(|at| at.to_string()),
+            endpoint: self.runtime.endpoint(id),
+            waiting,
+            head: self.head_line(head)?,
+        }))
     }
 
     fn head_line(&self, head: Option<Head>) -> Result<Option<HeadLine>, StoreError> {

@@ -28,7 +28,7 @@ pub(crate) async fn configure(runtime: &Arc<Runtime>, setup: &Setup) -> Result<(
         if let Some(since) = destination.paused_at {
             let (name, target) = (&planned.name, &planned.target);
             (runtime.tell)(Line::warning(format!(
-                "{name} ({target}) is paused since {since}; `whrelay destination resume {name}` resumes it"
+                "{name} ({target}) has been paused since {since}; `whrelay destination resume {name}` resumes it"
             )));
         }
         say_kept(runtime, &planned);
@@ -42,7 +42,7 @@ pub(crate) async fn configure(runtime: &Arc<Runtime>, setup: &Setup) -> Result<(
     Ok(unconfigured::warn(runtime)?)
 }
 
-/// Says which options are as an earlier start has set them.
+/// Says which options count that this run does not give.
 fn say_kept(runtime: &Runtime, planned: &Planned) {
     let kept = planned.kept.iter().filter_map(|key| {
         let value = planned.options.get(*key)?;
@@ -52,7 +52,7 @@ fn say_kept(runtime: &Runtime, planned: &Planned) {
     if !kept.is_empty() {
         let (name, kept) = (&planned.name, kept.join(", "));
         (runtime.tell)(Line::warning(format!(
-            "{name} keeps the options of an earlier start: {kept}; `--reset OPTION` restores a default"
+            "stored options of {name}: {kept}; `--reset OPTION` restores a default"
         )));
     }
 }
@@ -80,15 +80,14 @@ async fn take_up(runtime: &Runtime, planned: &Planned) -> Result<Destination, Ag
         let queued = waiting(store, before)?;
         if queued > 0 {
             let from = &before.target;
-            let queued = queued_for(queued, from);
-            let why = format!("{name}: {queued}; its URL is {target} now");
+            let why = moves(name, queued, from, target);
             (runtime.tell)(Line::warning(why));
         }
     }
     if before.name().is_some_and(|before| before != name) {
         let title = before.title();
         (runtime.tell)(Line::warning(format!(
-            "destination {title} is named {name} now"
+            "renamed destination {title} to {name}"
         )));
     }
     let change = || {
@@ -125,6 +124,12 @@ pub(crate) async fn one_off(
         .filter(|known| known.target == *target)
         .max_by_key(|known| known.id);
     let destination = match known {
+        // A person wants it to be tried, whatever was known of it.
+        Some(known) if !runtime.serves(known.id) && known.offline_since.is_some() => {
+            let forget = |stored: &mut Destination| stored.offline_since = None;
+            let changed = persist(|| store.change_destination(known.id, forget)).await?;
+            changed.unwrap_or(known)
+        }
         Some(known) => known,
         None => add(store, runtime.bucket.id, Kind::OneOff, (target, options)).await?,
     };
@@ -153,7 +158,20 @@ pub(crate) fn waiting(store: &Store, destination: &Destination) -> Result<u64, S
     Ok(counts.queued + counts.stalled)
 }
 
-/// That so many deliveries are queued for a destination, or for the URL that it had.
+/// That the queue of a destination goes to its new URL.
+pub(crate) fn moves(
+    name: impl std::fmt::Display,
+    queued: u64,
+    from: &Target,
+    to: &Target,
+) -> String {
+    match queued {
+        1 => format!("{name}: 1 queued delivery goes to {to} now (before: {from})"),
+        _ => format!("{name}: {queued} queued deliveries go to {to} now (before: {from})"),
+    }
+}
+
+/// That so many deliveries are queued for a destination.
 pub(crate) fn queued_for(count: u64, whom: impl std::fmt::Display) -> String {
     match count {
         1 => format!("1 delivery is queued for {whom}"),

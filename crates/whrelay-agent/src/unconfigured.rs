@@ -23,9 +23,10 @@ pub(crate) fn warn(runtime: &Runtime) -> Result<(), StoreError> {
         let queued = waiting(&runtime.store, &destination)?;
         let (name, target) = (destination.title(), &destination.target);
         let queued = queued_for(queued, format!("{name} ({target})"));
+        let bucket = &runtime.bucket.name;
         (runtime.tell)(Line::warning(format!(
-            "{queued}, which is no longer configured: `--to {name}` delivers the queue, `whrelay destination rm {name}` \
-             moves it (--move-to NAME) or drops it (--discard)"
+            "{queued}, which is no longer configured: a start with `--to {name}`, too, delivers the queue; \
+             `whrelay destination rm {name} --bucket {bucket}` moves it (--move-to NAME) or drops it (--discard)"
         )));
     }
     Ok(())

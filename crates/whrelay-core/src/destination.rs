@@ -91,6 +91,20 @@ pub enum SpecError {
     /// Its URL cannot be one.
     #[error(transparent)]
     Target(#[from] TargetError),
+    /// Where a URL is wanted there is a name, or another `=`.
+    #[error("`{0}` is no URL: write localhost:3000, or http://{0} for a host without a dot")]
+    Word(String),
+}
+
+/// Reads the URL of a destination: a word by itself is a name, and never a host by mistake.
+///
+/// # Errors
+/// Why it is none.
+pub fn url(text: &str) -> Result<Target, SpecError> {
+    match text.parse()? {
+        Spec::Unnamed(target) => Ok(target),
+        Spec::Known(_) | Spec::Named(..) => Err(SpecError::Word(text.to_owned())),
+    }
 }
 
 /// A destination as a person gives it: `localhost:3000`, `api`, or `api=localhost:3000`. A word by itself is a
@@ -131,7 +145,7 @@ impl FromStr for Spec {
         if let Some((name, target)) = text.split_once('=')
             && !name.contains(['/', ':', '?'])
         {
-            return Ok(Self::Named(name.parse()?, target.parse()?));
+            return Ok(Self::Named(name.parse()?, url(target)?));
         }
         let is_word = !text.is_empty()
             && !text.contains(['/', ':', '?', '.', '#', '%'])
@@ -268,6 +282,8 @@ mod tests {
             "-x",
             "é",
             "3000x",
+            "api=api",
+            "a=b=3000",
             &format!("{}=3000", "a".repeat(65)),
         ] {
             assert!(bad.parse::<Spec>().is_err(), "{bad}");

@@ -166,10 +166,14 @@ impl Engine {
             lane.dispatcher.change(options.max_in_flight, options.rate);
         } else {
             lane.target = settings.client.target().clone();
+            let was_offline = lane.dispatcher.probe_at().is_some();
             let in_flight = std::mem::replace(&mut lane.dispatcher, dispatcher(&settings));
             lane.dispatcher.inherit(&in_flight);
             lane.probe = None;
             self.release(Release::Back).await?;
+            if was_offline {
+                self.note_change(Change::Online).await?;
+            }
         }
         self.find_line().await?;
         self.plan_probe(lane);

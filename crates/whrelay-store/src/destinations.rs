@@ -2,7 +2,7 @@
 
 use redb::ReadableTable;
 use whrelay_core::bucket::BucketId;
-use whrelay_core::delivery::{DeadReason, Delivery, DestinationId};
+use whrelay_core::delivery::{DeadReason, Delivery, DestinationId, State};
 use whrelay_core::destination::{Destination, Kind, OptionSet};
 use whrelay_core::target::Target;
 use whrelay_core::time::Timestamp;
@@ -37,7 +37,7 @@ pub struct NewDestination {
 pub struct Moved {
     /// They go to the other destination now.
     pub moved: u64,
-    /// Their events went there before, so they were discarded.
+    /// Their events have arrived there, or are queued for it, so they were discarded.
     pub discarded: u64,
 }
 
@@ -133,8 +133,8 @@ impl Store {
         .await
     }
 
-    /// Lets the deliveries that are queued for a destination go to another one. Where an event went there
-    /// before, its delivery is discarded instead.
+    /// Lets the deliveries that are queued for a destination go to another one. Where an event has arrived there, or is
+    /// queued for it, its delivery is discarded instead.
     ///
     /// # Errors
     /// When not all of it is on disk; what is, stays.
@@ -193,11 +193,12 @@ fn move_rows(
     Ok(all)
 }
 
-/// Whether the event of a delivery goes to a destination anyway.
+/// Whether the event of a delivery goes, or went, to a destination anyway.
 fn went_to(tx: &mut Tx<'_>, delivery: &Delivery, to: DestinationId) -> Result<bool, StoreError> {
     let (seal, key) = (tx.seal, delivery.key);
     let siblings = whole_of_event(seal, tx.deliveries.open()?, key.bucket, key.seq)?;
-    let goes_there = |other: &Delivery| other.destination == to && !other.replay;
+    let goes_there =
+        |other: &Delivery| other.destination == to && !other.replay && other.state != State::Dead;
     Ok(!delivery.replay && siblings.iter().any(goes_there))
 }
 

@@ -189,6 +189,9 @@ pub(crate) struct ListenArgs {
         value_delimiter = ' '
     )]
     pub(crate) route: Vec<Route>,
+    /// Whether routes were typed or set in the environment.
+    #[arg(skip)]
+    pub(crate) route_is_typed: bool,
     /// Give an option of the destinations its default again; repeatable: schedule, deadline, handoff-after, max-attempts,
     /// retry-on, timeout, max-in-flight, rate or order
     #[arg(long, value_name = "OPTION")]

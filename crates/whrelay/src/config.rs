@@ -165,7 +165,7 @@ impl Config {
         for entry in own.into_iter().chain(all) {
             let origin = format!("{}:{}", path.display(), entry.line);
             if entry.destination.is_some() {
-                self.destinations.take(entry, origin);
+                self.destinations.take(entry, origin, level);
                 continue;
             }
             let values = entry.values;

@@ -1,7 +1,6 @@
 //! Which directory the agents of a forwarder have: one for each forwarder, however its URL is spelled.
 
 use std::fs;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -49,62 +48,60 @@ pub(crate) async fn of_forwarder(
     ask: impl Future<Output = Option<String>>,
 ) -> Result<PathBuf, Failure> {
     let url = forwarder.as_str().trim_end_matches('/').to_owned();
-    let all: Vec<_> = paths
-        .forwarders_of_agents()
-        .into_iter()
-        .filter_map(|dir| Known::read(&dir).map(|known| (dir, known)))
-        .collect();
+    let dirs = paths.forwarders_of_agents();
+    let noted = |dir: &PathBuf| Known::read(dir).map(|known| (dir.clone(), known));
+    let all: Vec<_> = dirs.iter().filter_map(noted).collect();
     if let Some((dir, _)) = all.iter().find(|(_, known)| known.urls.contains(&url)) {
+        return Ok(dir.clone());
+    }
+    // Versions before have left no notes.
+    let mut unnoted = Vec::new();
+    for dir in dirs.into_iter().filter(|dir| Known::read(dir).is_none()) {
+        unnoted.extend(left(paths, &dir).await?.map(|known| (dir, known)));
+    }
+    if let Some((dir, known)) = unnoted.iter().find(|(_, known)| known.urls.contains(&url)) {
+        known.write(dir)?;
         return Ok(dir.clone());
     }
     let store = ask.await;
     let is_it = |known: &Known| store.is_some() && known.store == store;
-    if let Some((dir, known)) = all.into_iter().find(|(_, known)| is_it(known)) {
-        let mut known = known;
+    let mut known = all.into_iter().chain(unnoted);
+    if let Some((dir, mut known)) = known.find(|(_, known)| is_it(known)) {
         known.urls.push(url);
         known.write(&dir)?;
         return Ok(dir);
     }
-    let Some(store) = store else {
-        // Nobody answers: the connection says why, and nothing is noted.
-        return unclaimed(paths, &url).await;
-    };
-    let dir = claim(paths, &url).await?;
-    let known = Known {
-        store: Some(store),
-        urls: vec![url],
-    };
-    known.write(&dir)?;
-    Ok(dir)
-}
-
-/// A directory that no other forwarder's agents have, made where it is missing.
-async fn claim(paths: &Paths, url: &str) -> Result<PathBuf, Failure> {
-    let dir = unclaimed(paths, url).await?;
-    let made = whrelay_store::create_private_dir(&dir);
-    made.map_err(|error| Failure::new(Code::Failed, format!("{}: {error}", dir.display())))?;
-    Ok(dir)
-}
-
-/// The first directory of this URL's name that no other forwarder's agents have.
-async fn unclaimed(paths: &Paths, url: &str) -> Result<PathBuf, Failure> {
-    let mut n = 1;
-    loop {
-        let dir = paths.agents_of(url, n);
-        let is_free = match fs::read_dir(&dir) {
-            Err(error) if error.kind() == ErrorKind::NotFound => true,
-            Err(_) => false,
-            Ok(_) => Known::read(&dir).is_none() && is_of(paths, &dir, url).await?,
+    let dir = unclaimed(paths, &url);
+    // Where nobody answers, the connection says why, and nothing is noted.
+    if let Some(store) = store {
+        let made = whrelay_store::create_private_dir(&dir);
+        made.map_err(|error| Failure::new(Code::Failed, format!("{}: {error}", dir.display())))?;
+        let known = Known {
+            store: Some(store),
+            urls: vec![url],
         };
-        if is_free {
-            return Ok(dir);
-        }
-        n += 1;
+        known.write(&dir)?;
     }
+    Ok(dir)
 }
 
-/// Whether the agents of a directory without a note, as versions before have left it, are of this forwarder.
-async fn is_of(paths: &Paths, dir: &Path, url: &str) -> Result<bool, Failure> {
+/// The first directory of this URL's name without agents.
+fn unclaimed(paths: &Paths, url: &str) -> PathBuf {
+    let taken = paths.all_agents();
+    let is_free = |dir: &PathBuf| {
+        Known::read(dir).is_none() && !taken.iter().any(|agent| agent.starts_with(dir))
+    };
+    let mut dirs = (1..).map(|n| paths.agents_of(url, n));
+    dirs.find(is_free)
+        .unwrap_or_else(|| paths.agents_of(url, 1))
+}
+
+/// Which forwarder the agents of a directory without a note have. `None` where none was ever reached.
+async fn left(paths: &Paths, dir: &Path) -> Result<Option<Known>, Failure> {
+    let mut known = Known::default();
+    if dir == paths.embedded_agents() {
+        return Ok(None);
+    }
     for agent in paths
         .all_agents()
         .into_iter()
@@ -114,11 +111,15 @@ async fn is_of(paths: &Paths, dir: &Path, url: &str) -> Result<bool, Failure> {
             if let Line::Status(status) = line
                 && !status.forwarder.is_empty()
             {
-                return Ok(status.forwarder.trim_end_matches('/') == url);
+                let url = status.forwarder.trim_end_matches('/').to_owned();
+                known
+                    .urls
+                    .extend(Some(url).filter(|url| !known.urls.contains(url)));
+                known.store = known.store.or(status.forwarder_store);
             }
         }
     }
-    Ok(true)
+    Ok(Some(known).filter(|known| !known.urls.is_empty()))
 }
 
 #[cfg(test)]
@@ -165,6 +166,34 @@ mod tests {
         all.sort();
         all.dedup();
         assert_eq!(all.len(), 6);
+    }
+
+    /// Versions before left directories without notes.
+    #[tokio::test]
+    async fn a_directory_without_a_note_is_found_by_its_url_and_by_its_store() {
+        let home = tempfile::tempdir().expect("a directory");
+        let paths = Paths::under(home.path());
+        let there = paths.agents_of("http://localhost:1", 1);
+        let agent = there.join("shop").join("al");
+        let store = whrelay_store::Store::open(&agent, &agents::options("test", None));
+        let store = store.expect("a store");
+        let bucket = "shop".parse().expect("a name");
+        let key = whrelay_core::bucket::BucketKey::from_text("shop");
+        let (bucket, _) = store.ensure_bucket(&bucket, key).await.expect("stored");
+        let note = store.set_note("forwarder", "http://localhost:1/");
+        note.await.expect("stored");
+        let mark = whrelay_store::SourceMark {
+            forwarder: "a".to_owned(),
+            start: whrelay_core::bucket::Seq(0),
+            seq: whrelay_core::bucket::Seq(1),
+            events: Vec::new(),
+        };
+        let marked = store.append(bucket.id, Vec::new(), Some(mark));
+        marked.await.expect("stored");
+        store.close().await;
+        assert_ne!(dir(&paths, "http://other:1", Some("b")).await, there);
+        assert_eq!(dir(&paths, "http://127.0.0.1:1", Some("a")).await, there);
+        assert_eq!(dir(&paths, "http://localhost:1", None).await, there);
     }
 
     #[tokio::test]

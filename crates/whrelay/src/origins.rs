@@ -54,6 +54,7 @@ impl<'a> Origins<'a> {
             args.to.clear();
         }
         args.to_is_typed = self.typed("targets") || self.is_given("to");
+        args.route_is_typed = self.is_given("route");
         args.delivery.from_file = self.options_from_file();
     }
 

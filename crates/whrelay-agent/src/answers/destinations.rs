@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use whrelay_core::delivery::DestinationId;
-use whrelay_core::destination::{Destination, DestinationName, Kind, OptionKey, OptionSet};
+use whrelay_core::destination::{self, Destination, DestinationName, Kind, OptionKey, OptionSet};
 use whrelay_core::target::Target;
 use whrelay_core::time::Timestamp;
 use whrelay_store::{Moved, StoreError};
 
 use super::{Local, Out, Stop, next_attempt};
-use crate::configured::{point_to, queued_for, waiting};
+use crate::configured::{moves, point_to, queued_for, waiting};
 use crate::control::{Changes, Filter, Queued, Which};
 use crate::lines::{DestinationLine, DestinationRemovedLine, Line, OptionsLine};
 
@@ -38,16 +38,15 @@ impl Local {
         let destination = self.named(name)?;
         let change = Change::read(changes, self.runtime.clock.now()).map_err(Stop::failed)?;
         let queued = waiting(self.store(), &destination)?;
-        let moves = change
+        let is_moved = change
             .target
             .as_ref()
             .is_some_and(|to| *to != destination.target);
         let _changing = self.runtime.changing.lock().await;
         let changed = self.change(destination.id, change).await?;
-        if moves && queued > 0 {
+        if is_moved && queued > 0 {
             let (from, to) = (&destination.target, &changed.target);
-            let queued = queued_for(queued, from);
-            let why = format!("{name}: {queued}; its URL is {to} now");
+            let why = moves(name, queued, from, to);
             out.line(Line::warning(why)).await?;
         }
         if let Some(name) = changed.name() {
@@ -90,12 +89,15 @@ impl Local {
             return Err(Stop::failed(format!("{name} cannot be moved to itself")));
         }
         let queued = waiting(self.store(), &destination)?;
+        let moved_to = to.as_ref().map(Destination::title);
         let Moved { moved, discarded } = match (queue, to) {
             (_, Some(to)) => {
                 let now = self.runtime.clock.now();
-                self.store()
-                    .move_deliveries(destination.id, to.id, now)
-                    .await?
+                let moving = self.store().move_deliveries(destination.id, to.id, now);
+                let moved = moving.await?;
+                // They may stand before everything that waits there in order.
+                self.runtime.wake();
+                moved
             }
             (Queued::Discard, None) if queued > 0 => {
                 let filter = Filter {
@@ -127,6 +129,7 @@ impl Local {
         let removed = DestinationRemovedLine {
             name: name.to_owned(),
             bucket: self.bucket().name.to_string(),
+            moved_to,
             moved,
             discarded,
         };
@@ -169,6 +172,7 @@ impl Local {
             name: name.to_string(),
             bucket: self.bucket().name.to_string(),
             subscription: self.store().note("subscription")?.unwrap_or_default(),
+            forwarder: self.store().note("forwarder")?.unwrap_or_default(),
             target: destination.target.to_string(),
             named: matches!(destination.kind, Kind::Lasting { is_named: true, .. }),
             served: self.runtime.serves(id),
@@ -216,7 +220,7 @@ impl Change {
             ..Self::default()
         };
         if let Some(to) = to {
-            read.target = Some(to.parse().map_err(|error| format!("{error}"))?);
+            read.target = Some(destination::url(to).map_err(|error| error.to_string())?);
         }
         for (key, text) in set {
             let key = key.parse().map_err(|error| format!("{error}"))?;

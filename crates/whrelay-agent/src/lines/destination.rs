@@ -16,6 +16,8 @@ pub struct DestinationLine {
     pub bucket: String,
     /// The agent's subscription.
     pub subscription: String,
+    /// The address of its forwarder.
+    pub forwarder: String,
     /// Its URL.
     pub target: String,
     /// Whether a person chose the name.
@@ -100,7 +102,9 @@ pub struct DestinationRemovedLine {
     pub name: String,
     /// The bucket.
     pub bucket: String,
-    /// Deliveries that go to another destination now.
+    /// The destination that its queue went to.
+    pub moved_to: Option<String>,
+    /// Deliveries that go to it now.
     pub moved: u64,
     /// Deliveries that are dead now, reason `discarded`.
     pub discarded: u64,

@@ -14,6 +14,9 @@ pub struct StatusLine {
     pub name: String,
     /// The forwarder's address.
     pub forwarder: String,
+    /// The name of the forwarder's store, once events have come from there.
+    #[serde(default)]
+    pub forwarder_store: Option<String>,
     /// The input URL, as it was when the agent last started.
     pub url: Option<String>,
     /// The agent's process; none where it does not run.

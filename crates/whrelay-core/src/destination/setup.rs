@@ -14,6 +14,11 @@ pub enum SetupError {
     /// A name that stands for no URL.
     #[error("there is no destination `{0}`")]
     Unknown(DestinationName),
+    /// A file that is not trusted means a destination on another machine.
+    #[error(
+        "a project's file may mean {0} ({1}), which is on another machine, only once you trust the file"
+    )]
+    Untrusted(DestinationName, String),
     /// A name with two URLs.
     #[error("destination `{0}` has two URLs: {1} and {2}")]
     TwoUrls(DestinationName, String, String),
@@ -26,6 +31,10 @@ impl SetupError {
             Self::Unknown(name) => format!(
                 "give its URL, as in --to {name}=localhost:3000; a host is written http://{name}"
             ),
+            Self::Untrusted(..) => {
+                "read whrelay.toml, then run `whrelay config trust` to accept it as it is"
+                    .to_owned()
+            }
             Self::TwoUrls(name, ..) => {
                 format!("give {name} one URL, or two destinations two names")
             }
@@ -59,6 +68,8 @@ pub struct Setup {
     pub typed: OptionSet,
     /// Options that have their default again.
     pub reset: Vec<OptionKey>,
+    /// Those of the destinations that a file without trust names.
+    pub untrusted: Vec<Spec>,
 }
 
 /// A destination that events go to.
@@ -74,7 +85,7 @@ pub struct Planned {
     pub target: Target,
     /// Its options.
     pub options: OptionSet,
-    /// Those that are only as they were stored.
+    /// Those that are as they were stored, and not as by default.
     pub kept: Vec<OptionKey>,
     /// Which events go there.
     pub prefixes: Vec<Prefix>,
@@ -110,12 +121,19 @@ impl Setup {
                 plan.add_unnamed(target, route.prefix.clone(), false);
             }
         }
-        let means = |planned: &Planned, spec: &Spec| match spec {
-            Spec::Known(name) | Spec::Named(name, _) => *name == planned.name,
-            Spec::Unnamed(target) => *target == planned.target,
-        };
         let first = |planned: &Planned| self.given().position(|(_, spec)| means(planned, spec));
         plan.planned.sort_by_key(first);
+        for planned in &plan.planned {
+            let remote = planned
+                .before
+                .as_ref()
+                .filter(|before| !is_here(&before.target));
+            let is_untrusted = self.untrusted.iter().any(|spec| means(planned, spec));
+            if let Some(before) = remote.filter(|_| is_untrusted) {
+                let url = before.target.to_string();
+                return Err(SetupError::Untrusted(planned.name.clone(), url));
+            }
+        }
         Ok(plan.planned)
     }
 
@@ -141,9 +159,9 @@ impl Setup {
     /// What this run says of a destination's options.
     fn given_options(&self, name: &DestinationName) -> OptionSet {
         let declared = self.declared(name).map(|declared| declared.options.clone());
-        self.typed
-            .over(&declared.unwrap_or_default())
-            .over(&self.general)
+        let mut of_files = declared.unwrap_or_default().over(&self.general);
+        self.reset.iter().for_each(|key| of_files.reset(*key));
+        self.typed.over(&of_files)
     }
 }
 
@@ -197,7 +215,17 @@ impl<'a> Plan<'a> {
             .clone();
         let before = before.or_else(|| self.unnamed_at(&target));
         let before = before.or_else(|| self.removed_at(&target));
-        self.push(before, (name.clone(), true), target, prefix);
+        let mut given = self.setup.given();
+        let is_chosen =
+            given.any(|(_, other)| matches!(other, Spec::Named(named, _) if named == name));
+        let was_unnamed =
+            before.is_some_and(|before| is_unnamed(before) && before.name() == Some(name));
+        self.push(
+            before,
+            (name.clone(), is_chosen || !was_unnamed),
+            target,
+            prefix,
+        );
         Ok(())
     }
 
@@ -241,7 +269,11 @@ impl<'a> Plan<'a> {
             .unwrap_or_default();
         self.setup.reset.iter().for_each(|key| stored.reset(*key));
         let given = self.setup.given_options(&name);
-        let is_kept = |key: &OptionKey| stored.get(*key).is_some() && given.get(*key).is_none();
+        let defaults = OptionSet::defaults();
+        let is_kept = |key: &OptionKey| {
+            let kept = stored.get(*key).filter(|_| given.get(*key).is_none());
+            kept.is_some() && kept != defaults.get(*key)
+        };
         self.planned.push(Planned {
             before: before.cloned(),
             kept: OptionKey::ALL.into_iter().filter(is_kept).collect(),
@@ -303,7 +335,11 @@ impl<'a> Plan<'a> {
 
     fn new_name(&self, target: &Target) -> DestinationName {
         let is_taken = |name: &DestinationName| {
-            self.stored.iter().any(|known| known.name() == Some(name))
+            let mut stored = self
+                .stored
+                .iter()
+                .filter(|known| !self.is_planned(known.id));
+            stored.any(|known| known.name() == Some(name))
                 || self.planned.iter().any(|planned| planned.name == *name)
                 || self.setup.declared(name).is_some()
         };
@@ -313,6 +349,19 @@ impl<'a> Plan<'a> {
             true => DestinationName::made_of(target, is_taken),
         }
     }
+}
+
+/// Whether an argument means a destination.
+fn means(planned: &Planned, spec: &Spec) -> bool {
+    match spec {
+        Spec::Known(name) | Spec::Named(name, _) => *name == planned.name,
+        Spec::Unnamed(target) => *target == planned.target,
+    }
+}
+
+/// Whether a URL is a port of this machine.
+fn is_here(target: &Target) -> bool {
+    target.is_loopback() && target.socket().is_none()
 }
 
 fn unnamed(spec: &Spec) -> Option<&Target> {

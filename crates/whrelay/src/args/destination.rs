@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use url::Url;
 use whrelay_core::bucket::BucketName;
-use whrelay_core::destination::{DestinationName, OptionKey, OptionSet};
+use whrelay_core::destination::{self, DestinationName, OptionKey, OptionSet};
 use whrelay_core::dispatch::Order;
 use whrelay_core::duration;
 use whrelay_core::outcome::RetryOn;
@@ -13,6 +14,7 @@ use whrelay_core::retry::Schedule;
 use whrelay_core::target::Target;
 
 use super::delivery::{max_in_flight, order, retry_on, schedule};
+use super::values::forwarder_url;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -77,6 +79,9 @@ pub(crate) struct DestinationPlace {
     /// Only those of the `listen` of this name
     #[arg(long = "name", value_name = "NAME")]
     pub(crate) subscription: Option<BucketName>,
+    /// Only those whose events come from the forwarder with this URL
+    #[arg(long, value_name = "URL", value_parser = forwarder_url)]
+    pub(crate) forwarder: Option<Url>,
     /// JSON Lines
     #[arg(long)]
     pub(crate) json: bool,
@@ -97,7 +102,7 @@ pub(crate) struct SetArgs {
     #[command(flatten)]
     pub(crate) which: WhichDestination,
     /// Its URL; what is queued goes there
-    #[arg(long, value_name = "TARGET")]
+    #[arg(long, value_name = "TARGET", value_parser = destination::url)]
     pub(crate) to: Option<Target>,
     /// Retry schedule: seconds, medium, long, or pauses such as 30s,5m,1h
     #[arg(long, value_parser = schedule)]

@@ -35,6 +35,12 @@ pub(crate) async fn run(args: DestinationArgs, output: &Output) -> Result<(), Fa
                 (false, None) => Queued::None,
             };
             let name = which.destination.to_string();
+            if matches!(&queue, Queued::MoveTo(to) if *to == name) {
+                let why = format!("{name} cannot be moved to itself");
+                return Err(
+                    Failure::new(Code::Usage, why).hint("--move-to names another destination")
+                );
+            }
             ask(&which, Ask::RemoveDestination { name, queue }, output).await
         }
     }
@@ -121,19 +127,15 @@ async fn find(which: &WhichDestination) -> Result<(PathBuf, DestinationLine), Fa
     match (named.pop(), named.is_empty()) {
         (Some(found), true) => Ok(found),
         (Some((_, line)), false) => {
-            let name = &which.destination;
-            named.retain(|(_, other)| other.bucket != line.bucket);
-            let hint = match named.first() {
-                Some((_, other)) => {
-                    format!("--bucket {} or --bucket {}", other.bucket, line.bucket)
-                }
-                None => format!("--name {} is one of them", line.subscription),
+            named.push((PathBuf::new(), line));
+            let place = |line: &DestinationLine| {
+                let (bucket, name) = (&line.bucket, &line.subscription);
+                let forwarder = line.forwarder.trim_end_matches('/');
+                format!("--bucket {bucket} --name {name} --forwarder {forwarder}")
             };
-            Err(Failure::new(
-                Code::Usage,
-                format!("several destinations are named {name}"),
-            )
-            .hint(hint))
+            let all: Vec<_> = named.iter().map(|(_, line)| place(line)).collect();
+            let why = format!("several destinations are named {}", which.destination);
+            Err(Failure::new(Code::Usage, why).hint(format!("choose one: {}", all.join("; or "))))
         }
         // The agent that cannot be asked may have it.
         (None, _) => Err(round.last().unwrap_or_else(|| unknown(&which.destination))),
@@ -156,7 +158,11 @@ async fn all(
                 .as_ref()
                 .is_none_or(|b| line.bucket == b.as_str());
             let named = place.subscription.as_ref();
-            if is_there && named.is_none_or(|name| line.subscription == name.as_str()) {
+            let is_named = named.is_none_or(|name| line.subscription == name.as_str());
+            let url = |url: &str| url.trim_end_matches('/').to_owned();
+            let from = place.forwarder.as_ref().map(|from| url(from.as_str()));
+            let is_from = from.is_none_or(|from| url(&line.forwarder) == from);
+            if is_there && is_named && is_from {
                 all.push((dir.clone(), line));
             }
         }

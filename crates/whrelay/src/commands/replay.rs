@@ -29,6 +29,11 @@ struct Tally {
 }
 
 pub(crate) async fn run(args: ReplayArgs, output: &Output) -> Result<(), Failure> {
+    if let Some(Spec::Named(name, target)) = &args.to {
+        let why =
+            format!("a replay goes to a URL or to a destination: {target} or {name}, not both");
+        return Err(Failure::new(Code::Usage, why).hint(format!("--to {name}, or --to {target}")));
+    }
     let (mut tally, mut round) = (Tally::default(), Round::default());
     let is_one_off = matches!(args.to, Some(Spec::Unnamed(_)));
     let reach = match is_one_off {

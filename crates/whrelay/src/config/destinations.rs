@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use whrelay_core::destination::{Declared, DestinationName, OptionKey, OptionSet};
-use whrelay_core::target::Target;
+use whrelay_core::destination::{self, Declared, DestinationName, OptionKey, OptionSet, Spec};
 
 use super::file::Entry;
+use super::trust::Level;
 use super::wrong;
 use crate::failure::Failure;
 
@@ -15,6 +15,7 @@ use crate::failure::Failure;
 struct Value {
     text: String,
     origin: String,
+    level: Level,
 }
 
 /// What files say of destinations, by their names and keys.
@@ -23,13 +24,17 @@ pub(crate) struct Declarations(BTreeMap<String, BTreeMap<String, Value>>);
 
 impl Declarations {
     /// Takes an entry that was checked, unless one that comes before it has the same key.
-    pub(super) fn take(&mut self, entry: Entry, origin: String) {
+    pub(super) fn take(&mut self, entry: Entry, origin: String, level: Level) {
         let Some(name) = entry.destination else {
             return;
         };
         let keys = self.0.entry(name).or_default();
         let text = entry.values.into_iter().next().unwrap_or_default();
-        keys.entry(entry.key).or_insert(Value { text, origin });
+        keys.entry(entry.key).or_insert(Value {
+            text,
+            origin,
+            level,
+        });
     }
 
     /// The destinations.
@@ -40,7 +45,7 @@ impl Declarations {
                 match key.parse::<OptionKey>() {
                     // Every value was tried when its file was read.
                     Ok(key) => options.set(key, text).ok()?,
-                    Err(_) => target = Some(text.parse().ok()?),
+                    Err(_) => target = Some(destination::url(text).ok()?),
                 }
             }
             let name = name.parse().ok()?;
@@ -53,11 +58,22 @@ impl Declarations {
         self.0.iter().filter_map(declared).collect()
     }
 
+    /// The destinations of which a file without trust says something.
+    pub(crate) fn untrusted(&self) -> Vec<Spec> {
+        let is_untrusted = |keys: &BTreeMap<String, Value>| {
+            keys.values().any(|value| value.level == Level::Project)
+        };
+        let named = self.0.iter().filter(|(_, keys)| is_untrusted(keys));
+        named
+            .filter_map(|(name, _)| Some(Spec::Known(name.parse().ok()?)))
+            .collect()
+    }
+
     /// Each value as `config show` has it: its key, its text, and where it is from.
     pub(crate) fn values(&self) -> Vec<(String, &str, &str)> {
         let mut all = Vec::new();
         for (name, keys) in &self.0 {
-            for (key, Value { text, origin }) in keys {
+            for (key, Value { text, origin, .. }) in keys {
                 all.push((format!("destination.{name}.{key}"), &**text, &**origin));
             }
         }
@@ -77,8 +93,7 @@ pub(super) fn check(path: &Path, entry: &Entry) -> Result<(), Failure> {
     };
     let tried = match (entry.key.parse::<OptionKey>(), entry.key.as_str()) {
         (Ok(key), _) => OptionSet::default().set(key, value),
-        (Err(_), "to") => value
-            .parse::<Target>()
+        (Err(_), "to") => destination::url(value)
             .map(|_| ())
             .map_err(|error| error.to_string()),
         (Err(_), key) => {

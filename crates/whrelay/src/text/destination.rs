@@ -12,13 +12,13 @@ pub(crate) fn short(line: &DestinationLine) -> String {
     let state = match (&line.paused_at, line.served) {
         (Some(_), _) => "paused",
         (None, true) => "delivering",
-        (None, false) => "not running",
+        (None, false) => "no `listen` delivers to it",
     };
     let waiting = line.queued + line.stalled;
     let url = shown(&line.target);
     format!(
-        "{}  {url}  bucket {}  {state}, {waiting} waiting",
-        line.name, line.bucket
+        "{}  {url}  bucket {} as {}  {state}, {waiting} waiting",
+        line.name, line.bucket, line.subscription
     )
 }
 
@@ -105,7 +105,11 @@ pub(super) fn removed(line: &DestinationRemovedLine) -> String {
         text += &format!(", moved {}", deliveries(line.moved));
     }
     if line.discarded > 0 {
-        text += &format!(", discarded {}", deliveries(line.discarded));
+        let why = match line.moved_to {
+            Some(ref to) => format!(" whose events {to} has anyway"),
+            None => String::new(),
+        };
+        text += &format!(", discarded {}{why}", deliveries(line.discarded));
     }
     text
 }
@@ -129,8 +133,8 @@ pub(super) fn of_status(target: &TargetStatus, writer: &Writer) -> String {
     }
     if !target.served && waiting > 0 {
         text += &format!(
-            "\n    queued   `whrelay listen --to {name}` delivers the queue, `whrelay destination rm {name}` moves it \
-             (--move-to NAME) or drops it (--discard)"
+            "\n    queued   a start of `listen` with `--to {name}`, too, delivers the queue; `whrelay destination rm {name}` \
+             moves it (--move-to NAME) or drops it (--discard)"
         );
     }
     text

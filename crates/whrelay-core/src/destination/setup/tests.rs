@@ -170,6 +170,35 @@ fn a_one_off_is_never_meant_and_a_removed_one_only_by_its_url() {
 }
 
 #[test]
+fn the_name_of_a_renamed_destination_is_free_and_a_bare_name_chooses_none() {
+    let known = [stored(1, "default", false, "3000")];
+    assert_eq!(
+        planned(&setup(&["api=3000", "3003"], &[]), &known),
+        ["1 api 3000 /", "new default 3003 /"]
+    );
+    let plan = |to: &str| setup(&[to], &[]).plan(&known).expect("a plan").remove(0);
+    assert!(!plan("default").is_named && plan("default=3000").is_named);
+}
+
+#[test]
+fn a_file_without_trust_means_no_destination_on_another_machine() {
+    let known = [
+        stored(1, "prod", true, "http://203.0.113.5"),
+        stored(2, "default", false, "http://203.0.113.6"),
+    ];
+    for to in ["prod", "prod=3000", "4000"] {
+        let mut all = setup(&[to], &[]);
+        assert!(all.plan(&known).is_ok());
+        all.untrusted = all.to.clone();
+        let refused = all.plan(&known).expect_err("refused");
+        assert!(
+            matches!(refused, SetupError::Untrusted(..)),
+            "{to}: {refused}"
+        );
+    }
+}
+
+#[test]
 fn an_unknown_name_and_a_name_with_two_urls_are_refused_with_a_hint() {
     for (to, routes) in [(&["api"][..], &[][..]), (&["3000"], &["/stripe=api"])] {
         let refused = setup(to, routes).plan(&[]).expect_err("unknown");
@@ -214,5 +243,11 @@ fn what_is_typed_comes_before_a_destinations_file_entry_and_that_before_the_file
     all.typed = attempts(4);
     assert_eq!(options(&all).max_attempts, Some(4));
     all.reset = vec![OptionKey::MaxAttempts, OptionKey::Timeout];
-    assert_eq!(options(&all), attempts(4), "a reset is below what is given");
+    assert_eq!(options(&all), attempts(4), "what is typed counts");
+    all.typed = OptionSet::default();
+    assert_eq!(
+        options(&all),
+        OptionSet::default(),
+        "a reset comes before files"
+    );
 }

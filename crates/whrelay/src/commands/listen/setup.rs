@@ -6,6 +6,7 @@ use whrelay_core::route::{Prefix, Route};
 
 use crate::args::{ListenArgs, RequestArgs};
 use crate::config;
+use crate::config::trust::Level;
 use crate::failure::{Code, Failure};
 
 /// Destinations of one agent at most: each is delivered to by itself.
@@ -63,7 +64,24 @@ pub(crate) fn setup(args: &ListenArgs, config: &config::Config) -> Result<Setup,
         general: args.delivery.general(),
         typed: args.delivery.typed(),
         reset: args.reset.clone(),
+        untrusted: untrusted(args, config),
     })
+}
+
+/// What a project's file that is not trusted says of destinations.
+fn untrusted(args: &ListenArgs, config: &config::Config) -> Vec<Spec> {
+    let is_untrusted = |key: &str, is_typed: bool| {
+        let set = config.sets.get(key).filter(|_| !is_typed);
+        set.is_some_and(|set| set.level == Level::Project)
+    };
+    let mut untrusted = config.destinations.untrusted();
+    if is_untrusted("to", args.to_is_typed) {
+        untrusted.extend(args.to.iter().cloned());
+    }
+    if is_untrusted("route", args.route_is_typed) {
+        untrusted.extend(args.route.iter().map(|route| route.to.clone()));
+    }
+    untrusted
 }
 
 /// The destinations of files that no other argument names: each gets every event.

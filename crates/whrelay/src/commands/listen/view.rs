@@ -15,7 +15,7 @@ use crate::text::{Writer, deliveries, shown, size};
 const KEPT: usize = 5000;
 /// Targets shown by name.
 const TARGETS: usize = 4;
-const KEYS: &str = "j/k select  r replay  d details  o curl  p pause  ? keys  q quit";
+const KEYS: &str = "j/k select  r again  d details  o curl  p pause  ? keys  q quit";
 const PANE_KEYS: &str = "j/k scroll  q back";
 /// What `?` shows; `whrelay listen --help` has the same.
 pub(super) const HELP: [&str; 11] = [
@@ -33,7 +33,7 @@ pub(super) const HELP: [&str; 11] = [
 ];
 
 /// Stands above the log while nothing is delivered.
-const PAUSED: &str = "PAUSED: nothing is delivered until you press p";
+const PAUSED: &str = "PAUSED: nothing is delivered until you press p or resume a destination";
 
 /// A key, as far as the view knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

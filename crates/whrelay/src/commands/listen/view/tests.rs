@@ -62,6 +62,7 @@ fn status(endpoint: EndpointState, paused: bool) -> Line {
     Line::Status(StatusLine {
         bucket: "default".into(),
         name: "default".into(),
+        forwarder_store: None,
         forwarder: "http://127.0.0.1:4141".into(),
         url: None,
         pid: Some(7),
@@ -129,7 +130,7 @@ fn a_head_the_log_and_the_keys() {
   2026-11-22 10:15:03 --> POST /1 12 B evt_1
   2026-11-22 10:15:04 <-- [200] POST :3000/1 3.0 ms evt_1
   
-  j/k select  r replay  d details  o curl  p pause  ? keys  q quit
+  j/k select  r again  d details  o curl  p pause  ? keys  q quit
 "
     );
 }
