@@ -111,7 +111,7 @@ impl Engine {
         let (mut commits, mut settings) = (engine.store.commits(), engine.settings.clone());
         while !stop.is_cancelled() {
             commits.mark_unchanged();
-            let wait = match settings.borrow_and_update().is_paused {
+            let wait = match settings.borrow().is_paused {
                 true => limits::REARM,
                 false => engine.start_due(&mut lane)?,
             };
