@@ -93,6 +93,8 @@ async fn take_up(runtime: &Runtime, planned: &Planned) -> Result<Destination, Ag
     let change = || {
         let (kind, target, options) = (kind.clone(), target.clone(), options.clone());
         store.change_destination(before.id, move |stored| {
+            // Removal ends a pause.
+            stored.paused_at = stored.paused_at.filter(|_| stored.name().is_some());
             stored.kind = kind;
             stored.options = options;
             point_to(stored, target);

@@ -1,7 +1,10 @@
 //! What records mean: one type per table, apart from the domain types. Conversions name every
 //! field, so that a new one stops the build until the disk has decided. It must not know redb.
 
+// By path, since a fuzzer has this file as its own.
+#[path = "rows/attempt.rs"]
 mod attempt;
+#[path = "rows/destination.rs"]
 mod destination;
 
 use std::time::Duration;

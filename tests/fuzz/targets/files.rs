@@ -17,6 +17,7 @@ fuzz_target!(|data: &[u8]| {
         Ok(entries) => {
             for Entry {
                 profile: _,
+                destination: _,
                 key,
                 values: _,
                 line,

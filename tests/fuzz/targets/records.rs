@@ -16,10 +16,13 @@ mod rows;
 
 use libfuzzer_sys::fuzz_target;
 use record::{Seal, Unsealed};
-use rows::{AttemptRow, BucketRow, DeliveryRow, EventRow, SourceRow};
+use rows::{
+    AttemptMore, AttemptRow, BucketRow, DeliveryRow, DestinationRow, EventRow, OldDestinationRow,
+    SourceRow,
+};
 use serde::de::DeserializeOwned;
 use whrelay_core::bucket::{BucketId, BucketName, Seq};
-use whrelay_core::delivery::DeliveryKey;
+use whrelay_core::delivery::{DeliveryKey, DestinationId};
 
 const KEY: &[u8] = b"key";
 
@@ -62,7 +65,7 @@ fuzz_target!(|data: &[u8]| {
     }
     if let Some((row, more)) = open::<AttemptRow>(ours, &sealed) {
         let before = row.before;
-        let attempt = row.into_attempt(record::decode(more).unwrap_or_default());
+        let attempt = row.into_attempt(AttemptMore::read(more).unwrap_or_default());
         let (row, more) = AttemptRow::new(attempt.clone(), before);
         let more = record::encode(&more).expect("encodable");
         let again = Unsealed::new(&row, &more)
@@ -75,5 +78,9 @@ fuzz_target!(|data: &[u8]| {
     if let Some((row, _)) = open::<BucketRow>(ours, &sealed) {
         row.into_bucket(BucketId(1));
     }
+    if let Some((row, _)) = open::<DestinationRow>(ours, &sealed) {
+        row.into_destination(DestinationId(1));
+    }
+    open::<OldDestinationRow>(ours, &sealed);
     open::<SourceRow>(ours, &sealed);
 });
