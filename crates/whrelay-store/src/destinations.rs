@@ -1,5 +1,7 @@
 //! Destinations as they are stored: a few rows, read as a list.
 
+use std::collections::HashSet;
+
 use redb::ReadableTable;
 use whrelay_core::bucket::BucketId;
 use whrelay_core::delivery::{DeadReason, Delivery, DestinationId, State};
@@ -10,7 +12,9 @@ use whrelay_core::time::Timestamp;
 use crate::deliveries::{Before, update, whole_of_event};
 use crate::disk::Store;
 use crate::error::StoreError;
-use crate::index::{DueKey, Wait, waiting_delivery, waiting_rows};
+use crate::index::{
+    DueKey, Wait, destination_of, due_entry, next_queued, waiting_delivery, waiting_rows,
+};
 use crate::record::{self, Seal};
 use crate::rows::DestinationRow;
 use crate::tables::{COUNTS, DESTINATIONS, DUE};
@@ -42,12 +46,16 @@ pub struct Moved {
 }
 
 impl Store {
-    /// All destinations, in order of their numbers. One that is damaged is left out.
+    /// All destinations, in order of their numbers. One whose row is damaged is named `damaged-NUMBER` while deliveries
+    /// are queued for it, and left out otherwise.
     ///
     /// # Errors
     /// When the store cannot be read.
     pub fn destinations(&self) -> Result<Vec<Destination>, StoreError> {
-        self.read(|tx| all(self.seal, &tx.open_table(DESTINATIONS)?))
+        self.read(|tx| {
+            let destinations = tx.open_table(DESTINATIONS)?;
+            all(self.seal, &destinations, &tx.open_table(DUE)?)
+        })
     }
 
     /// Adds a destination.
@@ -56,9 +64,7 @@ impl Store {
     /// When it is not on disk.
     pub async fn add_destination(&self, new: NewDestination) -> Result<Destination, StoreError> {
         self.write(256, move |tx: &mut Tx<'_>| {
-            // One that is damaged keeps its number, and what is queued for it.
-            let last = tx.destinations.open()?.last()?;
-            let id = DestinationId(last.map_or(0, |(id, _)| id.value()) + 1);
+            let id = DestinationId(last_number(tx)?.saturating_add(1));
             let NewDestination {
                 bucket,
                 kind,
@@ -90,7 +96,11 @@ impl Store {
         change: impl FnOnce(&mut Destination) + Send + 'static,
     ) -> Result<Option<Destination>, StoreError> {
         self.write(256, move |tx: &mut Tx<'_>| {
-            let found = get(tx.seal, tx.destinations.open()?, id)?;
+            let found = match get(tx.seal, tx.destinations.open()?, id) {
+                Ok(Some(found)) => Some(found),
+                Ok(None) | Err(StoreError::Damaged(_)) => damaged(tx.due.open()?, id)?,
+                Err(error) => return Err(error),
+            };
             let Some(mut destination) = found else {
                 return Ok(None);
             };
@@ -109,7 +119,7 @@ impl Store {
         let over = self.read(|tx| {
             let counts = tx.open_table(COUNTS)?;
             let mut over = Vec::new();
-            for destination in all(self.seal, &tx.open_table(DESTINATIONS)?)? {
+            for destination in readable(self.seal, &tx.open_table(DESTINATIONS)?)? {
                 let id = destination.id.0;
                 let mut kept = 0;
                 for entry in counts.range((id, 0)..=(id, u8::MAX))? {
@@ -229,15 +239,75 @@ fn read(seal: Seal, id: DestinationId, record: &[u8]) -> Result<Destination, Sto
     row.into_destination(id).ok_or_else(damaged)
 }
 
-fn all(
+/// The destinations whose rows are whole, in order.
+fn readable(
     seal: Seal,
     table: &impl ReadableTable<u32, &'static [u8]>,
 ) -> Result<Vec<Destination>, StoreError> {
-    let mut all = Vec::new();
+    let mut readable = Vec::new();
     for entry in table.iter()? {
         let (id, record) = entry?;
         let id = DestinationId(id.value());
-        all.extend(record::undamaged(read(seal, id, record.value()))?);
+        readable.extend(record::undamaged(read(seal, id, record.value()))?);
     }
+    Ok(readable)
+}
+
+fn all(
+    seal: Seal,
+    table: &impl ReadableTable<u32, &'static [u8]>,
+    due: &impl ReadableTable<DueKey, u8>,
+) -> Result<Vec<Destination>, StoreError> {
+    let mut all = readable(seal, table)?;
+    let known: HashSet<_> = all.iter().map(|destination| destination.id).collect();
+    let mut next = Some(DestinationId(0));
+    while let Some(from) = next {
+        let Some(id) = next_queued(due, from)? else {
+            break;
+        };
+        if !known.contains(&id) {
+            all.extend(damaged(due, id)?);
+        }
+        next = Some(DestinationId(id.0 + 1)).filter(|next| next.0 <= u32::MAX / 2);
+    }
+    all.sort_unstable_by_key(|destination| destination.id);
     Ok(all)
+}
+
+/// A destination whose row is damaged or gone, with the deliveries that are queued for it. A person decides what
+/// becomes of them, since nobody knows where they were to go.
+fn damaged(
+    due: &impl ReadableTable<DueKey, u8>,
+    id: DestinationId,
+) -> Result<Option<Destination>, StoreError> {
+    let Some(row) = waiting_rows(due, id, 1)?.pop() else {
+        return Ok(None);
+    };
+    let unknown = (
+        format!("damaged-{}", id.0).parse(),
+        "http://damaged.invalid".parse(),
+    );
+    let (Ok(name), Ok(target)) = unknown else {
+        return Err(StoreError::Damaged(format!("destination {}", id.0)));
+    };
+    Ok(Some(Destination {
+        id,
+        bucket: due_entry(row).1.bucket,
+        kind: Kind::Lasting {
+            name,
+            is_named: true,
+        },
+        target,
+        options: OptionSet::default(),
+        paused_at: None,
+        offline_since: None,
+    }))
+}
+
+/// The largest number in use. A destination that is damaged keeps its number, and what is queued for it.
+fn last_number(tx: &mut Tx<'_>) -> Result<u32, StoreError> {
+    let last = tx.destinations.open()?.last()?.map(|(id, _)| id.value());
+    let queued = tx.due.open()?.last()?;
+    let queued = queued.map(|(row, _)| destination_of(row.value()).0);
+    Ok(last.max(queued).unwrap_or(0))
 }

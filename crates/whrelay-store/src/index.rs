@@ -383,3 +383,19 @@ pub(crate) fn waiting_rows(
     let rows = due.range(whole(destination))?.take(max);
     rows.map(|entry| Ok(entry?.0.value())).collect()
 }
+
+/// The destination that a row is of.
+pub(crate) fn destination_of((lane, ..): DueKey) -> DestinationId {
+    DestinationId(lane / 2)
+}
+
+/// The first destination from this number on for which something is queued.
+pub(crate) fn next_queued(
+    due: &impl ReadableTable<DueKey, u8>,
+    from: DestinationId,
+) -> Result<Option<DestinationId>, StoreError> {
+    let first = due.range(*whole(from).start()..)?.next().transpose()?;
+    let found = first.map(|(row, _)| destination_of(row.value()));
+    // A row in the wrong place would lead back.
+    Ok(found.filter(|found| *found >= from))
+}

@@ -294,17 +294,22 @@ fn by_due(store: &Store, bucket: &Bucket, events: &[Event]) -> Found {
     let runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = { runtime }.build().expect("a runtime");
     let started = runtime.block_on(async {
-        let target = destination(store, bucket.id, TARGET).await?;
-        store.release(target, NOW, Release::Back).await?;
+        let known = destination(store, bucket.id, TARGET).await?;
+        store.release(known, NOW, Release::Back).await?;
         if !is_whole(store)? {
             store.restore_indexes().await?;
         }
-        Ok::<_, StoreError>(target)
+        let (mut ready, mut lost) = (Vec::new(), 0);
+        for destination in store.destinations()? {
+            let due = store.due(destination.id, NOW, &HashSet::new(), usize::MAX)?;
+            if destination.id != known {
+                lost += due.ready.len();
+            }
+            ready.extend(due.ready);
+        }
+        Ok::<_, StoreError>((ready, lost))
     });
-    let Ok(destination) = started else {
-        return Found::Failed;
-    };
-    let Ok(scan) = store.due(destination, NOW, &HashSet::new(), usize::MAX) else {
+    let Ok((ready, lost)) = started else {
         return Found::Failed;
     };
     let one = |key: &whrelay_core::delivery::DeliveryKey| match (
@@ -326,8 +331,14 @@ fn by_due(store: &Store, bucket: &Bucket, events: &[Event]) -> Found {
         // A row that leads nowhere is removed.
         (Ok(None), Ok(None)) => Found::Harmless,
     };
-    let worst = scan.ready.iter().map(one).max().unwrap_or(Found::Harmless);
-    let reached: HashSet<_> = scan.ready.iter().map(|key| key.seq.0).collect();
+    let worst = ready.iter().map(one).max().unwrap_or(Found::Harmless);
+    // A destination whose row is damaged is named with the deliveries that are queued for it.
+    let worst = if lost > 0 {
+        worst.max(Found::Named)
+    } else {
+        worst
+    };
+    let reached: HashSet<_> = ready.iter().map(|key| key.seq.0).collect();
     if (1..=EVENTS).all(|seq| reached.contains(&seq)) {
         worst
     } else {

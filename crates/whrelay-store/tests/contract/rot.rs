@@ -7,6 +7,7 @@ use std::path::Path;
 use redb::{Database, TableDefinition};
 use whrelay_core::bucket::{Bucket, BucketKey, Seq};
 use whrelay_core::delivery::DestinationId;
+use whrelay_core::destination::Destination;
 use whrelay_core::retention::Part;
 use whrelay_store::{Ending, Role, Store, StoreError};
 
@@ -98,6 +99,38 @@ async fn what_rots_keeps_its_number_and_what_is_stored_under_it() {
     let elsewhere = store.ensure_destination(other.id, "http://localhost:2");
     assert!(elsewhere.await.expect("stored") > there);
     assert_eq!(due(&store, there), [1, 2, 3, 4]);
+}
+
+#[tokio::test]
+async fn a_destination_without_a_whole_row_is_named_with_its_queue_and_its_number_is_not_given_again()
+ {
+    for rots in [true, false] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (store, bucket, there) = filled(dir.path()).await;
+        let store = altered(store, dir.path(), |tx| {
+            let mut table = tx.open_table(DESTINATIONS).expect("a table");
+            if rots {
+                table.insert(there.0, &b"rot"[..]).expect("put");
+            } else {
+                table.remove(there.0).expect("removed");
+            }
+        })
+        .await;
+        let named = |store: &Store| -> Vec<_> {
+            let all = store.destinations().expect("read");
+            let name = |d: &Destination| d.name().map(ToString::to_string);
+            all.iter().map(|d| (d.id, name(d))).collect()
+        };
+        let damaged = Some(format!("damaged-{}", there.0));
+        assert_eq!(named(&store), [(there, damaged)]);
+        let new = store.ensure_destination(bucket.id, "http://localhost:1");
+        let new = new.await.expect("stored");
+        assert!(new > there);
+        let moved = store.move_deliveries(there, new, NOW).await.expect("moved");
+        assert_eq!(moved.moved, 4);
+        assert_eq!(due(&store, new), [1, 2, 3, 4]);
+        assert_eq!(named(&store).len(), 1, "nothing is queued for it any more");
+    }
 }
 
 #[tokio::test]
