@@ -188,6 +188,18 @@ pub enum Kind {
     },
 }
 
+/// What attempts and probes have shown of an endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EndpointState {
+    /// It works, or has not been tried.
+    #[default]
+    Online,
+    /// It takes connections, and attempts have failed for a while.
+    Failing,
+    /// It takes no connection, or closes each of them.
+    Offline,
+}
+
 /// What is stored of a destination.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Destination {

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::delivery::DeliveryKey;
+use crate::delivery::{DeliveryKey, DestinationId};
+use crate::dispatch::Order;
 use crate::retry::{DeliveryHistory, Pause, Phase, Verdict};
 use crate::time::Timestamp;
 
@@ -107,6 +108,62 @@ impl WaitReason {
             Self::Turn | Self::NotBefore(_) | Self::Backoff { .. } | Self::Offline { .. } => self,
         }
     }
+}
+
+/// What is asked of one destination's queue.
+///
+/// The answer has `max` rows at most, in this order:
+/// 1. deliveries whose deadline is before `expired_by`, earliest deadline first;
+/// 2. unless `only_expired`, and for [`Order::Fifo`] alone: those that are
+///    [in order](Waiting::is_in_order), due or not, by key; half of `max` at most, and the same
+///    number of each bucket;
+/// 3. unless `only_expired`: other due ones by `(due_at, created_at, key)`; for [`Order::Fifo`]
+///    replays alone.
+///
+/// A row whose `since` is after `due.now` counts as due here: the engine decides about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueQuery {
+    /// In which order its deliveries start.
+    pub order: Order,
+    /// By when deliveries count as due.
+    pub due: DueBy,
+    /// Deadlines before this have passed.
+    pub expired_by: Timestamp,
+    /// Whether only those are asked for.
+    pub only_expired: bool,
+    /// Rows at most.
+    pub max: usize,
+}
+
+/// Some rows of one destination's queue.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct QueuePage {
+    /// The rows.
+    pub waiting: Vec<Waiting>,
+    /// When the earliest other row is due that does not follow a returned one in a FIFO order.
+    pub next_at: Option<Timestamp>,
+    /// Whether there are other rows that follow a returned one in a FIFO order.
+    pub has_more: bool,
+    /// The earliest deadline of all other rows. `None` if there is no other.
+    pub next_deadline_at: Option<Timestamp>,
+}
+
+/// The position behind a page of due destinations: the last row of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DueCursor {
+    /// Its time.
+    pub at: Timestamp,
+    /// Its destination.
+    pub destination: DestinationId,
+}
+
+/// Destinations that have something due: each once, with its earliest time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DuePage {
+    /// The rows, in order.
+    pub rows: Vec<(DestinationId, Timestamp)>,
+    /// Where the next page begins; `None` after the last.
+    pub next: Option<DueCursor>,
 }
 
 /// One row of a destination's queue: enough to decide everything without another read.

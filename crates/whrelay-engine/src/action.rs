@@ -3,41 +3,22 @@
 use std::time::Duration;
 
 use whrelay_core::delivery::DestinationId;
-use whrelay_core::dispatch::Order;
-use whrelay_core::queue::{DueBy, QueueKind, Waiting};
+use whrelay_core::destination::EndpointState;
+use whrelay_core::queue::{DueCursor, QueueKind, QueueQuery, Waiting};
 use whrelay_core::retry::Verdict;
 use whrelay_core::time::Timestamp;
 
 use crate::Token;
-use crate::input::{DueCursor, EndpointState};
 
 /// A read of one destination's queue in the view.
-///
-/// The answer has `max` rows at most, in this order:
-/// 1. deliveries whose deadline is before `expired_by`, earliest deadline first;
-/// 2. unless `only_expired`, and for [`Order::Fifo`] alone: those that are
-///    [in order](Waiting::is_in_order), due or not, by key; half of `max` at most, and the same
-///    number of each bucket;
-/// 3. unless `only_expired`: other due ones by `(due_at, created_at, key)`; for [`Order::Fifo`]
-///    replays alone.
-///
-/// A row whose `since` is after `due.now` counts as due here: the engine decides about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Load {
     /// Its name.
     pub token: Token,
     /// The destination.
     pub destination: DestinationId,
-    /// In which order its deliveries start.
-    pub order: Order,
-    /// By when deliveries count as due.
-    pub due: DueBy,
-    /// Deadlines before this have passed.
-    pub expired_by: Timestamp,
-    /// Whether only those are asked for.
-    pub only_expired: bool,
-    /// Rows at most.
-    pub max: usize,
+    /// What is read.
+    pub query: QueueQuery,
 }
 
 /// An attempt and its verdict, or a delivery that is given up untried: one record.

@@ -3,10 +3,11 @@
 
 use std::time::{Duration, Instant};
 
+use whrelay_core::destination::EndpointState;
 use whrelay_core::outcome::{Class, Outcome};
 use whrelay_core::retry::exponential;
 
-use crate::input::{EndpointState, ProbeResult, Probing};
+use crate::input::{ProbeResult, Probing};
 use crate::limits;
 
 /// What an observation says about deliveries that wait.

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use whrelay_core::bucket::BucketId;
 use whrelay_core::delivery::DeliveryKey;
+use whrelay_core::destination::EndpointState;
 use whrelay_core::pace::{Pace, Rate};
 use whrelay_core::queue::DueBy;
 use whrelay_core::retry::{RetryPolicy, Schedule};
@@ -12,7 +13,7 @@ use whrelay_core::time::Timestamp;
 use crate::Token;
 use crate::breaker::{Breaker, Opens, Rules};
 use crate::horizon::Look;
-use crate::input::{EndpointState, Now, Settings};
+use crate::input::{Now, Settings};
 use crate::limits;
 use crate::loaded::{Busy, Loaded};
 use crate::turns::{Credit, Queued};

@@ -14,7 +14,7 @@ use crate::horizon::Horizon;
 use crate::in_flight::InFlight;
 use crate::input::{Input, Now, Settings};
 use crate::limits;
-use crate::loads::{Page, Rows};
+use crate::loads::Rows;
 use crate::slots::{Caps, Slots};
 use crate::turns::Turns;
 
@@ -71,32 +71,19 @@ impl Engine {
             Input::Destination { id, settings } => self.configure(id, settings, now),
             Input::DueDestinations {
                 token,
-                rows,
-                next,
+                page,
                 applied,
             } => {
                 self.applied(applied, now);
-                self.due_destinations(token, rows, next, now);
+                self.due_destinations(token, page, now);
             }
             Input::DestinationsFailed { token } => self.horizon.failed(token, now),
             Input::Due { destination, at } => self.due(destination, at, true, now),
             Input::Loaded {
                 destination,
                 token,
-                waiting,
-                next_at,
-                has_more,
-                next_deadline_at,
-            } => {
-                let page = Page {
-                    token,
-                    waiting,
-                    next_at,
-                    has_more,
-                    next_deadline_at,
-                };
-                self.loaded(destination, page, now);
-            }
+                page,
+            } => self.loaded(destination, token, &page, now),
             Input::LoadFailed { destination, token } => self.load_failed(destination, token, now),
             Input::Finished {
                 token,

@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use whrelay_core::delivery::DestinationId;
+use whrelay_core::queue::DueCursor;
 use whrelay_core::time::Timestamp;
 
-use crate::input::{DueCursor, Now};
+use crate::input::Now;
 use crate::limits;
 use crate::{Action, Token};
 

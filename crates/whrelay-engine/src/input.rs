@@ -3,10 +3,11 @@
 use std::time::{Duration, Instant};
 
 use whrelay_core::delivery::{DeadReason, DeliveryKey, DestinationId};
+use whrelay_core::destination::EndpointState;
 use whrelay_core::dispatch::Order;
 use whrelay_core::outcome::Outcome;
 use whrelay_core::pace::Rate;
-use whrelay_core::queue::{DueBy, Offset, Waiting};
+use whrelay_core::queue::{DueBy, DuePage, Offset, QueuePage};
 use whrelay_core::retry::{Jitter, RetryPolicy};
 use whrelay_core::time::{Moment, Timestamp};
 
@@ -84,18 +85,6 @@ pub enum ProbeResult {
     Open,
 }
 
-/// What attempts and probes have shown of an endpoint.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum EndpointState {
-    /// It works, or has not been tried.
-    #[default]
-    Online,
-    /// It takes connections, and attempts have failed for a while.
-    Failing,
-    /// It takes no connection, or closes each of them.
-    Offline,
-}
-
 /// What the engine needs of a destination's configuration and stored state.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -119,15 +108,6 @@ pub struct Settings {
     pub back_since: Option<Timestamp>,
 }
 
-/// The position behind a page of due destinations: the last row of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct DueCursor {
-    /// Its time.
-    pub at: Timestamp,
-    /// Its destination.
-    pub destination: DestinationId,
-}
-
 /// How an exchange ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ended {
@@ -149,14 +129,12 @@ pub enum Input {
         /// Its settings.
         settings: Option<Settings>,
     },
-    /// The answer to `LoadDestinations`: each destination once, with its earliest due time.
+    /// The answer to `LoadDestinations`.
     DueDestinations {
         /// The token of the action.
         token: Token,
-        /// The rows, in order.
-        rows: Vec<(DestinationId, Timestamp)>,
-        /// Where the next page begins; `None` after the last.
-        next: Option<DueCursor>,
+        /// The page.
+        page: DuePage,
         /// What the view has applied.
         applied: Offset,
     },
@@ -178,14 +156,8 @@ pub enum Input {
         destination: DestinationId,
         /// The token of the action.
         token: Token,
-        /// The rows.
-        waiting: Vec<Waiting>,
-        /// When the earliest other row is due that does not follow a returned one in a FIFO order.
-        next_at: Option<Timestamp>,
-        /// Whether there are other rows that follow a returned one in a FIFO order.
-        has_more: bool,
-        /// The earliest deadline of all other rows. `None` if there is no other.
-        next_deadline_at: Option<Timestamp>,
+        /// The page.
+        page: QueuePage,
     },
     /// `Load` could not be answered.
     LoadFailed {

@@ -23,7 +23,7 @@ mod turns;
 
 pub use action::{Action, Append, Load};
 pub use engine::Engine;
-pub use input::{DueCursor, Ended, EndpointState, Input, Now, ProbeResult, Probing, Settings};
+pub use input::{Ended, Input, Now, ProbeResult, Probing, Settings};
 pub use slots::Caps;
 
 /// Names one thing that the engine asked for, so that a late or repeated answer changes nothing.

@@ -6,13 +6,13 @@ use std::time::Instant;
 use whrelay_core::bucket::BucketId;
 use whrelay_core::delivery::DestinationId;
 use whrelay_core::dispatch::Order;
-use whrelay_core::queue::{DueBy, QueueKind, Waiting};
+use whrelay_core::queue::{DueBy, DuePage, QueueKind, QueuePage, Waiting};
 use whrelay_core::time::Timestamp;
 
 use crate::Token;
 use crate::destination::{Asked, Live};
 use crate::engine::Engine;
-use crate::input::{DueCursor, Now};
+use crate::input::Now;
 use crate::limits;
 
 /// Counts the rows loaded of all destinations. Unhealthy ones may have half of them at most.
@@ -64,16 +64,6 @@ impl Rows {
         let is_healthy = ready.next()?;
         self.waiting_for_room(is_healthy).pop_front()
     }
-}
-
-/// The answer to a read.
-#[derive(Debug)]
-pub(crate) struct Page {
-    pub(crate) token: Token,
-    pub(crate) waiting: Vec<Waiting>,
-    pub(crate) next_at: Option<Timestamp>,
-    pub(crate) has_more: bool,
-    pub(crate) next_deadline_at: Option<Timestamp>,
 }
 
 /// How many rows of a page are accepted, so that what is loaded stays within what was asked for.
@@ -133,21 +123,15 @@ fn starts_in_order(order: Order, waiting: &Waiting) -> bool {
 
 impl Engine {
     /// Takes note of a page of due destinations.
-    pub(crate) fn due_destinations(
-        &mut self,
-        token: Token,
-        rows: Vec<(DestinationId, Timestamp)>,
-        next: Option<DueCursor>,
-        now: &Now,
-    ) {
+    pub(crate) fn due_destinations(&mut self, token: Token, page: DuePage, now: &Now) {
         let in_flight = &mut self.in_flight;
         let fresh = || in_flight.token();
-        let (is_asked, action) = self.horizon.answered(token, next, now, fresh);
+        let (is_asked, action) = self.horizon.answered(token, page.next, now, fresh);
         if !is_asked {
             return;
         }
         self.actions.extend(action);
-        for (id, at) in rows {
+        for (id, at) in page.rows {
             self.due(id, at, false, now);
         }
     }
@@ -174,7 +158,7 @@ impl Engine {
     }
 
     /// Takes note of a page of deliveries.
-    pub(crate) fn loaded(&mut self, id: DestinationId, page: Page, now: &Now) {
+    pub(crate) fn loaded(&mut self, id: DestinationId, token: Token, page: &QueuePage, now: &Now) {
         let Some(destination) = self.destinations.get_mut(&id) else {
             return;
         };
@@ -183,7 +167,7 @@ impl Engine {
         let Some(live) = &mut destination.live else {
             return;
         };
-        let Some(asked) = live.asked.filter(|asked| asked.token == page.token) else {
+        let Some(asked) = live.asked.filter(|asked| asked.token == token) else {
             return;
         };
         live.asked = None;
@@ -211,7 +195,7 @@ impl Engine {
                 live.leave_out(waiting, order);
             }
         }
-        live.read_after = live.pause_after(&page, asked, useful, &by, now);
+        live.read_after = live.pause_after(page, asked, useful, &by, now);
         self.forget_applied(id, now);
         self.settle(id, now);
     }
@@ -278,7 +262,7 @@ impl Live {
     /// Until when the view is not read again after `page`, of which so many rows are due.
     fn pause_after(
         &self,
-        page: &Page,
+        page: &QueuePage,
         asked: Asked,
         useful: usize,
         by: &DueBy,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use whrelay_core::delivery::{DeadReason, DestinationId};
 use whrelay_core::dispatch::Order;
-use whrelay_core::queue::Waiting;
+use whrelay_core::queue::{QueueQuery, Waiting};
 
 use crate::action::{Action, Load};
 use crate::destination::{Asked, Destination, Gate, Live};
@@ -156,11 +156,13 @@ impl Engine {
         self.actions.push_back(Action::Load(Load {
             token,
             destination: id,
-            order,
-            due,
-            expired_by: now.moment.certain,
-            only_expired,
-            max,
+            query: QueueQuery {
+                order,
+                due,
+                expired_by: now.moment.certain,
+                only_expired,
+                max,
+            },
         }));
     }
 

@@ -5,15 +5,13 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 use whrelay_core::bucket::{BucketId, Seq};
 use whrelay_core::delivery::{DeadReason, DeliveryKey, DestinationId};
+use whrelay_core::destination::EndpointState;
 use whrelay_core::dispatch::Order;
 use whrelay_core::outcome::{Outcome, RetryAfter};
-use whrelay_core::queue::{Offset, QueueKind, WaitReason, Waiting};
+use whrelay_core::queue::{DueCursor, DuePage, Offset, QueueKind, QueuePage, WaitReason, Waiting};
 use whrelay_core::retry::{Jitter, Phase};
 use whrelay_core::time::{Moment, Timestamp};
-use whrelay_engine::{
-    Caps, DueCursor, Ended, EndpointState, Engine, Input, Now, ProbeResult, Probing, Settings,
-    Token,
-};
+use whrelay_engine::{Caps, Ended, Engine, Input, Now, ProbeResult, Probing, Settings, Token};
 
 fn times() -> impl Strategy<Value = Timestamp> {
     prop_oneof![
@@ -140,8 +138,7 @@ fn inputs() -> impl Strategy<Value = Input> {
         2 => (tokens(), listed, prop::option::of(cursor), 0..99u64).prop_map(
             |(token, rows, next, applied)| Input::DueDestinations {
                 token,
-                rows,
-                next,
+                page: DuePage { rows, next },
                 applied: Offset(applied),
             }
         ),
@@ -149,7 +146,8 @@ fn inputs() -> impl Strategy<Value = Input> {
         5 => (ids(), times()).prop_map(|(destination, at)| Input::Due { destination, at }),
         9 => (ids(), tokens(), prop::collection::vec(rows(), 0..6), time(), any::<bool>(), time())
             .prop_map(|(destination, token, waiting, next_at, has_more, next_deadline_at)| {
-                Input::Loaded { destination, token, waiting, next_at, has_more, next_deadline_at }
+                let page = QueuePage { waiting, next_at, has_more, next_deadline_at };
+                Input::Loaded { destination, token, page }
             }),
         1 => (ids(), tokens())
             .prop_map(|(destination, token)| Input::LoadFailed { destination, token }),

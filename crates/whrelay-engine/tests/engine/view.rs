@@ -5,9 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use whrelay_core::bucket::BucketId;
 use whrelay_core::delivery::{DeliveryKey, DestinationId};
 use whrelay_core::dispatch::Order;
-use whrelay_core::queue::{QueueKind, WaitReason, Waiting};
+use whrelay_core::queue::{
+    DueCursor, DuePage, QueueKind, QueuePage, QueueQuery, WaitReason, Waiting,
+};
 use whrelay_core::time::Timestamp;
-use whrelay_engine::{DueCursor, Load};
+use whrelay_engine::Load;
 
 /// What a record says of one delivery: where it waits, or that it has ended.
 #[derive(Clone, Debug)]
@@ -28,15 +30,6 @@ pub(crate) struct View {
     pub(crate) rows_read: usize,
 }
 
-/// One answer to a load.
-#[derive(Debug, Default)]
-pub(crate) struct Answer {
-    pub(crate) waiting: Vec<Waiting>,
-    pub(crate) next_at: Option<Timestamp>,
-    pub(crate) has_more: bool,
-    pub(crate) next_deadline_at: Option<Timestamp>,
-}
-
 impl View {
     pub(crate) fn apply(&mut self, record: &Record) {
         let rows = self.rows.entry(record.destination).or_default();
@@ -53,7 +46,7 @@ impl View {
         after: Option<DueCursor>,
         max: usize,
         now: Timestamp,
-    ) -> (Vec<(DestinationId, Timestamp)>, Option<DueCursor>) {
+    ) -> DuePage {
         let rows = self.rows.iter().filter_map(|(id, rows)| {
             let back = self.back_since.get(id).copied();
             let at = rows.values().map(|row| listed_at(row, back, now)).min()?;
@@ -73,12 +66,13 @@ impl View {
             at: *at,
             destination: *destination,
         });
-        (page, next)
+        DuePage { rows: page, next }
     }
 
-    pub(crate) fn page(&mut self, load: &Load) -> Answer {
-        let Some(rows) = self.rows.get(&load.destination) else {
-            return Answer::default();
+    pub(crate) fn page(&mut self, load: &Load) -> QueuePage {
+        let (destination, load) = (load.destination, &load.query);
+        let Some(rows) = self.rows.get(&destination) else {
+            return QueuePage::default();
         };
         let all: Vec<Waiting> = rows.values().copied().collect();
         let mut page: Vec<Waiting> = Vec::new();
@@ -104,7 +98,7 @@ impl View {
             is_ordered && taken.iter().any(|key| key.bucket == row.key.bucket)
         };
         let free = others.clone().filter(|row| !follows(row));
-        Answer {
+        QueuePage {
             next_at: free.map(|row| listed_at(row, back, now)).min(),
             has_more: others.clone().any(|row| follows(&row)),
             next_deadline_at: others.map(|row| row.deadline_at).min(),
@@ -125,7 +119,7 @@ fn listed_at(row: &Waiting, back: Option<Timestamp>, now: Timestamp) -> Timestam
 }
 
 /// The first deliveries of each bucket that are in order.
-fn firsts(all: &[Waiting], load: &Load) -> Vec<Waiting> {
+fn firsts(all: &[Waiting], load: &QueueQuery) -> Vec<Waiting> {
     let mut buckets: BTreeMap<BucketId, Vec<Waiting>> = BTreeMap::new();
     for row in all.iter().filter(|row| row.is_in_order(&load.due)) {
         buckets.entry(row.key.bucket).or_default().push(*row);
@@ -138,7 +132,7 @@ fn firsts(all: &[Waiting], load: &Load) -> Vec<Waiting> {
     firsts.collect()
 }
 
-fn due(all: &[Waiting], load: &Load) -> Vec<Waiting> {
+fn due(all: &[Waiting], load: &QueueQuery) -> Vec<Waiting> {
     let mut due: Vec<Waiting> = all.to_vec();
     due.retain(|row| {
         let is_ordered = load.order == Order::Fifo && row.kind == QueueKind::Normal;

@@ -8,14 +8,13 @@ use std::time::{Duration, Instant};
 
 use whrelay_core::bucket::BucketId;
 use whrelay_core::delivery::{DeliveryKey, DestinationId};
+use whrelay_core::destination::EndpointState;
 use whrelay_core::dispatch::Order;
 use whrelay_core::outcome::Outcome;
 use whrelay_core::queue::{Offset, Waiting};
 use whrelay_core::retry::{Jitter, RetryPolicy, Verdict};
 use whrelay_core::time::{Moment, Timestamp, TwoClocks};
-use whrelay_engine::{
-    Action, Append, Caps, Ended, EndpointState, Engine, Input, Now, Probing, Settings, Token,
-};
+use whrelay_engine::{Action, Append, Caps, Ended, Engine, Input, Now, Probing, Settings, Token};
 
 use crate::endpoints::{Behaviour, flaky_outcome, jitter_of, random_outcome};
 use crate::view::{Record, View};
@@ -379,30 +378,26 @@ impl World {
                 max,
             } => {
                 self.polls += 1;
-                let (rows, next) = self.view.due_destinations(until, after, max, self.wall());
+                let page = self.view.due_destinations(until, after, max, self.wall());
                 self.answer(match is_failing {
                     true => Input::DestinationsFailed { token },
                     false => Input::DueDestinations {
                         token,
-                        rows,
-                        next,
+                        page,
                         applied: Offset(self.view.applied as u64),
                     },
                 });
             }
             Action::Load(load) => {
                 self.loads += 1;
-                let answer = self.view.page(&load);
+                let page = self.view.page(&load);
                 let (destination, token) = (load.destination, load.token);
                 self.answer(match is_failing {
                     true => Input::LoadFailed { destination, token },
                     false => Input::Loaded {
                         destination,
                         token,
-                        waiting: answer.waiting,
-                        next_at: answer.next_at,
-                        has_more: answer.has_more,
-                        next_deadline_at: answer.next_deadline_at,
+                        page,
                     },
                 });
             }
