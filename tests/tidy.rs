@@ -21,7 +21,12 @@ const ARROWS: [(&str, &[&str]); 9] = [
     ("whrelay-providers", &["whrelay-core"]),
     (
         "whrelay-delivery",
-        &["whrelay-core", "whrelay-providers", "whrelay-store"],
+        &[
+            "whrelay-core",
+            "whrelay-engine",
+            "whrelay-providers",
+            "whrelay-store",
+        ],
     ),
     (
         "whrelay-forwarder",
@@ -295,6 +300,7 @@ fn documents_change_with_what_they_describe() {
                 "crates/whrelay-store/src/tables.rs",
                 "crates/whrelay-store/src/rows.rs",
                 "crates/whrelay-store/src/rows/attempt.rs",
+                "crates/whrelay-store/src/rows/delivery.rs",
                 "crates/whrelay-store/src/rows/destination.rs",
             ],
         ),

@@ -8,6 +8,8 @@ use whrelay_core::delivery::{Asked, Attempt, DeadReason, DestinationId, State};
 use whrelay_core::event::{Event, Request};
 use whrelay_core::id::{DeliveryId, EventId};
 use whrelay_core::limits;
+use whrelay_core::order::Order;
+use whrelay_core::queue::{DueBy, QueueQuery};
 use whrelay_core::retention::Part;
 use whrelay_core::retry::Verdict;
 use whrelay_core::time::Timestamp;
@@ -54,16 +56,29 @@ async fn measure(events: u64) {
     let (bucket, there) = with_destination(&store).await;
 
     fill(&store, &bucket, there, events).await;
-    let none = Default::default();
-    time("due, 16", || {
-        store.due(there, NOW, &none, 16).unwrap().ready.len()
-    });
+    for (name, order) in [("due, 16", Order::Arrival), ("in order, 16", Order::Fifo)] {
+        let query = QueueQuery {
+            order,
+            due: DueBy {
+                now: NOW,
+                not_before: NOW,
+                back_since: None,
+            },
+            expired_by: NOW,
+            only_expired: false,
+            max: 16,
+        };
+        time(name, || {
+            let read = store.queue(there, &query).unwrap();
+            read.page.waiting.len()
+        });
+    }
     time("oldest waiting", || {
         store.oldest_waiting(bucket.id).unwrap().iter().count()
     });
-    time("next due", || store.next_due(there).unwrap().iter().count());
-    time("line start", || {
-        store.line_start(bucket.id, there).unwrap().0 as usize
+    time("due destinations", || {
+        let page = store.due_destinations(NOW, None, 1000, NOW).unwrap();
+        page.rows.len()
     });
     print_space(&store, dir.path());
 

@@ -119,6 +119,8 @@ async fn a_given_option_is_stored_until_it_is_given_anew_or_reset() {
         kept.contains("rate 50/s") && !kept.contains("max-attempts"),
         "{kept}"
     );
+    let replaces = "options of default that this start replaces: max-attempts 4 (was 3)";
+    listen.wait("warning", says(replaces)).await;
     let of = shown(&home, "default");
     assert_eq!(
         (&of["options"]["rate"], &of["options"]["max_attempts"]),

@@ -41,7 +41,7 @@ const TOLD_WITHIN: Duration = Duration::from_secs(5);
 const CLOSED_WITHIN: Duration = Duration::from_secs(2);
 /// Most memory the process may ever have used, in kB: a few of the large bodies on their way.
 const MEMORY: u64 = 400_000;
-/// Most descriptors it may have open at the end: idle connections to three targets, and its own.
+/// Most descriptors it may have open at the end: idle connections to its targets, and its own.
 const DESCRIPTORS: usize = 250;
 /// Most of an endless answer that may be taken, in bytes: what is read, and what kernels hold.
 const TAKEN: u64 = 16 << 20;
@@ -130,6 +130,19 @@ struct Side {
     canary: Receiver,
 }
 
+/// A destination for each mode that gives no answer, since one of these slows down every delivery to
+/// its destination. The other targets get these events, too.
+fn routes_of_silent(modes: &[Mode], [hostile, others @ ..]: &[String; 3]) -> Vec<String> {
+    let silent = modes.iter().filter(|mode| mode.seen.status().is_none());
+    let routes = silent.enumerate().flat_map(|(n, mode)| {
+        let path = mode.name;
+        let own = format!("/{path}=silent-{n}={hostile}");
+        let others = others.iter().map(move |other| format!("/{path}={other}"));
+        std::iter::once(own).chain(others)
+    });
+    routes.collect()
+}
+
 impl Side {
     async fn begin(binary: &str, policy: Policy, output: &'static str, modes: &[Mode]) -> Self {
         let home = Home::new(binary);
@@ -139,29 +152,36 @@ impl Side {
         let hostile = Hostile::start(modes, canary.port()).await;
         let ready = home.path().join("ready");
         let schedule = vec![format!("{}ms", PAUSE.as_millis()); PAUSES].join(",");
-        let listen = home.start(&[
+        let timeout = format!("{}s", TIMEOUT.as_secs());
+        let policy_text = policy.to_string();
+        let targets = [hostile.target(), healthy.target(), refused.target()];
+        let mut arguments = vec![
             "listen",
             "--output",
             output,
             "--ready-file",
             ready.to_str().unwrap(),
             "--retry-on",
-            &policy.to_string(),
+            &policy_text,
             "--timeout",
-            &format!("{}s", TIMEOUT.as_secs()),
+            &timeout,
             "--schedule",
             &schedule,
             "--deadline",
             "72h",
             "--max-in-flight",
             IN_FLIGHT,
-            "--to",
-            &hostile.target(),
-            "--to",
-            &healthy.target(),
-            "--to",
-            &refused.target(),
-        ]);
+        ];
+        // Named, since one URL without a name is one destination.
+        let answering = format!("answering={}", targets[0]);
+        for target in [&answering, &targets[1], &targets[2]] {
+            arguments.extend(["--to", target]);
+        }
+        let routes = routes_of_silent(modes, &targets);
+        for route in &routes {
+            arguments.extend(["--route", route]);
+        }
+        let listen = home.start(&arguments);
         let url = eventually("ready", || {
             let line: Value = serde_json::from_slice(&fs::read(&ready).ok()?).ok()?;
             line["url"].as_str().map(str::to_owned)

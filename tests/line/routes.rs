@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use whrelay_agent::lines::Line;
 use whrelay_core::backlog::Backlog;
-use whrelay_core::dispatch::Order;
+use whrelay_core::order::Order;
 use whrelay_core::time::Timestamp;
 use whrelay_tests::agent::{Agent, Setup};
 use whrelay_tests::eventually;

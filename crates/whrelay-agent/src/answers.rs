@@ -6,6 +6,7 @@ mod destinations;
 mod groups;
 mod kinds;
 mod matches;
+mod next;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -20,9 +21,10 @@ use whrelay_core::destination::{Destination, Kind, OptionSet};
 use whrelay_core::event::Event;
 use whrelay_core::id::EventId;
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Begin, Head, Incident, LoggedAttempt, StateCounts, Store, StoreError};
+use whrelay_store::{Begin, Incident, LoggedAttempt, StateCounts, Store, StoreError};
 
 use self::matches::{Judge, Matches};
+use self::next::Next;
 use crate::control::{Ask, Filter, Piece};
 use crate::error::AgentError;
 use crate::lines::{
@@ -38,7 +40,7 @@ const CHUNK: usize = 256;
 /// The destinations of a store, those of one-off replays and removed ones with them.
 type Destinations = HashMap<DestinationId, Destination>;
 
-/// An agent's store, and its engines where it runs.
+/// An agent's store, and its deliveries where it runs.
 #[derive(Clone)]
 pub struct Local {
     runtime: Arc<Runtime>,
@@ -158,22 +160,6 @@ fn incidents(store: &Store) -> Result<Vec<IncidentStatus>, StoreError> {
         message: text,
     };
     Ok(store.incidents()?.into_iter().map(line).collect())
-}
-
-/// When a destination is next tried. Queued events do not overtake its head; replays do.
-fn next_attempt(
-    store: &Store,
-    id: DestinationId,
-    head: Option<Head>,
-) -> Result<Option<Timestamp>, StoreError> {
-    match head {
-        Some(head) => Ok(store
-            .next_replay(id)?
-            .into_iter()
-            .chain([head.due_at])
-            .min()),
-        None => store.next_due(id),
-    }
 }
 
 impl Local {
@@ -364,28 +350,32 @@ impl Local {
     fn shown_deliveries(&self, seq: Seq, known: &Destinations) -> Result<Vec<Placed>, StoreError> {
         let deliveries = self.store().deliveries_of(self.bucket().id, seq)?;
         let now = self.runtime.clock.now();
-        let mut heads: HashMap<DestinationId, Head> = HashMap::new();
+        let mut heads: HashMap<DestinationId, Timestamp> = HashMap::new();
         for delivery in deliveries.iter().filter(|d| !d.state.is_finished()) {
-            let head = self.runtime.head(delivery.destination)?;
-            heads.extend(head.map(|head| (delivery.destination, head)));
+            if let Some(destination) = known.get(&delivery.destination) {
+                let next = next::next(&self.runtime, destination)?;
+                heads.extend(next.head_at.map(|at| (destination.id, at)));
+            }
         }
         let shown = |mut delivery: Delivery| {
+            let to = known.get(&delivery.destination);
+            let back_since = to.and_then(|to| to.back_since);
+            let waiting = delivery.waiting();
+            let mut next_attempt_at = waiting.map(|waiting| waiting.due_at(back_since, now));
             // What waits for an endpoint that is offline has failed so far, tried or not.
             if !delivery.state.is_finished() && self.runtime.is_offline(delivery.destination) {
                 delivery.state = State::Stalled;
                 // It is probed for several times a second, and tried at once when it is back.
-                delivery.next_attempt_at = delivery.next_attempt_at.max(Some(now));
+                next_attempt_at = next_attempt_at.max(Some(now));
             }
-            let head = heads
-                .get(&delivery.destination)
-                .filter(|_| !delivery.replay);
-            if let (Some(at), Some(head)) = (&mut delivery.next_attempt_at, head) {
-                *at = head.due_at.max(*at);
+            let head_at = heads.get(&delivery.destination);
+            if let Some(head_at) = head_at.filter(|_| !delivery.replay) {
+                next_attempt_at = next_attempt_at.map(|at| at.max(*head_at));
             }
-            let to = known.get(&delivery.destination);
             Placed {
                 destination: to.map(Destination::title).unwrap_or_default(),
                 target: to.map(|to| to.target.to_string()).unwrap_or_default(),
+                next_attempt_at,
                 delivery,
             }
         };
@@ -461,16 +451,15 @@ impl Local {
             let counts = store.counts(id)?;
             let offline = self.runtime.is_offline(id);
             let soonest = offline.then(|| self.runtime.clock.now());
-            let head = self.runtime.head(id)?;
-            let due = next_attempt(store, id, head)?;
-            let due = due.filter(|_| self.runtime.serves(id) || !self.runs);
+            let ahead = next::next(&self.runtime, &destination)?;
+            let due = ahead.at.filter(|_| self.runtime.serves(id) || !self.runs);
             next.extend(due.map(|at| soonest.map_or(at, |now| at.max(now))));
             line.queued += if offline { 0 } else { counts.queued };
             line.stalled += counts.stalled + if offline { counts.queued } else { 0 };
             line.sent += counts.sent;
             line.dead += counts.dead;
             line.targets
-                .extend(self.target_status(&destination, &counts, head)?);
+                .extend(self.target_status(&destination, &counts, &ahead)?);
         }
         line.next_attempt_at = next.into_iter().min().map(|at| at.to_string());
         out.line(Line::Status(line)).await
@@ -481,7 +470,7 @@ impl Local {
         &self,
         destination: &Destination,
         counts: &StateCounts,
-        head: Option<Head>,
+        next: &Next,
     ) -> Result<Option<TargetStatus>, StoreError> {
         let (id, waiting) = (destination.id, counts.queued + counts.stalled);
         let is_shown = match destination.kind {
@@ -499,12 +488,12 @@ impl Local {
             paused_at: destination.paused_at.map(|at| at.to_string()),
             endpoint: self.runtime.endpoint(id),
             waiting,
-            head: self.head_line(head)?,
+            head: self.head_line(next)?,
         }))
     }
 
-    fn head_line(&self, head: Option<Head>) -> Result<Option<HeadLine>, StoreError> {
-        let Some(head) = head else {
+    fn head_line(&self, next: &Next) -> Result<Option<HeadLine>, StoreError> {
+        let Some(head) = next.head else {
             return Ok(None);
         };
         let delivery = self.store().delivery(head.key)?;
@@ -512,7 +501,7 @@ impl Local {
             event: delivery.event.to_string(),
             state: delivery.state,
             attempts: delivery.attempts,
-            next_attempt_at: delivery.next_attempt_at.map(|at| at.to_string()),
+            next_attempt_at: next.head_at.map(|at| at.to_string()),
         }))
     }
 

@@ -53,7 +53,5 @@ async fn mend(runtime: &Runtime) -> Result<(), StoreError> {
             "{restored} deliveries had lost their place in a damaged index and are due again"
         ))),
     }
-    // What was put back may stand anywhere in an order.
-    runtime.wake();
     Ok(())
 }

@@ -3,8 +3,11 @@
 use std::sync::Arc;
 
 use whrelay_core::bucket::BucketId;
-use whrelay_core::destination::{Destination, Kind, OptionSet, Planned, Setup};
+use whrelay_core::destination::{
+    Destination, EndpointState, Kind, OptionKey, OptionSet, Planned, Setup,
+};
 use whrelay_core::target::Target;
+use whrelay_core::time::Timestamp;
 use whrelay_store::{NewDestination, Store, StoreError, persist};
 
 use crate::error::AgentError;
@@ -32,6 +35,7 @@ pub(crate) async fn configure(runtime: &Arc<Runtime>, setup: &Setup) -> Result<(
             )));
         }
         say_kept(runtime, &planned);
+        say_replaced(runtime, &planned);
         runtime.serve(&destination, planned.prefixes)?;
     }
     for destination in store.destinations()? {
@@ -53,6 +57,24 @@ fn say_kept(runtime: &Runtime, planned: &Planned) {
         let (name, kept) = (&planned.name, kept.join(", "));
         (runtime.tell)(Line::warning(format!(
             "stored options of {name}: {kept}; `--reset OPTION` restores a default"
+        )));
+    }
+}
+
+/// Says which stored options this run replaces.
+fn say_replaced(runtime: &Runtime, planned: &Planned) {
+    let Some(before) = &planned.before else {
+        return;
+    };
+    let replaced = OptionKey::ALL.into_iter().filter_map(|key| {
+        let (old, new) = (before.options.get(key)?, planned.options.get(key)?);
+        (old != new).then(|| format!("{key} {new} (was {old})"))
+    });
+    let replaced: Vec<_> = replaced.collect();
+    if !replaced.is_empty() {
+        let (name, replaced) = (&planned.name, replaced.join(", "));
+        (runtime.tell)(Line::warning(format!(
+            "options of {name} that this start replaces: {replaced}"
         )));
     }
 }
@@ -90,6 +112,7 @@ async fn take_up(runtime: &Runtime, planned: &Planned) -> Result<Destination, Ag
             "renamed destination {title} to {name}"
         )));
     }
+    let now = runtime.clock.now();
     let change = || {
         let (kind, target, options) = (kind.clone(), target.clone(), options.clone());
         store.change_destination(before.id, move |stored| {
@@ -97,19 +120,26 @@ async fn take_up(runtime: &Runtime, planned: &Planned) -> Result<Destination, Ag
             stored.paused_at = stored.paused_at.filter(|_| stored.name().is_some());
             stored.kind = kind;
             stored.options = options;
-            point_to(stored, target);
+            point_to(stored, target, now);
         })
     };
     let changed = persist(change).await?;
     changed.ok_or_else(|| StoreError::Damaged(format!("destination {}", before.id.0)).into())
 }
 
-/// Gives a destination another URL: nothing is known of that endpoint.
-pub(crate) fn point_to(destination: &mut Destination, target: Target) {
+/// Gives a destination another URL.
+pub(crate) fn point_to(destination: &mut Destination, target: Target, now: Timestamp) {
     if destination.target != target {
-        destination.offline_since = None;
         destination.target = target;
+        forget_endpoint(destination, now);
     }
+}
+
+/// Nothing is known of the endpoint: failures of before keep no delivery waiting.
+fn forget_endpoint(destination: &mut Destination, now: Timestamp) {
+    destination.endpoint = EndpointState::Online;
+    destination.offline_since = None;
+    destination.back_since = destination.back_since.max(Some(now));
 }
 
 /// The destination of one-off replays to a URL.
@@ -128,7 +158,8 @@ pub(crate) async fn one_off(
     let destination = match known {
         // A person wants it to be tried, whatever was known of it.
         Some(known) if !runtime.serves(known.id) && known.offline_since.is_some() => {
-            let forget = |stored: &mut Destination| stored.offline_since = None;
+            let now = runtime.clock.now();
+            let forget = move |stored: &mut Destination| forget_endpoint(stored, now);
             let changed = persist(|| store.change_destination(known.id, forget)).await?;
             changed.unwrap_or(known)
         }

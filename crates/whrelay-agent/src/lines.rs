@@ -347,6 +347,8 @@ pub struct EventLine {
 pub struct Placed {
     /// The delivery, as it is shown.
     pub delivery: Delivery,
+    /// When it is tried next.
+    pub next_attempt_at: Option<Timestamp>,
     /// The destination's name, or its URL where it has none.
     pub destination: String,
     /// Its URL.
@@ -357,6 +359,7 @@ impl Placed {
     fn line(&self) -> DeliveryLine {
         let Self {
             delivery,
+            next_attempt_at: _,
             destination,
             target,
         } = self;
@@ -400,7 +403,12 @@ impl EventLine {
             .collect();
         let last = || delivery::current(&all);
         let least = last().min_by_key(|delivery| delivery.state);
-        let next = last().filter_map(|delivery| delivery.next_attempt_at).min();
+        let next_of = |delivery: &Delivery| {
+            let mut placed = deliveries.iter();
+            let placed = placed.find(|placed| placed.delivery.key == delivery.key);
+            placed.and_then(|placed| placed.next_attempt_at)
+        };
+        let next = last().filter_map(next_of).min();
         let request = &event.request;
         let line = |placed: &Placed| placed.line();
         Self {

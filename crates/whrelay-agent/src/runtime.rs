@@ -1,37 +1,26 @@
-//! What an agent runs: the engines of its destinations, and what is known of them and of the tunnel.
+//! What an agent runs: the deliveries to its destinations, and what is known of them and of the tunnel.
 
 use std::collections::HashSet;
 use std::mem::Discriminant;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use whrelay_core::breaker::Change;
 use whrelay_core::bucket::Bucket;
 use whrelay_core::delivery::DestinationId;
 use whrelay_core::destination::{Destination, OptionSet};
 use whrelay_core::id::DeliveryId;
 use whrelay_core::route::{self, Prefix};
 use whrelay_core::time::Timestamp;
-use whrelay_delivery::{Client, Clock, Engine, Fetch, Notice, Settings};
-use whrelay_store::{Head, NewDelivery, Store, StoreError};
+use whrelay_delivery::{Client, Clock, Deliveries, Fetch, Notice, Settings};
+use whrelay_store::{NewDelivery, Store, StoreError};
 
 use crate::error::AgentError;
 use crate::lines::{AttemptLine, EndpointState, Line, LinkState};
 use crate::{Requests, Tell};
 
-/// A destination that is delivered to.
-#[derive(Clone)]
-struct Running {
-    id: DestinationId,
-    settings: watch::Sender<Arc<Settings>>,
-    engine: Arc<Engine>,
-    /// Which new events go there: none to that of a one-off replay.
-    prefixes: Vec<Prefix>,
-}
-
-/// The running engines.
+/// What an agent runs.
 pub(crate) struct Runtime {
     pub(crate) bucket: Bucket,
     pub(crate) store: Store,
@@ -46,14 +35,15 @@ pub(crate) struct Runtime {
     down: Mutex<Option<(Discriminant<AgentError>, String)>>,
     /// Why the store takes nothing new in, while it does not.
     refuses: watch::Sender<Option<String>>,
-    /// In the order of the arguments.
-    running: Mutex<Vec<Running>>,
+    deliveries: OnceLock<Arc<Deliveries>>,
+    /// Which new events go to which destination, in the order of the arguments.
+    routes: Mutex<Vec<(Prefix, DestinationId)>>,
     /// Held while destinations are added, renamed or removed.
     pub(crate) changing: tokio::sync::Mutex<()>,
     offline: Mutex<HashSet<DestinationId>>,
     /// Destinations that have answered since this agent started.
     answered: Mutex<HashSet<DestinationId>>,
-    engines: TaskTracker,
+    tasks: TaskTracker,
     stop: CancellationToken,
     broken: watch::Sender<Option<StoreError>>,
 }
@@ -77,11 +67,12 @@ impl Runtime {
             fetch,
             down: Mutex::default(),
             refuses: watch::Sender::default(),
-            running: Mutex::default(),
+            deliveries: OnceLock::new(),
+            routes: Mutex::default(),
             changing: tokio::sync::Mutex::default(),
             offline: Mutex::default(),
             answered: Mutex::default(),
-            engines: TaskTracker::new(),
+            tasks: TaskTracker::new(),
             stop,
             broken: watch::Sender::new(None),
         }
@@ -89,13 +80,8 @@ impl Runtime {
 
     /// Which events go where.
     pub(crate) fn routes(&self) -> Vec<(Prefix, DestinationId)> {
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        let of = |running: &Running| {
-            let id = running.id;
-            let prefixes = running.prefixes.clone().into_iter();
-            prefixes.map(move |prefix| (prefix, id))
-        };
-        running.iter().flat_map(of).collect()
+        let routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        routes.clone()
     }
 
     /// Delivers to a destination from now on, or as it is now stored where that is done already.
@@ -104,36 +90,35 @@ impl Runtime {
         destination: &Destination,
         prefixes: Vec<Prefix>,
     ) -> Result<(), AgentError> {
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = running.iter_mut().find(|known| known.id == destination.id) {
-            known.prefixes.extend(prefixes);
-            let before = Arc::clone(&known.settings.borrow());
-            let settings = self.settings(destination, Some(&before.client))?;
-            known.settings.send_replace(Arc::new(settings));
-            return Ok(());
-        }
-        let settings = Arc::new(self.settings(destination, None)?);
-        let (settings, changes) = watch::channel(settings);
+        let before = self.settings_of(destination.id);
+        let client = before.as_ref().map(|before| &before.client);
+        let settings = self.settings(destination, client)?;
+        let deliveries = self.deliveries.get_or_init(|| self.begin());
+        deliveries.set(settings);
+        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = routes.iter().rposition(|(_, to)| *to == destination.id);
+        let at = last.map_or(routes.len(), |last| last + 1);
+        let new = prefixes.into_iter().map(|prefix| (prefix, destination.id));
+        routes.splice(at..at, new);
+        Ok(())
+    }
+
+    /// Begins to make deliveries.
+    fn begin(self: &Arc<Self>) -> Arc<Deliveries> {
         let (store, clock) = (self.store.clone(), Arc::clone(&self.clock));
-        let notices = (self.notify(), Arc::clone(&self.fetch));
-        let engine = Arc::new(Engine::new(changes, store, clock, notices));
-        let (stop, broken) = (self.stop.clone(), self.broken.clone());
-        let run = Arc::clone(&engine).run(stop);
-        self.engines.spawn(async move {
-            // An engine that panics must stop the agent, or its deliveries would wait for nobody.
+        let deliveries = Deliveries::new(store, clock, self.notify(), Arc::clone(&self.fetch));
+        let deliveries = Arc::new(deliveries);
+        let run = Arc::clone(&deliveries).run(self.stop.clone());
+        let broken = self.broken.clone();
+        self.tasks.spawn(async move {
+            // Where it panics, the agent must stop, or deliveries would wait for nobody.
             let ended = tokio::spawn(run).await;
             let ended = ended.unwrap_or_else(|e| Err(StoreError::Broken(e.to_string().into())));
             if let Err(error) = ended {
                 broken.send_replace(Some(error));
             }
         });
-        running.push(Running {
-            id: destination.id,
-            settings,
-            engine,
-            prefixes,
-        });
-        Ok(())
+        deliveries
     }
 
     /// Delivers to a running destination as it is now stored.
@@ -168,7 +153,8 @@ impl Runtime {
             title: destination.title(),
             options,
             is_paused: destination.paused_at.is_some(),
-            is_offline: destination.offline_since.is_some(),
+            endpoint: destination.endpoint,
+            back_since: destination.back_since,
             client,
             signatures: signatures.clone(),
             input: self.store.note("input")?,
@@ -184,7 +170,7 @@ impl Runtime {
         })
     }
 
-    /// Tells what an engine has noticed.
+    /// Tells what has happened to deliveries.
     fn note(&self, settings: &Settings, notice: Notice) {
         let (bucket, target) = (&self.bucket.name, settings.client.target().to_string());
         (self.tell)(match notice {
@@ -196,14 +182,14 @@ impl Runtime {
                 let line = AttemptLine::new(&attempt, bucket.as_str(), &settings.title);
                 Line::Attempt(line)
             }
-            Notice::Endpoint { change, waiting } => {
+            Notice::Endpoint { is_offline, queued } => {
                 let mut offline = self.offline.lock().unwrap_or_else(PoisonError::into_inner);
-                let state = match change {
-                    Change::Offline => {
+                let state = match is_offline {
+                    true => {
                         offline.insert(settings.id);
                         EndpointState::Offline
                     }
-                    Change::Online => {
+                    false => {
                         offline.remove(&settings.id);
                         EndpointState::Online
                     }
@@ -212,7 +198,7 @@ impl Runtime {
                     destination: settings.title.clone(),
                     target,
                     state,
-                    waiting,
+                    waiting: queued,
                 }
             }
             Notice::Quarantined(key) => Line::warning(format!(
@@ -227,40 +213,28 @@ impl Runtime {
         });
     }
 
+    /// How deliveries are made to each destination that is delivered to.
+    fn all_settings(&self) -> Vec<Arc<Settings>> {
+        let deliveries = self.deliveries.get();
+        deliveries
+            .map(|deliveries| deliveries.all())
+            .unwrap_or_default()
+    }
+
     /// The destinations that are delivered to.
     pub(crate) fn served(&self) -> Vec<DestinationId> {
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.iter().map(|running| running.id).collect()
+        let all = self.all_settings();
+        all.iter().map(|settings| settings.id).collect()
     }
 
     /// Whether anything is delivered to a destination.
     pub(crate) fn serves(&self, id: DestinationId) -> bool {
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.iter().any(|running| running.id == id)
+        self.settings_of(id).is_some()
     }
 
     /// How deliveries to a destination are made, where any are.
     pub(crate) fn settings_of(&self, id: DestinationId) -> Option<Arc<Settings>> {
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        let running = running.iter().find(|running| running.id == id)?;
-        Some(Arc::clone(&running.settings.borrow()))
-    }
-
-    /// Lets every destination look again for what is due.
-    pub(crate) fn wake(&self) {
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        for running in running.iter() {
-            running.settings.send_modify(|_| {});
-        }
-    }
-
-    /// The head of a destination's line, where it is served in order.
-    pub(crate) fn head(&self, id: DestinationId) -> Result<Option<Head>, StoreError> {
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        let engine = running.iter().find(|running| running.id == id);
-        let engine = engine.map(|running| Arc::clone(&running.engine));
-        drop(running);
-        engine.map_or(Ok(None), |engine| engine.head())
+        self.deliveries.get()?.settings(id)
     }
 
     /// How a target stands: online is only what has answered.
@@ -303,11 +277,8 @@ impl Runtime {
 
     /// Whether every destination is paused.
     pub(crate) fn is_paused(&self) -> bool {
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut all = running
-            .iter()
-            .map(|running| running.settings.borrow().is_paused);
-        !running.is_empty() && all.all(|is_paused| is_paused)
+        let all = self.all_settings();
+        !all.is_empty() && all.iter().all(|settings| settings.is_paused)
     }
 
     /// Why the store takes nothing new in, where it does not; and when that changes.
@@ -356,24 +327,24 @@ impl Runtime {
         }
     }
 
-    /// Waits until an engine has stopped for good.
+    /// Waits until deliveries have stopped for good.
     pub(crate) async fn broken(&self) -> StoreError {
         let mut broken = self.broken.subscribe();
         match broken.wait_for(Option::is_some).await {
             Ok(error) => error.clone().unwrap_or(StoreError::Reopening),
-            Err(_) => StoreError::Broken("the engines are gone".into()),
+            Err(_) => StoreError::Broken("nothing is delivered any more".into()),
         }
     }
 
-    /// Cancelled when the engines are to stop.
+    /// Cancelled when deliveries are to stop.
     pub(crate) fn stop(&self) -> &CancellationToken {
         &self.stop
     }
 
-    /// Waits for the engines, which have been told to stop.
+    /// Waits for deliveries to end, which have been told to stop.
     pub(crate) async fn finish(&self) {
-        self.engines.close();
-        self.engines.wait().await;
+        self.tasks.close();
+        self.tasks.wait().await;
     }
 }
 

@@ -3,9 +3,11 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use whrelay_core::delivery::{Asked, Attempt, DeadReason, Delivery, DeliveryKey, Step};
+use whrelay_core::delivery::{Asked, Attempt, DeadReason, Delivery, DeliveryKey};
 use whrelay_core::destination::{Destination, Kind};
 use whrelay_core::limits;
+use whrelay_core::order::Order;
+use whrelay_core::queue::{DueBy, QueueQuery};
 use whrelay_store::StoreError;
 
 use crate::configured::{queued_for, waiting};
@@ -50,21 +52,20 @@ pub(crate) async fn run(runtime: Arc<Runtime>) -> Result<(), StoreError> {
 
 async fn expire(runtime: &Runtime) -> Result<(), StoreError> {
     for destination in unconfigured(runtime)? {
-        let mut seen = HashSet::new();
-        while seen.len() < ROUND {
-            let due = runtime
-                .store
-                .due(destination.id, runtime.clock.now(), &seen, STEP)?;
-            if due.ready.is_empty() {
+        // Damaged ones stay where they are.
+        let mut looked_at = HashSet::new();
+        while looked_at.len() < ROUND {
+            let found = overdue(runtime, &destination, looked_at.len() + STEP)?;
+            let new: Vec<_> = found
+                .into_iter()
+                .filter(|key| looked_at.insert(*key))
+                .collect();
+            if new.is_empty() {
                 break;
             }
-            let expired = due
-                .ready
-                .iter()
-                .map(|key| expired(runtime, *key, &destination));
+            let expired = new.iter().map(|key| expired(runtime, *key, &destination));
             let expired = expired.collect::<Result<Vec<_>, _>>()?;
             let expired: Vec<_> = expired.into_iter().flatten().collect();
-            seen.extend(due.ready);
             if expired.is_empty() {
                 tokio::task::yield_now().await;
                 continue;
@@ -85,6 +86,28 @@ async fn expire(runtime: &Runtime) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// Deliveries whose deadlines have passed, earliest first.
+fn overdue(
+    runtime: &Runtime,
+    destination: &Destination,
+    max: usize,
+) -> Result<Vec<DeliveryKey>, StoreError> {
+    let moment = runtime.clock.moment();
+    let query = QueueQuery {
+        order: Order::Arrival,
+        due: DueBy {
+            now: moment.now,
+            not_before: moment.now,
+            back_since: destination.back_since,
+        },
+        expired_by: moment.certain,
+        only_expired: true,
+        max,
+    };
+    let page = runtime.store.queue(destination.id, &query)?.page;
+    Ok(page.waiting.iter().map(|waiting| waiting.key).collect())
+}
+
 /// What the log will say of a delivery whose deadline has passed. What is damaged is left for the doctor to find.
 fn expired(
     runtime: &Runtime,
@@ -92,7 +115,10 @@ fn expired(
     destination: &Destination,
 ) -> Result<Option<Attempt>, StoreError> {
     let moment = runtime.clock.moment();
-    let is_over = |delivery: &Delivery| delivery.step(moment.certain) == Step::Expire;
+    let is_over = |delivery: &Delivery| {
+        let waiting = delivery.waiting();
+        waiting.is_some_and(|waiting| waiting.is_expired(moment.certain))
+    };
     let found = runtime.store.delivery(key).and_then(|delivery| {
         let Some(delivery) = delivery.filter(is_over) else {
             return Ok(None);

@@ -8,7 +8,8 @@ use std::time::Duration;
 use crate::bucket::{BucketId, Seq};
 use crate::event::Header;
 use crate::id::{DeliveryId, EventId};
-use crate::retry::{DeliveryHistory, Pause, Phase, Verdict};
+use crate::queue::{QueueKind, WaitReason, Waiting};
+use crate::retry::{Pause, Phase, Verdict};
 use crate::time::Timestamp;
 
 /// Why a delivery was given up.
@@ -162,8 +163,10 @@ pub struct Delivery {
     pub state: State,
     /// Why it was given up.
     pub reason: Option<DeadReason>,
-    /// When it is tried next.
-    pub next_attempt_at: Option<Timestamp>,
+    /// Why it waits; `None` once it has ended.
+    pub wait: Option<WaitReason>,
+    /// The size of its event's body; 0 if unknown.
+    pub bytes: u64,
     /// When it ended.
     pub ended_at: Option<Timestamp>,
     /// Whether a person asked for it again.
@@ -205,32 +208,35 @@ pub fn ended_at(deliveries: &[Delivery]) -> Option<Timestamp> {
     ends.collect::<Option<Vec<_>>>()?.into_iter().max()
 }
 
-/// What is to be done with a delivery that is due.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// Try it; this is its history once that is done.
-    Attempt(DeliveryHistory),
-    /// Give it up untried: its deadline has passed.
-    Expire,
-}
-
 impl Delivery {
-    /// What to do now that it is due. `certain` is [`Moment::certain`](crate::time::Moment).
-    pub fn step(&self, certain: Timestamp) -> Step {
-        if certain > self.deadline_at {
-            return Step::Expire;
-        }
-        Step::Attempt(DeliveryHistory {
-            attempts: self.attempts + 1,
+    /// When it is tried next, whatever its endpoint does meanwhile.
+    pub fn next_attempt_at(&self) -> Option<Timestamp> {
+        let due_at = |wait: WaitReason| wait.due_at(self.created_at, None, Timestamp::LAST);
+        self.wait.map(due_at)
+    }
+
+    /// Its row in the queue of its destination; `None` once it has ended.
+    pub fn waiting(&self) -> Option<Waiting> {
+        Some(Waiting {
+            key: self.key,
+            kind: match self.replay {
+                true => QueueKind::Replay,
+                false => QueueKind::Normal,
+            },
+            created_at: self.created_at,
+            deadline_at: self.deadline_at,
+            reason: self.wait?,
+            attempts: self.attempts,
             first_failed_at: self.first_failed_at,
             phase: self.phase,
-            deadline_at: self.deadline_at,
+            bytes: self.bytes,
         })
     }
 
     /// Ends without an attempt, at about the time it was due.
     pub fn end(&mut self, reason: DeadReason) {
-        let due_at = self.next_attempt_at.take();
+        let due_at = self.next_attempt_at();
+        self.wait = None;
         self.ended_at = Some(due_at.unwrap_or(self.created_at));
         (self.state, self.reason) = (State::Dead, Some(reason));
     }
@@ -248,12 +254,11 @@ impl Delivery {
         self.state = attempt.state();
         self.reason = attempt.reason();
         self.phase = attempt.next_phase();
-        self.next_attempt_at = attempt.next_attempt_at();
         let ended_at = attempt.at.after(attempt.duration);
+        self.wait = WaitReason::following(&attempt.verdict, ended_at);
         self.ended_at = self.state.is_finished().then_some(ended_at);
         if attempt.state() != State::Sent {
-            let failed_at = attempt.at.after(attempt.duration);
-            self.first_failed_at.get_or_insert(failed_at);
+            self.first_failed_at.get_or_insert(ended_at);
         }
     }
 }

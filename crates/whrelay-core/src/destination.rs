@@ -215,8 +215,12 @@ pub struct Destination {
     pub options: OptionSet,
     /// Since when nothing is delivered there, where a person has paused it.
     pub paused_at: Option<Timestamp>,
+    /// What attempts and probes have shown of its endpoint.
+    pub endpoint: EndpointState,
     /// Since when its endpoint takes no connection, as far as is known.
     pub offline_since: Option<Timestamp>,
+    /// When its endpoint was last seen to return: backoffs that began before are over.
+    pub back_since: Option<Timestamp>,
 }
 
 impl Destination {

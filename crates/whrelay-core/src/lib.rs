@@ -4,17 +4,16 @@
 //! arguments, so every rule can be tried over any history in microseconds.
 
 pub mod backlog;
-pub mod breaker;
 pub mod bucket;
 pub mod delivery;
 pub mod destination;
-pub mod dispatch;
 pub mod duration;
 pub mod event;
 pub mod history;
 pub mod id;
 pub mod limits;
 pub mod octets;
+pub mod order;
 pub mod outcome;
 pub mod pace;
 pub mod queue;

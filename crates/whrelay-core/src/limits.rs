@@ -202,6 +202,8 @@ pub const RECONNECT_BASE: Duration = Duration::from_millis(500);
 /// Last ceiling of the reconnect backoff.
 pub const RECONNECT_CAP: Duration = Duration::from_secs(30);
 
+/// Pauses of a schedule that is given as a list: far more than any provider's.
+pub const MAX_PAUSES: usize = 100;
 /// Longest Retry-After that is obeyed.
 pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 /// Bytes of an answer's body kept with the attempt.
@@ -220,14 +222,6 @@ pub const FETCH_AGAIN: Duration = Duration::from_secs(30);
 pub const PACE_SLACK: Duration = Duration::from_millis(10);
 /// How long one connection to a target may take.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// First pause between probes of an offline endpoint.
-pub const PROBE_FIRST: Duration = Duration::from_millis(100);
-/// Longest pause between probes of an endpoint on this machine: the first delivery starts within 0.3 s of the return.
-pub const PROBE_LOOPBACK: Duration = Duration::from_millis(200);
-/// Longest pause between probes of an endpoint elsewhere: the first delivery starts within a second of the return.
-pub const PROBE_REMOTE: Duration = Duration::from_millis(750);
-/// How long the first deliveries to an endpoint that has returned wait for older ones to be released.
-pub const RELEASED_FIRST: Duration = Duration::from_millis(250);
 /// How long one probe may take.
 pub const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long attempts in flight may go on after a stop was asked for.
@@ -253,6 +247,9 @@ pub const MAX_GROUP_BYTES: usize = 32 * 1024 * 1024;
 pub const APPEND_BYTES: u64 = 4 * 1024 * 1024;
 /// Space that a store keeps back for delivering and recording while its disk is full, in bytes.
 pub const RESERVE: u64 = 4 * 1024 * 1024;
+/// Withdrawn deliveries that a store keeps for whoever follows its changes. Those left out are found to have ended when
+/// they start.
+pub const WITHDRAWN_TOLD: usize = 10_000;
 /// How often a store that does without its reserve looks whether the disk has space for one.
 pub const RESERVE_EVERY: Duration = Duration::from_secs(60);
 /// Pause between tries to reopen a store whose disk was full.

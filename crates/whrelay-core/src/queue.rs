@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::delivery::{DeliveryKey, DestinationId};
-use crate::dispatch::Order;
+use crate::order::Order;
 use crate::retry::{DeliveryHistory, Pause, Phase, Verdict};
 use crate::time::Timestamp;
 
@@ -71,9 +71,9 @@ impl WaitReason {
 
     /// When a delivery that was created at `created_at` is due.
     ///
-    /// A backoff that began before the endpoint returned is due from its beginning, so that such
-    /// deliveries start in the order in which they failed. A time of creation or failure in the
-    /// future was written by a wrong clock and counts as `now`; a return in the future is ignored.
+    /// A backoff that began before the endpoint returned is over, and the oldest delivery starts
+    /// first. A time of creation or failure in the future was written by a wrong clock and counts
+    /// as `now`; a return in the future is ignored.
     pub fn due_at(
         &self,
         created_at: Timestamp,
@@ -86,7 +86,7 @@ impl WaitReason {
             Self::Backoff { since, delay } | Self::Offline { since, delay } => {
                 let since = since.min(now);
                 match back_since {
-                    Some(back) if back > since && back <= now => since,
+                    Some(back) if back > since && back <= now => created_at.min(since),
                     Some(_) | None => since.after(delay),
                 }
             }
@@ -264,7 +264,7 @@ mod tests {
     fn a_return_ends_backoffs_that_began_before_it_and_no_others() {
         let due = |back| BACKOFF.due_at(at(0), back, at(200));
         assert_eq!(due(None), at(3700));
-        assert_eq!(due(Some(at(150))), at(100));
+        assert_eq!(due(Some(at(150))), at(0), "the oldest starts first");
         assert_eq!(due(Some(at(90))), at(3700), "it failed after the return");
         assert_eq!(due(Some(at(900))), at(3700), "a wrong clock wrote it");
     }

@@ -78,6 +78,10 @@ impl FromStr for Schedule {
             "medium" => Ok(Self::Medium),
             "long" => Ok(Self::Long),
             list => {
+                if list.split(',').count() > limits::MAX_PAUSES {
+                    let most = limits::MAX_PAUSES;
+                    return Err(format!("a schedule has at most {most} pauses"));
+                }
                 let pauses = list.split(',').map(duration::parse_some);
                 let pauses = pauses.collect::<Result<_, _>>();
                 let hint = |e| format!("{e}; or use seconds, medium or long");

@@ -63,6 +63,18 @@ impl Target {
         }
     }
 
+    /// Whether it is in a private network by its address, or by a name that public DNS does not
+    /// have: one without a dot, or under a suffix that is set aside for such networks.
+    pub fn is_private(&self) -> bool {
+        match self.host() {
+            Host::Domain(name) => is_private_name(name),
+            Host::Ipv4(ip) => ip.is_private() || ip.is_link_local() || ip.is_loopback(),
+            Host::Ipv6(ip) => {
+                ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local()
+            }
+        }
+    }
+
     /// The path of the Unix socket to connect to, where it is not host and port.
     pub fn socket(&self) -> Option<&str> {
         self.socket.as_deref()
@@ -133,6 +145,18 @@ pub fn is_localhost(name: &str) -> bool {
     let name = name.strip_suffix('.').unwrap_or(name);
     let last = name.rsplit('.').next().unwrap_or_default();
     last.eq_ignore_ascii_case("localhost")
+}
+
+/// RFC 6762 (`local`), RFC 8375 (`home.arpa`) and ICANN's `internal`; `lan` is what routers use.
+const PRIVATE_SUFFIXES: [&str; 4] = ["local", "home.arpa", "internal", "lan"];
+
+fn is_private_name(name: &str) -> bool {
+    let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+    let is_under = |suffix: &&str| {
+        let rest = name.strip_suffix(*suffix);
+        rest.is_some_and(|rest| rest.ends_with('.'))
+    };
+    is_localhost(&name) || !name.contains('.') || PRIVATE_SUFFIXES.iter().any(is_under)
 }
 
 /// Accepts `3000`, `:3000`, `localhost:3000`, `localhost:3000/base`, `http(s)://host[:port]/base`,
@@ -251,6 +275,30 @@ mod tests {
             ),
         ] {
             assert_eq!(target(typed).to_string(), shown, "{typed}");
+        }
+    }
+
+    #[test]
+    fn addresses_and_names_that_public_dns_does_not_have_are_private() {
+        for (url, is_private) in [
+            ("http://10.1.2.3", true),
+            ("http://172.31.0.1:80", true),
+            ("http://192.168.0.1", true),
+            ("http://169.254.1.1", true),
+            ("http://[fd00::1]", true),
+            ("http://[fe80::1]", true),
+            ("http://api", true),
+            ("http://NAS.local.", true),
+            ("http://a.b.internal", true),
+            ("3000", true),
+            ("http://example.com", false),
+            ("http://local.example", false),
+            ("http://notlocal.com", false),
+            ("http://8.8.8.8", false),
+            ("http://172.32.0.1", false),
+            ("http://[2001:db8::1]", false),
+        ] {
+            assert_eq!(target(url).is_private(), is_private, "{url}");
         }
     }
 

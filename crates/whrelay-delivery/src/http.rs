@@ -4,7 +4,6 @@
 use std::error::Error;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -25,6 +24,7 @@ use whrelay_core::event::{Event, Header};
 use whrelay_core::limits;
 use whrelay_core::outcome::{Outcome, RetryAfter};
 use whrelay_core::target::Target;
+use whrelay_engine::ProbeResult;
 use whrelay_providers::Signed;
 
 use crate::dial::{DialError, Socket, Way};
@@ -71,8 +71,6 @@ pub struct Client {
     inner: Inner,
     /// The same with HTTP/1.1 alone, and a new connection for each request.
     fresh: Inner,
-    /// Whether the target accepted connections and closed them before anything was asked when it was last looked at.
-    closes: Arc<AtomicBool>,
 }
 
 impl Client {
@@ -103,7 +101,6 @@ impl Client {
             way,
             inner: inner(Connector { https: any }, max_idle),
             fresh: inner(Connector { https: oldest }, 0),
-            closes: Arc::default(),
         })
     }
 
@@ -112,23 +109,22 @@ impl Client {
         &self.target
     }
 
-    /// Whether the target accepts connections, and where it used to close them at once, keeps them.
-    pub async fn probe(&self) -> bool {
-        match self.closes.load(Ordering::Relaxed) {
-            true => self.stays_open().await == Some(true),
-            false => self.way.dial_within(limits::PROBE_TIMEOUT).await.is_ok(),
+    /// Whether the target accepts a connection, and keeps it open for so long while nothing is asked. A port that is
+    /// forwarded to nobody closes it, and no server of HTTP does.
+    pub async fn probe(&self, linger: Duration) -> ProbeResult {
+        let Ok(mut stream) = self.way.dial_within(limits::PROBE_TIMEOUT).await else {
+            return ProbeResult::Refused;
+        };
+        let mut byte = [0];
+        match tokio::time::timeout(linger, stream.read(&mut byte)).await {
+            Ok(Ok(0) | Err(_)) => ProbeResult::Closed,
+            Ok(Ok(_)) | Err(_) => ProbeResult::Open,
         }
     }
 
-    /// Whether a connection over which nothing is asked stays open; nothing where there is none. A port that is
-    /// forwarded to nobody closes it, and no server of HTTP does.
-    async fn stays_open(&self) -> Option<bool> {
-        let mut stream = self.way.dial_within(limits::PROBE_TIMEOUT).await.ok()?;
-        let mut byte = [0];
-        let read = tokio::time::timeout(limits::CLOSES_AT_ONCE, stream.read(&mut byte)).await;
-        let closes = matches!(read, Ok(Ok(0) | Err(_)));
-        self.closes.store(closes, Ordering::Relaxed);
-        Some(!closes)
+    /// Whether the target accepts a connection now, and keeps it open.
+    pub async fn takes_connections(&self) -> bool {
+        self.probe(whrelay_engine::limits::PROBE_LINGER).await == ProbeResult::Open
     }
 
     /// Sends an event once, signed anew where that is given, and waits for the answer at most `timeout` (zero: for ever).
@@ -160,7 +156,7 @@ impl Client {
                 }
                 (reply, _)
                     if reply.outcome == Outcome::Broken
-                        && self.stays_open().await == Some(false) =>
+                        && self.probe(limits::CLOSES_AT_ONCE).await == ProbeResult::Closed =>
                 {
                     let why = format!(
                         "{} accepts connections and closes them: nothing listens behind it",

@@ -1,15 +1,16 @@
-//! The engine: what is due is tried, and the verdict recorded. Beside it what both ends share, the two clocks
-//! and the sweeps of retention.
+//! Deliveries: does what the engine asks, with the store and over HTTP. Beside it what both ends share, the clock and the
+//! sweeps of retention.
 //!
-//! It must not know where events come from, nor who watches: it reads the store, speaks HTTP, and
-//! tells a callback what happened.
+//! It must not decide what starts or what follows: the engine does. It must not know where events come from, nor who
+//! watches: it tells a callback what happened.
 
 mod clock;
 mod destination;
 mod dial;
-mod engine;
+mod driver;
 mod headers;
 mod http;
+mod notice;
 mod raw;
 mod repair;
 mod retention;
@@ -21,9 +22,10 @@ mod wire;
 pub use clock::Clock;
 pub use destination::Settings;
 pub use dial::{DialError, Dialer};
-pub use engine::{Engine, Notice, Notify};
+pub use driver::Deliveries;
 pub use headers::{Field, FieldError, Fields, HostField, travelling};
 pub use http::Client;
+pub use notice::{Notice, Notify};
 pub use repair::{Fetch, Fetched};
 pub use retention::{Removed, Step, Sweep, Sweeper, Why, keep};
 pub use signatures::{Resign, Signatures, TRIGGERED, Unverified};

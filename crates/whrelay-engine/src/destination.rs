@@ -176,16 +176,21 @@ pub(crate) fn rules(settings: &Settings) -> Rules {
     }
 }
 
+/// The breaker of an endpoint that is new to the engine.
+pub(crate) fn breaker(settings: &Settings, now: &Now) -> Breaker {
+    let rules = rules(settings);
+    match settings.endpoint {
+        EndpointState::Online => Breaker::new(rules),
+        EndpointState::Failing => Breaker::failing(rules, now.instant),
+        EndpointState::Offline => Breaker::doubtful(rules, now.instant),
+    }
+}
+
 impl Live {
     fn new(settings: &Settings, now: &Now) -> Self {
-        let rules = rules(settings);
         Self {
             loaded: Loaded::default(),
-            breaker: match settings.endpoint {
-                EndpointState::Online => Breaker::new(rules),
-                EndpointState::Failing => Breaker::failing(rules, now.instant),
-                EndpointState::Offline => Breaker::doubtful(rules, now.instant),
-            },
+            breaker: breaker(settings, now),
             pace: settings.rate.map(Pace::new),
             busy: Busy::new(),
             slots: 0,

@@ -9,7 +9,7 @@ use whrelay_core::queue::Offset;
 use whrelay_core::time::Timestamp;
 
 use crate::action::Action;
-use crate::destination::{Destination, Live, rules};
+use crate::destination::{Destination, Live, breaker, rules};
 use crate::horizon::Horizon;
 use crate::in_flight::InFlight;
 use crate::input::{Input, Now, Settings};
@@ -185,6 +185,7 @@ impl Engine {
             }
             (Some(settings), Some(destination)) => {
                 change(destination, checked(settings, now), now);
+                self.forget_applied_unless_read(id, now);
             }
             (None, Some(destination)) => {
                 destination.is_removed = true;
@@ -232,9 +233,13 @@ fn checked(settings: Settings, now: &Now) -> Settings {
 
 fn change(destination: &mut Destination, settings: Settings, now: &Now) {
     let old = &destination.settings;
+    let is_moved = old.endpoint_id != settings.endpoint_id;
     let settings = Settings {
         back_since: old.back_since.max(settings.back_since),
-        endpoint: old.endpoint,
+        endpoint: match is_moved {
+            true => settings.endpoint,
+            false => old.endpoint,
+        },
         ..settings
     };
     let was_removed = std::mem::take(&mut destination.is_removed);
@@ -242,14 +247,23 @@ fn change(destination: &mut Destination, settings: Settings, now: &Now) {
         return;
     }
     let is_rate_new = old.rate != settings.rate;
+    let is_order_new = old.order != settings.order;
     destination.settings = settings;
-    let (rate, rules) = (destination.settings.rate, rules(&destination.settings));
+    let settings = destination.settings.clone();
+    let rate = settings.rate;
     let by = destination.due_by(now);
     let live = destination.live(now);
-    live.breaker.configure(rules, now.instant);
+    match is_moved {
+        true => live.breaker = breaker(&settings, now),
+        false => live.breaker.configure(rules(&settings), now.instant),
+    }
     if is_rate_new {
         live.pace = rate.map(Pace::new);
     }
     live.unload(&by);
     live.note_due(Timestamp::EPOCH);
+    if is_order_new {
+        // Its rows are those of the old order: among them the first of the new one may be missing.
+        live.read_again(now);
+    }
 }

@@ -24,6 +24,8 @@ pub(crate) enum Stage {
 pub(crate) struct Slot {
     /// Whether its destination was healthy when it started.
     pub(crate) is_healthy: bool,
+    /// The endpoint that it went to.
+    pub(crate) endpoint_id: u64,
 }
 
 /// One delivery that was started or is given up.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use whrelay_core::delivery::{DeadReason, DeliveryKey, DestinationId};
 use whrelay_core::destination::EndpointState;
-use whrelay_core::dispatch::Order;
+use whrelay_core::order::Order;
 use whrelay_core::outcome::Outcome;
 use whrelay_core::pace::Rate;
 use whrelay_core::queue::{DueBy, DuePage, Offset, QueuePage};
@@ -100,9 +100,11 @@ pub struct Settings {
     pub timeout: Duration,
     /// Whether nothing new starts.
     pub paused: bool,
+    /// Which endpoint it is: where this changes, nothing that is known of the former one counts.
+    pub endpoint_id: u64,
     /// How it is probed.
     pub probing: Probing,
-    /// The stored state of the endpoint. It counts when the destination is new to the engine.
+    /// The stored state of the endpoint. It counts when the endpoint is new to the engine.
     pub endpoint: EndpointState,
     /// The stored time of its last return. The later one of this and the engine's counts.
     pub back_since: Option<Timestamp>,

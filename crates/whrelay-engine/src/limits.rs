@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-pub use whrelay_core::limits::{PROBE_FIRST, PROBE_LOOPBACK, PROBE_REMOTE, REARM};
+pub use whrelay_core::limits::REARM;
 
 /// Destinations due within this time are kept in memory, the rest stay in the view.
 pub const HORIZON: Duration = Duration::from_secs(60);
@@ -51,6 +51,14 @@ pub const RECALL_AFTER: Duration = Duration::from_secs(2);
 pub const TRIAL_FIRST: Duration = Duration::from_secs(1);
 /// Longest pause between two trials: the cap of the fast phase of retries.
 pub const TRIAL_LONGEST: Duration = Duration::from_secs(30);
+/// First pause between probes of an endpoint that is away.
+pub const PROBE_FIRST: Duration = Duration::from_millis(100);
+/// Longest pause between probes of an endpoint on this machine: the first delivery starts within
+/// 0.3 s of the return.
+pub const PROBE_LOOPBACK: Duration = Duration::from_millis(200);
+/// Longest pause between probes of an endpoint elsewhere: the first delivery starts within a second
+/// of the return.
+pub const PROBE_REMOTE: Duration = Duration::from_millis(750);
 /// How long a probed connection has to stay open: a proxy whose server is away accepts and closes
 /// within a millisecond or two. With [`PROBE_LOOPBACK`] a return is noticed within 0.25 s.
 pub const PROBE_LINGER: Duration = Duration::from_millis(50);

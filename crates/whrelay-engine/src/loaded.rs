@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use whrelay_core::bucket::{BucketId, Seq};
 use whrelay_core::delivery::DeliveryKey;
-use whrelay_core::dispatch::Order;
+use whrelay_core::order::Order;
 use whrelay_core::queue::{DueBy, QueueKind, Waiting};
 use whrelay_core::time::Timestamp;
 

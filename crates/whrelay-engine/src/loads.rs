@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use whrelay_core::bucket::BucketId;
 use whrelay_core::delivery::DestinationId;
-use whrelay_core::dispatch::Order;
+use whrelay_core::order::Order;
 use whrelay_core::queue::{DueBy, DuePage, QueueKind, QueuePage, Waiting};
 use whrelay_core::time::Timestamp;
 
@@ -223,6 +223,14 @@ impl Engine {
         }
     }
 
+    /// Forgets deliveries that the view has applied, unless a running read may show them as they
+    /// were before.
+    pub(crate) fn forget_applied_unless_read(&mut self, id: DestinationId, now: &Now) {
+        if self.live_of(id).is_some_and(|live| live.asked.is_none()) {
+            self.forget_applied(id, now);
+        }
+    }
+
     /// No running read can show these deliveries as they were before. Where the order waited for
     /// one of them, the others are read again behind it.
     pub(crate) fn forget_applied(&mut self, id: DestinationId, now: &Now) {
@@ -286,7 +294,7 @@ impl Live {
     }
 
     /// Forgets the running read, and notes that its rows have to be read again.
-    fn read_again(&mut self, now: &Now) {
+    pub(crate) fn read_again(&mut self, now: &Now) {
         let Some(asked) = self.asked.take() else {
             return;
         };

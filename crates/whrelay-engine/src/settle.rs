@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use whrelay_core::delivery::{DeadReason, DestinationId};
-use whrelay_core::dispatch::Order;
+use whrelay_core::order::Order;
 use whrelay_core::queue::{QueueQuery, Waiting};
 
 use crate::action::{Action, Load};

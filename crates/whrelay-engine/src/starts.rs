@@ -2,6 +2,7 @@
 
 use whrelay_core::bucket::BucketId;
 use whrelay_core::delivery::{DeadReason, DeliveryKey, DestinationId};
+use whrelay_core::order::Order;
 use whrelay_core::outcome::{Outcome, classify};
 use whrelay_core::queue::{Offset, QueueKind, Waiting};
 use whrelay_core::retry::{Jitter, Verdict, decide};
@@ -73,9 +74,10 @@ impl Engine {
     fn start(&mut self, id: DestinationId, delivery: Waiting, now: &Now) -> Action {
         let token = self.in_flight.token();
         let mut timeout = None;
-        let mut is_healthy = true;
+        let (mut is_healthy, mut endpoint_id) = (true, 0);
         if let Some(destination) = self.destinations.get_mut(&id) {
             timeout = Some(destination.settings.timeout).filter(|time| !time.is_zero());
+            endpoint_id = destination.settings.endpoint_id;
             let live = destination.live(now);
             is_healthy = live.breaker.is_healthy(live.slots);
             live.loaded.remove(delivery.key);
@@ -86,7 +88,10 @@ impl Engine {
                 pace.start(now.instant);
             }
         }
-        let slot = Slot { is_healthy };
+        let slot = Slot {
+            is_healthy,
+            endpoint_id,
+        };
         self.slots.take(delivery.bytes, is_healthy);
         self.in_flight.insert(token, (delivery, id), Some(slot));
         let overdue_at = timeout.map(|time| now.later(time) + limits::ATTEMPT_PATIENCE);
@@ -131,9 +136,10 @@ impl Engine {
             return;
         };
         let (delivery, id) = (flight.delivery, flight.destination);
+        let endpoint_id = flight.slot.map(|slot| slot.endpoint_id);
         match ended {
             Ended::Tried(outcome) => {
-                let verdict = self.decide(id, &delivery, &outcome, jitter, now);
+                let verdict = self.decide((id, endpoint_id), &delivery, &outcome, jitter, now);
                 let number = delivery.attempts.saturating_add(1);
                 self.append(token, (number, true), verdict, now);
             }
@@ -146,10 +152,11 @@ impl Engine {
         self.settle(id, now);
     }
 
-    /// Decides what follows an attempt, and lets the breaker learn from it.
+    /// Decides what follows an attempt, and lets the breaker learn from it if it went to the
+    /// endpoint that the destination has now.
     fn decide(
         &mut self,
-        id: DestinationId,
+        (id, endpoint_id): (DestinationId, Option<u64>),
         delivery: &Waiting,
         outcome: &Outcome,
         jitter: Jitter,
@@ -160,7 +167,9 @@ impl Engine {
         let policy = policy.unwrap_or_default();
         let verdict = decide(&policy, delivery.history(), outcome, now.moment, jitter);
         let class = classify(outcome, policy.retry_on);
-        if let Some(destination) = destination {
+        if let Some(destination) = destination
+            && endpoint_id == Some(destination.settings.endpoint_id)
+        {
             let breaker = &mut destination.live(now).breaker;
             let sign = breaker.on_outcome(outcome, class, now.instant);
             self.follow_sign(id, sign, now);
@@ -177,6 +186,8 @@ impl Engine {
         if sign == Sign::Back {
             destination.settings.back_since = Some(now.moment.now);
             let live = destination.live(now);
+            // A running read may lack those that the return calls back: they are the oldest.
+            live.read_again(now);
             live.unload(&by);
             live.note_due(Timestamp::EPOCH);
             live.read_after = None;
@@ -188,6 +199,7 @@ impl Engine {
             state,
             back_since: destination.settings.back_since,
         });
+        self.forget_applied_unless_read(id, now);
     }
 
     fn append(&mut self, token: Token, (number, tried): (u32, bool), verdict: Verdict, now: &Now) {
@@ -216,11 +228,26 @@ impl Engine {
         };
         self.in_flight.forget(flight.delivery.key);
         self.free_slot(&flight);
-        if let Some(live) = self.live_of(flight.destination) {
-            live.unblock(bucket_of(&flight.delivery));
+        let (id, bucket) = (flight.destination, bucket_of(&flight.delivery));
+        let Some(destination) = self.destinations.get_mut(&id) else {
+            return;
+        };
+        let by = destination.due_by(now);
+        let is_ordered = match destination.settings.order {
+            Order::Fifo => bucket.is_some(),
+            Order::Arrival => false,
+        };
+        if let Some(live) = &mut destination.live {
+            live.unblock(bucket);
+            // A running read may show it as it was before, and those behind it in the order wait.
+            live.read_again(now);
+            if is_ordered {
+                live.unload(&by);
+            }
             live.note_due(Timestamp::EPOCH);
             live.read_after = Some(now.instant + limits::LOAD_AGAIN);
         }
+        self.forget_applied_unless_read(id, now);
     }
 
     /// A record is on disk: its slot is free.

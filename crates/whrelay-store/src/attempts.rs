@@ -7,7 +7,6 @@ use whrelay_core::time::Timestamp;
 use crate::deliveries::{self, Before};
 use crate::disk::Store;
 use crate::error::StoreError;
-use crate::index::Wait;
 use crate::record::{self, Seal, Unsealed};
 use crate::rows::{AttemptMore, AttemptRow};
 use crate::signatures::{self, SignatureClaim};
@@ -149,14 +148,18 @@ pub(crate) fn record(tx: &mut Tx<'_>, attempt: Attempt) -> Result<(), StoreError
     let Some(mut delivery) = deliveries::get(tx.seal, tx.deliveries.open()?, key)? else {
         return Ok(());
     };
+    // It goes to another destination by now, where its deadline may be another one.
+    let is_untried = attempt.number == delivery.attempts;
+    if is_untried && attempt.destination != delivery.destination {
+        return Ok(());
+    }
     let place = tx.next(ATTEMPT_LOG)?;
     let before = delivery.last_attempt.replace(place);
     let was = Before::of(&delivery);
     if delivery.is_moved_by(&attempt) {
         delivery.follow(&attempt);
     }
-    let wait = attempt.pause().map_or(Wait::Turn, Wait::from);
-    deliveries::update(tx, Some(was), &delivery, wait)?;
+    deliveries::update(tx, Some(was), &delivery)?;
     log(tx, place, attempt, before)
 }
 

@@ -5,19 +5,21 @@ use std::ops::Bound;
 
 use redb::{ReadTransaction, ReadableTable};
 use whrelay_core::bucket::{BucketId, Seq};
-use whrelay_core::delivery::{Delivery, DeliveryKey, event_state};
+use whrelay_core::delivery::{DeliveryKey, DestinationId, event_state};
 use whrelay_core::retention::Part;
+use whrelay_core::time::Timestamp;
 
 use crate::deliveries;
+use crate::destinations;
 use crate::disk::Store;
 use crate::error::StoreError;
 use crate::events::{last_place, record_of};
-use crate::index::{self, DueKey, Wait};
+use crate::queue::{self, DueKey, Leads, QueueKey, Summary, Tables, Targets, next_queued};
 use crate::record::{self, Seal};
 use crate::retention;
 use crate::tables::{
-    ATTEMPTS, DELIVERIES, DUE, EVENT_STATES, EVENTS, HEADS, QUARANTINE, REMOVALS, REMOVED,
-    delivery_key, event_key,
+    ATTEMPTS, DELIVERIES, DESTINATIONS, DUE_DESTINATIONS, EVENT_STATES, EVENTS, HEADS, QUARANTINE,
+    QUEUE, REMOVALS, REMOVED, delivery_key, event_key,
 };
 use crate::tx::{Tx, state_key};
 
@@ -121,29 +123,30 @@ impl Store {
     /// When the store cannot be read.
     pub fn audit(&self, from: Audit, max: usize) -> Result<Audited, StoreError> {
         self.read(|tx| match from {
-            Audit::Due(after) => self.audit_due(tx, after, max),
+            Audit::Queue(after) => self.audit_queue(tx, after, max),
             Audit::Deliveries(after) => self.audit_deliveries(tx, after, max),
             Audit::States(after) => self.audit_states(tx, after, max),
+            Audit::Destinations(after) => self.audit_destinations(tx, after, max),
+            Audit::DueDestinations(after) => self.audit_due_destinations(tx, after, max),
         })
     }
 
-    fn audit_due(
+    fn audit_queue(
         &self,
         tx: &ReadTransaction,
-        after: Option<DueKey>,
+        after: Option<QueueKey>,
         max: usize,
     ) -> Result<Audited, StoreError> {
-        let (due, deliveries) = (tx.open_table(DUE)?, tx.open_table(DELIVERIES)?);
-        let events = (tx.open_table(EVENTS)?, tx.open_table(HEADS)?);
+        let (queue, tables) = (tx.open_table(QUEUE)?, Tables::open(tx)?);
+        let targets = tables.targets(self.seal);
         let (mut last, mut looked) = (after, 0);
-        for entry in due.range(behind(after))? {
+        for entry in queue.range(behind(after))? {
             if looked == max {
-                return Ok(Audited::SoFar(Audit::Due(last)));
+                return Ok(Audited::SoFar(Audit::Queue(last)));
             }
             let row = entry?.0.value();
-            let is_kept = keeps_due(self.seal, &deliveries, (&events.0, &events.1), row)?;
             // A row in the wrong place hides those behind it.
-            if last >= Some(row) || !is_kept {
+            if last >= Some(row) || matches!(targets.of(row)?, Leads::Nowhere) {
                 return Ok(Audited::Damaged);
             }
             (last, looked) = (Some(row), looked + 1);
@@ -157,7 +160,7 @@ impl Store {
         after: Option<Place>,
         max: usize,
     ) -> Result<Audited, StoreError> {
-        let (due, deliveries) = (tx.open_table(DUE)?, tx.open_table(DELIVERIES)?);
+        let (queue, deliveries) = (tx.open_table(QUEUE)?, tx.open_table(DELIVERIES)?);
         let states = tx.open_table(EVENT_STATES)?;
         let (mut last, mut looked) = (after, 0);
         for entry in deliveries.range(behind(after))? {
@@ -169,10 +172,10 @@ impl Store {
                 return Ok(Audited::Damaged);
             }
             (last, looked) = (Some(place), looked + 1);
-            if let Some(row) = waiting_row(self.seal, &deliveries, place)
-                && due.get(row)?.is_none()
-            {
-                return Ok(Audited::Damaged);
+            for (row, _) in waiting_rows(self.seal, &deliveries, place) {
+                if queue.get(row)?.is_none() {
+                    return Ok(Audited::Damaged);
+                }
             }
             let (bucket, seq) = (BucketId(place.0), Seq(place.1));
             if place.2 == 0
@@ -186,6 +189,59 @@ impl Store {
             }
         }
         Ok(Audited::SoFar(Audit::States(None)))
+    }
+
+    /// Every destination that has a queue is found by when something of it is due.
+    fn audit_destinations(
+        &self,
+        tx: &ReadTransaction,
+        after: Option<DestinationId>,
+        max: usize,
+    ) -> Result<Audited, StoreError> {
+        let (queue, due) = (tx.open_table(QUEUE)?, tx.open_table(DUE_DESTINATIONS)?);
+        let destinations = tx.open_table(DESTINATIONS)?;
+        let (mut last, mut looked) = (after, 0);
+        let next = |last: Option<DestinationId>| last.map_or(0, |last| last.0.saturating_add(1));
+        while let Some(id) = next_queued(&queue, DestinationId(next(last)))? {
+            if looked == max {
+                return Ok(Audited::SoFar(Audit::Destinations(last)));
+            }
+            let summary = summary(self.seal, &queue, &destinations, id)?;
+            for row in summary.rows(id) {
+                if due.get(row)?.is_none() {
+                    return Ok(Audited::Damaged);
+                }
+            }
+            if last >= Some(id) {
+                break;
+            }
+            (last, looked) = (Some(id), looked + 1);
+        }
+        Ok(Audited::SoFar(Audit::DueDestinations(None)))
+    }
+
+    fn audit_due_destinations(
+        &self,
+        tx: &ReadTransaction,
+        after: Option<DueKey>,
+        max: usize,
+    ) -> Result<Audited, StoreError> {
+        let (queue, due) = (tx.open_table(QUEUE)?, tx.open_table(DUE_DESTINATIONS)?);
+        let destinations = tx.open_table(DESTINATIONS)?;
+        let (mut last, mut looked) = (after, 0);
+        for entry in due.range(behind(after))? {
+            if looked == max {
+                return Ok(Audited::SoFar(Audit::DueDestinations(last)));
+            }
+            let row = entry?.0.value();
+            let id = DestinationId(row.2);
+            let summary = summary(self.seal, &queue, &destinations, id)?;
+            if last >= Some(row) || !summary.rows(id).any(|own| own == row) {
+                return Ok(Audited::Damaged);
+            }
+            (last, looked) = (Some(row), looked + 1);
+        }
+        Ok(Audited::Whole)
     }
 
     fn audit_states(
@@ -212,7 +268,7 @@ impl Store {
             }
             (last, looked) = (Some(row), looked + 1);
         }
-        Ok(Audited::Whole)
+        Ok(Audited::SoFar(Audit::Destinations(None)))
     }
 
     /// Makes the indexes whole again: rows that lead nowhere are removed, and every delivery that waits, and every
@@ -227,15 +283,17 @@ impl Store {
             let (mut restored, mut from) = (0, None);
             loop {
                 let some = missing_rows(tx, from)?;
-                restored += some.due.len() as u64;
-                for row in some.due {
-                    tx.due.open()?.insert(row, Wait::Turn as u8)?;
+                restored += some.deliveries;
+                for (row, created_at) in some.rows {
+                    tx.queue.open()?.insert(row, created_at)?;
+                    tx.changed.note_due(DestinationId(row.0), Timestamp::EPOCH);
                 }
                 for ((bucket, state, id), seq) in some.states {
                     tx.event_states.open()?.insert((bucket, state, &id), seq)?;
                 }
                 from = some.last;
                 if from.is_none() {
+                    restore_due_destinations(tx)?;
                     return Ok(restored);
                 }
             }
@@ -247,17 +305,21 @@ impl Store {
 /// Where an audit of the indexes has come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Audit {
-    /// In the index of what is due, behind this row.
-    Due(Option<DueKey>),
+    /// In the queues, behind this row.
+    Queue(Option<QueueKey>),
     /// Among the deliveries, behind this one.
     Deliveries(Option<Place>),
     /// In the index of events by state, behind this row.
     States(Option<StateKey>),
+    /// Among destinations with a queue, behind this one.
+    Destinations(Option<DestinationId>),
+    /// Among the times when destinations have something due, behind this row.
+    DueDestinations(Option<DueKey>),
 }
 
 impl Default for Audit {
     fn default() -> Self {
-        Self::Due(None)
+        Self::Queue(None)
     }
 }
 
@@ -286,7 +348,10 @@ const MENDED_AT_ONCE: usize = 10_000;
 /// Rows that are missing in the indexes.
 #[derive(Default)]
 struct Missing {
-    due: Vec<DueKey>,
+    /// With when their deliveries were created.
+    rows: Vec<(QueueKey, i64)>,
+    /// How many deliveries lack a row.
+    deliveries: u64,
     states: Vec<StateRow>,
     /// The last delivery that was looked at, if there are more.
     last: Option<Place>,
@@ -298,7 +363,7 @@ type Place = (u32, u64, u32);
 /// What is missing of some deliveries.
 fn missing_rows(tx: &mut Tx<'_>, after: Option<Place>) -> Result<Missing, StoreError> {
     let seal = tx.seal;
-    let (deliveries, due) = (tx.deliveries.open()?, tx.due.open()?);
+    let (deliveries, queue) = (tx.deliveries.open()?, tx.queue.open()?);
     let (states, mut missing) = (tx.event_states.open()?, Missing::default());
     for (n, entry) in deliveries.range(behind(after))?.enumerate() {
         if n == MENDED_AT_ONCE {
@@ -306,11 +371,13 @@ fn missing_rows(tx: &mut Tx<'_>, after: Option<Place>) -> Result<Missing, StoreE
         }
         let place = entry?.0.value();
         missing.last = Some(place);
-        if let Some(row) = waiting_row(seal, deliveries, place)
-            && due.get(row)?.is_none()
-        {
-            missing.due.push(row);
+        let known = missing.rows.len();
+        for (row, created_at) in waiting_rows(seal, deliveries, place) {
+            if queue.get(row)?.is_none() {
+                missing.rows.push((row, created_at));
+            }
         }
+        missing.deliveries += u64::from(missing.rows.len() > known);
         let (bucket, seq) = (BucketId(place.0), Seq(place.1));
         if place.2 == 0
             && let Some((row, seq)) = state_row(seal, deliveries, bucket, seq)?
@@ -343,59 +410,79 @@ fn state_row(
     Ok(row.map(|(state, event)| ((bucket.0, state_key(state), event), seq.0)))
 }
 
-/// The row that belongs to the delivery at a place, if it waits and is whole.
-fn waiting_row(
+/// The rows that belong to the delivery at a place, if it waits and is whole, and when it was created.
+fn waiting_rows(
     seal: Seal,
     deliveries: &impl ReadableTable<(u32, u64, u32), &'static [u8]>,
-    (bucket, seq, ordinal): (u32, u64, u32),
-) -> Option<DueKey> {
+    (bucket, seq, ordinal): Place,
+) -> impl Iterator<Item = (QueueKey, i64)> {
     let key = DeliveryKey {
         bucket: BucketId(bucket),
         seq: Seq(seq),
         ordinal,
     };
-    let delivery: Delivery = deliveries::get(seal, deliveries, key).ok()??;
-    index::due_row(&delivery)
+    let delivery = deliveries::get(seal, deliveries, key).ok().flatten();
+    let created_at = delivery.as_ref().map_or(0, |d| d.created_at.as_micros());
+    let rows = delivery.as_ref().map_or([None; 4], queue::rows);
+    rows.into_iter().flatten().map(move |row| (row, created_at))
 }
 
-/// Whether a row of the index of what is due is a delivery's own, or leads to what is damaged.
-fn keeps_due<T: ReadableTable<(u32, u64), &'static [u8]>>(
+/// What the queue of a destination says of when it is due.
+fn summary(
     seal: Seal,
-    deliveries: &impl ReadableTable<(u32, u64, u32), &'static [u8]>,
-    (events, heads): (&T, &T),
-    row: DueKey,
-) -> Result<bool, StoreError> {
-    let (_, key) = index::due_entry(row);
-    match deliveries::get(seal, deliveries, key) {
-        Ok(Some(delivery)) => Ok(index::due_row(&delivery) == Some(row)),
-        // An event without its delivery is damaged, and named when it is due.
-        Ok(None) => Ok(record_of(events, heads, (key.bucket.0, key.seq.0))?.is_some()),
-        Err(_) => Ok(true),
+    queue: &impl ReadableTable<QueueKey, i64>,
+    destinations: &impl ReadableTable<u32, &'static [u8]>,
+    id: DestinationId,
+) -> Result<Summary, StoreError> {
+    Summary::of(queue, id, || {
+        destinations::back_since(seal, destinations, id)
+    })
+}
+
+/// Computes from all queues when their destinations are due.
+fn restore_due_destinations(tx: &mut Tx<'_>) -> Result<(), StoreError> {
+    let (queue, destinations) = (tx.queue.open()?, tx.destinations.open()?);
+    let due = tx.due_destinations.open()?;
+    due.retain(|_, ()| false)?;
+    let mut next = Some(DestinationId(0));
+    while let Some(id) = next
+        .map(|from| next_queued(queue, from))
+        .transpose()?
+        .flatten()
+    {
+        for row in summary(tx.seal, queue, destinations, id)?.rows(id) {
+            due.insert(row, ())?;
+        }
+        next = id.0.checked_add(1).map(DestinationId);
     }
+    Ok(())
 }
 
 /// Removes the rows of the indexes that are not a delivery's or an event's own. By iteration: a row in the wrong place
 /// cannot be looked up.
 fn remove_stray_rows(tx: &mut Tx<'_>) -> Result<(), StoreError> {
     let seal = tx.seal;
-    let (deliveries, events, heads) = (tx.deliveries.open()?, tx.events.open()?, tx.heads.open()?);
+    let targets = Targets {
+        seal,
+        deliveries: &*tx.deliveries.open()?,
+        events: &*tx.events.open()?,
+        heads: &*tx.heads.open()?,
+        quarantine: &*tx.quarantine.open()?,
+    };
     let mut failed = None;
-    tx.due.open()?.retain(|row, _| {
-        let kept = keeps_due(seal, deliveries, (events, heads), row);
+    let mut keeps = |kept: Result<bool, StoreError>| {
         kept.unwrap_or_else(|error| {
             failed.get_or_insert(error);
             true
         })
+    };
+    tx.queue.open()?.retain(|row, _| {
+        let leads = targets.of(row);
+        keeps(leads.map(|leads| !matches!(leads, Leads::Nowhere)))
     })?;
     tx.event_states.open()?.retain(|(bucket, state, id), seq| {
-        let own = state_row(seal, deliveries, BucketId(bucket), Seq(seq));
-        own.map_or_else(
-            |error| {
-                failed.get_or_insert(error);
-                true
-            },
-            |own| own == Some(((bucket, state, *id), seq)),
-        )
+        let own = state_row(seal, targets.deliveries, BucketId(bucket), Seq(seq));
+        keeps(own.map(|own| own == Some(((bucket, state, *id), seq))))
     })?;
     failed.map_or(Ok(()), Err)
 }

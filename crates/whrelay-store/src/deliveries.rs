@@ -1,19 +1,22 @@
 //! Deliveries: begun with their event, moved by attempts, each with its own row in the index while it
 //! waits. It must not know how a delivery is tried.
 
+use std::time::Duration;
+
 use redb::ReadableTable;
 use whrelay_core::bucket::{BucketId, Seq};
 use whrelay_core::delivery::{
     Attempt, DeadReason, Delivery, DeliveryKey, DestinationId, State, event_state,
 };
 use whrelay_core::id::{DeliveryId, EventId};
+use whrelay_core::queue::WaitReason;
 use whrelay_core::retry::Phase;
 use whrelay_core::time::Timestamp;
 
 use crate::attempts;
 use crate::disk::Store;
 use crate::error::StoreError;
-use crate::index::{DueKey, Wait, due_row};
+use crate::queue::{self, Rows};
 use crate::record::{self, Seal};
 use crate::retention;
 use crate::rows::DeliveryRow;
@@ -109,6 +112,7 @@ impl Store {
                 }
                 let there = of_event(tx.seal, tx.deliveries.open()?, *bucket, *seq);
                 let there = record::undamaged(there)?.unwrap_or_default();
+                let bytes = there.iter().map(|known| known.bytes).max().unwrap_or(0);
                 if let Some(known) = there.into_iter().find(|known| known.id == new.id) {
                     begun.push(known);
                     continue;
@@ -117,7 +121,7 @@ impl Store {
                 let last = (bucket.0, seq.0, 0)..=(bucket.0, seq.0, u32::MAX);
                 let last = table.range(last)?.next_back().transpose()?;
                 let ordinal = last.map_or(0, |(key, _)| key.value().2 + 1);
-                begun.push(begin(tx, *bucket, *seq, ordinal, *event, new)?);
+                begun.push(begin(tx, *bucket, *seq, ordinal, (*event, bytes), new)?);
             }
             Ok(begun)
         })
@@ -138,6 +142,7 @@ impl Store {
                     .flatten()
                     .is_some_and(|delivery| !delivery.state.is_finished())
                 {
+                    tx.changed.note_withdrawn(attempt.destination, key);
                     attempts::record(tx, attempt)?;
                     given_up.push(key);
                 }
@@ -147,19 +152,25 @@ impl Store {
         .await
     }
 
-    /// Lets a delivery that waits be due later, without an attempt.
+    /// Lets a delivery that waits be due so much later than `now`, without an attempt.
     ///
     /// # Errors
     /// When that is not on disk.
-    pub async fn postpone(&self, key: DeliveryKey, until: Timestamp) -> Result<(), StoreError> {
+    pub async fn postpone(
+        &self,
+        key: DeliveryKey,
+        now: Timestamp,
+        delay: Duration,
+    ) -> Result<(), StoreError> {
         self.write(512, move |tx: &mut Tx<'_>| {
             let found = get(tx.seal, tx.deliveries.open()?, key)?;
             let Some(mut delivery) = found.filter(|delivery| !delivery.state.is_finished()) else {
                 return Ok(());
             };
             let before = Before::of(&delivery);
-            delivery.next_attempt_at = Some(until);
-            update(tx, Some(before), &delivery, Wait::Backoff)
+            delivery.wait = Some(WaitReason::Backoff { since: now, delay });
+            tx.changed.note_due(delivery.destination, now.after(delay));
+            update(tx, Some(before), &delivery)
         })
         .await
     }
@@ -168,11 +179,7 @@ impl Store {
     ///
     /// # Errors
     /// When that is not on disk.
-    pub async fn retry_now(
-        &self,
-        keys: Vec<DeliveryKey>,
-        now: Timestamp,
-    ) -> Result<Vec<DeliveryKey>, StoreError> {
+    pub async fn retry_now(&self, keys: Vec<DeliveryKey>) -> Result<Vec<DeliveryKey>, StoreError> {
         self.write(512 * keys.len(), move |tx: &mut Tx<'_>| {
             let mut hurried = Vec::new();
             for key in keys {
@@ -181,8 +188,9 @@ impl Store {
                     continue;
                 };
                 let before = Before::of(&delivery);
-                delivery.next_attempt_at = delivery.next_attempt_at.min(Some(now));
-                update(tx, Some(before), &delivery, Wait::Turn)?;
+                delivery.wait = Some(WaitReason::Turn);
+                tx.changed.note_due(delivery.destination, Timestamp::EPOCH);
+                update(tx, Some(before), &delivery)?;
                 hurried.push(key);
             }
             Ok(hurried)
@@ -273,7 +281,7 @@ pub(crate) fn begin(
     bucket: BucketId,
     seq: Seq,
     ordinal: u32,
-    event: EventId,
+    (event, bytes): (EventId, u64),
     new: &NewDelivery,
 ) -> Result<Delivery, StoreError> {
     let NewDelivery {
@@ -286,9 +294,10 @@ pub(crate) fn begin(
         passed_over,
         one_off,
     } = *new;
-    let (state, reason) = match passed_over {
-        true => (State::Dead, Some(DeadReason::Discarded)),
-        false => (State::Queued, None),
+    let (state, reason, wait) = match passed_over {
+        true => (State::Dead, Some(DeadReason::Discarded), None),
+        false if due_at > created_at => (State::Queued, None, Some(WaitReason::NotBefore(due_at))),
+        false => (State::Queued, None, Some(WaitReason::Turn)),
     };
     let delivery = Delivery {
         key: DeliveryKey {
@@ -306,18 +315,17 @@ pub(crate) fn begin(
         phase: Phase::Fast,
         state,
         reason,
-        next_attempt_at: (!passed_over).then_some(due_at),
+        wait,
+        bytes,
         ended_at: passed_over.then_some(created_at),
         replay,
         last_attempt: None,
         one_off,
     };
-    let wait = if due_at > created_at {
-        Wait::Held
-    } else {
-        Wait::Turn
-    };
-    update(tx, None, &delivery, wait)?;
+    if wait.is_some() {
+        tx.changed.note_due(destination, due_at);
+    }
+    update(tx, None, &delivery)?;
     Ok(delivery)
 }
 
@@ -326,7 +334,7 @@ pub(crate) fn begin(
 pub(crate) struct Before {
     destination: DestinationId,
     state: State,
-    due: Option<DueKey>,
+    rows: Rows,
 }
 
 impl Before {
@@ -334,7 +342,7 @@ impl Before {
         Self {
             destination: delivery.destination,
             state: delivery.state,
-            due: due_row(delivery),
+            rows: queue::rows(delivery),
         }
     }
 }
@@ -344,9 +352,12 @@ pub(crate) fn update(
     tx: &mut Tx<'_>,
     before: Option<Before>,
     delivery: &Delivery,
-    wait: Wait,
 ) -> Result<(), StoreError> {
     let key = delivery.key;
+    if let Some(before) = before.filter(|before| before.destination != delivery.destination) {
+        queue::touch(tx, before.destination)?;
+    }
+    queue::touch(tx, delivery.destination)?;
     let table = tx.deliveries.open()?;
     let mut of_event = whole_of_event(tx.seal, table, key.bucket, key.seq)?;
     let was = event_state(&of_event);
@@ -362,12 +373,8 @@ pub(crate) fn update(
     if was != is || before.is_none() {
         states::change(tx, key, delivery.event, was, is)?;
     }
-    if let Some(Before { due: Some(row), .. }) = before {
-        tx.due.open()?.remove(row)?;
-    }
-    if let Some(row) = due_row(delivery) {
-        tx.due.open()?.insert(row, wait as u8)?;
-    }
+    let rows = before.map_or([None; 4], |before| before.rows);
+    queue::change(tx, rows, delivery)?;
     if before.is_none() {
         tx.grow(key.bucket, DELIVERY_COST);
     }
@@ -388,12 +395,10 @@ pub(crate) fn remove(tx: &mut Tx<'_>, delivery: &Delivery) -> Result<(), StoreEr
     attempts::remove_all(tx, delivery)
 }
 
-/// Gives up all deliveries of an event that is damaged.
+/// Gives up all deliveries of an event that is damaged. The rows of one that is damaged itself lead nowhere once that is
+/// quarantined, and are removed when they are met.
 pub(crate) fn stop_waiting(tx: &mut Tx<'_>, key: DeliveryKey) -> Result<(), StoreError> {
     let DeliveryKey { bucket, seq, .. } = key;
-    tx.due
-        .open()?
-        .retain(|row, _| (row.2, row.3) != (bucket.0, seq.0))?;
     let range = (bucket.0, seq.0, 0)..=(bucket.0, seq.0, u32::MAX);
     let ordinals: Vec<u32> = tx
         .deliveries
@@ -416,7 +421,9 @@ pub(crate) fn stop_waiting(tx: &mut Tx<'_>, key: DeliveryKey) -> Result<(), Stor
         {
             let before = Before::of(&delivery);
             delivery.end(DeadReason::Damaged);
-            update(tx, Some(before), &delivery, Wait::Turn)?;
+            tx.changed
+                .note_withdrawn(delivery.destination, delivery.key);
+            update(tx, Some(before), &delivery)?;
         }
     }
     Ok(())

@@ -5,19 +5,18 @@ use std::collections::HashSet;
 use redb::ReadableTable;
 use whrelay_core::bucket::BucketId;
 use whrelay_core::delivery::{DeadReason, Delivery, DestinationId, State};
-use whrelay_core::destination::{Destination, Kind, OptionSet};
+use whrelay_core::destination::{Destination, EndpointState, Kind, OptionSet};
+use whrelay_core::queue::WaitReason;
 use whrelay_core::target::Target;
 use whrelay_core::time::Timestamp;
 
 use crate::deliveries::{Before, update, whole_of_event};
 use crate::disk::Store;
 use crate::error::StoreError;
-use crate::index::{
-    DueKey, Wait, destination_of, due_entry, next_queued, waiting_delivery, waiting_rows,
-};
+use crate::queue::{self, Leads, QueueKey, key_of, next_queued, waiting_rows};
 use crate::record::{self, Seal};
 use crate::rows::DestinationRow;
-use crate::tables::{COUNTS, DESTINATIONS, DUE};
+use crate::tables::{COUNTS, DESTINATIONS, QUEUE};
 use crate::tx::Tx;
 
 /// Deliveries that one transaction moves: between two, others get their turn.
@@ -54,7 +53,7 @@ impl Store {
     pub fn destinations(&self) -> Result<Vec<Destination>, StoreError> {
         self.read(|tx| {
             let destinations = tx.open_table(DESTINATIONS)?;
-            all(self.seal, &destinations, &tx.open_table(DUE)?)
+            all(self.seal, &destinations, &tx.open_table(QUEUE)?)
         })
     }
 
@@ -78,7 +77,9 @@ impl Store {
                 target,
                 options,
                 paused_at: None,
+                endpoint: EndpointState::Online,
                 offline_since: None,
+                back_since: None,
             };
             put(tx, &destination)?;
             Ok(destination)
@@ -98,12 +99,13 @@ impl Store {
         self.write(256, move |tx: &mut Tx<'_>| {
             let found = match get(tx.seal, tx.destinations.open()?, id) {
                 Ok(Some(found)) => Some(found),
-                Ok(None) | Err(StoreError::Damaged(_)) => damaged(tx.due.open()?, id)?,
+                Ok(None) | Err(StoreError::Damaged(_)) => damaged(tx.queue.open()?, id)?,
                 Err(error) => return Err(error),
             };
             let Some(mut destination) = found else {
                 return Ok(None);
             };
+            queue::touch(tx, id)?;
             change(&mut destination);
             put(tx, &destination)?;
             Ok(Some(destination))
@@ -156,7 +158,7 @@ impl Store {
     ) -> Result<Moved, StoreError> {
         let mut all = Moved::default();
         loop {
-            let rows = self.read(|tx| waiting_rows(&tx.open_table(DUE)?, from, CHUNK))?;
+            let rows = self.read(|tx| waiting_rows(&tx.open_table(QUEUE)?, from, CHUNK))?;
             if rows.is_empty() {
                 return Ok(all);
             }
@@ -171,17 +173,23 @@ impl Store {
 fn move_rows(
     tx: &mut Tx<'_>,
     to: DestinationId,
-    rows: &[DueKey],
+    rows: &[QueueKey],
     now: Timestamp,
 ) -> Result<Moved, StoreError> {
     let mut all = Moved::default();
     for row in rows {
-        // A row that leads nowhere is removed by this.
-        let Some(mut delivery) = waiting_delivery(tx, *row)? else {
-            continue;
+        let mut delivery = match tx.leads(*row)? {
+            Leads::Waiting(delivery) => *delivery,
+            Leads::Damaged | Leads::Nowhere => {
+                queue::touch(tx, DestinationId(row.0))?;
+                tx.queue.open()?.remove(row)?;
+                continue;
+            }
         };
         let before = Before::of(&delivery);
-        let is_scheduled = delivery.replay && delivery.next_attempt_at > Some(now);
+        let is_scheduled = delivery.replay && delivery.next_attempt_at() > Some(now);
+        tx.changed
+            .note_withdrawn(delivery.destination, delivery.key);
         if went_to(tx, &delivery, to)? {
             delivery.end(DeadReason::Discarded);
             delivery.ended_at = Some(now);
@@ -191,14 +199,12 @@ fn move_rows(
             all.moved += 1;
             // The other endpoint has asked for nothing, and nobody knows whether it is offline.
             if !is_scheduled {
-                delivery.next_attempt_at = Some(delivery.created_at.min(now));
+                delivery.wait = Some(WaitReason::Turn);
             }
+            tx.changed
+                .note_due(to, delivery.next_attempt_at().unwrap_or(now));
         }
-        let wait = match is_scheduled {
-            true => Wait::Held,
-            false => Wait::Turn,
-        };
-        update(tx, Some(before), &delivery, wait)?;
+        update(tx, Some(before), &delivery)?;
     }
     Ok(all)
 }
@@ -232,6 +238,19 @@ fn get(
     read(seal, id, record.value()).map(Some)
 }
 
+/// When the endpoint of a destination was last seen to return. Nothing is known of one that is damaged.
+pub(crate) fn back_since(
+    seal: Seal,
+    table: &impl ReadableTable<u32, &'static [u8]>,
+    id: DestinationId,
+) -> Result<Option<Timestamp>, StoreError> {
+    let found = match get(seal, table, id) {
+        Err(StoreError::Damaged(_)) => None,
+        found => found?,
+    };
+    Ok(found.and_then(|destination| destination.back_since))
+}
+
 fn read(seal: Seal, id: DestinationId, record: &[u8]) -> Result<Destination, StoreError> {
     let key = id.0.to_be_bytes();
     let (row, _) = seal.open::<DestinationRow>("destination", &key, record)?;
@@ -256,7 +275,7 @@ fn readable(
 fn all(
     seal: Seal,
     table: &impl ReadableTable<u32, &'static [u8]>,
-    due: &impl ReadableTable<DueKey, u8>,
+    due: &impl ReadableTable<QueueKey, i64>,
 ) -> Result<Vec<Destination>, StoreError> {
     let mut all = readable(seal, table)?;
     let known: HashSet<_> = all.iter().map(|destination| destination.id).collect();
@@ -268,7 +287,7 @@ fn all(
         if !known.contains(&id) {
             all.extend(damaged(due, id)?);
         }
-        next = Some(DestinationId(id.0 + 1)).filter(|next| next.0 <= u32::MAX / 2);
+        next = id.0.checked_add(1).map(DestinationId);
     }
     all.sort_unstable_by_key(|destination| destination.id);
     Ok(all)
@@ -277,7 +296,7 @@ fn all(
 /// A destination whose row is damaged or gone, with the deliveries that are queued for it. A person decides what
 /// becomes of them, since nobody knows where they were to go.
 fn damaged(
-    due: &impl ReadableTable<DueKey, u8>,
+    due: &impl ReadableTable<QueueKey, i64>,
     id: DestinationId,
 ) -> Result<Option<Destination>, StoreError> {
     let Some(row) = waiting_rows(due, id, 1)?.pop() else {
@@ -292,7 +311,7 @@ fn damaged(
     };
     Ok(Some(Destination {
         id,
-        bucket: due_entry(row).1.bucket,
+        bucket: key_of(row).bucket,
         kind: Kind::Lasting {
             name,
             is_named: true,
@@ -300,14 +319,16 @@ fn damaged(
         target,
         options: OptionSet::default(),
         paused_at: None,
+        endpoint: EndpointState::Online,
         offline_since: None,
+        back_since: None,
     }))
 }
 
 /// The largest number in use. A destination that is damaged keeps its number, and what is queued for it.
 fn last_number(tx: &mut Tx<'_>) -> Result<u32, StoreError> {
     let last = tx.destinations.open()?.last()?.map(|(id, _)| id.value());
-    let queued = tx.due.open()?.last()?;
-    let queued = queued.map(|(row, _)| destination_of(row.value()).0);
+    let queued = tx.queue.open()?.last()?;
+    let queued = queued.map(|(row, _)| row.value().0);
     Ok(last.max(queued).unwrap_or(0))
 }

@@ -12,6 +12,7 @@ use whrelay_core::bucket::BucketId;
 use whrelay_core::limits;
 use whrelay_core::retention::Bound;
 
+use crate::changes::Feed;
 use crate::error::{OpenError, StoreError};
 use crate::files::{check_magic, keep_name, remove_draft, taken};
 use crate::guard::{self, unpanicked};
@@ -263,6 +264,7 @@ impl Store {
             database: RwLock::new(Some(Arc::new(database))),
             sizes,
             moving: AtomicBool::new(false),
+            changes: Feed::default(),
             commits: watch::Sender::new(0),
             broken: watch::Sender::new(None),
             path: medium.path.clone(),

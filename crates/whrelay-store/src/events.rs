@@ -11,7 +11,6 @@ use whrelay_core::time::Timestamp;
 use crate::deliveries::{self, NewDelivery};
 use crate::disk::Store;
 use crate::error::StoreError;
-use crate::index;
 use crate::record::{Seal, Unsealed};
 use crate::retention;
 use crate::rows::EventRow;
@@ -85,6 +84,8 @@ impl Walk {
 
 struct Prepared {
     id: EventId,
+    /// The size of its body.
+    bytes: u64,
     record: Unsealed,
     deliveries: Vec<NewDelivery>,
 }
@@ -107,6 +108,7 @@ impl Store {
             let (row, body) = EventRow::new(event);
             Ok(Prepared {
                 id,
+                bytes: body.len() as u64,
                 record: Unsealed::new(&row, &body)?,
                 deliveries,
             })
@@ -268,8 +270,8 @@ impl Store {
         })
     }
 
-    /// Sets aside what is damaged: all deliveries of an event whose own record is, else only the
-    /// delivery. What waits no more is listed as quarantined; what is left of it stays on disk.
+    /// Quarantines what is damaged: all deliveries of an event whose own record is, else only the delivery. What is left of
+    /// it stays on disk. Nothing happens where both are whole.
     ///
     /// # Errors
     /// When that is not on disk.
@@ -282,17 +284,21 @@ impl Store {
         let name = bucket.name.clone();
         self.write(64, move |tx: &mut Tx<'_>| {
             let place = (key.bucket.0, key.seq.0);
-            tx.quarantine.open()?.insert(place, now.as_micros())?;
-            let whole = match record_of(tx.events.open()?, tx.heads.open()?, place)? {
+            let is_whole = match record_of(tx.events.open()?, tx.heads.open()?, place)? {
                 Some(record) => {
                     open_event(tx.seal, key.bucket, key.seq, name, record.value()).is_ok()
                 }
                 None => false,
             };
-            if whole {
-                index::forget_due(tx, key)
-            } else {
-                deliveries::stop_waiting(tx, key)
+            let delivery = deliveries::get(tx.seal, tx.deliveries.open()?, key);
+            if is_whole && matches!(delivery, Ok(Some(_))) {
+                return Ok(());
+            }
+            tx.quarantine.open()?.insert(place, now.as_micros())?;
+            match is_whole {
+                // Its rows in the queue lead nowhere now, and are removed when they are met.
+                true => Ok(()),
+                false => deliveries::stop_waiting(tx, key),
             }
         })
         .await
@@ -431,7 +437,7 @@ fn put_event(tx: &mut Tx<'_>, bucket: BucketId, new: Prepared) -> Result<Receipt
     tx.event_ids.open()?.insert(&id, (bucket.0, seq.0))?;
     tx.grow(bucket, retention::event_cost(record.len()));
     for (ordinal, delivery) in (0..).zip(new.deliveries) {
-        deliveries::begin(tx, bucket, seq, ordinal, new.id, &delivery)?;
+        deliveries::begin(tx, bucket, seq, ordinal, (new.id, new.bytes), &delivery)?;
     }
     Ok(Receipt {
         event: new.id,

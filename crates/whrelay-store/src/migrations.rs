@@ -7,7 +7,7 @@ use redb::{ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
 use crate::error::StoreError;
-use crate::record::{self, Seal};
+use crate::record::{self, Seal, Unsealed};
 use crate::tables::create_all;
 
 /// Brings a store of an older format to today's, step by step.
@@ -19,6 +19,7 @@ pub(crate) fn migrate(tx: &WriteTransaction, seal: Seal, from: u32) -> Result<()
             // A table more, and more behind an attempt's record, where the version before has nothing.
             7 => {}
             8 => to_9::migrate(tx, seal)?,
+            9 => to_10::migrate(tx, seal)?,
             other => return Err(StoreError::Damaged(format!("format {other}"))),
         }
     }
@@ -357,6 +358,200 @@ mod to_9 {
     }
 
     fn bytes_of((bucket, seq, ordinal): (u32, u64, u32)) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        bytes[..4].copy_from_slice(&bucket.to_be_bytes());
+        bytes[4..12].copy_from_slice(&seq.to_be_bytes());
+        bytes[12..].copy_from_slice(&ordinal.to_be_bytes());
+        bytes
+    }
+}
+
+/// A delivery says itself why it waits, and its queue is listed in every order that is asked for.
+mod to_10 {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    type Key = (u32, u64, u32);
+    type Record = &'static [u8];
+
+    const OLD_DELIVERIES: TableDefinition<'_, Key, Record> = TableDefinition::new("deliveries_v3");
+    const DELIVERIES: TableDefinition<'_, Key, Record> = TableDefinition::new("deliveries_v4");
+    const OLD_DUE: TableDefinition<'_, (u32, i64, u32, u64, u32), u8> =
+        TableDefinition::new("due_v2");
+    const QUEUE: TableDefinition<'_, (u32, u8, i64, u32, u64, u32), i64> =
+        TableDefinition::new("queue_v1");
+    const DUE_DESTINATIONS: TableDefinition<'_, (u8, i64, u32), ()> =
+        TableDefinition::new("due_destinations_v1");
+    const OLD_DESTINATIONS: TableDefinition<'_, u32, Record> =
+        TableDefinition::new("destinations_v2");
+    const DESTINATIONS: TableDefinition<'_, u32, Record> = TableDefinition::new("destinations_v3");
+
+    /// Id, event, destination, when it was created, deadline, attempts.
+    type Start = ([u8; 16], [u8; 16], u32, i64, i64, u32);
+    /// First failure, begin of the durable phase, the number of the state.
+    type History = (Option<i64>, Option<u32>, u32);
+    /// End, replay, the last attempt, one-off.
+    type End = (Option<i64>, bool, Option<u64>, bool);
+
+    #[derive(Serialize)]
+    enum Wait {
+        Turn,
+        NotBefore(i64),
+        Backoff { since: i64, delay_us: u64 },
+        Offline { since: i64, delay_us: u64 },
+    }
+
+    /// When the first delivery of a destination is due, and when the last of them has failed.
+    type Due = BTreeMap<u32, (i64, Option<i64>)>;
+
+    pub(super) fn migrate(tx: &WriteTransaction, seal: Seal) -> Result<(), StoreError> {
+        destinations(tx, seal)?;
+        let mut due = Due::new();
+        deliveries(tx, seal, &mut due)?;
+        {
+            let mut table = tx.open_table(DUE_DESTINATIONS)?;
+            for (id, (due_at, failed_at)) in due {
+                table.insert((0, due_at, id), ())?;
+                if let Some(at) = failed_at {
+                    table.insert((1, at, id), ())?;
+                }
+            }
+        }
+        tx.delete_table(OLD_DELIVERIES)?;
+        tx.delete_table(OLD_DUE)?;
+        tx.delete_table(OLD_DESTINATIONS)?;
+        Ok(())
+    }
+
+    /// A destination is not failing, and was never seen to return.
+    fn destinations(tx: &WriteTransaction, seal: Seal) -> Result<(), StoreError> {
+        let (old, mut new) = (
+            tx.open_table(OLD_DESTINATIONS)?,
+            tx.open_table(DESTINATIONS)?,
+        );
+        for entry in old.iter()? {
+            let (id, record) = entry?;
+            let key = id.value().to_be_bytes();
+            let record = match seal.parts(&key, record.value()) {
+                Some((head, _)) => Unsealed::of_head(&[head, &[0, 0]].concat()).seal(seal, &key),
+                // What is damaged stays so, under its number.
+                None => record.value().to_vec(),
+            };
+            new.insert(id.value(), record.as_slice())?;
+        }
+        Ok(())
+    }
+
+    fn deliveries(tx: &WriteTransaction, seal: Seal, due: &mut Due) -> Result<(), StoreError> {
+        let (old, mut new) = (tx.open_table(OLD_DELIVERIES)?, tx.open_table(DELIVERIES)?);
+        let (old_due, mut queue) = (tx.open_table(OLD_DUE)?, tx.open_table(QUEUE)?);
+        for entry in old.iter()? {
+            let (key, record) = entry?;
+            let key = key.value();
+            type Old = (Start, History, Option<i64>, End);
+            let opened = seal.open::<Old>("delivery", &bytes_of(key), record.value());
+            let Some(((start, history, at, end), _)) = record::undamaged(opened)? else {
+                new.insert(key, record.value())?;
+                continue;
+            };
+            let wait = at.map(|at| {
+                let row = (start.2 * 2 + u32::from(end.1), at, key.0, key.1, key.2);
+                let why = old_due.get(row)?.map_or(0, |why| why.value());
+                Ok::<_, StoreError>(wait(why, at, start.3))
+            });
+            let wait = wait.transpose()?;
+            if let Some(wait) = &wait {
+                for (list, at) in rows(wait, &start, end.1) {
+                    let list = list + if end.1 { 8 } else { 0 };
+                    queue.insert((start.2, list, at, key.0, key.1, key.2), start.3)?;
+                }
+                note(due, start.2, wait);
+            }
+            let today = (start, history, wait, end, 0u64);
+            let sealed = seal.seal(&bytes_of(key), &today)?;
+            new.insert(key, sealed.as_slice())?;
+        }
+        damaged(seal, &old, &old_due, &mut queue, due)
+    }
+
+    /// A delivery that is damaged stays due, so that it is named.
+    fn damaged(
+        seal: Seal,
+        old: &impl ReadableTable<Key, Record>,
+        old_due: &impl ReadableTable<(u32, i64, u32, u64, u32), u8>,
+        queue: &mut redb::Table<'_, (u32, u8, i64, u32, u64, u32), i64>,
+        due: &mut Due,
+    ) -> Result<(), StoreError> {
+        for entry in old_due.iter()? {
+            let (to, at, bucket, seq, ordinal) = entry?.0.value();
+            let key = (bucket, seq, ordinal);
+            let is_whole = match old.get(key)? {
+                Some(record) => seal.parts(&bytes_of(key), record.value()).is_some(),
+                None => false,
+            };
+            if !is_whole {
+                let (destination, is_replay) = (to / 2, to % 2 == 1);
+                let (list, time) = if is_replay { (8, at) } else { (0, 0) };
+                queue.insert((destination, list, time, bucket, seq, ordinal), at)?;
+                note(due, destination, &Wait::Turn);
+            }
+        }
+        Ok(())
+    }
+
+    /// Why a delivery waits. When it failed is not known, and before its endpoint returns again in any case.
+    fn wait(why: u8, at: i64, created_at: i64) -> Wait {
+        let delay_us = u64::try_from(at.saturating_sub(created_at)).unwrap_or(0);
+        let since = created_at;
+        match why {
+            1 => Wait::NotBefore(at),
+            2 => Wait::Backoff { since, delay_us },
+            3 => Wait::Offline { since, delay_us },
+            _ => Wait::Turn,
+        }
+    }
+
+    /// The lists of a delivery, and its time in each.
+    fn rows(wait: &Wait, start: &Start, is_replay: bool) -> Vec<(u8, i64)> {
+        let (created_at, deadline_at, attempts) = (start.3, start.4, start.5);
+        let mut rows = vec![(5, deadline_at)];
+        match *wait {
+            Wait::Turn => rows.push((0, if is_replay { created_at } else { 0 })),
+            Wait::NotBefore(at) => {
+                rows.push((1, at));
+                if attempts > 0 && !is_replay {
+                    rows.push((4, 0));
+                }
+            }
+            Wait::Backoff { since, delay_us } | Wait::Offline { since, delay_us } => {
+                rows.push((2, end_of(since, delay_us)));
+                rows.push((3, since));
+                if !is_replay {
+                    rows.push((4, 0));
+                }
+            }
+        }
+        rows
+    }
+
+    fn end_of(since: i64, delay_us: u64) -> i64 {
+        since.saturating_add_unsigned(delay_us)
+    }
+
+    fn note(due: &mut Due, id: u32, wait: &Wait) {
+        let (due_at, failed_at) = match *wait {
+            Wait::Turn => (0, None),
+            Wait::NotBefore(at) => (at, None),
+            Wait::Backoff { since, delay_us } | Wait::Offline { since, delay_us } => {
+                (end_of(since, delay_us), Some(since))
+            }
+        };
+        let of = due.entry(id).or_insert((due_at, failed_at));
+        *of = (of.0.min(due_at), of.1.max(failed_at));
+    }
+
+    fn bytes_of((bucket, seq, ordinal): Key) -> [u8; 16] {
         let mut bytes = [0; 16];
         bytes[..4].copy_from_slice(&bucket.to_be_bytes());
         bytes[4..12].copy_from_slice(&seq.to_be_bytes());

@@ -32,6 +32,16 @@ impl Unsealed {
         Ok(Self(bytes))
     }
 
+    /// The record of an encoded head.
+    pub(crate) fn of_head(head: &[u8]) -> Self {
+        let mut bytes = vec![0; HEAD_LEN.end];
+        bytes[0] = VERSION;
+        let head_len = u32::try_from(head.len()).unwrap_or(u32::MAX);
+        bytes[HEAD_LEN].copy_from_slice(&head_len.to_le_bytes());
+        bytes.extend_from_slice(head);
+        Self(bytes)
+    }
+
     /// The same as a record that is sealed, for another seal.
     pub(crate) fn of(record: &[u8]) -> Self {
         Self(record.to_vec())

@@ -4,6 +4,8 @@
 // By path, since a fuzzer has this file as its own.
 #[path = "rows/attempt.rs"]
 mod attempt;
+#[path = "rows/delivery.rs"]
+mod delivery;
 #[path = "rows/destination.rs"]
 mod destination;
 
@@ -12,13 +14,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use whrelay_core::bucket::{Bucket, BucketId, BucketKey, BucketName};
-use whrelay_core::delivery::{DeadReason, Delivery, DeliveryKey, DestinationId, State};
 use whrelay_core::event::{Event, Header, Request};
-use whrelay_core::id::{DeliveryId, EventId};
+use whrelay_core::id::EventId;
 use whrelay_core::retry::Phase;
 use whrelay_core::time::Timestamp;
 
 pub(crate) use self::attempt::{AttemptMore, AttemptRow};
+pub(crate) use self::delivery::{DeliveryRow, OldDeliveryRow};
 pub(crate) use self::destination::{DestinationRow, OldDestinationRow};
 
 #[derive(Serialize, Deserialize)]
@@ -240,49 +242,6 @@ pub(crate) struct TokenRow {
     pub(crate) digest: [u8; 32],
 }
 
-#[derive(Clone, Copy, Serialize, Deserialize)]
-enum StateRow {
-    Queued,
-    Stalled,
-    Sent,
-    Rejected,
-    Deadline,
-    Attempts,
-    Discarded,
-    Damaged,
-    Unclaimed,
-}
-
-impl StateRow {
-    fn new(state: State, reason: Option<DeadReason>) -> Self {
-        match (state, reason) {
-            (State::Queued, _) => Self::Queued,
-            (State::Stalled, _) => Self::Stalled,
-            (State::Sent, _) => Self::Sent,
-            (State::Dead, Some(DeadReason::Deadline)) => Self::Deadline,
-            (State::Dead, Some(DeadReason::Attempts)) => Self::Attempts,
-            (State::Dead, Some(DeadReason::Discarded)) => Self::Discarded,
-            (State::Dead, Some(DeadReason::Damaged)) => Self::Damaged,
-            (State::Dead, Some(DeadReason::Unclaimed)) => Self::Unclaimed,
-            (State::Dead, Some(DeadReason::Rejected) | None) => Self::Rejected,
-        }
-    }
-
-    fn split(self) -> (State, Option<DeadReason>) {
-        match self {
-            Self::Queued => (State::Queued, None),
-            Self::Stalled => (State::Stalled, None),
-            Self::Sent => (State::Sent, None),
-            Self::Rejected => (State::Dead, Some(DeadReason::Rejected)),
-            Self::Deadline => (State::Dead, Some(DeadReason::Deadline)),
-            Self::Attempts => (State::Dead, Some(DeadReason::Attempts)),
-            Self::Discarded => (State::Dead, Some(DeadReason::Discarded)),
-            Self::Damaged => (State::Dead, Some(DeadReason::Damaged)),
-            Self::Unclaimed => (State::Dead, Some(DeadReason::Unclaimed)),
-        }
-    }
-}
-
 fn durable_since(phase: Phase) -> Option<u32> {
     match phase {
         Phase::Fast => None,
@@ -292,85 +251,6 @@ fn durable_since(phase: Phase) -> Option<u32> {
 
 fn phase(durable_since: Option<u32>) -> Phase {
     durable_since.map_or(Phase::Fast, |since| Phase::Durable { since })
-}
-
-#[derive(Serialize, Deserialize)]
-pub(crate) struct DeliveryRow {
-    id: [u8; 16],
-    event: [u8; 16],
-    destination: u32,
-    created_at: i64,
-    deadline_at: i64,
-    attempts: u32,
-    first_failed_at: Option<i64>,
-    durable_since: Option<u32>,
-    state: StateRow,
-    next_attempt_at: Option<i64>,
-    ended_at: Option<i64>,
-    replay: bool,
-    last_attempt: Option<u64>,
-    one_off: bool,
-}
-
-impl DeliveryRow {
-    pub(crate) fn new(delivery: &Delivery) -> Self {
-        let Delivery {
-            key: _,
-            id,
-            event,
-            destination,
-            created_at,
-            deadline_at,
-            attempts,
-            first_failed_at,
-            phase,
-            state,
-            reason,
-            next_attempt_at,
-            ended_at,
-            replay,
-            last_attempt,
-            one_off,
-        } = *delivery;
-        Self {
-            id: id.to_bytes(),
-            event: event.to_bytes(),
-            destination: destination.0,
-            created_at: created_at.as_micros(),
-            deadline_at: deadline_at.as_micros(),
-            attempts,
-            first_failed_at: first_failed_at.map(Timestamp::as_micros),
-            durable_since: durable_since(phase),
-            state: StateRow::new(state, reason),
-            next_attempt_at: next_attempt_at.map(Timestamp::as_micros),
-            ended_at: ended_at.map(Timestamp::as_micros),
-            replay,
-            last_attempt,
-            one_off,
-        }
-    }
-
-    pub(crate) fn into_delivery(self, key: DeliveryKey) -> Delivery {
-        let (state, reason) = self.state.split();
-        Delivery {
-            key,
-            id: DeliveryId::from_bytes(self.id),
-            event: EventId::from_bytes(self.event),
-            destination: DestinationId(self.destination),
-            created_at: Timestamp::from_micros(self.created_at),
-            deadline_at: Timestamp::from_micros(self.deadline_at),
-            attempts: self.attempts,
-            first_failed_at: self.first_failed_at.map(Timestamp::from_micros),
-            phase: phase(self.durable_since),
-            state,
-            reason,
-            next_attempt_at: self.next_attempt_at.map(Timestamp::from_micros),
-            ended_at: self.ended_at.map(Timestamp::from_micros),
-            replay: self.replay,
-            last_attempt: self.last_attempt,
-            one_off: self.one_off,
-        }
-    }
 }
 
 fn micros(duration: Duration) -> u64 {

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use redb::{Builder, Database, ReadableTable};
 use whrelay_core::bucket::{BucketId, Seq};
-use whrelay_core::delivery::{Delivery, DeliveryKey, DestinationId, State};
+use whrelay_core::delivery::{Delivery, DeliveryKey, DestinationId};
 use whrelay_core::id::DeliveryId;
 use whrelay_core::time::Timestamp;
 
@@ -25,7 +25,6 @@ use crate::disk::{FILE, Role};
 use crate::error::{OpenError, StoreError};
 use crate::events::record_of;
 use crate::files;
-use crate::index::Wait;
 use crate::lock::DirLock;
 use crate::meta;
 use crate::pages::Pages;
@@ -301,7 +300,7 @@ impl<I: FnMut() -> u128> Salvage<I> {
             put(&mut tx, &mut self.kept, found)?;
         }
         let changed = tx.finish(&self.sizes)?;
-        self.sizes.set(&changed);
+        self.sizes.set(&changed.sizes);
         self.weight = 0;
         Ok(transaction.commit()?)
     }
@@ -407,7 +406,7 @@ impl<I: FnMut() -> u128> Salvage<I> {
                         passed_over: bare,
                         one_off: false,
                     };
-                    deliveries::begin(tx, bucket, seq, ordinal, event, &new)?;
+                    deliveries::begin(tx, bucket, seq, ordinal, (event, 0), &new)?;
                 }
             }
         }
@@ -511,11 +510,7 @@ fn settle_deliveries(tx: &mut Tx<'_>) -> Result<u64, StoreError> {
                 let id = delivery.event.to_bytes();
                 tx.event_ids.open()?.insert(&id, (bucket, seq))?;
             }
-            let wait = match delivery.state {
-                State::Stalled => Wait::Offline,
-                State::Queued | State::Sent | State::Dead => Wait::Turn,
-            };
-            deliveries::update(tx, None, &delivery, wait)?;
+            deliveries::update(tx, None, &delivery)?;
             settled += 1;
         }
     }

@@ -10,6 +10,7 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::watch;
 use whrelay_core::limits;
 
+use crate::changes::Feed;
 use crate::error::StoreError;
 use crate::sizes::Sizes;
 
@@ -20,6 +21,8 @@ pub(crate) struct Shared {
     pub(crate) sizes: Sizes,
     /// Whether the file is being made smaller, which takes a moment.
     pub(crate) moving: AtomicBool,
+    /// What commits change in queues, for those who follow that.
+    pub(crate) changes: Feed,
     /// Counts commits.
     pub(crate) commits: watch::Sender<u64>,
     /// Why the store has stopped for good.

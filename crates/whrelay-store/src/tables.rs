@@ -6,7 +6,7 @@ use whrelay_core::bucket::{BucketId, Seq};
 use whrelay_core::delivery::DeliveryKey;
 
 /// The format this version writes.
-pub(crate) const FORMAT: u32 = 9;
+pub(crate) const FORMAT: u32 = 10;
 /// The oldest format this version migrates.
 pub(crate) const OLDEST_FORMAT: u32 = 6;
 
@@ -33,15 +33,21 @@ pub(crate) const SUBSCRIPTIONS: TableDefinition<'_, (u32, &str), &[u8]> =
 pub(crate) const SOURCES: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("sources_v2");
 /// Key: destination. Value: record of `DestinationRow`.
 pub(crate) const DESTINATIONS: TableDefinition<'_, u32, &[u8]> =
-    TableDefinition::new("destinations_v2");
+    TableDefinition::new("destinations_v3");
 /// Key: bucket, place, number of the delivery. Value: record of `DeliveryRow`.
 pub(crate) const DELIVERIES: TableDefinition<'_, (u32, u64, u32), &[u8]> =
-    TableDefinition::new("deliveries_v3");
-/// Key: destination times two, and one more for replays; due in microseconds since 1970; then the
-/// delivery's key. Value: why it waits: 0 for its turn, 1 where it was asked for, 2 for its
-/// backoff, 3 for its endpoint's return. A delivery that waits has exactly one row here.
-pub(crate) const DUE: TableDefinition<'_, (u32, i64, u32, u64, u32), u8> =
-    TableDefinition::new("due_v2");
+    TableDefinition::new("deliveries_v4");
+/// Key: destination; list, and 8 more for replays; a time in microseconds since 1970; then the delivery's key.
+/// Value: when the delivery was created. List 0: new ones, by key (time 0) or, of replays, by creation; 1: by the time
+/// before which they are not tried; 2: by the end of their backoff; 3: by when they failed; 4: those that were tried, by
+/// key (time 0), no replays; 5: by deadline. A delivery that waits has a row in 5 and in each other list that fits.
+pub(crate) const QUEUE: TableDefinition<'_, (u32, u8, i64, u32, u64, u32), i64> =
+    TableDefinition::new("queue_v1");
+/// Key: 0 and when the first delivery of a destination is due (0 for a new one, or if the endpoint returned since it
+/// failed), or 1 and when the last of them that failed did so, in microseconds since 1970; then the destination.
+/// Computed from [`QUEUE`].
+pub(crate) const DUE_DESTINATIONS: TableDefinition<'_, (u8, i64, u32), ()> =
+    TableDefinition::new("due_destinations_v1");
 /// Key: bucket, state, event id. Value: place. An event that has deliveries has exactly one row here.
 pub(crate) const EVENT_STATES: TableDefinition<'_, (u32, u8, &[u8; 16]), u64> =
     TableDefinition::new("event_states_v1");
@@ -100,7 +106,8 @@ pub(crate) fn create_all(tx: &WriteTransaction) -> Result<(), TableError> {
     tx.open_table(SOURCES)?;
     tx.open_table(DESTINATIONS)?;
     tx.open_table(DELIVERIES)?;
-    tx.open_table(DUE)?;
+    tx.open_table(QUEUE)?;
+    tx.open_table(DUE_DESTINATIONS)?;
     tx.open_table(EVENT_STATES)?;
     tx.open_table(ATTEMPTS)?;
     tx.open_table(ATTEMPT_STATES)?;

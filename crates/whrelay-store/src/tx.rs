@@ -7,7 +7,9 @@ use redb::{Key, ReadableTable, Table, TableDefinition, Value, WriteTransaction};
 use whrelay_core::bucket::BucketId;
 use whrelay_core::delivery::{DestinationId, State};
 
+use crate::changes::Changed;
 use crate::error::StoreError;
+use crate::queue::{self, DueKey, Leads, QueueKey, Summary, Targets};
 use crate::record::Seal;
 use crate::sizes::Sizes;
 use crate::tables::*;
@@ -37,6 +39,12 @@ impl<'txn, K: Key + 'static, V: Value + 'static> Lazy<'txn, K, V> {
     }
 }
 
+/// What a transaction has changed.
+pub(crate) struct Finished {
+    pub(crate) sizes: Vec<(BucketId, u64)>,
+    pub(crate) changed: Changed,
+}
+
 /// Where a delivery is counted.
 type Place = (DestinationId, State);
 
@@ -53,7 +61,8 @@ pub(crate) struct Tx<'txn> {
     pub(crate) sources: Lazy<'txn, u32, &'static [u8]>,
     pub(crate) destinations: Lazy<'txn, u32, &'static [u8]>,
     pub(crate) deliveries: Lazy<'txn, (u32, u64, u32), &'static [u8]>,
-    pub(crate) due: Lazy<'txn, (u32, i64, u32, u64, u32), u8>,
+    pub(crate) queue: Lazy<'txn, QueueKey, i64>,
+    pub(crate) due_destinations: Lazy<'txn, DueKey, ()>,
     pub(crate) event_states: Lazy<'txn, (u32, u8, &'static [u8; 16]), u64>,
     pub(crate) attempts: Lazy<'txn, u64, &'static [u8]>,
     pub(crate) attempt_states: Lazy<'txn, (u8, i64, u64), ()>,
@@ -70,6 +79,10 @@ pub(crate) struct Tx<'txn> {
     moved: HashMap<(u32, u8), i64>,
     /// Bytes that a bucket has more, not yet written.
     grown: HashMap<BucketId, i64>,
+    /// Destinations whose queues change in this transaction, as they were before.
+    pub(crate) touched: HashMap<DestinationId, Summary>,
+    /// What the commit will tell.
+    pub(crate) changed: Changed,
 }
 
 impl<'txn> Tx<'txn> {
@@ -85,7 +98,8 @@ impl<'txn> Tx<'txn> {
             sources: Lazy::new(tx, SOURCES),
             destinations: Lazy::new(tx, DESTINATIONS),
             deliveries: Lazy::new(tx, DELIVERIES),
-            due: Lazy::new(tx, DUE),
+            queue: Lazy::new(tx, QUEUE),
+            due_destinations: Lazy::new(tx, DUE_DESTINATIONS),
             event_states: Lazy::new(tx, EVENT_STATES),
             attempts: Lazy::new(tx, ATTEMPTS),
             attempt_states: Lazy::new(tx, ATTEMPT_STATES),
@@ -99,6 +113,8 @@ impl<'txn> Tx<'txn> {
             given: HashMap::new(),
             moved: HashMap::new(),
             grown: HashMap::new(),
+            touched: HashMap::new(),
+            changed: Changed::default(),
         }
     }
 
@@ -143,8 +159,21 @@ impl<'txn> Tx<'txn> {
         *self.grown.entry(bucket).or_default() -= bytes as i64;
     }
 
+    /// What a row of a queue leads to.
+    pub(crate) fn leads(&mut self, row: QueueKey) -> Result<Leads, StoreError> {
+        let targets = Targets {
+            seal: self.seal,
+            deliveries: &*self.deliveries.open()?,
+            events: &*self.events.open()?,
+            heads: &*self.heads.open()?,
+            quarantine: &*self.quarantine.open()?,
+        };
+        targets.of(row)
+    }
+
     /// Writes what was counted. `sizes` is what there was before; answers what has changed.
-    pub(crate) fn finish(mut self, sizes: &Sizes) -> Result<Vec<(BucketId, u64)>, StoreError> {
+    pub(crate) fn finish(mut self, sizes: &Sizes) -> Result<Finished, StoreError> {
+        queue::settle(&mut self)?;
         let grown: Vec<_> = self.grown.drain().filter(|(_, by)| *by != 0).collect();
         let after = |(bucket, by): &(BucketId, i64)| {
             let size = sizes.of(*bucket).saturating_add_signed(*by);
@@ -168,7 +197,10 @@ impl<'txn> Tx<'txn> {
             let before = table.get(key)?.map_or(0, |v| v.value());
             table.insert(key, before.saturating_add_signed(change))?;
         }
-        Ok(changed)
+        Ok(Finished {
+            sizes: changed,
+            changed: self.changed,
+        })
     }
 }
 

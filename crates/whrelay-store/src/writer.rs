@@ -20,7 +20,7 @@ use crate::guard::{self, unpanicked};
 use crate::record::Seal;
 use crate::shared::Shared;
 use crate::sizes::Coming;
-use crate::tx::Tx;
+use crate::tx::{Finished, Tx};
 
 /// What the writer is asked.
 pub(crate) enum Message {
@@ -518,9 +518,10 @@ impl Writer {
         for operation in group {
             operation.apply(&mut tx)?;
         }
-        let changed = tx.finish(&self.shared.sizes)?;
+        let Finished { sizes, changed } = tx.finish(&self.shared.sizes)?;
         transaction.commit()?;
-        self.shared.sizes.set(&changed);
+        self.shared.sizes.set(&sizes);
+        self.shared.changes.add(&changed);
         Ok(())
     }
 

@@ -10,8 +10,10 @@ use strum::IntoEnumIterator;
 use whrelay_core::bucket::{Bucket, BucketKey, Seq};
 use whrelay_core::event::{Event, Header, Request};
 use whrelay_core::id::{DeliveryId, EventId};
+use whrelay_core::order::Order;
+use whrelay_core::queue::{DueBy, QueueQuery};
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Audit, Audited, NewDelivery, NewEvent, Release, Store, StoreError};
+use whrelay_store::{Audit, Audited, NewDelivery, NewEvent, Store, StoreError};
 use whrelay_tests::destinations::destination;
 
 use super::lying::LyingDisk;
@@ -295,17 +297,29 @@ fn by_due(store: &Store, bucket: &Bucket, events: &[Event]) -> Found {
     let runtime = { runtime }.build().expect("a runtime");
     let started = runtime.block_on(async {
         let known = destination(store, bucket.id, TARGET).await?;
-        store.release(known, NOW, Release::Back).await?;
         if !is_whole(store)? {
             store.restore_indexes().await?;
         }
         let (mut ready, mut lost) = (Vec::new(), 0);
         for destination in store.destinations()? {
-            let due = store.due(destination.id, NOW, &HashSet::new(), usize::MAX)?;
+            // Every backoff is over.
+            let due = DueBy {
+                now: NOW,
+                not_before: NOW,
+                back_since: Some(NOW),
+            };
+            let query = QueueQuery {
+                order: Order::Arrival,
+                due,
+                expired_by: Timestamp::EPOCH,
+                only_expired: false,
+                max: usize::MAX,
+            };
+            let found = store.queue(destination.id, &query)?.page.waiting;
             if destination.id != known {
-                lost += due.ready.len();
+                lost += found.len();
             }
-            ready.extend(due.ready);
+            ready.extend(found.into_iter().map(|waiting| waiting.key));
         }
         Ok::<_, StoreError>((ready, lost))
     });

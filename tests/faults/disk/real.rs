@@ -1,25 +1,29 @@
 //! The real store behind the world's `Vault`, beside the model: whatever the disk did, the store must
 //! be where the model is before or after the write that was cut off, and nowhere between.
 
-use std::collections::HashSet;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
 use whrelay_core::bucket::{Bucket, BucketId, BucketKey, BucketName, Seq};
 use whrelay_core::delivery::{Delivery, DeliveryKey, DestinationId, State};
-use whrelay_core::destination::Destination;
+use whrelay_core::destination::{Destination, EndpointState};
 use whrelay_core::event::Event;
 use whrelay_core::id::EventId;
+use whrelay_core::order::Order;
+use whrelay_core::queue::{DueCursor, DuePage, QueuePage, QueueQuery};
 use whrelay_core::time::Timestamp;
 use whrelay_store::{
-    Batch, Begin, DueScan, Found, Head, Medium, OpenError, Options, Role, Search, Source,
+    Batch, Begin, Changed, Changes, Found, Medium, OpenError, Options, Role, Search, Source,
     StateCounts, Store, StoreError,
 };
 use whrelay_tests::destinations::destination;
 
 use super::lying::{Fault, LyingDisk};
 use crate::chance::Chance;
+use crate::sim::everything;
 use crate::sim::model::Model;
 use crate::sim::planted::Bug;
 use crate::sim::vault::{Done, PowerCut, Vault, Write};
@@ -43,6 +47,10 @@ pub(crate) struct Real {
     name: u128,
     disk: LyingDisk,
     store: Option<Store>,
+    /// What the open store changes in queues.
+    changes: Option<Changes>,
+    /// Whether a write was tried again since changes were asked for: then it may have told of them twice.
+    is_healed: bool,
     model: Model,
     /// What may be on the disk: nobody was told.
     unknown: Option<Write>,
@@ -107,19 +115,20 @@ impl Real {
                     store.record(*attempt).await?;
                     Done::Recorded
                 }
-                Write::Release {
-                    destination,
-                    now,
-                    release,
-                } => Done::Released(store.release(destination, now, release).await?),
                 Write::Endpoint {
                     destination,
-                    offline_since,
+                    endpoint,
+                    back_since,
                 } => {
-                    let change = move |known: &mut Destination| known.offline_since = offline_since;
+                    let change = endpoint_of(endpoint, back_since);
                     store.change_destination(destination, change).await?;
                     Done::Noted
                 }
+                Write::Postpone { key, now, delay } => {
+                    store.postpone(key, now, delay).await?;
+                    Done::Noted
+                }
+                Write::RetryNow(keys) => Done::Hurried(store.retry_now(keys).await?),
                 Write::Again(again) => {
                     let begun = store.deliver_again(vec![again]).await?.pop();
                     Done::Again(begun.map(Box::new))
@@ -214,14 +223,10 @@ impl Real {
             }
         }
         for target in model.targets() {
-            let never = Timestamp::from_micros(i64::MAX);
-            let due = vault.due(target, never, &HashSet::new(), usize::MAX);
-            let again = vault.due_replays(target, never, &HashSet::new(), usize::MAX);
-            let (counts, offline) = (vault.counts(target), vault.is_offline(target));
-            text += &format!("{counts:?} {offline} {due:?} {again:?}\n");
-            for bucket in model.buckets() {
-                text += &format!("{:?}\n", vault.head(bucket.id, target, Seq(0)));
-            }
+            let queues = [Order::Arrival, Order::Fifo].map(everything);
+            let queues = queues.map(|query| vault.queue(target, &query));
+            let (counts, endpoint) = (vault.counts(target), vault.endpoint(target));
+            text += &format!("{counts:?} {endpoint:?} {queues:?}\n");
         }
         text
     }
@@ -249,6 +254,12 @@ impl Real {
 }
 
 impl Real {
+    /// Listens to a store that was opened. What was changed before that, nobody is told.
+    fn listen(&mut self) {
+        self.changes = Some(self.store().changes());
+        self.model.changed();
+    }
+
     /// Until the store has seen that its disk is no longer full, an agent's join writes nothing: that would depend
     /// on how fast this runs.
     fn wait_for_space(&self) {
@@ -281,9 +292,12 @@ impl Vault for Real {
         let disk = LyingDisk::default();
         let runtime = tokio::runtime::Builder::new_current_thread();
         let runtime = { runtime }.build().expect("a runtime");
+        let store = open(&disk, name).expect("a new store");
         Self {
             name,
-            store: Some(open(&disk, name).expect("a new store")),
+            changes: Some(store.changes()),
+            is_healed: false,
+            store: Some(store),
             disk,
             model: Model::birth(name),
             unknown: None,
@@ -306,10 +320,11 @@ impl Vault for Real {
         } else {
             self.disk.clone()
         };
-        self.store = None;
+        (self.store, self.changes) = (None, None);
         if was_killed {
             (self.disk, self.store) = some(self.recover(before));
             self.reconcile();
+            self.listen();
             return;
         }
         for _ in 0..IMAGES {
@@ -322,6 +337,7 @@ impl Vault for Real {
         }
         self.reconcile();
         self.unknown = None;
+        self.listen();
     }
 
     /// A copy of a running directory: whatever the system has of it.
@@ -331,6 +347,8 @@ impl Vault for Real {
             name: self.name,
             disk: self.disk.after_kill(),
             store: None,
+            changes: None,
+            is_healed: false,
             model: self.model.clone(),
             unknown: self.unknown.clone(),
             chance: Chance::new(self.name as u64),
@@ -391,6 +409,7 @@ impl Vault for Real {
                 "{done:?} where the model says {expected:?}"
             );
             if let Some(before) = before {
+                self.is_healed = true;
                 self.may_be_twice(write, before);
                 self.wait_for_space();
             }
@@ -438,38 +457,48 @@ impl Vault for Real {
         self.look(|store| store.event_at(bucket, seq))
     }
 
-    fn due(
+    fn queue(&self, destination: DestinationId, query: &QueueQuery) -> QueuePage {
+        let read = self.look(|store| store.queue(destination, query));
+        assert_eq!(read.strays, [], "rows that lead nowhere");
+        read.page
+    }
+
+    fn due_destinations(
         &self,
-        destination: DestinationId,
-        now: Timestamp,
-        in_flight: &HashSet<DeliveryKey>,
+        until: Timestamp,
+        after: Option<DueCursor>,
         max: usize,
-    ) -> DueScan {
-        self.look(|store| store.due(destination, now, in_flight, max))
-    }
-
-    fn due_replays(
-        &self,
-        destination: DestinationId,
         now: Timestamp,
-        in_flight: &HashSet<DeliveryKey>,
-        max: usize,
-    ) -> DueScan {
-        self.look(|store| store.due_replays(destination, now, in_flight, max))
+    ) -> DuePage {
+        self.look(|store| store.due_destinations(until, after, max, now))
     }
 
-    fn line_start(&self, bucket: BucketId, destination: DestinationId) -> Seq {
-        self.look(|store| store.line_start(bucket, destination))
+    /// What the store tells, which has to be what the model says.
+    fn changed(&mut self) -> Changed {
+        let expected = self.model.changed();
+        let changes = self
+            .changes
+            .as_mut()
+            .expect("open while anyone looks at it");
+        let next = pin!(changes.next());
+        let mut context = Context::from_waker(Waker::noop());
+        let told = match next.poll(&mut context) {
+            Poll::Ready(told) => told,
+            Poll::Pending => Changed::default(),
+        };
+        let is_healed = std::mem::take(&mut self.is_healed);
+        assert!(
+            is_healed || told == expected,
+            "{told:?} changed where the model says {expected:?}"
+        );
+        told
     }
 
-    fn is_offline(&self, destination: DestinationId) -> bool {
-        let all = self.look(Store::destinations).into_iter();
-        let mut found = all.filter(|known| known.id == destination);
-        found.any(|known| known.offline_since.is_some())
-    }
-
-    fn head(&self, bucket: BucketId, destination: DestinationId, from: Seq) -> (Option<Head>, Seq) {
-        self.look(|store| store.head(bucket, destination, from))
+    fn endpoint(&self, destination: DestinationId) -> (EndpointState, Option<Timestamp>) {
+        let all = self.look(Store::destinations);
+        let found = all.into_iter().find(|known| known.id == destination);
+        let found = found.map(|known| (known.endpoint, known.back_since));
+        found.unwrap_or((EndpointState::Online, None))
     }
 
     fn search(
@@ -509,4 +538,16 @@ fn again_until_healed<T>(ask: impl Fn() -> Result<T, StoreError>) -> Result<T, S
 
 fn some((disk, store): (LyingDisk, Store)) -> (LyingDisk, Option<Store>) {
     (disk, Some(store))
+}
+
+/// Stores the state of an endpoint. A row says that one is offline by saying since when.
+fn endpoint_of(
+    endpoint: EndpointState,
+    back_since: Option<Timestamp>,
+) -> impl FnOnce(&mut Destination) + Send {
+    move |known| {
+        (known.endpoint, known.back_since) = (endpoint, back_since);
+        let is_offline = endpoint == EndpointState::Offline;
+        known.offline_since = is_offline.then_some(Timestamp::EPOCH);
+    }
 }

@@ -37,24 +37,62 @@ impl Policy {
     }
 }
 
-/// What one agent said of its attempts at the hostile target, by event.
-pub(crate) struct Told(HashMap<String, Vec<Value>>);
+/// What one agent said of its attempts at the hostile target.
+pub(crate) struct Told {
+    by_event: HashMap<String, Vec<Value>>,
+    /// When attempts began that got no answer, by destination.
+    unanswered: HashMap<String, Vec<Timestamp>>,
+}
 
 impl Told {
     pub(crate) fn new(lines: &[Value], target: &str) -> Self {
-        let mut told: HashMap<String, Vec<Value>> = HashMap::new();
+        let mut by_event: HashMap<String, Vec<Value>> = HashMap::new();
+        let mut unanswered: HashMap<String, Vec<Timestamp>> = HashMap::new();
+        let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         for line in lines.iter().filter(|line| line["target"] == target) {
-            let event = line["event"].as_str().unwrap_or_default().to_owned();
-            told.entry(event).or_default().push(line.clone());
+            let all = by_event.entry(word(&line["event"])).or_default();
+            all.push(line.clone());
+            if line["status"].is_null() {
+                let times = unanswered.entry(word(&line["destination"])).or_default();
+                times.extend(time(line, "at"));
+            }
         }
-        for lines in told.values_mut() {
+        for lines in by_event.values_mut() {
             lines.sort_by_key(|line| (line["replay"].as_bool(), line["attempt"].as_u64()));
         }
-        Self(told)
+        Self {
+            by_event,
+            unanswered,
+        }
     }
 
     pub(crate) fn attempts(&self) -> usize {
-        self.0.values().map(Vec::len).sum()
+        self.by_event.values().map(Vec::len).sum()
+    }
+
+    /// Whether the endpoint of a destination may have returned just before: attempts without an
+    /// answer show that one is away.
+    fn may_have_returned(&self, line: &Value, before: Timestamp) -> bool {
+        let destination = line["destination"].as_str().unwrap_or_default();
+        let times = self.unanswered.get(destination);
+        times.is_some_and(|times| {
+            let is_recent = |at: &Timestamp| *at < before && before.since(*at) < SLACK;
+            times.iter().any(is_recent)
+        })
+    }
+
+    /// The next attempt starts when it was promised, or when the endpoint returns unless it asked
+    /// for that time itself.
+    fn follows(&self, mode: &Mode, line: &Value, next: &Value) -> Result<(), String> {
+        let (promised, at) = (time(line, "next_attempt_at")?, time(next, "at")?);
+        let is_early = at.after(ROUNDING) < promised;
+        if is_early && (mode.asks.is_some() || !self.may_have_returned(line, at)) {
+            return Err("tried before its time".to_owned());
+        }
+        match at.since(promised) {
+            late if late > SLACK => Err(format!("tried {late:?} late")),
+            _ => Ok(()),
+        }
     }
 
     /// Judges one event.
@@ -66,7 +104,7 @@ impl Told {
         asked: &[Asked],
     ) -> Result<(), String> {
         let empty = Vec::new();
-        let lines = self.0.get(event).unwrap_or(&empty);
+        let lines = self.by_event.get(event).unwrap_or(&empty);
         let (replays, lines): (Vec<_>, Vec<_>) =
             lines.iter().partition(|line| line["replay"] == true);
         for (n, line) in lines.iter().enumerate() {
@@ -78,7 +116,8 @@ impl Told {
             let found: Vec<_> = asked.iter().filter(fits).collect();
             attempt(policy, mode, line, &found).map_err(|why| format!("{why}: {line}"))?;
             if let Some(next) = lines.get(n + 1) {
-                follows(line, next).map_err(|why| format!("{why}: {line} {next}"))?;
+                let follows = self.follows(mode, line, next);
+                follows.map_err(|why| format!("{why}: {line} {next}"))?;
             }
         }
         let mut told = asked.iter().filter(|asked| !asked.replay);
@@ -167,16 +206,4 @@ fn waits(line: &Value, asks: Option<Asks>) -> Result<(), String> {
         ));
     }
     Ok(())
-}
-
-/// The next attempt starts when it was promised.
-fn follows(line: &Value, next: &Value) -> Result<(), String> {
-    let (promised, at) = (time(line, "next_attempt_at")?, time(next, "at")?);
-    if at.after(ROUNDING) < promised {
-        return Err("tried before its time".to_owned());
-    }
-    match at.since(promised) {
-        late if late > SLACK => Err(format!("tried {late:?} late")),
-        _ => Ok(()),
-    }
 }

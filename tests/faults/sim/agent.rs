@@ -3,28 +3,26 @@
 use std::collections::VecDeque;
 
 use whrelay_core::backlog::{Backlog, Cut};
-use whrelay_core::breaker::Probing;
 use whrelay_core::bucket::Seq;
-use whrelay_core::delivery::{DeadReason, Delivery, State};
-use whrelay_core::dispatch::Dispatcher;
+use whrelay_core::delivery::Delivery;
+use whrelay_core::destination::EndpointState;
 use whrelay_core::id::{DeliveryId, EventId};
 use whrelay_core::retry::{Jitter, reconnect_pause};
 use whrelay_core::route;
 use whrelay_core::time::Moment;
+use whrelay_engine::Engine;
 use whrelay_proto::frame::{Epoch, Frame, Hello, Known, RefusedCode, Resume, Who, WireEvent};
 use whrelay_proto::{AgentAction, AgentSession, ProtocolError, codec};
-use whrelay_store::{NewDelivery, NewEvent, Release, SourceMark};
+use whrelay_store::{NewDelivery, NewEvent, SourceMark};
 
 use crate::chance::Chance;
 
 use super::catching_up;
-use super::ledger::{Ledger, Verdicts, hold};
-use super::node::{
-    AgentProcess, Desk, FarEnd, Lane, Link, NearEnd, ProcessClock, Purpose, Stage, Time,
-};
-use super::planted::Bug;
-use super::retention::alone;
+use super::ledger::Verdicts;
+use super::node::{AgentProcess, Desk, FarEnd, Link, NearEnd, ProcessClock, Purpose, Stage, Time};
+use super::planted::{self, Bug};
 use super::seen::Point;
+use super::shell::{News, Shell, Told};
 use super::vault::{Done, Vault, Write};
 use super::world::World;
 
@@ -42,64 +40,49 @@ impl<V: Vault> World<V> {
             node.instance = self.chance.bits();
         }
         let mut clock = ProcessClock::start(&node.machine, self.time);
-        let now = clock.read(&node.machine, self.time);
-        let (mut desk, mut lanes) = (Desk::default(), Vec::new());
-        let ahead = |d: &Delivery| d.attempts == 0 && d.next_attempt_at > Some(now.now);
+        let now = clock.now(self.origin, &node.machine, self.time);
+        let began = now.moment.now;
+        let ahead = |d: &Delivery| d.attempts == 0 && d.next_attempt_at() > Some(began);
         let last = node.vault.last_seq(node.bucket.id).0;
         let deliveries = |seq| node.vault.deliveries_of(node.bucket.id, Seq(seq));
         if (1..=last).flat_map(deliveries).any(|d| ahead(&d)) {
             self.seen.note(Point::QueuedAheadOfTheClock);
         }
-        let rate = self.rate.filter(|_| self.planted != Some(Bug::RateIgnored));
-        for (index, (id, endpoint)) in node.targets.iter().enumerate() {
-            // A process does not know how fast the one before it was.
-            self.ledger.forget_pace(n, *id);
-            let longest = self.policy.longest_backoff();
-            let write = Write::Release {
-                destination: *id,
-                now: now.now,
-                release: Release::Begin { longest },
-            };
-            let offline = node.vault.is_offline(*id);
-            self.ledger.doubt(n, *id, offline);
+        for (id, _) in &node.targets {
+            let (endpoint, back) = node.vault.endpoint(*id);
+            let offline = endpoint == EndpointState::Offline;
+            self.ledger.begin((n, *id), began, (offline, back));
             if offline {
                 self.seen.note(Point::BegunOffline);
             }
-            let instant = clock.instant(self.origin, &node.machine, self.time);
-            let dispatcher = match offline && self.planted != Some(Bug::StartForgetsOffline) {
-                true => Dispatcher::doubtful(self.max_in_flight, rate, Probing::Loopback, instant),
-                false => Dispatcher::new(self.max_in_flight, rate, Probing::Loopback),
-            };
-            desk.asked
-                .push_back((write, Purpose::Release { lane: index }));
-            lanes.push(Lane {
-                id: *id,
-                endpoint: *endpoint,
-                dispatcher,
-                line: node.vault.line_start(node.bucket.id, *id),
-                flights: Vec::new(),
-                begun: false,
-                wake: true,
-                look_at: None,
-            });
         }
         self.ledger.begun.remove(&n);
         let wanted = match self.passes_over {
-            true => catching_up::draw(&mut self.chance, now.now),
+            true => catching_up::draw(&mut self.chance, began),
             false => Backlog::default(),
         };
+        let now = planted::bent_now(self.planted, now);
+        let mut shell = Shell::new(Engine::new(self.caps, now));
+        if node.is_paused {
+            let news = News::Paused;
+            let at = self.time;
+            shell.told.push(Told { news, at });
+        }
+        let targets = node.targets.len();
         node.process = Some(AgentProcess {
             clock,
             wanted,
             cut: None,
-            desk,
-            lanes,
+            desk: Desk::default(),
+            shell,
+            is_hurried: false,
             link: None,
             failures: 0,
             redial_at: self.time,
             waiting: VecDeque::new(),
             appending: false,
         });
+        (0..targets).for_each(|target| self.configure(n, target, &now));
         Ok(())
     }
 
@@ -351,98 +334,7 @@ impl<V: Vault> World<V> {
         Ok(())
     }
 
-    pub(crate) fn commit_agent(&mut self, n: usize) -> Verdicts {
-        let node = &mut self.agents[n];
-        let Some(process) = &mut node.process else {
-            return Ok(());
-        };
-        let group = 1 + self.chance.index(process.desk.asked.len());
-        let group = alone(process.desk.asked.iter().map(|(write, _)| write), group);
-        let (writes, purposes): (Vec<_>, Vec<_>) = process.desk.asked.drain(..group).unzip();
-        let told = writes.clone();
-        // A power cut may leave any of them on disk.
-        for write in &told {
-            self.released(n, write);
-        }
-        let first = writes.first().cloned();
-        first.iter().for_each(|write| self.may_remove(n, write));
-        let Ok(done) = self.agents[n].vault.commit(writes) else {
-            return self.crash_agent(n);
-        };
-        first.iter().try_for_each(|write| self.removed(n, write))?;
-        for (write, done) in told.iter().zip(&done) {
-            self.released(n, write);
-            if let Write::Record(attempt) = write {
-                self.ledger.waits(attempt);
-            }
-            if let Done::Again(Some(delivery)) = done {
-                self.ledger.held(delivery);
-            }
-        }
-        let node = &mut self.agents[n];
-        let Some(process) = &mut node.process else {
-            return Ok(());
-        };
-        process.desk.answered.extend(done.into_iter().zip(purposes));
-        // A commit wakes every lane, as the store's own counter does.
-        for lane in &mut process.lanes {
-            lane.wake |= self.planted != Some(Bug::LostWakeUp);
-        }
-        Ledger::audit(node)
-    }
-
-    fn released(&mut self, n: usize, write: &Write) {
-        if let Write::Release {
-            destination,
-            now,
-            release,
-        } = write
-        {
-            self.ledger.released((n, *destination), *now, *release);
-        }
-    }
-
-    pub(crate) fn settle_agent(&mut self, n: usize) -> Verdicts {
-        let Some(process) = &mut self.agents[n].process else {
-            return Ok(());
-        };
-        let Some((done, purpose)) = process.desk.answered.pop_front() else {
-            return Ok(());
-        };
-        match purpose {
-            Purpose::Append { link, reached } => {
-                if let Done::Appended(receipts) = done
-                    && receipts.iter().any(|receipt| receipt.duplicate)
-                {
-                    self.seen.note(Point::DuplicateAbsorbed);
-                }
-                self.appended(n, link, reached)
-            }
-            Purpose::Part { link } => {
-                self.seen.note(Point::AppendedInParts);
-                if process.link == Some(link) {
-                    process.appending = false;
-                }
-                Ok(())
-            }
-            Purpose::Release { lane } => {
-                (process.lanes[lane].begun, process.lanes[lane].wake) = (true, true);
-                Ok(())
-            }
-            Purpose::Verdict { lane, verdict } => self.finish(n, lane, &verdict),
-            Purpose::Replay { rows } => self.left_alone(n, &rows),
-            Purpose::Discard { row } => {
-                if done == Done::GaveUp(true) {
-                    self.seen.note(Point::Discarded);
-                }
-                self.left_alone(n, &[*row])
-            }
-            Purpose::Post { .. } | Purpose::Join { .. } => Ok(()),
-            Purpose::Ack | Purpose::Endpoint | Purpose::Retention => Ok(()),
-        }
-    }
-
-    fn appended(&mut self, n: usize, link: u64, reached: u64) -> Verdicts {
+    pub(crate) fn appended(&mut self, n: usize, link: u64, reached: u64) -> Verdicts {
         if let Some(process) = &mut self.agents[n].process
             && process.link == Some(link)
         {
@@ -472,28 +364,6 @@ impl<V: Vault> World<V> {
         self.ledger.acked(n, &self.agents[n].vault, &sent)
     }
 
-    /// I17: what a person does leaves the rows that have ended as they are. What was given up while it arrived
-    /// has arrived.
-    fn left_alone(&mut self, n: usize, rows: &[Delivery]) -> Verdicts {
-        let node = &self.agents[n];
-        for row in rows.iter().filter(|row| row.state.is_finished()) {
-            // An attempt that was under way is still logged.
-            let now = node.vault.delivery(row.key).map(|now| Delivery {
-                last_attempt: row.last_attempt,
-                ..now
-            });
-            if now.is_none() && self.ledger.gone.contains(&(n, row.event)) {
-                continue;
-            }
-            let sent = now.as_ref().is_some_and(|now| now.state == State::Sent);
-            let arrived = row.reason == Some(DeadReason::Discarded) && sent;
-            hold(arrived || now.as_ref() == Some(row), "I17", || {
-                format!("{} had ended, and was changed", row.id)
-            })?;
-        }
-        Ok(())
-    }
-
     pub(crate) fn crash_agent(&mut self, n: usize) -> Verdicts {
         let Some(process) = &self.agents[n].process else {
             return Ok(());
@@ -501,7 +371,7 @@ impl<V: Vault> World<V> {
         let asked = |is: fn(&Purpose) -> bool| process.desk.asked.iter().any(|(_, p)| is(p));
         let answered = |is: fn(&Purpose) -> bool| process.desk.answered.iter().any(|(_, p)| is(p));
         let stage = |is: fn(&Stage) -> bool| {
-            let mut flights = process.lanes.iter().flat_map(|lane| &lane.flights);
+            let mut flights = process.shell.flights.iter();
             flights.any(|flight| is(&flight.stage))
         };
         let append: fn(&Purpose) -> bool = |p| matches!(p, Purpose::Append { .. });
@@ -523,8 +393,8 @@ impl<V: Vault> World<V> {
             (asked(verdict), Point::CrashWithVerdictUnwritten),
             (answered(verdict), Point::CrashWithVerdictUnheard),
             (
-                asked(|p| matches!(p, Purpose::Release { .. })),
-                Point::CrashWithReleaseUnwritten,
+                asked(|p| matches!(p, Purpose::Endpoint)),
+                Point::CrashWithEndpointUnwritten,
             ),
             (
                 asked(|p| matches!(p, Purpose::Replay { .. })),
@@ -546,13 +416,20 @@ impl<V: Vault> World<V> {
         let Some(process) = self.agents[n].process.take() else {
             return Ok(());
         };
-        for (_, purpose) in process.desk.answered {
-            // What is on disk counts, heard or not.
-            if let Purpose::Verdict { verdict, .. } = purpose {
-                self.ledger.recorded(&self.policy, &verdict)?;
+        // What is on disk counts, heard or not.
+        for told in &process.shell.told {
+            if let News::Appended { recorded, .. } = &told.news {
+                self.ledger.recorded(&self.policy, recorded)?;
             }
         }
-        for flight in process.lanes.iter().flat_map(|lane| &lane.flights) {
+        for (done, purpose) in &process.desk.answered {
+            if let Purpose::Verdict { verdict, .. } = purpose
+                && *done != Done::Unknown
+            {
+                self.ledger.recorded(&self.policy, verdict)?;
+            }
+        }
+        for flight in &process.shell.flights {
             self.ledger.cut(flight.delivery.id);
         }
         for link in 0..self.links.len() {

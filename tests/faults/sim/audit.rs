@@ -6,12 +6,17 @@ use whrelay_core::bucket::Seq;
 use whrelay_core::delivery::{Delivery, DestinationId, State};
 use whrelay_core::event::Event;
 use whrelay_core::id::EventId;
+use whrelay_core::order::Order;
+use whrelay_core::queue::{DueBy, QueueQuery};
 use whrelay_core::time::Timestamp;
 use whrelay_store::{Begin, Search};
 
 use super::ledger::{Ledger, Verdicts, hold};
 use super::node::AgentNode;
 use super::vault::Vault;
+
+/// More than any queue here has.
+const MANY: usize = 100_000;
 
 impl Ledger {
     /// I3 and I20 on an agent's disk: each delivery is in one state, counted once, and waits exactly
@@ -28,9 +33,9 @@ impl Ledger {
                 let mut first = 0;
                 for delivery in mine {
                     counted[delivery.state as usize] += 1;
-                    waiting += u64::from(delivery.next_attempt_at.is_some());
+                    waiting += u64::from(delivery.wait.is_some());
                     first += u32::from(!delivery.replay);
-                    let waits = delivery.next_attempt_at.is_some();
+                    let waits = delivery.wait.is_some();
                     hold(waits != delivery.state.is_finished(), "I3", || {
                         format!("{} is {} and waits: {waits}", delivery.id, delivery.state)
                     })?;
@@ -47,10 +52,9 @@ impl Ledger {
             hold(kept == counted, "I20", || {
                 format!("counts say {kept:?}, the rows {counted:?}")
             })?;
-            let never = Timestamp::from_micros(i64::MAX);
-            let due = vault.due(*target, never, &Default::default(), usize::MAX);
-            hold(due.ready.len() as u64 == waiting, "I3", || {
-                format!("{waiting} wait, {} are in the index", due.ready.len())
+            let queued = vault.queue(*target, &everything(Order::Arrival)).waiting;
+            hold(queued.len() as u64 == waiting, "I3", || {
+                format!("{waiting} wait, {} are queued", queued.len())
             })?;
         }
         for seq in 1..=vault.last_seq(bucket.id).0 {
@@ -79,6 +83,21 @@ impl Ledger {
             })?;
         }
         Ok(())
+    }
+}
+
+/// A question that a whole queue answers.
+pub(crate) fn everything(order: Order) -> QueueQuery {
+    QueueQuery {
+        order,
+        due: DueBy {
+            now: Timestamp::LAST,
+            not_before: Timestamp::LAST,
+            back_since: None,
+        },
+        expired_by: Timestamp::EPOCH,
+        only_expired: false,
+        max: MANY,
     }
 }
 

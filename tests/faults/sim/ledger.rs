@@ -5,20 +5,21 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
-use whrelay_core::bucket::{Bucket, Seq};
-use whrelay_core::delivery::{Attempt, DeadReason, Delivery, DestinationId};
+use whrelay_core::bucket::Bucket;
+use whrelay_core::delivery::{Attempt, Delivery, DestinationId};
 use whrelay_core::event::{Event, Request};
 use whrelay_core::id::{DeliveryId, EventId};
-use whrelay_core::limits;
-use whrelay_core::outcome::{Outcome, RetryOn};
+use whrelay_core::outcome::Outcome;
 use whrelay_core::pace::Rate;
-use whrelay_core::retry::{Pause, Phase, RetryPolicy, Schedule, Verdict};
+use whrelay_core::retry::{Pause, RetryPolicy, Verdict};
 use whrelay_core::time::{Moment, Timestamp};
-use whrelay_store::Release;
+use whrelay_engine::{Probing, Settings};
+use whrelay_store::NewDelivery;
 
 use super::catching_up::Begun;
 use super::node::{AgentNode, Time};
 use super::vault::Vault;
+use super::verdicts::{ended, handed_over, spaced};
 
 /// An invariant that does not hold, and how that was seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,7 +53,7 @@ pub(crate) struct Accepted {
 }
 
 /// What is known of one delivery from outside.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Track {
     last_number: u32,
     /// The last attempt was cut off by a crash, so its number may come again.
@@ -66,11 +67,29 @@ pub(crate) struct Track {
     cuts: u32,
     sent: bool,
     handed_over: bool,
-    /// Not to be tried before this, unless that is cut short: then it is the target that asked for it.
-    not_before: Timestamp,
-    asked: bool,
+    /// Attempts that are known to be on disk.
+    numbers: HashSet<u32>,
+    /// Until when it waits, where it does.
+    wait: Option<Wait>,
     /// Whose it is.
     pub(crate) place: Option<(usize, DestinationId)>,
+}
+
+/// Until when a delivery waits.
+#[derive(Clone, Copy, Debug)]
+struct Wait {
+    since: Timestamp,
+    until: Timestamp,
+    /// Its target, or a person, asked for it: no return of an endpoint ends it.
+    asked: bool,
+}
+
+impl Wait {
+    /// Whether it is over, where the endpoint was last seen to return at `back`.
+    fn is_over(self, back: Option<Timestamp>, now: Timestamp) -> bool {
+        let is_recalled = !self.asked && back.is_some_and(|back| back > self.since);
+        is_recalled || self.until <= now
+    }
 }
 
 impl Track {
@@ -80,27 +99,6 @@ impl Track {
             place: self.place,
             ..Self::default()
         };
-    }
-}
-
-const WHENEVER: Timestamp = Timestamp::from_micros(i64::MIN);
-
-impl Default for Track {
-    fn default() -> Self {
-        Self {
-            last_number: 0,
-            cut: false,
-            running: false,
-            hits: 0,
-            answered: 0,
-            recorded: 0,
-            cuts: 0,
-            sent: false,
-            handed_over: false,
-            not_before: WHENEVER,
-            asked: false,
-            place: None,
-        }
     }
 }
 
@@ -129,10 +127,10 @@ pub(crate) struct Start<'a> {
     pub(crate) now: Moment,
     /// Attempts at the destination, this one included.
     pub(crate) running: usize,
-    pub(crate) max_in_flight: usize,
     /// The world's own time.
     pub(crate) time: Time,
-    pub(crate) rate: Option<Rate>,
+    /// The destination's, as its engine was told them.
+    pub(crate) settings: &'a Settings,
 }
 
 /// An attempt, what it was made on and when it was judged: it is on disk.
@@ -160,8 +158,14 @@ pub(crate) struct Ledger {
     pub(crate) forgotten: HashSet<(usize, EventId)>,
     /// When attempts of the running process started, for each agent and target.
     starts: HashMap<(usize, DestinationId), Vec<Time>>,
+    /// When the last attempt at a target started, or a delivery there ended.
+    last: HashMap<(usize, DestinationId), Time>,
     /// Targets that were offline when the running process of an agent began, and that it has not probed.
     doubtful: HashSet<(usize, DestinationId)>,
+    /// When targets answered, or took a connection, as the running processes of agents heard it.
+    alive: HashSet<(usize, DestinationId, Timestamp)>,
+    /// When targets were last seen to return.
+    back: HashMap<(usize, DestinationId), Timestamp>,
     /// How the running process of an agent began.
     pub(crate) begun: HashMap<usize, Begun>,
 }
@@ -215,10 +219,15 @@ impl Ledger {
             number,
             now,
             running,
-            max_in_flight,
             time,
-            rate,
+            settings,
         } = *start;
+        let Settings {
+            max_in_flight,
+            rate,
+            probing,
+            ..
+        } = *settings;
         let id = delivery.id;
         if !delivery.replay {
             let place = (agent, delivery.event, delivery.destination);
@@ -231,19 +240,30 @@ impl Ledger {
         hold(!track.running, "I15", || {
             format!("{id} is tried twice at once")
         })?;
-        hold(!track.sent, "I6", || {
-            format!("{id} is tried after it was sent")
+        let is_over = track.sent || delivery.state.is_finished();
+        hold(!is_over, "I6", || {
+            format!("{id} is tried after it has ended")
         })?;
         let grows = number > track.last_number || (track.cut && number == track.last_number);
         hold(grows, "I5", || {
             format!("attempt {number} of {id} after {}", track.last_number)
         })?;
-        let due = delivery.next_attempt_at.is_some_and(|at| at <= now.now);
-        hold(due && track.not_before <= now.now, "I7", || {
-            format!("{id} is tried at {} before its time", now.now)
-        })?;
         let place = (agent, delivery.destination);
-        hold(!self.doubtful.contains(&place), "I21", || {
+        let back = self.back.get(&place).copied();
+        let wait = track.wait.take();
+        hold(
+            wait.is_none_or(|wait| wait.is_over(back, now.now)),
+            "I7",
+            || {
+                format!(
+                    "{id} is tried at {} before its time: {wait:?}, {back:?}",
+                    now.now
+                )
+            },
+        )?;
+        // An endpoint of somebody else's is tried instead of probed.
+        let is_probed = probing != Probing::Public;
+        hold(!is_probed || !self.doubtful.contains(&place), "I21", || {
             format!("{id} is tried where nobody has looked whether the endpoint is back")
         })?;
         hold(now.certain <= delivery.deadline_at, "I8", || {
@@ -261,26 +281,87 @@ impl Ledger {
             keeps_rate(starts, rate)?;
         }
         (track.last_number, track.running, track.cut) = (number, true, false);
-        (track.not_before, track.place) = (WHENEVER, Some(place));
+        track.place = Some(place);
+        self.last.insert(place, time);
         Ok(())
     }
 
-    /// A process begins; what waits says whether the target was offline.
-    pub(crate) fn doubt(&mut self, agent: usize, destination: DestinationId, offline: bool) {
-        self.doubtful.remove(&(agent, destination));
-        if offline {
-            self.doubtful.insert((agent, destination));
+    /// Something was done for a target.
+    pub(crate) fn moves(&mut self, place: (usize, DestinationId), time: Time) {
+        self.last.insert(place, time);
+    }
+
+    /// When something was last done for a target.
+    pub(crate) fn moved_at(&self, place: (usize, DestinationId)) -> Option<Time> {
+        self.last.get(&place).copied()
+    }
+
+    /// A process begins at `began`. Its store says whether a target was away, and when it returned.
+    /// A failure in the future was written by a wrong clock: its wait begins now.
+    pub(crate) fn begin(
+        &mut self,
+        place: (usize, DestinationId),
+        began: Timestamp,
+        (offline, back): (bool, Option<Timestamp>),
+    ) {
+        self.starts.remove(&place);
+        self.doubtful.remove(&place);
+        self.doubtful.extend(offline.then_some(place));
+        self.back.remove(&place);
+        self.back
+            .extend(back.filter(|back| *back <= began).map(|back| (place, back)));
+        let tracks = self.tracks.values_mut();
+        for track in tracks.filter(|track| track.place == Some(place)) {
+            if let Some(wait) = &mut track.wait
+                && wait.since > began
+                && !wait.asked
+            {
+                let delay = wait.until.since(wait.since);
+                (wait.since, wait.until) = (began, began.after(delay));
+            }
         }
     }
 
-    /// A target has accepted a probe.
-    pub(crate) fn probed(&mut self, agent: usize, destination: DestinationId) {
-        self.doubtful.remove(&(agent, destination));
+    /// A target has answered, or taken a connection.
+    pub(crate) fn lives(&mut self, place: (usize, DestinationId), heard_at: Timestamp) {
+        self.doubtful.remove(&place);
+        self.alive.insert((place.0, place.1, heard_at));
     }
 
-    /// A new process begins its pace anew.
-    pub(crate) fn forget_pace(&mut self, agent: usize, destination: DestinationId) {
-        self.starts.remove(&(agent, destination));
+    /// C2: a target counts as returned only where it has shown that.
+    pub(crate) fn endpoint(
+        &mut self,
+        place: (usize, DestinationId),
+        back: Option<Timestamp>,
+    ) -> Verdicts {
+        let known = self.back.get(&place).copied();
+        let is_new = back.filter(|back| known.is_none_or(|known| *back > known));
+        let shows = |at| self.alive.contains(&(place.0, place.1, at));
+        hold(is_new.is_none_or(shows), "C2", || {
+            format!("destination {place:?} counts as returned, and nothing has shown that")
+        })?;
+        self.back.extend(is_new.map(|back| (place, back)));
+        Ok(())
+    }
+
+    /// Whether an attempt that starts now had to wait for the rate.
+    pub(crate) fn is_paced(
+        &self,
+        place: (usize, DestinationId),
+        rate: Option<Rate>,
+        time: Time,
+    ) -> bool {
+        let last = self.starts.get(&place).and_then(|starts| starts.last());
+        let (Some(last), Some(rate)) = (last, rate) else {
+            return false;
+        };
+        let interval = rate.interval().as_micros() as Time;
+        time - last <= interval + interval / 4
+    }
+
+    /// A rate begins anew.
+    pub(crate) fn forget_pace(&mut self, place: (usize, DestinationId)) {
+        self.starts.remove(&place);
     }
 
     /// A crash cut the attempt off.
@@ -327,6 +408,9 @@ impl Ledger {
         } = recorded;
         let (id, outcome, now) = (before.id, outcome.as_ref(), *now);
         let track = self.tracks.entry(id).or_default();
+        if outcome.is_some() && !track.numbers.insert(attempt.number) {
+            return Ok(());
+        }
         track.running = false;
         track.recorded += u32::from(outcome.is_some());
         match attempt.verdict {
@@ -338,7 +422,7 @@ impl Ledger {
             }
             Verdict::Dead(reason) => ended(policy, before, outcome, reason, now),
             Verdict::RetryAt { at, phase, .. } => {
-                handed_over(track, policy, before, attempt, phase)?;
+                handed_over(&mut track.handed_over, policy, before, attempt, phase)?;
                 spaced(policy, before, attempt, outcome, now, at)
             }
         }
@@ -348,56 +432,45 @@ impl Ledger {
     pub(crate) fn waits(&mut self, attempt: &Attempt) {
         if let Verdict::RetryAt { at, pause, .. } = attempt.verdict {
             let track = self.tracks.entry(attempt.delivery).or_default();
-            (track.not_before, track.asked) = (at, pause == Pause::Asked);
-        }
-    }
-
-    /// The return of an endpoint cuts its backoffs short; anything else only what nothing can have asked for.
-    pub(crate) fn released(
-        &mut self,
-        place: (usize, DestinationId),
-        now: Timestamp,
-        release: Release,
-    ) {
-        for track in self.tracks.values_mut() {
-            let is_behind = |longest| track.not_before > now.after(longest);
-            let free = match release {
-                _ if track.asked => is_behind(limits::MAX_RETRY_AFTER),
-                Release::Back => track.place == Some(place),
-                Release::Begin { longest } => is_behind(longest),
-            };
-            if free {
-                track.not_before = WHENEVER;
-            }
-        }
-    }
-
-    /// C4: in a line nothing starts before what is ahead of it has ended.
-    pub(crate) fn in_line<V: Vault>(vault: &V, delivery: &Delivery) -> Verdicts {
-        let key = delivery.key;
-        let ahead = (1..=key.seq.0)
-            .flat_map(|seq| vault.deliveries_of(key.bucket, Seq(seq)))
-            .find(|other| {
-                other.destination == delivery.destination
-                    && other.key < key
-                    && !other.replay
-                    && !other.state.is_finished()
+            track.wait = Some(Wait {
+                since: attempt.at.after(attempt.duration),
+                until: at,
+                asked: pause == Pause::Asked,
             });
-        hold(ahead.is_none() || delivery.replay, "C4", || {
-            format!(
-                "{} is tried, and {ahead:?} is before it in line",
-                delivery.id
-            )
-        })
+        }
+    }
+
+    /// A delivery is tried later, since its event could not be read.
+    pub(crate) fn postponed(
+        &mut self,
+        agent: usize,
+        delivery: &Delivery,
+        (now, delay): (Timestamp, Duration),
+    ) {
+        let track = self.tracks.entry(delivery.id).or_default();
+        track.place = Some((agent, delivery.destination));
+        track.wait = Some(Wait {
+            since: now,
+            until: now.after(delay),
+            asked: false,
+        });
+    }
+
+    /// A person wants a delivery tried now.
+    pub(crate) fn hurried(&mut self, delivery: DeliveryId) {
+        self.tracks.entry(delivery).or_default().wait = None;
     }
 
     /// A person may want a delivery to begin later.
-    pub(crate) fn held(&mut self, delivery: &Delivery) {
-        let later = |at: &Timestamp| *at > delivery.created_at;
-        if let Some(at) = delivery.next_attempt_at.filter(later) {
-            let track = self.tracks.entry(delivery.id).or_default();
-            (track.not_before, track.asked) = (at, true);
-        }
+    pub(crate) fn held(&mut self, new: &NewDelivery) {
+        let (since, until) = (new.created_at, new.due_at);
+        let track = self.tracks.entry(new.id).or_default();
+        let asked = true;
+        track.wait = (until > since).then_some(Wait {
+            since,
+            until,
+            asked,
+        });
     }
 
     /// I4: what was accepted for a bucket is on the disk of one of the agents that share a subscription, and has
@@ -439,113 +512,4 @@ impl Ledger {
 fn can_send<V: Vault>(forwarder: &V, event: EventId) -> bool {
     let place = forwarder.find(event);
     place.is_some_and(|(bucket, seq)| seq > forwarder.bare_upto(bucket))
-}
-
-/// A delivery ends only for a reason that is one.
-fn ended(
-    policy: &RetryPolicy,
-    before: &Delivery,
-    outcome: Option<&Outcome>,
-    reason: DeadReason,
-    now: Moment,
-) -> Verdicts {
-    let holds = match reason {
-        DeadReason::Rejected => match (outcome, policy.retry_on) {
-            (Some(Outcome::Answered { status: 410, .. }), _) => true,
-            (Some(Outcome::Answered { status, .. }), RetryOn::Transient) => {
-                matches!(status, 300..=407 | 409..=424 | 426..=428 | 430..=499)
-            }
-            _ => false,
-        },
-        DeadReason::Deadline => now.certain >= before.deadline_at,
-        DeadReason::Attempts => {
-            let number = before.attempts + 1;
-            let listed = match &policy.schedule {
-                Schedule::Listed(pauses) => number as usize > pauses.len(),
-                Schedule::Seconds | Schedule::Medium | Schedule::Long => false,
-            };
-            listed || (policy.max_attempts > 0 && number >= policy.max_attempts)
-        }
-        DeadReason::Discarded | DeadReason::Damaged | DeadReason::Unclaimed => false,
-    };
-    hold(holds, "C2", || {
-        format!(
-            "{} is dead ({}) after {outcome:?}",
-            before.id,
-            reason.as_str()
-        )
-    })
-}
-
-/// I16: the handoff happens once, and not before its time.
-fn handed_over(
-    track: &mut Track,
-    policy: &RetryPolicy,
-    before: &Delivery,
-    attempt: &Attempt,
-    phase: Phase,
-) -> Verdicts {
-    let holds = match (before.phase, phase) {
-        (Phase::Fast, Phase::Fast) => !track.handed_over,
-        (Phase::Fast, Phase::Durable { since }) => {
-            let first = before.first_failed_at.unwrap_or(attempt.at);
-            let failed_for = attempt.at.after(attempt.duration).since(first);
-            let first_time = !std::mem::replace(&mut track.handed_over, true);
-            // The verdict reads the clock a moment after the attempt's end.
-            let time = failed_for + limits::JUMP >= policy.handoff_after;
-            first_time && since == attempt.number && time
-        }
-        (was @ Phase::Durable { .. }, is) => was == is,
-    };
-    hold(holds, "I16", || {
-        format!("{} went from {:?} to {phase:?}", before.id, before.phase)
-    })
-}
-
-/// I9: the pause is the schedule's, lengthened by at most 30 %, or what the target asked for, or
-/// what was left until the deadline.
-fn spaced(
-    policy: &RetryPolicy,
-    before: &Delivery,
-    attempt: &Attempt,
-    outcome: Option<&Outcome>,
-    now: Moment,
-    at: Timestamp,
-) -> Verdicts {
-    let scheduled = scheduled_pause(policy, attempt);
-    let asked = match outcome {
-        Some(Outcome::Answered {
-            retry_after: Some(asked),
-            ..
-        }) => asked.wait(now.now),
-        Some(_) | None => Duration::ZERO,
-    };
-    let pause = at.since(now.now);
-    let left = before.deadline_at.since(now.certain);
-    let least = scheduled.max(asked).min(left);
-    let most = (scheduled + scheduled * 3 / 10).max(asked);
-    hold(pause >= least && pause <= most, "I9", || {
-        format!(
-            "{} waits {pause:?} after attempt {}: {least:?} to {most:?} are allowed",
-            before.id, attempt.number
-        )
-    })
-}
-
-/// The contract's table, written a second time.
-fn scheduled_pause(policy: &RetryPolicy, attempt: &Attempt) -> Duration {
-    let doubled = |base: u64, cap: u64, times: u32| {
-        let seconds = base.saturating_mul(1u64.checked_shl(times.min(40)).unwrap_or(u64::MAX));
-        Duration::from_secs(seconds.min(cap))
-    };
-    let cap = match &policy.schedule {
-        Schedule::Listed(pauses) => return pauses[attempt.number as usize - 1],
-        Schedule::Seconds => 60,
-        Schedule::Medium => 3600,
-        Schedule::Long => 6 * 3600,
-    };
-    match attempt.next_phase() {
-        Phase::Fast => doubled(1, 30, attempt.number - 1),
-        Phase::Durable { since } => doubled(30, cap, attempt.number - since),
-    }
 }

@@ -3,46 +3,44 @@
 
 mod history;
 mod removal;
+#[path = "../../../crates/whrelay-engine/tests/engine/view.rs"]
+mod view;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use whrelay_core::bucket::{Bucket, BucketId, BucketKey, BucketName, Seq};
 use whrelay_core::delivery::{Attempt, DeadReason, Delivery, DeliveryKey, DestinationId, State};
+use whrelay_core::destination::EndpointState;
 use whrelay_core::event::Event;
 use whrelay_core::id::EventId;
-use whrelay_core::limits;
-use whrelay_core::retry::{Pause, Phase};
+use whrelay_core::queue::{DueCursor, DuePage, QueuePage, QueueQuery, WaitReason};
+use whrelay_core::retry::Phase;
 use whrelay_core::time::Timestamp;
 use whrelay_store::{
-    Again, Batch, Begin, DueScan, Found, Head, NewDelivery, NewEvent, Receipt, Release, Search,
-    Source, SourceMark, StateCounts, StoredEvent,
+    Again, Batch, Begin, Changed, Found, NewDelivery, NewEvent, Receipt, Search, Source,
+    SourceMark, StateCounts, StoredEvent,
 };
 
 use super::planted::Bug;
 use super::vault::{Done, PowerCut, Vault, Write};
 use history::Subscribed;
-
-/// Why a delivery is in the index of what is due.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wait {
-    Turn,
-    Held,
-    Backoff,
-    Offline,
-}
+use view::{Record, View};
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Model {
     name: u128,
     buckets: Vec<Bucket>,
     destinations: Vec<(BucketId, String)>,
-    /// Those whose endpoints take no connections, as far as is known.
-    offline: HashSet<DestinationId>,
+    /// Endpoints of which something is known.
+    endpoints: HashMap<DestinationId, (EndpointState, Option<Timestamp>)>,
     events: BTreeMap<(BucketId, Seq), Event>,
     places: HashMap<EventId, (BucketId, Seq)>,
     deliveries: BTreeMap<DeliveryKey, Delivery>,
-    due: BTreeMap<(DestinationId, Timestamp, DeliveryKey), Wait>,
+    /// The queues. A read counts its rows.
+    queues: RefCell<View>,
+    changed: Changed,
     counts: HashMap<(DestinationId, State), u64>,
     attempts: u64,
     last: HashMap<BucketId, Seq>,
@@ -66,28 +64,36 @@ impl Model {
         (1..=self.destinations.len() as u32).map(DestinationId)
     }
 
-    fn put(&mut self, before: Option<&Delivery>, delivery: Delivery, wait: Wait) {
-        if let Some(before) = before {
-            let forgets =
-                self.planted != Some(Bug::RetryAfterSent) || !delivery.state.is_finished();
-            if let Some(at) = before.next_attempt_at
-                && forgets
-            {
-                self.due.remove(&(before.destination, at, before.key));
-            }
-            if let Some(count) = self.counts.get_mut(&(before.destination, before.state)) {
-                *count -= 1;
-            }
+    fn put(&mut self, before: Option<&Delivery>, delivery: Delivery) {
+        if let Some(before) = before
+            && let Some(count) = self.counts.get_mut(&(before.destination, before.state))
+        {
+            *count -= 1;
         }
-        if let Some(at) = delivery.next_attempt_at {
-            self.due
-                .insert((delivery.destination, at, delivery.key), wait);
+        let forgets = self.planted != Some(Bug::RetryAfterSent) || before.is_none();
+        if delivery.wait.is_some() || forgets {
+            self.list(&delivery);
         }
         if self.planted != Some(Bug::CountsDrift) || delivery.state != State::Dead {
             let place = (delivery.destination, delivery.state);
             *self.counts.entry(place).or_default() += 1;
         }
         self.deliveries.insert(delivery.key, delivery);
+    }
+
+    /// Brings the queue of a delivery's destination up to date.
+    fn list(&mut self, delivery: &Delivery) {
+        self.queues.get_mut().apply(&Record {
+            destination: delivery.destination,
+            key: delivery.key,
+            next: delivery.waiting(),
+        });
+    }
+
+    /// A delivery is due, at this time.
+    fn note_due(&mut self, destination: DestinationId, at: Timestamp) {
+        let due = self.changed.due.entry(destination).or_insert(at);
+        *due = at.min(*due);
     }
 
     fn append(
@@ -115,11 +121,16 @@ impl Model {
                 continue;
             }
             self.last.insert(bucket, seq);
+            let bytes = event.request.body.len() as u64;
             self.events.insert((bucket, seq), event);
             self.places.insert(id, (bucket, seq));
             for (ordinal, new) in (0..).zip(deliveries) {
-                let delivery = begun(bucket, seq, ordinal, id, &new);
-                self.begin(delivery, &new);
+                let key = DeliveryKey {
+                    bucket,
+                    seq,
+                    ordinal,
+                };
+                self.begin(begun(key, (id, bytes), &new), &new);
             }
         }
         if let Some(mark) = mark {
@@ -136,68 +147,47 @@ impl Model {
             if before.is_moved_by(attempt) {
                 after.follow(attempt);
             }
-            let wait = match attempt.pause() {
-                Some(Pause::Asked) => Wait::Held,
-                Some(Pause::Backoff) | None => Wait::Backoff,
-                Some(Pause::Offline) => Wait::Offline,
-            };
-            self.put(Some(&before), after, wait);
+            if let (Some(WaitReason::NotBefore(at)), Some(Bug::ReturnBreaksHold)) =
+                (after.wait, self.planted)
+            {
+                let since = attempt.at.after(attempt.duration);
+                let delay = at.since(since);
+                after.wait = Some(WaitReason::Backoff { since, delay });
+            }
+            self.put(Some(&before), after);
         }
         Done::Recorded
     }
 
-    fn due_if(
-        &self,
-        destination: DestinationId,
-        now: Timestamp,
-        in_flight: &HashSet<DeliveryKey>,
-        max: usize,
-        wanted: impl Fn(&DeliveryKey) -> bool,
-    ) -> DueScan {
-        let mut scan = DueScan::default();
-        let mine = self.due.iter().filter(|((there, _, key), _)| {
-            *there == destination && !in_flight.contains(key) && wanted(key)
-        });
-        for ((_, at, key), _) in mine {
-            if *at > now {
-                scan.next_at = Some(*at);
-                break;
-            }
-            if scan.ready.len() == max {
-                break;
-            }
-            scan.ready.push(*key);
+    fn postpone(&mut self, key: DeliveryKey, now: Timestamp, delay: Duration) -> Done {
+        let found = self.deliveries.get(&key).cloned();
+        if let Some(before) = found.filter(|found| !found.state.is_finished()) {
+            self.note_due(before.destination, now.after(delay));
+            let after = Delivery {
+                wait: Some(WaitReason::Backoff { since: now, delay }),
+                ..before.clone()
+            };
+            self.put(Some(&before), after);
         }
-        scan
+        Done::Noted
     }
 
-    fn release(&mut self, destination: DestinationId, now: Timestamp, release: Release) -> Done {
-        let planted = self.planted;
-        let (back, longest) = match release {
-            Release::Back => (true, Duration::ZERO),
-            Release::Begin { longest } => (planted == Some(Bug::StartCutsBackoffShort), longest),
-        };
-        let asked = now.after(limits::MAX_RETRY_AFTER);
-        let freed = |at: Timestamp, wait: Wait| match wait {
-            Wait::Turn => at > now && planted != Some(Bug::TurnWaitsForTheClock),
-            Wait::Held => at > asked || planted == Some(Bug::ReleaseBreaksHold),
-            Wait::Backoff | Wait::Offline => back || at > now.after(longest),
-        };
-        let rows = self
-            .due
-            .iter()
-            .filter(|((there, at, _), wait)| *there == destination && freed(*at, **wait));
-        let rows: Vec<_> = rows.map(|((.., key), wait)| (*key, *wait)).collect();
-        for (key, wait) in &rows {
-            if let Some(before) = self.deliveries.get(key).cloned() {
-                let mut after = before.clone();
-                after.next_attempt_at = Some(after.created_at.min(now));
-                let stays = *wait == Wait::Offline && release != Release::Back;
-                let wait = if stays { Wait::Offline } else { Wait::Turn };
-                self.put(Some(&before), after, wait);
-            }
+    fn retry_now(&mut self, keys: Vec<DeliveryKey>) -> Done {
+        let mut hurried = Vec::new();
+        for key in keys {
+            let found = self.deliveries.get(&key).cloned();
+            let Some(before) = found.filter(|found| !found.state.is_finished()) else {
+                continue;
+            };
+            self.note_due(before.destination, Timestamp::EPOCH);
+            let after = Delivery {
+                wait: Some(WaitReason::Turn),
+                ..before.clone()
+            };
+            self.put(Some(&before), after);
+            hurried.push(key);
         }
-        Done::Released(rows.len() as u64)
+        Done::Hurried(hurried)
     }
 
     fn again(&mut self, again: &Again) -> Done {
@@ -216,24 +206,34 @@ impl Model {
             && let Some(mut old) = there.pop()
         {
             let before = old.clone();
-            (old.state, old.next_attempt_at) = (State::Queued, Some(new.created_at));
-            self.put(Some(&before), old.clone(), Wait::Turn);
+            (old.state, old.wait) = (State::Queued, Some(WaitReason::Turn));
+            self.put(Some(&before), old.clone());
             return Done::Again(Some(Box::new(old)));
         }
         let ordinal = there.last().map_or(0, |last| last.key.ordinal + 1);
-        let delivery = begun(*bucket, *seq, ordinal, *event, new);
-        self.begin(delivery.clone(), new);
+        let bytes = there.iter().map(|known| known.bytes).max().unwrap_or(0);
+        let key = DeliveryKey {
+            bucket: *bucket,
+            seq: *seq,
+            ordinal,
+        };
+        let delivery = self.begin(begun(key, (*event, bytes), new), new);
         Done::Again(Some(Box::new(delivery)))
     }
 
-    fn begin(&mut self, delivery: Delivery, new: &NewDelivery) {
-        let planted = self.planted == Some(Bug::HeldReplayReleased);
-        let wait = match new.due_at > new.created_at {
-            true if planted => Wait::Backoff,
-            true => Wait::Held,
-            false => Wait::Turn,
-        };
-        self.put(None, delivery, wait);
+    fn begin(&mut self, mut delivery: Delivery, new: &NewDelivery) -> Delivery {
+        if let (Some(WaitReason::NotBefore(at)), Some(Bug::HeldReplayReleased)) =
+            (delivery.wait, self.planted)
+        {
+            let since = new.created_at;
+            let delay = at.since(since);
+            delivery.wait = Some(WaitReason::Backoff { since, delay });
+        }
+        if delivery.wait.is_some() {
+            self.note_due(delivery.destination, new.due_at);
+        }
+        self.put(None, delivery.clone());
+        delivery
     }
 
     fn give_up(&mut self, attempt: &Attempt) -> Done {
@@ -244,8 +244,10 @@ impl Model {
         {
             let mut after = before.clone();
             after.follow(attempt);
-            self.put(Some(&before), after, Wait::Turn);
+            self.put(Some(&before), after);
         } else if given_up {
+            let place = (attempt.destination, attempt.key);
+            self.changed.withdrawn.push(place);
             self.record(attempt);
         }
         Done::GaveUp(given_up)
@@ -271,13 +273,13 @@ impl Model {
     }
 }
 
-fn begun(bucket: BucketId, seq: Seq, ordinal: u32, event: EventId, new: &NewDelivery) -> Delivery {
+fn begun(key: DeliveryKey, (event, bytes): (EventId, u64), new: &NewDelivery) -> Delivery {
+    let wait = match new.due_at > new.created_at {
+        true => WaitReason::NotBefore(new.due_at),
+        false => WaitReason::Turn,
+    };
     Delivery {
-        key: DeliveryKey {
-            bucket,
-            seq,
-            ordinal,
-        },
+        key,
         id: new.id,
         event,
         destination: new.destination,
@@ -292,7 +294,8 @@ fn begun(bucket: BucketId, seq: Seq, ordinal: u32, event: EventId, new: &NewDeli
             State::Queued
         },
         reason: new.passed_over.then_some(DeadReason::Discarded),
-        next_attempt_at: (!new.passed_over).then_some(new.due_at),
+        wait: (!new.passed_over).then_some(wait),
+        bytes,
         ended_at: new.passed_over.then_some(new.created_at),
         replay: new.replay,
         last_attempt: None,
@@ -314,6 +317,7 @@ impl Vault for Model {
 
     fn reopen(&mut self) {
         self.opens += 1;
+        self.changed = Changed::default();
     }
 
     fn copy(&self) -> Self {
@@ -370,19 +374,18 @@ impl Vault for Model {
             }
             Write::Join { bucket, join } => self.join(bucket, *join),
             Write::Record(attempt) => self.record(&attempt),
-            Write::Release {
-                destination,
-                now,
-                release,
-            } => self.release(destination, now, release),
             Write::Endpoint {
                 destination,
-                offline_since,
+                endpoint,
+                back_since,
             } => {
-                self.offline.remove(&destination);
-                self.offline.extend(offline_since.map(|_| destination));
+                self.endpoints.insert(destination, (endpoint, back_since));
+                let back = back_since.map(|back| (destination, back));
+                self.queues.get_mut().back_since.extend(back);
                 Done::Noted
             }
+            Write::RetryNow(keys) => self.retry_now(keys),
+            Write::Postpone { key, now, delay } => self.postpone(key, now, delay),
             Write::Again(again) => self.again(&again),
             Write::GiveUp(attempt) => self.give_up(&attempt),
             Write::Remove {
@@ -465,51 +468,28 @@ impl Vault for Model {
         self.events.get(&(bucket.id, seq)).cloned()
     }
 
-    fn due(
+    fn queue(&self, destination: DestinationId, query: &QueueQuery) -> QueuePage {
+        self.queues.borrow_mut().page(destination, query)
+    }
+
+    fn due_destinations(
         &self,
-        destination: DestinationId,
-        now: Timestamp,
-        in_flight: &HashSet<DeliveryKey>,
+        until: Timestamp,
+        after: Option<DueCursor>,
         max: usize,
-    ) -> DueScan {
-        self.due_if(destination, now, in_flight, max, |_| true)
-    }
-
-    fn due_replays(
-        &self,
-        destination: DestinationId,
         now: Timestamp,
-        in_flight: &HashSet<DeliveryKey>,
-        max: usize,
-    ) -> DueScan {
-        self.due_if(destination, now, in_flight, max, |key| {
-            self.deliveries[key].replay
-        })
+    ) -> DuePage {
+        let queues = self.queues.borrow();
+        queues.due_destinations(until, after, max, now)
     }
 
-    fn line_start(&self, bucket: BucketId, destination: DestinationId) -> Seq {
-        self.head(bucket, destination, Seq(0)).1
+    fn changed(&mut self) -> Changed {
+        std::mem::take(&mut self.changed)
     }
 
-    fn head(&self, bucket: BucketId, destination: DestinationId, from: Seq) -> (Option<Head>, Seq) {
-        let mine = |d: &&Delivery| {
-            (d.key.bucket, d.destination) == (bucket, destination)
-                && d.key.seq >= from
-                && !d.replay
-                && !d.state.is_finished()
-        };
-        let head = self.deliveries.values().find(mine).and_then(|first| {
-            Some(Head {
-                key: first.key,
-                due_at: first.next_attempt_at?,
-            })
-        });
-        let end = Seq(self.last_seq(bucket).0 + 1).max(from);
-        (head, head.map_or(end, |head| head.key.seq))
-    }
-
-    fn is_offline(&self, destination: DestinationId) -> bool {
-        self.offline.contains(&destination)
+    fn endpoint(&self, destination: DestinationId) -> (EndpointState, Option<Timestamp>) {
+        let known = self.endpoints.get(&destination).copied();
+        known.unwrap_or((EndpointState::Online, None))
     }
 
     fn search(

@@ -7,18 +7,18 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use whrelay_core::backlog::{Backlog, Cut};
 use whrelay_core::bucket::{Bucket, Seq};
-use whrelay_core::delivery::{Delivery, DeliveryKey, DestinationId};
-use whrelay_core::dispatch::Dispatcher;
+use whrelay_core::delivery::{Delivery, DestinationId};
 use whrelay_core::event::Event;
 use whrelay_core::id::EventId;
 use whrelay_core::outcome::Outcome;
-use whrelay_core::retry::DeliveryHistory;
 use whrelay_core::route::{self, Prefix};
 use whrelay_core::time::{Moment, Timestamp, TwoClocks};
+use whrelay_engine::{Now, Settings, Token};
 use whrelay_proto::frame::{Who, WireEvent};
 use whrelay_proto::{AgentSession, ForwarderSession};
 
 use super::ledger::Recorded;
+use super::shell::Shell;
 use super::vault::{Done, Vault, Write};
 
 /// Microseconds of the world's own time: nobody inside can read it.
@@ -49,6 +49,8 @@ impl Machine {
 pub(crate) struct ProcessClock {
     clocks: TwoClocks,
     started: Time,
+    /// When the wall clock last jumped, since the start.
+    jumped_at: Option<Duration>,
 }
 
 impl ProcessClock {
@@ -56,17 +58,27 @@ impl ProcessClock {
         Self {
             clocks: TwoClocks::new(machine.wall(time)),
             started: machine.awake(time),
+            jumped_at: None,
         }
     }
 
     pub(crate) fn read(&mut self, machine: &Machine, time: Time) -> Moment {
         let elapsed = Duration::from_micros(machine.awake(time) - self.started);
-        self.clocks.read(machine.wall(time), elapsed)
+        let jumps = self.clocks.jumps();
+        let moment = self.clocks.read(machine.wall(time), elapsed);
+        if self.clocks.jumps() > jumps {
+            self.jumped_at = Some(elapsed);
+        }
+        moment
     }
 
-    /// The monotonic clock, from a beginning that means nothing.
-    pub(crate) fn instant(&self, origin: Instant, machine: &Machine, time: Time) -> Instant {
-        origin + Duration::from_micros(machine.awake(time) - self.started)
+    /// The present with the monotonic clock, whose beginning means nothing.
+    pub(crate) fn now(&mut self, origin: Instant, machine: &Machine, time: Time) -> Now {
+        Now {
+            moment: self.read(machine, time),
+            instant: origin + Duration::from_micros(machine.awake(time) - self.started),
+            jumped_at: self.jumped_at.map(|at| origin + at),
+        }
     }
 }
 
@@ -83,12 +95,18 @@ pub(crate) enum Purpose {
     Append { link: u64, reached: u64 },
     /// More of what came on this link is to be stored before it is acknowledged.
     Part { link: u64 },
-    /// A slot is held until the attempt is on disk.
-    Verdict { lane: usize, verdict: Box<Recorded> },
-    /// A lane begins, or goes on after its endpoint's return.
-    Release { lane: usize },
+    /// A slot is held until the attempt is on disk. Its position is known after the commit.
+    Verdict {
+        token: Token,
+        verdict: Box<Recorded>,
+        at: u64,
+    },
     /// An endpoint was lost or came back.
     Endpoint,
+    /// A person wants deliveries tried now.
+    Hurry,
+    /// An attempt was not made, since its event could not be read.
+    Postpone { token: Token },
     /// A person asked for an event again: the rows it must not change.
     Replay { rows: Vec<Delivery> },
     /// A person gave a delivery up: what it was.
@@ -121,7 +139,9 @@ pub(crate) struct AgentProcess {
     /// How much of what came before is wanted, and from the first welcome on what is passed over.
     pub(crate) wanted: Backlog,
     pub(crate) cut: Option<Cut>,
-    pub(crate) lanes: Vec<Lane>,
+    pub(crate) shell: Shell,
+    /// Whether a person has looked for deliveries that a wrong clock put off.
+    pub(crate) is_hurried: bool,
     pub(crate) link: Option<u64>,
     pub(crate) failures: u32,
     pub(crate) redial_at: Time,
@@ -141,38 +161,36 @@ impl AgentProcess {
     }
 }
 
-/// The deliveries of one destination while an agent runs.
-#[derive(Clone, Debug)]
-pub(crate) struct Lane {
-    pub(crate) id: DestinationId,
-    pub(crate) endpoint: usize,
-    pub(crate) dispatcher: Dispatcher,
-    /// Before this place nothing waits in the line, where there is one.
-    pub(crate) line: Seq,
-    pub(crate) flights: Vec<Flight>,
-    /// Not before its release is on disk.
-    pub(crate) begun: bool,
-    pub(crate) wake: bool,
-    pub(crate) look_at: Option<Time>,
-}
-
 /// An attempt on its way.
 #[derive(Clone, Debug)]
 pub(crate) struct Flight {
-    pub(crate) key: DeliveryKey,
+    pub(crate) token: Token,
+    /// As it was on disk when the attempt started.
     pub(crate) delivery: Delivery,
     pub(crate) event: Event,
-    pub(crate) history: DeliveryHistory,
     pub(crate) at: Timestamp,
     pub(crate) stage: Stage,
+    /// What came of it.
+    pub(crate) outcome: Option<Outcome>,
+    /// When the engine heard that, as it was told the time, and as it was.
+    pub(crate) decided: Option<(Timestamp, Moment)>,
+    /// Whether its record was asked to be written.
+    pub(crate) is_asked: bool,
 }
 
 /// How far an attempt has come.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Stage {
     Going,
-    Answered { outcome: Outcome, at: Time },
+    Answered { at: Time },
     Recording,
+}
+
+/// A destination as its user wants it.
+#[derive(Clone, Debug)]
+pub(crate) struct Configured {
+    pub(crate) settings: Settings,
+    pub(crate) is_removed: bool,
 }
 
 /// An agent's machine and disk, which outlast its processes.
@@ -185,6 +203,10 @@ pub(crate) struct AgentNode<V> {
     pub(crate) subscription: String,
     /// Each target's number on this disk, and the endpoint behind it.
     pub(crate) targets: Vec<(DestinationId, usize)>,
+    /// How each target is configured.
+    pub(crate) configured: Vec<Configured>,
+    /// Whether nothing new is to start.
+    pub(crate) is_paused: bool,
     /// Which events each target gets.
     pub(crate) routes: Vec<(Prefix, DestinationId)>,
     pub(crate) process: Option<AgentProcess>,

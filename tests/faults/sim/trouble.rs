@@ -3,6 +3,7 @@
 use whrelay_core::delivery::{Asked, Attempt, DeadReason};
 use whrelay_core::id::DeliveryId;
 use whrelay_core::outcome::{Outcome, RetryAfter};
+use whrelay_engine::ProbeResult;
 use whrelay_store::{Again, NewDelivery};
 
 use super::agent::TIMEOUT;
@@ -29,6 +30,8 @@ pub(crate) enum Mood {
     Hangs,
     /// Takes the request and cuts the connection.
     Cuts,
+    /// Takes connections and closes them at once, as a proxy does whose server is away.
+    Closes,
 }
 
 /// An endpoint: `bad` in a thousand requests meet its mood, the others are answered 200.
@@ -39,8 +42,13 @@ pub(crate) struct Endpoint {
 }
 
 impl Endpoint {
-    pub(crate) fn accepts(self) -> bool {
-        self.mood != Mood::Refuses
+    /// What a probe shows.
+    pub(crate) fn shows(self) -> ProbeResult {
+        match self.mood {
+            Mood::Refuses => ProbeResult::Refused,
+            Mood::Closes => ProbeResult::Closed,
+            Mood::Fine | Mood::Answers(..) | Mood::Hangs | Mood::Cuts => ProbeResult::Open,
+        }
     }
 }
 
@@ -58,9 +66,11 @@ enum Kind {
     Discard,
     Retention,
     PutBack,
+    Reconfigure,
+    Stop,
 }
 
-const KINDS: [Kind; 11] = [
+const KINDS: [Kind; 13] = [
     Kind::CrashForwarder,
     Kind::CrashAgent,
     Kind::CutLink,
@@ -72,6 +82,8 @@ const KINDS: [Kind; 11] = [
     Kind::Discard,
     Kind::Retention,
     Kind::PutBack,
+    Kind::Reconfigure,
+    Kind::Stop,
 ];
 
 /// A seed's mix of faults.
@@ -86,7 +98,11 @@ pub(crate) struct Trouble {
 
 impl Trouble {
     pub(crate) fn draw(chance: &mut Chance) -> Self {
-        let kinds: Vec<_> = KINDS.into_iter().filter(|_| chance.permille(600)).collect();
+        let mut kinds: Vec<_> = KINDS.into_iter().filter(|_| chance.permille(600)).collect();
+        if kinds.contains(&Kind::ChangeEndpoint) {
+            // Most of what a scheduler decides follows from endpoints.
+            kinds.extend([Kind::ChangeEndpoint; 3]);
+        }
         let rate = *chance.pick(&[0, 5, 10, 20, 40]);
         Self {
             rate: if kinds.is_empty() { 0 } else { rate },
@@ -126,6 +142,8 @@ impl<V: Vault> World<V> {
             Kind::Replay => self.replay(),
             Kind::Discard => self.discard(),
             Kind::Retention => self.sweep(),
+            Kind::Reconfigure => self.reconfigure(),
+            Kind::Stop => self.ask_to_stop(),
             Kind::PutBack => return self.back_up_or_put_back(),
         }
         Ok(())
@@ -188,6 +206,7 @@ impl<V: Vault> World<V> {
             Mood::Refuses,
             Mood::Hangs,
             Mood::Cuts,
+            Mood::Closes,
             Mood::Answers(500, None),
             Mood::Answers(503, Some(retry_after)),
             Mood::Answers(429, Some(retry_after)),
@@ -235,9 +254,7 @@ impl<V: Vault> World<V> {
             .get_mut(n)
             .and_then(|node| node.process.as_mut())
         {
-            for lane in &mut process.lanes {
-                lane.wake = true;
-            }
+            process.shell.is_woken = true;
         }
         for link in 0..self.links.len() {
             if self.links[link].agent == n {
@@ -326,16 +343,22 @@ impl<V: Vault> World<V> {
     }
 
     /// A request reaches its endpoint, or finds none.
-    pub(crate) fn reach(&mut self, n: usize, l: usize, f: usize) -> Verdicts {
+    pub(crate) fn reach(&mut self, n: usize, f: usize) -> Verdicts {
         let loses = !self.is_calm() && self.chance.permille(20);
         let planted = self.planted;
         let node = &mut self.agents[n];
         let Some(process) = &mut node.process else {
             return Ok(());
         };
-        let lane = &mut process.lanes[l];
-        let Endpoint { mood, bad } = self.endpoints[lane.endpoint];
-        let meets_mood = mood == Mood::Refuses || self.chance.permille(bad);
+        let flight = &mut process.shell.flights[f];
+        let endpoint = node
+            .targets
+            .iter()
+            .find(|(id, _)| *id == flight.delivery.destination);
+        let endpoint = endpoint.map(|(_, endpoint)| self.endpoints[*endpoint]);
+        let Endpoint { mood, bad } = endpoint.unwrap_or_default();
+        let is_always = matches!(mood, Mood::Refuses | Mood::Closes);
+        let meets_mood = is_always || self.chance.permille(bad);
         let mood = if meets_mood { mood } else { Mood::Fine };
         let (answered, outcome, wait) = match mood {
             Mood::Fine if loses => (true, Outcome::Broken, 0),
@@ -343,7 +366,7 @@ impl<V: Vault> World<V> {
             Mood::Answers(status, retry_after) => (false, answer(status, retry_after), 0),
             Mood::Refuses => (false, Outcome::Unreachable, 0),
             Mood::Hangs => (false, Outcome::TimedOut, TIMEOUT),
-            Mood::Cuts => (false, Outcome::Broken, 0),
+            Mood::Cuts | Mood::Closes => (false, Outcome::Broken, 0),
         };
         match outcome {
             Outcome::Broken if answered => self.seen.note(Point::AnswerLost),
@@ -351,10 +374,11 @@ impl<V: Vault> World<V> {
             Outcome::Unreachable => self.seen.note(Point::Unreachable),
             Outcome::Broken | Outcome::Answered { .. } | Outcome::Unsendable => {}
         }
-        let flight = &mut lane.flights[f];
         let at = self.time + wait;
-        flight.stage = Stage::Answered { outcome, at };
-        if outcome == Outcome::Unreachable {
+        flight.stage = Stage::Answered { at };
+        let is_hit = outcome != Outcome::Unreachable && mood != Mood::Closes;
+        flight.outcome = Some(outcome);
+        if !is_hit {
             return Ok(());
         }
         let mut request = flight.event.request.clone();

@@ -1,18 +1,20 @@
 //! What a node keeps through a crash: the model by which the world judges, or the real store on a
 //! disk that lies. It must not know who writes, nor why.
 
-use std::collections::HashSet;
+use std::time::Duration;
 
 use super::planted::Bug;
 use whrelay_core::bucket::{Bucket, BucketId, BucketName, Seq};
 use whrelay_core::delivery::{Attempt, Delivery, DeliveryKey, DestinationId};
+use whrelay_core::destination::EndpointState;
 use whrelay_core::event::Event;
 use whrelay_core::id::EventId;
+use whrelay_core::queue::{DueCursor, DuePage, QueuePage, QueueQuery};
 use whrelay_core::retention::Part;
 use whrelay_core::time::Timestamp;
 use whrelay_store::{
-    Again, Batch, Begin, DueScan, Found, Head, Join, Joined, NewEvent, Receipt, Release, Search,
-    Source, SourceMark, StateCounts,
+    Again, Batch, Begin, Changed, Found, Join, Joined, NewEvent, Receipt, Search, Source,
+    SourceMark, StateCounts,
 };
 
 /// A write, as the store's own functions take them.
@@ -33,15 +35,18 @@ pub(crate) enum Write {
         join: Box<Join>,
     },
     Record(Box<Attempt>),
-    Release {
-        destination: DestinationId,
-        now: Timestamp,
-        release: Release,
-    },
     /// An endpoint was lost, or came back.
     Endpoint {
         destination: DestinationId,
-        offline_since: Option<Timestamp>,
+        endpoint: EndpointState,
+        back_since: Option<Timestamp>,
+    },
+    RetryNow(Vec<DeliveryKey>),
+    /// An event could not be read: its delivery is due so much later.
+    Postpone {
+        key: DeliveryKey,
+        now: Timestamp,
+        delay: Duration,
     },
     Again(Again),
     GiveUp(Box<Attempt>),
@@ -66,8 +71,11 @@ pub(crate) enum Done {
     Acked,
     Joined(Option<Box<Joined>>),
     Recorded,
-    Released(u64),
+    /// Nobody knows whether it is on disk.
+    Unknown,
     Noted,
+    /// Those that wait and are due now.
+    Hurried(Vec<DeliveryKey>),
     /// Nothing where the event, or its body, is gone.
     Again(Option<Box<Delivery>>),
     GaveUp(bool),
@@ -107,23 +115,18 @@ pub(crate) trait Vault {
     fn source(&self, bucket: BucketId) -> Option<Source>;
     fn find(&self, event: EventId) -> Option<(BucketId, Seq)>;
     fn event_at(&self, bucket: &Bucket, seq: Seq) -> Option<Event>;
-    fn due(
+    fn queue(&self, destination: DestinationId, query: &QueueQuery) -> QueuePage;
+    fn due_destinations(
         &self,
-        destination: DestinationId,
-        now: Timestamp,
-        in_flight: &HashSet<DeliveryKey>,
+        until: Timestamp,
+        after: Option<DueCursor>,
         max: usize,
-    ) -> DueScan;
-    fn due_replays(
-        &self,
-        destination: DestinationId,
         now: Timestamp,
-        in_flight: &HashSet<DeliveryKey>,
-        max: usize,
-    ) -> DueScan;
-    fn line_start(&self, bucket: BucketId, destination: DestinationId) -> Seq;
-    fn head(&self, bucket: BucketId, destination: DestinationId, from: Seq) -> (Option<Head>, Seq);
-    fn is_offline(&self, destination: DestinationId) -> bool;
+    ) -> DuePage;
+    /// What commits have changed in queues since this was asked last.
+    fn changed(&mut self) -> Changed;
+    /// The stored state of an endpoint, and when it was last seen to return.
+    fn endpoint(&self, destination: DestinationId) -> (EndpointState, Option<Timestamp>);
     fn search(
         &self,
         search: &Search,

@@ -5,15 +5,17 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use whrelay_core::bucket::BucketId;
-use whrelay_core::dispatch::Order;
 use whrelay_core::id::EventId;
-use whrelay_core::outcome::RetryOn;
-use whrelay_core::pace::Rate;
-use whrelay_core::retry::{RetryPolicy, Schedule};
+use whrelay_core::order::Order;
+use whrelay_core::queue::Waiting;
+use whrelay_core::retry::RetryPolicy;
 use whrelay_core::route::Route;
+use whrelay_engine::{Caps, Settings};
 
+use super::audit::everything;
+use super::configured;
 use super::ledger::{Ledger, Verdicts, Violation, hold};
-use super::node::{AgentNode, ForwarderNode, Link, Machine, Stage, Time};
+use super::node::{AgentNode, Configured, ForwarderNode, Link, Machine, Stage, Time};
 use super::planted::Bug;
 use super::seen::Seen;
 use super::trouble::{Endpoint, Trouble};
@@ -39,20 +41,40 @@ pub(crate) enum Action {
     Down(usize),
     Append(usize),
     NearNotices(usize),
-    Look(usize, usize),
-    Reach(usize, usize, usize),
-    Answer(usize, usize, usize),
+    /// An engine is asked what comes next.
+    Poll(usize),
+    Read(usize, usize),
     Probe(usize, usize),
+    /// An engine hears something.
+    Hear(usize, usize),
+    Reach(usize, usize),
+    Answer(usize, usize),
 }
 
-/// The steps after which a world that still has not ended is taken to run in circles.
-const MOST_STEPS: u64 = 200_000;
+impl Action {
+    /// Whether it may end what an event waits for.
+    fn settles(self) -> bool {
+        match self {
+            Self::Poll(_) | Self::Read(..) | Self::Probe(..) | Self::Hear(..) => false,
+            Self::Reach(..) | Self::Answer(..) | Self::Append(_) | Self::Push(_) => false,
+            Self::Post(_) | Self::Up(_) | Self::Down(_) | Self::Dial(_) => true,
+            Self::FarNotices(_) | Self::NearNotices(_) => true,
+            Self::CommitForwarder | Self::SettleForwarder | Self::StartForwarder => true,
+            Self::CommitAgent(_) | Self::SettleAgent(_) | Self::StartAgent(_) => true,
+        }
+    }
+}
+
+/// The steps after which a world that still has not ended is taken to run in circles. An endpoint
+/// may be probed every 750 ms for as long as [`PATIENCE`].
+const MOST_STEPS: u64 = 2_000_000;
 /// Everything must have ended this long after the last fault: the longest pauses are a Retry-After
 /// of 24 h and a durable pause of under 8 h.
 const PATIENCE: Time = 34 * 3600 * 1_000_000;
 
-/// By then, every endpoint that came back has been noticed: probes, and attempts under way.
-const NOTICED: Time = 60 * 1_000_000;
+/// Once nothing is in the way, a delivery is tried so soon after it is due: the slowest rate, lost
+/// changes, and pauses between trials.
+const OVERDUE: Time = 300 * 1_000_000;
 
 /// One world.
 pub(crate) struct World<V> {
@@ -65,9 +87,9 @@ pub(crate) struct World<V> {
     pub(crate) endpoints: Vec<Endpoint>,
     pub(crate) trouble: Trouble,
     pub(crate) policy: RetryPolicy,
-    pub(crate) max_in_flight: usize,
-    pub(crate) rate: Option<Rate>,
-    pub(crate) order: Order,
+    /// What each destination begins with.
+    settings: Settings,
+    pub(crate) caps: Caps,
     /// Whether people pass over some of what comes.
     pub(crate) passes_over: bool,
     /// How long what has ended is kept.
@@ -80,6 +102,10 @@ pub(crate) struct World<V> {
     pub(crate) last_link: u64,
     pub(crate) posts_left: u32,
     calm_since: Option<Time>,
+    /// Whether an event is known to wait still.
+    waits: bool,
+    /// When deliveries are looked through for those that are overdue.
+    judged_at: Time,
     trace: u64,
     story: Option<Vec<String>>,
 }
@@ -134,19 +160,16 @@ impl<V: Vault> World<V> {
             let name = name.parse().expect("a name");
             forwarder.buckets.push(forwarder.vault.ensure_bucket(&name));
         }
+        let policy = configured::policy(&mut chance);
         let mut world = Self {
             time: 0,
             origin: Instant::now(),
             agents: Vec::new(),
             links: Vec::new(),
             endpoints: Vec::new(),
-            policy: policy(&mut chance),
-            max_in_flight: 1 + chance.index(4),
-            rate: rate(&mut chance),
-            order: match chance.permille(250) {
-                true => Order::Fifo,
-                false => Order::Arrival,
-            },
+            settings: configured::settings(&mut chance, policy.clone()),
+            caps: configured::caps(&mut chance),
+            policy,
             passes_over: chance.permille(100),
             retain: Duration::from_secs(*chance.pick(&[0, 1, 60, 3600])),
             subscribed: HashSet::new(),
@@ -156,6 +179,8 @@ impl<V: Vault> World<V> {
             last_link: 0,
             posts_left: plan.events,
             calm_since: None,
+            waits: false,
+            judged_at: 0,
             trace: plan.seed,
             story: plan.tells.then(Vec::new),
             chance,
@@ -193,7 +218,13 @@ impl<V: Vault> World<V> {
                 routes.push((path.parse::<Route>().expect("a route").prefix, id));
                 self.endpoints.push(Endpoint::default());
             }
+            let configured = Configured {
+                settings: self.settings.clone(),
+                is_removed: false,
+            };
             self.agents.push(AgentNode {
+                configured: vec![configured; targets.len()],
+                is_paused: false,
                 machine: Machine::default(),
                 vault,
                 bucket,
@@ -236,8 +267,14 @@ impl<V: Vault> World<V> {
             self.possible(&mut possible);
             let hurry = self.calm_since.is_none() && self.chance.permille(30);
             if possible.is_empty() || hurry {
-                if possible.is_empty() && self.calm_since.is_some() && self.unsettled()?.is_none() {
-                    return self.final_audit();
+                if possible.is_empty() && self.calm_since.is_some() {
+                    self.waits = self.waits || self.unsettled()?.is_some();
+                    if !self.waits {
+                        return self.final_audit();
+                    }
+                    if self.hurry() {
+                        continue;
+                    }
                 }
                 self.advance(hurry)?;
                 continue;
@@ -245,6 +282,7 @@ impl<V: Vault> World<V> {
             let action = *self.chance.pick(&possible);
             self.tell(action);
             self.time += self.chance.below(2000);
+            self.waits &= !action.settles();
             self.act(action)?;
         }
     }
@@ -257,14 +295,27 @@ impl<V: Vault> World<V> {
         }
     }
 
+    /// Adds to the story of a world that is told, and to nothing else.
+    pub(crate) fn detail(&mut self, what: &dyn std::fmt::Debug) {
+        if let Some(story) = &mut self.story {
+            story.push(format!("{:>14}     {what:?}", self.time));
+        }
+    }
+
     /// The last fault is over: what was down comes up, and now everything has to end well.
     fn calm_down(&mut self) -> Verdicts {
         self.tell("calm");
         self.calm_since = Some(self.time);
-        self.posts_left = 0;
+        // Some still come: they find everything at rest.
+        self.posts_left = match self.chance.permille(300) {
+            true => 1 + self.chance.below(3) as u32,
+            false => 0,
+        };
         for endpoint in &mut self.endpoints {
             *endpoint = Endpoint::default();
         }
+        self.configure_calm();
+        (self.waits, self.judged_at) = (false, self.time + OVERDUE);
         for link in 0..self.links.len() {
             self.cut_link(link);
         }
@@ -339,21 +390,22 @@ impl<V: Vault> World<V> {
         if !process.waiting.is_empty() && !process.appending {
             all.push(Action::Append(n));
         }
-        for (l, lane) in process.lanes.iter().enumerate() {
-            if lane.begun && (lane.wake || lane.look_at.is_some_and(|at| at <= self.time)) {
-                all.push(Action::Look(n, l));
+        let shell = &process.shell;
+        if shell.is_woken || shell.wake_at <= self.time {
+            all.push(Action::Poll(n));
+        }
+        all.extend((0..shell.reads.len()).map(|read| Action::Read(n, read)));
+        all.extend((0..shell.probes.len()).map(|probe| Action::Probe(n, probe)));
+        for (t, told) in shell.told.iter().enumerate() {
+            if told.at <= self.time {
+                all.push(Action::Hear(n, t));
             }
-            if self.probe_at(n, l).is_some_and(|at| at <= self.time) {
-                all.push(Action::Probe(n, l));
-            }
-            for (f, flight) in lane.flights.iter().enumerate() {
-                match &flight.stage {
-                    Stage::Going => all.push(Action::Reach(n, l, f)),
-                    Stage::Answered { at, .. } if *at <= self.time => {
-                        all.push(Action::Answer(n, l, f));
-                    }
-                    Stage::Answered { .. } | Stage::Recording => {}
-                }
+        }
+        for (f, flight) in shell.flights.iter().enumerate() {
+            match flight.stage {
+                Stage::Going => all.push(Action::Reach(n, f)),
+                Stage::Answered { at } if at <= self.time => all.push(Action::Answer(n, f)),
+                Stage::Answered { .. } | Stage::Recording => {}
             }
         }
     }
@@ -363,16 +415,6 @@ impl<V: Vault> World<V> {
     fn may_dial(&self, n: usize) -> bool {
         let node = &self.agents[n];
         !(self.is_calm() && node.twin) || node.went_back
-    }
-
-    /// When a lane's endpoint is to be probed, in the world's time.
-    pub(crate) fn probe_at(&self, n: usize, lane: usize) -> Option<Time> {
-        let node = &self.agents[n];
-        let process = node.process.as_ref()?;
-        let at = process.lanes[lane].dispatcher.probe_at()?;
-        let now = process.clock.instant(self.origin, &node.machine, self.time);
-        let wait = at.saturating_duration_since(now);
-        Some(self.time + wait.as_micros() as Time)
     }
 
     fn act(&mut self, action: Action) -> Verdicts {
@@ -391,10 +433,12 @@ impl<V: Vault> World<V> {
             Action::Down(link) => self.frame_down(link),
             Action::Append(n) => self.append(n),
             Action::NearNotices(link) => self.near_notices(link),
-            Action::Look(n, lane) => self.look(n, lane),
-            Action::Reach(n, lane, flight) => self.reach(n, lane, flight),
-            Action::Answer(n, lane, flight) => self.answer(n, lane, flight),
-            Action::Probe(n, lane) => self.probe(n, lane),
+            Action::Poll(n) => self.poll(n),
+            Action::Read(n, read) => self.read(n, read),
+            Action::Probe(n, probe) => self.probe(n, probe),
+            Action::Hear(n, told) => self.hear(n, told),
+            Action::Reach(n, flight) => self.reach(n, flight),
+            Action::Answer(n, flight) => self.answer(n, flight),
         }
     }
 
@@ -404,6 +448,11 @@ impl<V: Vault> World<V> {
         if hurry {
             self.time += self.chance.below(2_000_000);
             self.tell("a while");
+            // A process wakes for many reasons.
+            let n = self.chance.index(self.agents.len());
+            if let Some(process) = &mut self.agents[n].process {
+                process.shell.is_woken = true;
+            }
             return Ok(());
         }
         let Some(next) = self.next_timer() else {
@@ -418,22 +467,50 @@ impl<V: Vault> World<V> {
         self.time = next.max(self.time + 1);
         self.tell("until");
         hold(self.time < end, "I4", || {
-            "an event has not ended, though nothing is in its way".to_owned()
+            let event = self.unsettled().ok().flatten();
+            format!("an event has not ended, though nothing is in its way: {event:?}")
         })?;
-        let noticed = self
-            .calm_since
-            .is_none_or(|since| self.time < since + NOTICED);
-        hold(noticed || !self.is_anywhere_offline(), "C2", || {
-            "an endpoint takes connections, and nothing is delivered to it".to_owned()
-        })
+        if self.calm_since.is_none() || self.time < self.judged_at {
+            return Ok(());
+        }
+        self.judged_at = self.time + OVERDUE;
+        (0..self.agents.len()).try_for_each(|n| self.nothing_is_overdue(n))
     }
 
-    fn is_anywhere_offline(&self) -> bool {
-        let agents = 0..self.agents.len();
-        agents.into_iter().any(|n| {
-            let lanes = self.agents[n].targets.len();
-            (0..lanes).any(|lane| self.probe_at(n, lane).is_some())
-        })
+    /// C2: once nothing is in the way, everything is tried soon after it is due, or something
+    /// before it is.
+    fn nothing_is_overdue(&mut self, n: usize) -> Verdicts {
+        let now = self.now_at(n).now;
+        let node = &self.agents[n];
+        let Some(process) = &node.process else {
+            return Ok(());
+        };
+        for (id, _) in &node.targets {
+            let last = self.ledger.moved_at((n, *id));
+            if last.is_some_and(|last| last + OVERDUE > self.time) {
+                continue;
+            }
+            let back_since = node.vault.endpoint(*id).1;
+            let order = process.shell.known.get(id).map(|known| known.order);
+            let query = everything(order.unwrap_or_default());
+            let mut rows = node.vault.queue(*id, &query).waiting;
+            if query.order == Order::Fifo {
+                // Those behind the first wait for it.
+                rows.truncate(1);
+            }
+            let is_overdue = |row: &&Waiting| {
+                let due_at = row.due_at(back_since, now);
+                due_at.after(Duration::from_micros(OVERDUE)) <= now
+            };
+            let overdue = rows.iter().find(is_overdue);
+            hold(overdue.is_none(), "C2", || {
+                format!(
+                    "{overdue:?} is due at destination {}, and is not tried",
+                    id.0
+                )
+            })?;
+        }
+        Ok(())
     }
 
     fn next_timer(&self) -> Option<Time> {
@@ -447,15 +524,7 @@ impl<V: Vault> World<V> {
             return Some(self.agents[n].rests_until);
         };
         let redial = (process.link.is_none() && self.may_dial(n)).then_some(process.redial_at);
-        let lanes = process.lanes.iter().enumerate().flat_map(|(l, lane)| {
-            let flights = lane.flights.iter().filter_map(|flight| match flight.stage {
-                Stage::Answered { at, .. } => Some(at),
-                Stage::Going | Stage::Recording => None,
-            });
-            let look = lane.look_at.filter(|_| lane.begun);
-            flights.chain(look).chain(self.probe_at(n, l))
-        });
-        lanes.chain(redial).min()
+        process.shell.next_timer().into_iter().chain(redial).min()
     }
 
     /// I4: the first agent, and event that is for it, which has not ended there.
@@ -510,39 +579,5 @@ impl std::fmt::Write for Sink<'_> {
     fn write_str(&mut self, text: &str) -> std::fmt::Result {
         std::hash::Hasher::write(self.0, text.as_bytes());
         Ok(())
-    }
-}
-
-fn rate(chance: &mut Chance) -> Option<Rate> {
-    let rates = ["500/s", "10/s", "1/s", "30/m"];
-    let rate = chance.permille(250).then(|| *chance.pick(&rates));
-    rate.map(|rate| rate.parse().expect("a rate"))
-}
-
-fn policy(chance: &mut Chance) -> RetryPolicy {
-    let listed = vec![
-        Duration::from_secs(1),
-        Duration::from_secs(30),
-        Duration::from_secs(600),
-    ];
-    let schedules = [
-        Schedule::Seconds,
-        Schedule::Medium,
-        Schedule::Medium,
-        Schedule::Long,
-        Schedule::Listed(listed),
-    ];
-    let handoffs = [0, 5, 60, 900];
-    let budgets = [0, 0, 0, 3];
-    RetryPolicy {
-        schedule: chance.pick(&schedules).clone(),
-        deadline: Duration::ZERO,
-        handoff_after: Duration::from_secs(*chance.pick(&handoffs)),
-        max_attempts: *chance.pick(&budgets),
-        retry_on: if chance.permille(300) {
-            RetryOn::NonSuccess
-        } else {
-            RetryOn::Transient
-        },
     }
 }

@@ -17,8 +17,8 @@ mod rows;
 use libfuzzer_sys::fuzz_target;
 use record::{Seal, Unsealed};
 use rows::{
-    AttemptMore, AttemptRow, BucketRow, DeliveryRow, DestinationRow, EventRow, OldDestinationRow,
-    SourceRow,
+    AttemptMore, AttemptRow, BucketRow, DeliveryRow, DestinationRow, EventRow, OldDeliveryRow,
+    OldDestinationRow, SourceRow,
 };
 use serde::de::DeserializeOwned;
 use whrelay_core::bucket::{BucketId, BucketName, Seq};
@@ -81,6 +81,12 @@ fuzz_target!(|data: &[u8]| {
     if let Some((row, _)) = open::<DestinationRow>(ours, &sealed) {
         row.into_destination(DestinationId(1));
     }
+    if let Some((row, _)) = open::<OldDeliveryRow>(ours, &sealed) {
+        row.renewed().into_delivery(key);
+    }
     open::<OldDestinationRow>(ours, &sealed);
+    if let Some(row) = DestinationRow::of_9(data) {
+        row.into_destination(DestinationId(1));
+    }
     open::<SourceRow>(ours, &sealed);
 });

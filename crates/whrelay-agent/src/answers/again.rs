@@ -336,8 +336,7 @@ impl Local {
                 .await;
         }
         let keys: Vec<_> = queued.iter().map(|delivery| delivery.key).collect();
-        let now = self.runtime.clock.now();
-        let hurried = once_open(keys, |keys| self.store().retry_now(keys, now)).await?;
+        let hurried = once_open(keys, |keys| self.store().retry_now(keys)).await?;
         for delivery in queued
             .iter()
             .filter(|delivery| hurried.contains(&delivery.key))

@@ -8,7 +8,7 @@ use whrelay_core::target::Target;
 use whrelay_core::time::Timestamp;
 use whrelay_store::{Moved, StoreError};
 
-use super::{Local, Out, Stop, next_attempt};
+use super::{Local, Out, Stop, next};
 use crate::configured::{moves, point_to, queued_for, waiting};
 use crate::control::{Changes, Filter, Queued, Which};
 use crate::lines::{DestinationLine, DestinationRemovedLine, Line, OptionsLine};
@@ -61,6 +61,7 @@ impl Local {
         let now = self.runtime.clock.now();
         for id in self.runtime.served() {
             let change = Change {
+                now,
                 paused_at: Some(paused.then_some(now)),
                 ..Change::default()
             };
@@ -94,10 +95,7 @@ impl Local {
             (_, Some(to)) => {
                 let now = self.runtime.clock.now();
                 let moving = self.store().move_deliveries(destination.id, to.id, now);
-                let moved = moving.await?;
-                // They may stand before everything that waits there in order.
-                self.runtime.wake();
-                moved
+                moving.await?
             }
             (Queued::Discard, None) if queued > 0 => {
                 let filter = Filter {
@@ -160,7 +158,7 @@ impl Local {
     ) -> Result<DestinationLine, StoreError> {
         let id = destination.id;
         let counts = self.store().counts(id)?;
-        let head = self.runtime.head(id)?;
+        let next = next::next(&self.runtime, destination)?;
         let routes = self.runtime.routes().into_iter();
         let paths = routes
             .filter(|(_, to)| *to == id)
@@ -184,7 +182,7 @@ impl Local {
             stalled: counts.stalled,
             sent: counts.sent,
             dead: counts.dead,
-            next_attempt_at: next_attempt(self.store(), id, head)?.map(|at| at.to_string()),
+            next_attempt_at: next.at.map(|at| at.to_string()),
             options: OptionsLine::new(&destination.options.options()),
             set: set.map(|key| key.to_string()).collect(),
         })
@@ -201,6 +199,8 @@ fn has_queue(name: &str, queued: u64) -> Stop {
 /// What is to change of a destination, as it was read.
 #[derive(Default)]
 struct Change {
+    /// When it was asked for.
+    now: Timestamp,
     target: Option<Target>,
     set: OptionSet,
     reset: Vec<OptionKey>,
@@ -216,6 +216,7 @@ impl Change {
             paused,
         } = changes;
         let mut read = Self {
+            now,
             paused_at: paused.map(|paused| paused.then_some(now)),
             ..Self::default()
         };
@@ -237,6 +238,7 @@ impl Change {
 
     fn apply(self, stored: &mut Destination) {
         let Self {
+            now,
             target,
             set,
             reset,
@@ -245,7 +247,7 @@ impl Change {
         reset.into_iter().for_each(|key| stored.options.reset(key));
         stored.options = set.over(&stored.options);
         if let Some(target) = target {
-            point_to(stored, target);
+            point_to(stored, target, now);
         }
         if let Some(paused_at) = paused_at {
             // One that is paused already stays so since then.

@@ -5,9 +5,9 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::dispatch::Order;
 use crate::duration;
 use crate::limits;
+use crate::order::Order;
 use crate::outcome::RetryOn;
 use crate::pace::{Rate, RateError};
 use crate::retry::{RetryPolicy, Schedule};

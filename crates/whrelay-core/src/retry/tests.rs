@@ -246,3 +246,11 @@ fn reconnect_grows_from_half_a_second_to_thirty() {
     );
     assert_eq!(reconnect_pause(9, Jitter(0)), Duration::ZERO);
 }
+
+#[test]
+fn a_list_of_pauses_has_an_end() {
+    let list = |count: usize| vec!["1s"; count].join(",").parse::<Schedule>();
+    assert!(list(limits::MAX_PAUSES).is_ok());
+    let error = list(limits::MAX_PAUSES + 1).expect_err("too many");
+    assert_eq!(error, "a schedule has at most 100 pauses");
+}

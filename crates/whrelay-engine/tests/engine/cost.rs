@@ -2,7 +2,7 @@
 
 use whrelay_core::bucket::{BucketId, Seq};
 use whrelay_core::delivery::{DeliveryKey, DestinationId};
-use whrelay_core::dispatch::Order;
+use whrelay_core::order::Order;
 use whrelay_core::queue::{QueueKind, WaitReason};
 use whrelay_engine::{Caps, Engine, Settings};
 

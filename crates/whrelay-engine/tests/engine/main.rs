@@ -12,6 +12,7 @@ mod world;
 mod chaos;
 mod cost;
 mod endpoints;
+mod late_reads;
 mod planted;
 mod reference;
 mod rules;

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use whrelay_core::delivery::DeliveryKey;
-use whrelay_core::dispatch::Order;
+use whrelay_core::order::Order;
 use whrelay_core::outcome::{Class, Outcome, classify};
 use whrelay_core::pace::Pace;
 use whrelay_core::queue::{QueueKind, Waiting};

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use whrelay_core::bucket::BucketId;
 use whrelay_core::delivery::{DeadReason, DestinationId};
-use whrelay_core::dispatch::Order;
+use whrelay_core::destination::EndpointState;
+use whrelay_core::order::Order;
 use whrelay_core::queue::{QueueKind, WaitReason};
 use whrelay_core::retry::{RetryPolicy, Schedule, Verdict};
 use whrelay_engine::{Caps, Input, Probing, Settings};
@@ -549,4 +550,45 @@ fn a_withdrawn_delivery_does_not_start() {
     world.withdraw(DestinationId(1), key);
     world.run(HOUR);
     assert_eq!((world.starts.len(), world.not_asked), (1, 0));
+}
+
+#[test]
+fn nothing_that_is_known_of_an_endpoint_counts_for_the_one_that_replaces_it() {
+    let mut world = world(settings(), Behaviour::Hangs(10 * SECOND));
+    world.event(1);
+    world.run(SECOND);
+    let attempts = world.starts.len();
+    for _ in 0..4 {
+        world.event(1);
+    }
+    world
+        .endpoints
+        .insert(DestinationId(1), Behaviour::Answers(200, MS));
+    world.change(1, |settings| settings.endpoint_id = 1);
+    // The attempt that times out at the former endpoint takes no slot of the other one.
+    world.run(20 * SECOND);
+    let started = &world.starts[attempts..attempts + 4];
+    assert!(started.iter().all(|start| start.at == started[0].at));
+    assert_eq!(world.ended.len(), 5, "{:?}", world.ended);
+
+    world.endpoints.insert(DestinationId(1), Behaviour::Refuses);
+    world.event(1);
+    world.run(HOUR);
+    let attempts = world.starts.len();
+    let moved_at = world.at;
+    world
+        .endpoints
+        .insert(DestinationId(1), Behaviour::Answers(200, MS));
+    let now = world.now().moment.now;
+    world.change(1, |settings| {
+        settings.endpoint_id = 2;
+        settings.endpoint = EndpointState::Online;
+        settings.back_since = Some(now);
+    });
+    world.run(10 * MS);
+    assert!(
+        world.starts[attempts].at - moved_at <= MS,
+        "no probe comes first"
+    );
+    assert_eq!(world.ended.len(), 6);
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use whrelay_core::bucket::BucketId;
 use whrelay_core::delivery::DestinationId;
-use whrelay_core::dispatch::Order;
+use whrelay_core::order::Order;
 use whrelay_core::queue::{QueueKind, WaitReason};
 use whrelay_core::retry::RetryPolicy;
 use whrelay_engine::{Caps, Settings};

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use whrelay_core::bucket::{BucketId, Seq};
 use whrelay_core::delivery::{DeadReason, DeliveryKey, DestinationId};
 use whrelay_core::destination::EndpointState;
-use whrelay_core::dispatch::Order;
+use whrelay_core::order::Order;
 use whrelay_core::outcome::{Outcome, RetryAfter};
 use whrelay_core::queue::{DueCursor, DuePage, Offset, QueueKind, QueuePage, WaitReason, Waiting};
 use whrelay_core::retry::{Jitter, Phase};

@@ -4,12 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use whrelay_core::bucket::BucketId;
 use whrelay_core::delivery::{DeliveryKey, DestinationId};
-use whrelay_core::dispatch::Order;
+use whrelay_core::order::Order;
 use whrelay_core::queue::{
     DueCursor, DuePage, QueueKind, QueuePage, QueueQuery, WaitReason, Waiting,
 };
 use whrelay_core::time::Timestamp;
-use whrelay_engine::Load;
 
 /// What a record says of one delivery: where it waits, or that it has ended.
 #[derive(Clone, Debug)]
@@ -69,8 +68,7 @@ impl View {
         DuePage { rows: page, next }
     }
 
-    pub(crate) fn page(&mut self, load: &Load) -> QueuePage {
-        let (destination, load) = (load.destination, &load.query);
+    pub(crate) fn page(&mut self, destination: DestinationId, load: &QueueQuery) -> QueuePage {
         let Some(rows) = self.rows.get(&destination) else {
             return QueuePage::default();
         };
@@ -145,6 +143,12 @@ fn due(all: &[Waiting], load: &QueueQuery) -> Vec<Waiting> {
         !is_ordered && (row.is_due(&load.due) || is_odd)
     });
     let by = &load.due;
-    due.sort_by_key(|row| (row.due_at(by.back_since, by.now), row.created_at, row.key));
+    due.sort_by_key(|row| {
+        (
+            listed_at(row, by.back_since, by.now),
+            row.created_at,
+            row.key,
+        )
+    });
     due
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use whrelay_core::bucket::BucketId;
 use whrelay_core::delivery::{DeliveryKey, DestinationId};
 use whrelay_core::destination::EndpointState;
-use whrelay_core::dispatch::Order;
+use whrelay_core::order::Order;
 use whrelay_core::outcome::Outcome;
 use whrelay_core::queue::{Offset, Waiting};
 use whrelay_core::retry::{Jitter, RetryPolicy, Verdict};
@@ -127,6 +127,7 @@ pub(crate) fn settings() -> Settings {
         rate: None,
         timeout: Duration::from_secs(30),
         paused: false,
+        endpoint_id: 0,
         probing: Probing::Loopback,
         endpoint: EndpointState::Online,
         back_since: None,
@@ -390,7 +391,7 @@ impl World {
             }
             Action::Load(load) => {
                 self.loads += 1;
-                let page = self.view.page(&load);
+                let page = self.view.page(load.destination, &load.query);
                 let (destination, token) = (load.destination, load.token);
                 self.answer(match is_failing {
                     true => Input::LoadFailed { destination, token },

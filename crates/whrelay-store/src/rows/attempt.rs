@@ -10,7 +10,8 @@ use whrelay_core::id::{DeliveryId, EventId};
 use whrelay_core::retry::{Pause, Verdict};
 use whrelay_core::time::Timestamp;
 
-use super::{StateRow, durable_since, micros, phase};
+use super::delivery::StateRow;
+use super::{durable_since, micros, phase};
 use crate::record;
 
 #[derive(Serialize, Deserialize)]

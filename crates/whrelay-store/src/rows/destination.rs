@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use whrelay_core::bucket::BucketId;
 use whrelay_core::delivery::DestinationId;
-use whrelay_core::destination::{Destination, Kind, OptionSet};
-use whrelay_core::dispatch::Order;
+use whrelay_core::destination::{Destination, EndpointState, Kind, OptionSet};
+use whrelay_core::order::Order;
 use whrelay_core::outcome::RetryOn;
 use whrelay_core::retry::Schedule;
 use whrelay_core::time::Timestamp;
@@ -19,7 +19,12 @@ pub(crate) struct DestinationRow {
     options: OptionsRow,
     paused_at: Option<i64>,
     offline_since: Option<i64>,
+    is_failing: bool,
+    back_since: Option<i64>,
 }
+
+/// What format 10 adds to a destination: it is not failing, and was never seen to return.
+const ADDED: [u8; 2] = [0, 0];
 
 #[derive(Clone, Serialize, Deserialize)]
 enum KindRow {
@@ -58,7 +63,9 @@ impl DestinationRow {
             target,
             options,
             paused_at,
+            endpoint,
             offline_since,
+            back_since,
         } = destination;
         Self {
             bucket: bucket.0,
@@ -76,7 +83,16 @@ impl DestinationRow {
             options: OptionsRow::new(options),
             paused_at: paused_at.map(Timestamp::as_micros),
             offline_since: offline_since.map(Timestamp::as_micros),
+            is_failing: *endpoint == EndpointState::Failing,
+            back_since: back_since.map(Timestamp::as_micros),
         }
+    }
+
+    /// A destination as format 9 has it.
+    pub(crate) fn of_9(head: &[u8]) -> Option<Self> {
+        let today = [head, &ADDED].concat();
+        let (row, rest) = postcard::take_from_bytes(&today).ok()?;
+        rest.is_empty().then_some(row)
     }
 
     /// The destination; `None` where a value is one that this version does not know.
@@ -88,6 +104,8 @@ impl DestinationRow {
             options,
             paused_at,
             offline_since,
+            is_failing,
+            back_since,
         } = self;
         let kind = match kind {
             KindRow::Lasting { name, is_named } => Kind::Lasting {
@@ -106,7 +124,13 @@ impl DestinationRow {
             target: target.parse().ok()?,
             options: options.into_options(),
             paused_at: paused_at.map(Timestamp::from_micros),
+            endpoint: match (offline_since, is_failing) {
+                (Some(_), _) => EndpointState::Offline,
+                (None, true) => EndpointState::Failing,
+                (None, false) => EndpointState::Online,
+            },
             offline_since: offline_since.map(Timestamp::from_micros),
+            back_since: back_since.map(Timestamp::from_micros),
         })
     }
 
@@ -226,6 +250,8 @@ impl OldDestinationRow {
             options: OptionsRow::default(),
             paused_at: None,
             offline_since: None,
+            is_failing: false,
+            back_since: None,
         }
     }
 }

@@ -12,8 +12,8 @@ use crate::attempts;
 use crate::pages::{Pages, Shape};
 use crate::record::{Seal, Unsealed};
 use crate::rows::{
-    AttemptMore, AttemptRow, BucketRow, DeliveryRow, DestinationRow, EventRow, OldDestinationRow,
-    RemovalsRow, SourceRow, SubscriptionRow,
+    AttemptMore, AttemptRow, BucketRow, DeliveryRow, DestinationRow, EventRow, OldDeliveryRow,
+    OldDestinationRow, RemovalsRow, SourceRow, SubscriptionRow,
 };
 use crate::subscriptions;
 use crate::tables::{SIZE, delivery_key, event_key, sized_bucket};
@@ -130,8 +130,11 @@ fn read_delivery(seal: Seal, key: &[u8], record: &[u8]) -> Option<Found> {
         let delivery = row.into_delivery(key);
         return Some(Found::Delivery(delivery, Unsealed::of(record)));
     }
-    let row = of_8::delivery(seal.parts(&seed, record)?.0)?;
-    let delivery = row.into_delivery(key);
+    let old = match whole::<OldDeliveryRow>(seal, &seed, record) {
+        Some(of_9) => of_9,
+        None => of_8::delivery(seal.parts(&seed, record)?.0)?,
+    };
+    let delivery = old.renewed().into_delivery(key);
     let record = Unsealed::new(&DeliveryRow::new(&delivery), &[]).ok()?;
     Some(Found::Delivery(delivery, record))
 }
@@ -162,6 +165,13 @@ fn read_small(seal: Seal, key: &[u8], record: &[u8]) -> Option<Found> {
         && row.target.contains(":/")
     {
         return Some(Found::Destination(id, row, Unsealed::of(record)));
+    }
+    if let Some((head, &[])) = seal.parts(&key, record)
+        && let Some(row) = DestinationRow::of_9(head)
+        && row.target.contains(":/")
+    {
+        let record = Unsealed::new(&row, &[]).ok()?;
+        return Some(Found::Destination(id, row, record));
     }
     if let Some(row) = whole::<OldDestinationRow>(seal, &key, record)
         && let Ok(target) = row.target.parse::<Target>()
@@ -195,7 +205,7 @@ mod of_8 {
     use whrelay_core::destination::{DestinationName, Kind};
     use whrelay_core::target::Target;
 
-    use crate::rows::DeliveryRow;
+    use crate::rows::OldDeliveryRow;
 
     type Start = (
         ([u8; 16], [u8; 16], u32, i64, i64, u32),
@@ -204,7 +214,7 @@ mod of_8 {
     );
 
     /// A delivery that was begun in place of others, which are listed at its end.
-    pub(super) fn delivery(head: &[u8]) -> Option<DeliveryRow> {
+    pub(super) fn delivery(head: &[u8]) -> Option<OldDeliveryRow> {
         let (start, _) = postcard::from_bytes::<(Start, Vec<u32>)>(head).ok()?;
         let today = postcard::to_extend(&(start, false), Vec::new()).ok()?;
         postcard::from_bytes(&today).ok()

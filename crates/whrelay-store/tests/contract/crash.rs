@@ -173,12 +173,8 @@ async fn audit(store: Store, events: u64, attempts: u64) {
         (counts.sent, counts.queued),
         (log.len() as u64, found - log.len() as u64)
     );
-    let due = store
-        .due(there, NOW, &Default::default(), 1000)
-        .expect("read")
-        .ready;
     assert_eq!(
-        due.len() as u64,
+        due(&store, there, NOW).len() as u64,
         counts.queued,
         "waiting exactly when in the index"
     );

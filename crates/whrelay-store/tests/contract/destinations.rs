@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use whrelay_core::bucket::{Bucket, Seq};
 use whrelay_core::delivery::{DeadReason, DestinationId, State, event_state};
-use whrelay_core::destination::{Destination, Kind, OptionKey, OptionSet};
+use whrelay_core::destination::{Destination, EndpointState, Kind, OptionKey, OptionSet};
 use whrelay_core::retry::{Pause, Phase, Schedule, Verdict};
 use whrelay_core::time::Timestamp;
 use whrelay_store::{Again, Moved, NewDelivery, NewDestination, Role, StateCounts, Store};
@@ -71,6 +71,8 @@ async fn everything_that_is_set_survives_and_only_what_is_changed_changes() {
     let changed = store.change_destination(all[0].id, |api| {
         api.target = "https://api.test/base".parse().expect("a target");
         api.paused_at = Some(NOW);
+        api.endpoint = EndpointState::Offline;
+        api.back_since = Some(NOW);
         api.offline_since = Some(NOW.after(Duration::from_secs(1)));
     });
     let changed = changed.await.expect("stored").expect("it is there");
@@ -152,11 +154,9 @@ async fn a_queue_moves_to_another_destination_and_no_event_is_doubled() {
     let of_first = store.deliveries_of(bucket.id, Seq(1)).expect("read");
     assert_eq!(of_first[0].reason, Some(DeadReason::Discarded));
     assert_eq!(of_first[0].ended_at, Some(NOW));
-    let due = store
-        .due(new, NOW, &Default::default(), 9999)
-        .expect("read");
+    let due = due_at(&store, new, NOW);
     assert_eq!(
-        (due.ready.len(), due.next_at),
+        (due.waiting.len(), due.next_at),
         (1500, Some(later)),
         "a schedule is kept"
     );
@@ -195,10 +195,9 @@ async fn a_queued_delivery_is_due_at_once_where_a_person_wants_it() {
         .record(attempt(&all[1], Verdict::Sent))
         .await
         .expect("stored");
-    let hurried = store.retry_now(vec![all[0].key, all[1].key], NOW).await;
+    let hurried = store.retry_now(vec![all[0].key, all[1].key]).await;
     assert_eq!(hurried.expect("stored"), [all[0].key]);
-    let due = store.due(there, NOW, &Default::default(), 9).expect("read");
-    assert_eq!(due.ready, [all[0].key]);
+    assert_eq!(due(&store, there, NOW), [all[0].key.seq.0]);
     let state = store
         .delivery(all[0].key)
         .expect("read")

@@ -44,7 +44,7 @@ fn open(dir: &Path, role: Role) -> Store {
 }
 
 /// Formats of which there is a fixture.
-const FORMATS: [u32; 3] = [6, 7, 8];
+const FORMATS: [u32; 4] = [6, 7, 8, 9];
 
 /// The agents of a fixture, each with its bucket and name.
 fn agents(dir: &Path) -> Vec<(String, String, PathBuf)> {
@@ -151,6 +151,8 @@ async fn damaged_stores_are_salvaged_with_what_each_side_knows_of_the_other() {
         (7, "agent-shop-other", Role::Agent),
         (8, "agent-lab-default", Role::Agent),
         (8, "forwarder", Role::Forwarder),
+        (9, "agent-shop-other", Role::Agent),
+        (9, "forwarder", Role::Forwarder),
     ] {
         let (whole, damaged) = (unpack(format).0, unpack(format).0);
         let damaged = damaged.path().join(place);

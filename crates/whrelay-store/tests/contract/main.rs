@@ -10,6 +10,7 @@ mod formats;
 mod history;
 mod ids;
 mod promises;
+mod queue;
 mod retention;
 mod rot;
 mod salvage;

@@ -1,13 +1,13 @@
 //! What the store promises, on memory.
 
-use std::collections::HashSet;
 use std::time::Duration;
 
 use whrelay_core::bucket::Seq;
 use whrelay_core::delivery::{DeadReason, State};
+use whrelay_core::queue::QueuePage;
 use whrelay_core::retry::{Pause, Phase, Verdict};
 use whrelay_core::token::Token;
-use whrelay_store::{Again, Release, Role, SourceMark, StateCounts};
+use whrelay_store::{Again, Role, SourceMark, StateCounts};
 
 use crate::setup::*;
 
@@ -102,18 +102,9 @@ async fn a_delivery_is_due_until_it_is_finished() {
         .append(bucket.id, vec![to(1, there), to(2, there)], None)
         .await
         .expect("stored");
-    let none = HashSet::new();
-    let due = |now, max| store.due(there, now, &none, max).expect("read");
-    let keys = due(NOW, 9).ready;
-    assert_eq!(
-        keys.iter().map(|k| k.seq.0).collect::<Vec<_>>(),
-        [1, 2],
-        "in order of arrival"
-    );
-    let busy = store
-        .due(there, NOW, &HashSet::from([keys[0]]), 9)
-        .expect("read");
-    assert_eq!(busy.ready, [keys[1]], "what is in flight is left out");
+    let waiting = due_at(&store, there, NOW).waiting;
+    let keys: Vec<_> = waiting.iter().map(|waiting| waiting.key).collect();
+    assert_eq!(due(&store, there, NOW), [1, 2], "in order of arrival");
 
     let first = store.delivery(keys[0]).expect("read").expect("there");
     let later = NOW.after(Duration::from_secs(60));
@@ -123,7 +114,8 @@ async fn a_delivery_is_due_until_it_is_finished() {
         pause: Pause::Backoff,
     };
     store.record(attempt(&first, retry)).await.expect("stored");
-    assert_eq!(due(NOW, 9).ready, [keys[1]]);
+    let soon = NOW.after(Duration::from_secs(1));
+    assert_eq!(due(&store, there, soon), [2]);
     let stalled = store.delivery(keys[0]).expect("read").expect("there");
     assert_eq!((stalled.state, stalled.attempts), (State::Stalled, 1));
     assert_eq!(stalled.phase, Phase::Durable { since: 1 });
@@ -139,10 +131,10 @@ async fn a_delivery_is_due_until_it_is_finished() {
     let second = store.delivery(keys[1]).expect("read").expect("there");
     let dead = Verdict::Dead(DeadReason::Deadline);
     store.record(attempt(&second, dead)).await.expect("stored");
-    assert_eq!(due(later, 9), whrelay_store::DueScan::default());
+    assert_eq!(due_at(&store, there, later), QueuePage::default());
     let sent = store.delivery(keys[0]).expect("read").expect("there");
     assert_eq!(
-        (sent.state, sent.attempts, sent.next_attempt_at),
+        (sent.state, sent.attempts, sent.wait),
         (State::Sent, 2, None)
     );
     let counts = StateCounts {
@@ -236,140 +228,6 @@ async fn a_replay_is_a_new_delivery_and_the_old_one_stays() {
         .map(|d| d.state)
         .collect();
     assert_eq!(states, [State::Sent, State::Queued]);
-}
-
-#[tokio::test]
-async fn release_drains_what_backs_off_but_not_what_was_asked_to_wait() {
-    let store = memory(Role::Agent);
-    let bucket = bucket(&store).await;
-    let there = store
-        .ensure_destination(bucket.id, "http://localhost:1")
-        .await
-        .expect("stored");
-    let many = 2500;
-    store
-        .append(bucket.id, (1..=many).map(|n| to(n, there)).collect(), None)
-        .await
-        .expect("stored");
-    let none = HashSet::new();
-    for key in store
-        .due(there, NOW, &none, usize::MAX)
-        .expect("read")
-        .ready
-    {
-        let delivery = store.delivery(key).expect("read").expect("there");
-        let at = NOW.after(Duration::from_secs(100_000 - key.seq.0 * 7));
-        let held = key.seq.0 % 100 == 0;
-        let (at, pause) = if held {
-            (NOW.after(Duration::from_secs(3600)), Pause::Asked)
-        } else {
-            (at, Pause::Backoff)
-        };
-        let verdict = Verdict::RetryAt {
-            at,
-            phase: Phase::Fast,
-            pause,
-        };
-        store
-            .record(attempt(&delivery, verdict))
-            .await
-            .expect("stored");
-    }
-    let later = NOW.after(Duration::from_secs(1));
-    assert!(
-        store
-            .due(there, later, &none, 1)
-            .expect("read")
-            .ready
-            .is_empty()
-    );
-    let longest = Duration::from_secs(100_000);
-    let begins = store
-        .release(there, later, Release::Begin { longest })
-        .await;
-    assert_eq!(begins.expect("stored"), 0, "all of it may still wait");
-    let back = store.release(there, later, Release::Back).await;
-    assert_eq!(back.expect("stored"), many - many / 100);
-    let ready = store
-        .due(there, later, &none, usize::MAX)
-        .expect("read")
-        .ready;
-    let expected: Vec<_> = (1..=many).filter(|n| n % 100 != 0).collect();
-    assert_eq!(
-        ready.iter().map(|k| k.seq.0).collect::<Vec<_>>(),
-        expected,
-        "oldest first"
-    );
-    let again = store.release(there, later, Release::Back).await;
-    assert_eq!(again.expect("stored"), 0);
-}
-
-#[tokio::test]
-async fn release_puts_an_overdue_retry_before_what_came_after_it() {
-    let store = memory(Role::Agent);
-    let bucket = bucket(&store).await;
-    let there = store
-        .ensure_destination(bucket.id, "http://localhost:1")
-        .await
-        .expect("stored");
-    let mut second = to(2, there);
-    second.deliveries[0].created_at = NOW.after(Duration::from_millis(1));
-    store
-        .append(bucket.id, vec![to(1, there), second], None)
-        .await
-        .expect("stored");
-    let first = store
-        .deliveries_of(bucket.id, Seq(1))
-        .expect("read")
-        .remove(0);
-    let at = NOW.after(Duration::from_secs(1));
-    let retry = Verdict::RetryAt {
-        at,
-        phase: Phase::Fast,
-        pause: Pause::Backoff,
-    };
-    store.record(attempt(&first, retry)).await.expect("stored");
-    let later = NOW.after(Duration::from_secs(75));
-    store
-        .release(there, later, Release::Back)
-        .await
-        .expect("stored");
-    let ready = store
-        .due(there, later, &HashSet::new(), 9)
-        .expect("read")
-        .ready;
-    assert_eq!(ready.iter().map(|k| k.seq.0).collect::<Vec<_>>(), [1, 2]);
-}
-
-#[tokio::test]
-async fn release_does_not_leave_what_was_stored_by_a_clock_that_was_ahead() {
-    let store = memory(Role::Agent);
-    let bucket = bucket(&store).await;
-    let there = store
-        .ensure_destination(bucket.id, "http://localhost:1")
-        .await
-        .expect("stored");
-    let ahead = |n| {
-        let mut new = to(n, there);
-        let then = NOW.after(Duration::from_secs(3600 + n));
-        (new.deliveries[0].created_at, new.deliveries[0].due_at) = (then, then);
-        new
-    };
-    store
-        .append(bucket.id, vec![to(1, there), ahead(2), ahead(3)], None)
-        .await
-        .expect("stored");
-    let due = || store.due(there, NOW, &HashSet::new(), 9).expect("read");
-    assert_eq!(due().ready.len(), 1, "the clock has been set back since");
-    assert_eq!(
-        store
-            .release(there, NOW, Release::Back)
-            .await
-            .expect("stored"),
-        2
-    );
-    let seqs: Vec<_> = due().ready.iter().map(|k| k.seq.0).collect();
-    assert_eq!(seqs, [1, 2, 3], "in order of arrival");
 }
 
 #[tokio::test]

@@ -1,25 +1,30 @@
 //! Tables whose rows have no checksum, altered behind the store's back: what is gone is named, what
 //! can be found again is, and no walk goes astray.
 
-use std::collections::HashSet;
 use std::path::Path;
 
 use redb::{Database, TableDefinition};
 use whrelay_core::bucket::{Bucket, BucketKey, Seq};
-use whrelay_core::delivery::DestinationId;
+use whrelay_core::delivery::{DeadReason, DestinationId};
 use whrelay_core::destination::Destination;
 use whrelay_core::retention::Part;
+use whrelay_core::time::Timestamp;
 use whrelay_store::{Ending, Role, Store, StoreError};
 
 use crate::setup::*;
 
 const BUCKETS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("buckets_v1");
-const DESTINATIONS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("destinations_v2");
+const DESTINATIONS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("destinations_v3");
 const EVENTS: TableDefinition<'_, (u32, u64), &[u8]> = TableDefinition::new("events_v1");
 const SUBSCRIPTIONS: TableDefinition<'_, (u32, &str), &[u8]> =
     TableDefinition::new("subscriptions_v3");
 const HEADS: TableDefinition<'_, (u32, u64), &[u8]> = TableDefinition::new("heads_v1");
-const DUE: TableDefinition<'_, (u32, i64, u32, u64, u32), u8> = TableDefinition::new("due_v2");
+type QueueKey = (u32, u8, i64, u32, u64, u32);
+const QUEUE: TableDefinition<'_, QueueKey, i64> = TableDefinition::new("queue_v1");
+const DUE_DESTINATIONS: TableDefinition<'_, (u8, i64, u32), ()> =
+    TableDefinition::new("due_destinations_v1");
+const DELIVERIES: TableDefinition<'_, (u32, u64, u32), &[u8]> =
+    TableDefinition::new("deliveries_v4");
 const SEQUENCES: TableDefinition<'_, u32, (u64, u64)> = TableDefinition::new("sequences_v1");
 
 async fn filled(dir: &Path) -> (Store, Bucket, DestinationId) {
@@ -56,29 +61,63 @@ async fn altered_role(
     Store::open(dir, &options(role)).expect("opens")
 }
 
-fn due(store: &Store, there: DestinationId) -> Vec<u64> {
-    let scan = store.due(there, NOW, &HashSet::new(), 9).expect("read");
-    scan.ready.iter().map(|key| key.seq.0).collect()
+fn queued(store: &Store, there: DestinationId) -> Vec<u64> {
+    let read = store.queue(there, &query(store, there, NOW)).expect("read");
+    seqs(&read.page)
+}
+
+/// The rows of a new delivery: its turn and its deadline.
+fn new_rows(there: DestinationId, bucket: &Bucket, seq: u64) -> [QueueKey; 2] {
+    let (to, bucket) = (there.0, bucket.id.0);
+    [
+        (to, 0, 0, bucket, seq, 0),
+        (to, 5, i64::MAX, bucket, seq, 0),
+    ]
 }
 
 #[tokio::test]
-async fn a_delivery_that_lost_its_row_gets_it_back_and_a_stray_row_goes() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let (store, bucket, there) = filled(dir.path()).await;
-    assert!(indexes_are_whole(&store));
-    let (b, at) = (bucket.id.0, NOW.as_micros());
-    let store = altered(store, dir.path(), |tx| {
-        let mut table = tx.open_table(DUE).expect("the index");
-        let line = there.0 * 2;
-        table.remove((line, at, b, 2, 0)).expect("removed");
-        table.insert((line, at, b, 99, 0), 0).expect("put");
-    })
-    .await;
-    assert_eq!(due(&store, there), [1, 3, 4, 99]);
-    assert!(!indexes_are_whole(&store));
-    assert_eq!(store.restore_indexes().await.expect("restored"), 1);
-    assert_eq!(due(&store, there), [1, 2, 3, 4]);
-    assert!(indexes_are_whole(&store));
+async fn a_delivery_that_lost_a_row_gets_it_back_and_a_stray_row_goes() {
+    for lost in [0, 1] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (store, bucket, there) = filled(dir.path()).await;
+        assert!(indexes_are_whole(&store));
+        let store = altered(store, dir.path(), |tx| {
+            let mut table = tx.open_table(QUEUE).expect("the queue");
+            table
+                .remove(new_rows(there, &bucket, 2)[lost])
+                .expect("removed");
+            let stray = new_rows(there, &bucket, 99)[lost];
+            table.insert(stray, NOW.as_micros()).expect("put");
+        })
+        .await;
+        assert!(!indexes_are_whole(&store));
+        assert_eq!(store.restore_indexes().await.expect("restored"), 1);
+        assert_eq!(queued(&store, there), [1, 2, 3, 4]);
+        assert!(indexes_are_whole(&store));
+    }
+}
+
+#[tokio::test]
+async fn a_destination_that_is_listed_at_a_wrong_time_or_not_at_all_is_found() {
+    for (removed, added) in [(true, None), (false, Some((0, 7))), (false, Some((1, 7)))] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (store, _, there) = filled(dir.path()).await;
+        let store = altered(store, dir.path(), |tx| {
+            let mut table = tx.open_table(DUE_DESTINATIONS).expect("the table");
+            if removed {
+                assert!(table.remove((0, 0, there.0)).expect("removed").is_some());
+            }
+            if let Some((of, at)) = added {
+                table.insert((of, at, there.0), ()).expect("put");
+            }
+        })
+        .await;
+        assert!(!indexes_are_whole(&store));
+        assert_eq!(store.restore_indexes().await.expect("restored"), 0);
+        assert!(indexes_are_whole(&store));
+        let due = store.due_destinations(NOW, None, 9, NOW).expect("read");
+        assert_eq!(due.rows, [(there, Timestamp::EPOCH)]);
+    }
 }
 
 #[tokio::test]
@@ -98,7 +137,7 @@ async fn what_rots_keeps_its_number_and_what_is_stored_under_it() {
     assert!(created && other.id > bucket.id, "{other:?}");
     let elsewhere = store.ensure_destination(other.id, "http://localhost:2");
     assert!(elsewhere.await.expect("stored") > there);
-    assert_eq!(due(&store, there), [1, 2, 3, 4]);
+    assert_eq!(queued(&store, there), [1, 2, 3, 4]);
 }
 
 #[tokio::test]
@@ -128,26 +167,72 @@ async fn a_destination_without_a_whole_row_is_named_with_its_queue_and_its_numbe
         assert!(new > there);
         let moved = store.move_deliveries(there, new, NOW).await.expect("moved");
         assert_eq!(moved.moved, 4);
-        assert_eq!(due(&store, new), [1, 2, 3, 4]);
+        assert_eq!(queued(&store, new), [1, 2, 3, 4]);
         assert_eq!(named(&store).len(), 1, "nothing is queued for it any more");
     }
 }
 
 #[tokio::test]
-async fn a_row_that_leads_nowhere_is_forgotten_and_one_that_waits_is_not() {
+async fn rows_that_lead_nowhere_are_named_and_removed_and_others_are_not() {
     let dir = tempfile::tempdir().expect("a directory");
     let (store, bucket, there) = filled(dir.path()).await;
     let store = altered(store, dir.path(), |tx| {
-        let mut table = tx.open_table(DUE).expect("the index");
-        let stray = (there.0, NOW.as_micros(), bucket.id.0, 99, 0);
-        table.insert(stray, 0).expect("put");
+        let mut table = tx.open_table(QUEUE).expect("the queue");
+        for seq in [98, 99] {
+            for row in new_rows(there, &bucket, seq) {
+                table.insert(row, NOW.as_micros()).expect("put");
+            }
+        }
     })
     .await;
-    let scan = store.due(there, NOW, &HashSet::new(), 9).expect("read");
-    for key in scan.ready {
-        store.forget(key).await.expect("stored");
+    for left in [true, false] {
+        let read = store
+            .queue(there, &query(&store, there, NOW))
+            .expect("read");
+        assert_eq!(seqs(&read.page), [1, 2, 3, 4]);
+        assert_eq!(!read.strays.is_empty(), left);
+        store.remove_strays(read.strays).await.expect("stored");
     }
-    assert_eq!(due(&store, there), [1, 2, 3, 4]);
+    assert!(indexes_are_whole(&store));
+}
+
+#[tokio::test]
+async fn a_damaged_delivery_is_due_until_it_is_quarantined() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (store, bucket, there) = filled(dir.path()).await;
+    let store = altered(store, dir.path(), |tx| {
+        let mut table = tx.open_table(DELIVERIES).expect("the deliveries");
+        table.insert((bucket.id.0, 2, 0), &b"rot"[..]).expect("put");
+    })
+    .await;
+    assert_eq!(queued(&store, there), [1, 2, 3, 4]);
+    let key = due_at(&store, there, NOW).waiting[1].key;
+    store.quarantine(&bucket, key, NOW).await.expect("stored");
+    let read = store
+        .queue(there, &query(&store, there, NOW))
+        .expect("read");
+    assert_eq!(seqs(&read.page), [1, 3, 4]);
+    store.remove_strays(read.strays).await.expect("stored");
+    assert_eq!(due(&store, there, NOW), [1, 3, 4]);
+}
+
+#[tokio::test]
+async fn deliveries_of_an_event_that_is_quarantined_are_dead_and_others_go_on() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (store, bucket, there) = filled(dir.path()).await;
+    let store = altered(store, dir.path(), |tx| {
+        let mut table = tx.open_table(EVENTS).expect("the events");
+        table.insert((bucket.id.0, 2), &b"rot"[..]).expect("put");
+    })
+    .await;
+    let key = due_at(&store, there, NOW).waiting[1].key;
+    let mut changes = store.changes();
+    store.quarantine(&bucket, key, NOW).await.expect("stored");
+    assert_eq!(changes.next().await.withdrawn, [(there, key)]);
+    assert_eq!(due(&store, there, NOW), [1, 3, 4]);
+    let dead = store.delivery(key).expect("read").expect("there");
+    assert_eq!(dead.reason, Some(DeadReason::Damaged));
+    assert_eq!(store.quarantined().expect("read"), [(bucket.id, Seq(2))]);
 }
 
 #[tokio::test]
@@ -335,17 +420,21 @@ async fn what_is_left_of_an_event_is_named_when_it_rots() {
 async fn rows_hidden_behind_a_stray_one_are_found_again() {
     let dir = tempfile::tempdir().expect("a directory");
     let (store, bucket, there) = filled(dir.path()).await;
-    let (b, at) = (bucket.id.0, NOW.as_micros());
     // The destination of the third row, where a search begins, has rotted in place: the file is altered, not
     // the table.
     store.close().await;
     let file = dir.path().join("store.redb");
-    let row = |line: u32| {
-        let key = [&line.to_le_bytes()[..], &at.to_le_bytes(), &b.to_le_bytes()].concat();
-        [&key[..], &3u64.to_le_bytes(), &0u32.to_le_bytes()].concat()
+    let row = |to: u32| {
+        let [(_, list, time, bucket, seq, ordinal), _] = new_rows(there, &bucket, 3);
+        let key = [&to.to_le_bytes()[..], &[list], &time.to_le_bytes()].concat();
+        let place = [
+            &bucket.to_le_bytes()[..],
+            &seq.to_le_bytes(),
+            &ordinal.to_le_bytes(),
+        ];
+        [key, place.concat()].concat()
     };
-    let line = there.0 * 2;
-    let (whole, rotten) = (row(line), row(line | 16));
+    let (whole, rotten) = (row(there.0), row(there.0 | 16));
     let mut bytes = std::fs::read(&file).expect("a store");
     let places: Vec<_> = bytes
         .windows(whole.len())
@@ -360,5 +449,5 @@ async fn rows_hidden_behind_a_stray_one_are_found_again() {
     let store = Store::open(dir.path(), &options(Role::Agent)).expect("opens");
     assert!(!indexes_are_whole(&store));
     store.restore_indexes().await.expect("restored");
-    assert_eq!(due(&store, there), [1, 2, 3, 4]);
+    assert_eq!(queued(&store, there), [1, 2, 3, 4]);
 }

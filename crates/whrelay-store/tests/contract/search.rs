@@ -1,17 +1,17 @@
 //! What is found by state and age, and what a person does to it.
 
-use std::collections::HashSet;
 use std::time::Duration;
 
 use whrelay_core::bucket::{Bucket, Seq};
 use whrelay_core::delivery::{Asked, Attempt, DeadReason, Delivery, DestinationId, State};
 use whrelay_core::id::EventId;
+use whrelay_core::queue::QueuePage;
 use whrelay_core::retry::{Pause, Phase, Verdict};
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Again, Begin, NewDelivery, NewEvent, Release, Role, Search, Store};
+use whrelay_store::{Again, Begin, NewDelivery, NewEvent, Role, Search, Store};
 
 use crate::setup::{
-    Destinations, NOW, attempt, bucket, event, indexes_are_whole, memory, new_delivery, to,
+    Destinations, NOW, attempt, bucket, due_at, event, indexes_are_whole, memory, new_delivery, to,
 };
 
 async fn store() -> (Store, Bucket, DestinationId) {
@@ -213,7 +213,7 @@ async fn only_what_waits_is_given_up_and_the_log_tells_of_it() {
     );
     let log = store.attempts_of(dead.key, 9).expect("read");
     assert_eq!(log[0].attempt.error.as_deref(), Some("unwanted"));
-    assert_eq!(store.next_due(there).expect("read"), None);
+    assert_eq!(due_at(&store, there, NOW), QueuePage::default());
 }
 
 #[tokio::test]
@@ -237,59 +237,6 @@ async fn what_is_passed_over_is_known_and_never_waits() {
         (delivery.state, delivery.reason),
         (State::Dead, Some(DeadReason::Discarded))
     );
-    assert_eq!(store.next_due(there).expect("read"), None);
+    assert_eq!(due_at(&store, there, NOW), QueuePage::default());
     assert_eq!(store.counts(there).expect("read").dead, 1);
-}
-
-#[tokio::test]
-async fn a_replay_that_is_to_begin_later_is_not_released_before() {
-    let (store, bucket, there) = store().await;
-    let appended = store.append(bucket.id, vec![at(1, there)], None).await;
-    appended.expect("stored");
-    let later = again(&bucket, &first(&store, &bucket, 1), 9, 60);
-    store.deliver_again(vec![later]).await.expect("stored");
-    assert_eq!(
-        store
-            .release(there, NOW, Release::Back)
-            .await
-            .expect("stored"),
-        0
-    );
-    let due = |seconds| {
-        let now = NOW.after(Duration::from_secs(seconds));
-        let due = store.due(there, now, &HashSet::new(), 9).expect("read");
-        due.ready.len()
-    };
-    assert_eq!((due(59), due(60)), (1, 2));
-    let replays = store.due_replays(
-        there,
-        NOW.after(Duration::from_secs(60)),
-        &HashSet::new(),
-        9,
-    );
-    assert_eq!(replays.expect("read").ready.len(), 1);
-}
-
-#[tokio::test]
-async fn the_head_of_a_line_is_the_oldest_that_has_not_ended_and_no_replay() {
-    let (store, bucket, there) = store().await;
-    let events = (1..=3).map(|n| at(n, there)).collect();
-    store.append(bucket.id, events, None).await.expect("stored");
-    let start = || store.line_start(bucket.id, there).expect("read");
-    let head = || {
-        let (head, from) = store.head(bucket.id, there, start()).expect("read");
-        assert_eq!(from, start(), "it says where to look on");
-        head.map(|head| (head.key.seq.0, head.due_at))
-    };
-    assert_eq!(head(), Some((1, NOW)));
-    record(&store, &bucket, 1, LATER).await;
-    assert_eq!(head(), Some((1, NOW.after(Duration::from_secs(1)))));
-    record(&store, &bucket, 2, Verdict::Sent).await;
-    record(&store, &bucket, 1, Verdict::Sent).await;
-    assert_eq!(head(), Some((3, NOW)));
-    let replay = again(&bucket, &first(&store, &bucket, 1), 9, 0);
-    store.deliver_again(vec![replay]).await.expect("stored");
-    assert_eq!(head(), Some((3, NOW)), "a replay stands beside the line");
-    record(&store, &bucket, 3, Verdict::Sent).await;
-    assert_eq!((start(), head()), (Seq(4), None));
 }

@@ -5,10 +5,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use whrelay_core::bucket::{Bucket, BucketId, BucketKey, Seq};
 use whrelay_core::delivery::{Attempt, Delivery, DestinationId, Signature, SignatureState};
-use whrelay_core::destination::{DestinationName, Kind, OptionSet};
+use whrelay_core::destination::{Destination, DestinationName, Kind, OptionSet};
 use whrelay_core::event::{Event, Header, Request};
 use whrelay_core::history::{Claim, Locator};
 use whrelay_core::id::{DeliveryId, EventId};
+use whrelay_core::order::Order;
+use whrelay_core::queue::{DueBy, QueuePage, QueueQuery};
 use whrelay_core::retry::Verdict;
 use whrelay_core::target::Target;
 use whrelay_core::time::Timestamp;
@@ -229,4 +231,50 @@ pub(crate) fn indexes_are_whole(store: &Store) -> bool {
             Audited::Damaged => return false,
         }
     }
+}
+
+/// What is asked of a queue at a time, in order of arrival.
+pub(crate) fn query(store: &Store, destination: DestinationId, now: Timestamp) -> QueueQuery {
+    let all = store.destinations().expect("read");
+    let found = all.iter().find(|known| known.id == destination);
+    QueueQuery {
+        order: Order::Arrival,
+        due: DueBy {
+            now,
+            not_before: now,
+            back_since: found.and_then(|found| found.back_since),
+        },
+        expired_by: Timestamp::EPOCH,
+        only_expired: false,
+        max: 10_000,
+    }
+}
+
+/// What is due at a destination, in order of arrival.
+pub(crate) fn due_at(store: &Store, destination: DestinationId, now: Timestamp) -> QueuePage {
+    let read = store
+        .queue(destination, &query(store, destination, now))
+        .expect("read");
+    assert_eq!(read.strays, [], "every row leads somewhere");
+    read.page
+}
+
+/// The places of the events whose deliveries are due.
+pub(crate) fn due(store: &Store, destination: DestinationId, now: Timestamp) -> Vec<u64> {
+    seqs(&due_at(store, destination, now))
+}
+
+/// The places of the events of a page.
+pub(crate) fn seqs(page: &QueuePage) -> Vec<u64> {
+    page.waiting
+        .iter()
+        .map(|waiting| waiting.key.seq.0)
+        .collect()
+}
+
+/// The endpoint of a destination returned at a time.
+pub(crate) async fn returned(store: &Store, destination: DestinationId, at: Timestamp) {
+    let change = move |known: &mut Destination| known.back_since = Some(at);
+    let changed = store.change_destination(destination, change).await;
+    assert!(changed.expect("stored").is_some());
 }

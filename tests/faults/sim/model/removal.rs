@@ -1,6 +1,7 @@
 //! What the model removes. It must not know who asks, nor when.
 
 use whrelay_core::bucket::{BucketId, Seq};
+use whrelay_core::delivery::Delivery;
 use whrelay_core::event::Event;
 use whrelay_core::retention::Part;
 use whrelay_core::time::Timestamp;
@@ -43,9 +44,10 @@ impl Model {
                 if let Some(count) = self.counts.get_mut(&place) {
                     *count -= 1;
                 }
-                if let Some(at) = delivery.next_attempt_at {
-                    self.due.remove(&(delivery.destination, at, delivery.key));
-                }
+                self.list(&Delivery {
+                    wait: None,
+                    ..delivery
+                });
             }
         }
         Done::Removed(removed)

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::bucket::BucketId;
+use crate::destination::EndpointState;
 
 fn stored(id: u32, name: &str, is_named: bool, target: &str) -> Destination {
     Destination {
@@ -14,7 +15,9 @@ fn stored(id: u32, name: &str, is_named: bool, target: &str) -> Destination {
         target: target.parse().expect("a target"),
         options: OptionSet::default(),
         paused_at: None,
+        endpoint: EndpointState::Online,
         offline_since: None,
+        back_since: None,
     }
 }
 

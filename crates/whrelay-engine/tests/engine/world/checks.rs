@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use whrelay_core::bucket::Seq;
 use whrelay_core::delivery::{DeliveryKey, DestinationId};
-use whrelay_core::dispatch::Order;
+use whrelay_core::order::Order;
 use whrelay_core::queue::{Offset, QueueKind, WaitReason, Waiting};
 use whrelay_core::time::{Timestamp, TwoClocks};
 use whrelay_engine::{Engine, Input, Now, ProbeResult};

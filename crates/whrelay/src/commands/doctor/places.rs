@@ -279,7 +279,9 @@ async fn answers(target: Target, trust: &Trust) -> Check {
     let check = |ok, result: String, hint| Check::new("target", &what, ok, result, hint);
     match Client::new(target, Fields::default(), trust, 1) {
         Err(error) => check(false, error.to_string(), None),
-        Ok(client) if client.probe().await => check(true, "takes connections".into(), None),
+        Ok(client) if client.takes_connections().await => {
+            check(true, "takes connections".into(), None)
+        }
         Ok(_) => {
             let hint = Some("start it: what waits is delivered within a second");
             check(false, "takes no connection".into(), hint)

@@ -1,0 +1,380 @@
+//! Does what the engine asks, and tells it what came of it. It must not decide anything itself: the engine does, and the
+//! store remembers.
+
+mod deliveries;
+mod endpoints;
+mod exchange;
+mod record;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::sleep_until;
+use tokio_util::sync::CancellationToken;
+use whrelay_core::delivery::DestinationId;
+use whrelay_core::limits;
+use whrelay_core::queue::{DueCursor, Offset};
+use whrelay_core::retry::Jitter;
+use whrelay_core::time::Timestamp;
+use whrelay_engine::{Action, Append, Caps, Ended, Engine, Input, Load, ProbeResult, Token};
+use whrelay_store::{Changed, Changes, StoreError, persist};
+
+use self::deliveries::{Current, Tools};
+use self::endpoints::Endpoints;
+use self::exchange::Made;
+
+pub use self::deliveries::Deliveries;
+
+/// A record is in the view as soon as it is on disk, so that all records have one position.
+const APPLIED: Offset = Offset(0);
+
+/// What a task has done.
+enum Done {
+    /// An exchange has ended.
+    Finished(Token, Ended, Option<Box<Made>>),
+    /// A record is on disk.
+    Appended(Token),
+    /// An endpoint was probed by its URL of then.
+    Probed(DestinationId, u64, ProbeResult),
+    /// The state of an endpoint is on disk.
+    Stored(DestinationId),
+    /// Rows that led nowhere are gone from a queue.
+    Cleaned(DestinationId),
+}
+
+type Task = Result<Done, StoreError>;
+
+/// The engine and everything around it.
+struct Driver {
+    deliveries: Arc<Deliveries>,
+    tools: Arc<Tools>,
+    engine: Engine,
+    known: BTreeMap<DestinationId, Current>,
+    tasks: JoinSet<Task>,
+    /// Tasks that are probes: nobody waits for them at the end.
+    probes: usize,
+    /// What exchanges have shown that are not recorded yet.
+    made: BTreeMap<Token, Box<Made>>,
+    /// Records that are being written.
+    appending: BTreeSet<Token>,
+    /// Exchanges that the engine no longer waits for.
+    overdue: BTreeSet<Token>,
+    endpoints: Endpoints,
+}
+
+impl Driver {
+    fn new(deliveries: Arc<Deliveries>) -> Self {
+        let tools = deliveries.tools();
+        let engine = Engine::new(Caps::default(), tools.clock.reading());
+        Self {
+            deliveries,
+            tools,
+            engine,
+            known: BTreeMap::new(),
+            tasks: JoinSet::new(),
+            probes: 0,
+            made: BTreeMap::new(),
+            appending: BTreeSet::new(),
+            overdue: BTreeSet::new(),
+            endpoints: Endpoints::default(),
+        }
+    }
+
+    /// Delivers until `stop`, then lets attempts in flight end for at most [`limits::DRAIN`].
+    async fn run(mut self, stop: CancellationToken) -> Result<(), StoreError> {
+        let mut changes = self.tools.store.changes();
+        let deliveries = Arc::clone(&self.deliveries);
+        while !stop.is_cancelled() {
+            self.configure();
+            self.act()?;
+            let wake = self.engine.next_wake(self.tools.clock.reading());
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = deliveries.changed() => {}
+                result = self.wait(&mut changes, wake) => result?,
+            }
+        }
+        self.tell(Input::Stop);
+        let drained = async {
+            self.act()?;
+            while !self.engine.is_idle() || self.tasks.len() > self.probes {
+                let wake = self.engine.next_wake(self.tools.clock.reading());
+                self.wait(&mut changes, wake).await?;
+                self.act()?;
+            }
+            Ok(())
+        };
+        tokio::time::timeout(limits::DRAIN, drained)
+            .await
+            .unwrap_or(Ok(()))
+    }
+
+    /// Waits until something has happened, and tells the engine.
+    async fn wait(&mut self, changes: &mut Changes, wake: Instant) -> Result<(), StoreError> {
+        tokio::select! {
+            Some(done) = self.tasks.join_next() => {
+                self.done(joined(done)?);
+                while let Some(done) = self.tasks.try_join_next() {
+                    self.done(joined(done)?);
+                }
+            }
+            changed = changes.next() => self.changed(changed),
+            () = sleep_until(wake.into()) => {}
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, input: Input) {
+        self.engine.handle(input, self.tools.clock.reading());
+    }
+
+    /// Tells the engine which destinations are new or have changed.
+    fn configure(&mut self) {
+        for settings in self.deliveries.take_changed() {
+            let id = settings.id;
+            let before = self.known.get(&id);
+            let endpoint_id = match before {
+                Some(before) if before.is_same_endpoint(&settings) => before.endpoint_id,
+                Some(before) => {
+                    self.endpoints.replaced(&self.tools, &settings);
+                    before.endpoint_id + 1
+                }
+                None => {
+                    self.endpoints.begin(&settings);
+                    0
+                }
+            };
+            let for_engine = settings.for_engine(endpoint_id);
+            let current = Current {
+                settings,
+                endpoint_id,
+            };
+            self.known.insert(id, current);
+            self.tell(Input::Destination {
+                id,
+                settings: Some(for_engine),
+            });
+        }
+    }
+
+    /// Does everything that the engine asks for now.
+    fn act(&mut self) -> Result<(), StoreError> {
+        while let Some(action) = self.engine.poll_action(self.tools.clock.reading()) {
+            match action {
+                Action::LoadDestinations {
+                    token,
+                    until,
+                    after,
+                    max,
+                } => self.load_destinations(token, until, (after, max))?,
+                Action::Load(load) => self.load(&load)?,
+                Action::Start {
+                    token,
+                    destination,
+                    delivery,
+                    number,
+                } => {
+                    let Some(current) = self.known.get(&destination) else {
+                        self.not_asked(token);
+                        continue;
+                    };
+                    let (tools, settings) =
+                        (Arc::clone(&self.tools), Arc::clone(&current.settings));
+                    self.tasks.spawn(async move {
+                        let (ended, made) =
+                            exchange::attempt(&tools, settings, delivery.key, number).await?;
+                        Ok(Done::Finished(token, ended, made))
+                    });
+                }
+                Action::Append(append) => self.append(append),
+                Action::Probe {
+                    destination,
+                    linger,
+                } => {
+                    if let Some(current) = self.known.get(&destination) {
+                        let client = current.settings.client.clone();
+                        let endpoint_id = current.endpoint_id;
+                        self.probes += 1;
+                        self.tasks.spawn(async move {
+                            let result = client.probe(linger).await;
+                            Ok(Done::Probed(destination, endpoint_id, result))
+                        });
+                    }
+                }
+                Action::Endpoint {
+                    destination,
+                    state,
+                    back_since,
+                } => {
+                    self.endpoints.set(destination, (state, back_since));
+                    self.store_endpoint(destination);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn done(&mut self, done: Done) {
+        match done {
+            Done::Finished(token, ended, made) => {
+                if self.overdue.remove(&token) {
+                    return;
+                }
+                if let Some(made) = made {
+                    self.made.insert(token, made);
+                }
+                self.tell(Input::Finished {
+                    token,
+                    ended,
+                    jitter: Jitter(rand::random()),
+                });
+            }
+            Done::Appended(token) => {
+                self.appending.remove(&token);
+                self.tell(Input::Appended { token, at: APPLIED });
+            }
+            Done::Probed(destination, endpoint_id, result) => {
+                self.probes -= 1;
+                let known = self.known.get(&destination);
+                if known.is_some_and(|known| known.endpoint_id == endpoint_id) {
+                    self.tell(Input::Probed {
+                        destination,
+                        result,
+                    });
+                }
+            }
+            Done::Stored(destination) => {
+                self.endpoints.stored(destination);
+                self.store_endpoint(destination);
+            }
+            Done::Cleaned(destination) => self.tell(Input::Due {
+                destination,
+                at: Timestamp::EPOCH,
+            }),
+        }
+    }
+
+    fn changed(&mut self, changed: Changed) {
+        let Changed { due, withdrawn } = changed;
+        for (destination, key) in withdrawn {
+            self.tell(Input::Withdrawn {
+                destination,
+                key,
+                at: APPLIED,
+            });
+        }
+        for (destination, at) in due {
+            self.tell(Input::Due { destination, at });
+        }
+    }
+
+    fn load_destinations(
+        &mut self,
+        token: Token,
+        until: Timestamp,
+        (after, max): (Option<DueCursor>, usize),
+    ) -> Result<(), StoreError> {
+        let now = self.tools.clock.now();
+        let found = self.tools.store.due_destinations(until, after, max, now);
+        let input = match readable(found)? {
+            Some(page) => Input::DueDestinations {
+                token,
+                page,
+                applied: APPLIED,
+            },
+            None => Input::DestinationsFailed { token },
+        };
+        self.tell(input);
+        Ok(())
+    }
+
+    fn load(&mut self, load: &Load) -> Result<(), StoreError> {
+        let (token, destination) = (load.token, load.destination);
+        let found = self.tools.store.queue(destination, &load.query);
+        let Some(found) = readable(found)? else {
+            self.tell(Input::LoadFailed { destination, token });
+            return Ok(());
+        };
+        if !found.strays.is_empty() {
+            let store = self.tools.store.clone();
+            self.tasks.spawn(async move {
+                persist(|| store.remove_strays(found.strays.clone())).await?;
+                Ok(Done::Cleaned(destination))
+            });
+        }
+        self.tell(Input::Loaded {
+            destination,
+            token,
+            page: found.page,
+        });
+        Ok(())
+    }
+
+    fn append(&mut self, append: Append) {
+        let token = append.token;
+        let Some(current) = self.known.get(&append.destination) else {
+            return;
+        };
+        // The engine asks again after a while; the one that is being written is repeated by itself.
+        if !self.appending.insert(token) {
+            return;
+        }
+        let (tools, settings) = (Arc::clone(&self.tools), Arc::clone(&current.settings));
+        let made = self.made.remove(&token);
+        if append.tried && made.is_none() {
+            self.overdue.insert(token);
+        }
+        self.tasks.spawn(async move {
+            record::append(&tools, &settings, append, made).await?;
+            Ok(Done::Appended(token))
+        });
+    }
+
+    fn store_endpoint(&mut self, id: DestinationId) {
+        let Some(current) = self.known.get(&id) else {
+            return;
+        };
+        let settings = Arc::clone(&current.settings);
+        if let Some(write) = self.endpoints.next(&self.tools, settings) {
+            self.tasks.spawn(async move {
+                write.await?;
+                Ok(Done::Stored(id))
+            });
+        }
+    }
+
+    fn not_asked(&mut self, token: Token) {
+        self.tell(Input::Finished {
+            token,
+            ended: Ended::NotAsked,
+            jitter: Jitter(0),
+        });
+    }
+}
+
+/// What was read. `None` if it cannot be read now: the engine asks again.
+fn readable<T>(read: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+    match read {
+        Ok(read) => Ok(Some(read)),
+        Err(error @ StoreError::Broken(_)) => Err(error),
+        Err(error @ StoreError::Damaged(_)) => {
+            tracing::error!(%error, "a queue cannot be read");
+            Ok(None)
+        }
+        Err(StoreError::Full | StoreError::Bound | StoreError::Share | StoreError::Reopening) => {
+            Ok(None)
+        }
+    }
+}
+
+/// A task that panicked has told why on stderr; its delivery must not be forgotten, so the driver
+/// stops, and the process with it.
+fn joined(done: Result<Task, JoinError>) -> Task {
+    done.unwrap_or_else(|error| {
+        Err(StoreError::Broken(
+            format!("an attempt failed: {error}").into(),
+        ))
+    })
+}
