@@ -45,7 +45,7 @@ impl Known {
 pub(crate) async fn of_forwarder(
     paths: &Paths,
     forwarder: &Url,
-    ask: impl Future<Output = Option<String>>,
+    ask: impl Future<Output = Result<Option<String>, Failure>>,
 ) -> Result<PathBuf, Failure> {
     let url = forwarder.as_str().trim_end_matches('/').to_owned();
     let dirs = paths.forwarders_of_agents();
@@ -63,7 +63,7 @@ pub(crate) async fn of_forwarder(
         known.write(dir)?;
         return Ok(dir.clone());
     }
-    let store = ask.await;
+    let store = ask.await?;
     let is_it = |known: &Known| store.is_some() && known.store == store;
     let mut known = all.into_iter().chain(unnoted);
     if let Some((dir, mut known)) = known.find(|(_, known)| is_it(known)) {
@@ -72,7 +72,7 @@ pub(crate) async fn of_forwarder(
         return Ok(dir);
     }
     let dir = unclaimed(paths, &url);
-    // Where nobody answers, the connection says why, and nothing is noted.
+    // Without a token, and from an older forwarder, there is no name: nothing is noted.
     if let Some(store) = store {
         let made = whrelay_store::create_private_dir(&dir);
         made.map_err(|error| Failure::new(Code::Failed, format!("{}: {error}", dir.display())))?;
@@ -129,7 +129,7 @@ mod tests {
     async fn dir(paths: &Paths, url: &str, store: Option<&str>) -> PathBuf {
         let url = url.parse().expect("a URL");
         let store = store.map(str::to_owned);
-        of_forwarder(paths, &url, std::future::ready(store))
+        of_forwarder(paths, &url, std::future::ready(Ok(store)))
             .await
             .expect("a directory")
     }

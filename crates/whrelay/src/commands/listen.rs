@@ -110,10 +110,11 @@ pub(crate) async fn agents_of(
     };
     let token = given_token(choice)?;
     let ask = async {
-        let (proxies, token) = (proxies(), token?);
-        let asked = whrelay_agent::ensure_bucket(forwarder, &proxies, trust, &token, bucket).await;
-        // What keeps it from answering is said by the connection.
-        asked.ok()?.store
+        let (proxies, Some(token)) = (proxies(), token) else {
+            return Ok(None);
+        };
+        let asked = whrelay_agent::ensure_bucket(forwarder, &proxies, trust, &token, bucket);
+        Ok(asked.await?.store)
     };
     directories::of_forwarder(paths, forwarder, ask).await
 }
