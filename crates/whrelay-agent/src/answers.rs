@@ -20,6 +20,7 @@ use whrelay_core::delivery::{Delivery, DestinationId, State};
 use whrelay_core::destination::{Destination, Kind, OptionSet};
 use whrelay_core::event::Event;
 use whrelay_core::id::EventId;
+use whrelay_core::order::Order;
 use whrelay_core::time::Timestamp;
 use whrelay_store::{Begin, Incident, LoggedAttempt, StateCounts, Store, StoreError};
 
@@ -352,7 +353,10 @@ impl Local {
         let now = self.runtime.clock.now();
         let mut heads: HashMap<DestinationId, Timestamp> = HashMap::new();
         for delivery in deliveries.iter().filter(|d| !d.state.is_finished()) {
-            if let Some(destination) = known.get(&delivery.destination) {
+            if let Some(destination) = known.get(&delivery.destination)
+                && !heads.contains_key(&destination.id)
+                && next::order(&self.runtime, destination) == Order::Fifo
+            {
                 let next = next::next(&self.runtime, destination)?;
                 heads.extend(next.head_at.map(|at| (destination.id, at)));
             }

@@ -100,7 +100,7 @@ pub(crate) fn told(count: u64, what: &str, whose: &str) -> Line {
     ))
 }
 
-/// What the log will say of what waits of an event. What is damaged is found when it is tried.
+/// The records that give up an event's queued deliveries. Damaged ones are left out: an attempt finds the damage.
 fn given_up_at(
     store: &Store,
     bucket: &Bucket,

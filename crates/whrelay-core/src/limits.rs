@@ -247,8 +247,8 @@ pub const MAX_GROUP_BYTES: usize = 32 * 1024 * 1024;
 pub const APPEND_BYTES: u64 = 4 * 1024 * 1024;
 /// Space that a store keeps back for delivering and recording while its disk is full, in bytes.
 pub const RESERVE: u64 = 4 * 1024 * 1024;
-/// Withdrawn deliveries that a store keeps for whoever follows its changes. Those left out are found to have ended when
-/// they start.
+/// Withdrawn deliveries that a store keeps for each listener. An attempt at one that was left out finds that it has
+/// ended.
 pub const WITHDRAWN_TOLD: usize = 10_000;
 /// How often a store that does without its reserve looks whether the disk has space for one.
 pub const RESERVE_EVERY: Duration = Duration::from_secs(60);

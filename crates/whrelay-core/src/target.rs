@@ -64,7 +64,7 @@ impl Target {
     }
 
     /// Whether it is in a private network by its address, or by a name that public DNS does not
-    /// have: one without a dot, or under a suffix that is set aside for such networks.
+    /// have: one without a dot, or under a suffix that is reserved for such networks.
     pub fn is_private(&self) -> bool {
         match self.host() {
             Host::Domain(name) => is_private_name(name),

@@ -41,9 +41,10 @@ impl Default for Clock {
 impl Clock {
     /// The present, for the engine.
     pub fn reading(&self) -> Now {
+        // The clocks are read under the lock, so that no reading is older than the one before it.
+        let mut readings = self.readings();
         let instant = Instant::now();
         let (wall, up) = (wall(), awake_and_asleep(self.started));
-        let mut readings = self.readings();
         let booted_at = wall.before(up);
         let moved = booted_at.since(readings.booted_at) + readings.booted_at.since(booted_at);
         if moved >= limits::JUMP {

@@ -109,7 +109,7 @@ impl Client {
         &self.target
     }
 
-    /// Whether the target accepts a connection, and keeps it open for so long while nothing is asked. A port that is
+    /// Connects, sends nothing, and says whether the connection stays open for `linger`. A port that is
     /// forwarded to nobody closes it, and no server of HTTP does.
     pub async fn probe(&self, linger: Duration) -> ProbeResult {
         let Ok(mut stream) = self.way.dial_within(limits::PROBE_TIMEOUT).await else {

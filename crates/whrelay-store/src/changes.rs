@@ -89,7 +89,7 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// The changes since the last ones, once there are any. A call that is given up loses nothing.
+    /// Waits for changes since the last call. Dropping the future loses none of them.
     pub async fn next(&mut self) -> Changed {
         loop {
             let changed = self.take();

@@ -366,7 +366,7 @@ mod to_9 {
     }
 }
 
-/// A delivery says itself why it waits, and its queue is listed in every order that is asked for.
+/// Deliveries store why they wait, and queues have a list for each order of reading.
 mod to_10 {
     use std::collections::BTreeMap;
 

@@ -18,10 +18,15 @@ pub(super) struct Next {
     pub(super) at: Option<Timestamp>,
 }
 
-/// Reads the beginning of a destination's queue. Only one that is delivered to has an order.
-pub(super) fn next(runtime: &Runtime, destination: &Destination) -> Result<Next, StoreError> {
+/// In which order deliveries start. Only a destination that is delivered to has an order of its own.
+pub(super) fn order(runtime: &Runtime, destination: &Destination) -> Order {
     let settings = runtime.settings_of(destination.id);
-    let order = settings.map_or(Order::Arrival, |settings| settings.options.order);
+    settings.map_or(Order::Arrival, |settings| settings.options.order)
+}
+
+/// Reads the beginning of a destination's queue.
+pub(super) fn next(runtime: &Runtime, destination: &Destination) -> Result<Next, StoreError> {
+    let order = order(runtime, destination);
     let (now, back_since) = (runtime.clock.now(), destination.back_since);
     let query = QueueQuery {
         order,

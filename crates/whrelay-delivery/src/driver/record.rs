@@ -10,14 +10,14 @@ use super::exchange::{Made, asked, quarantine};
 use crate::destination::Settings;
 use crate::notice::Notice;
 
-/// What is told of a delivery whose time is up.
+/// The error of a delivery whose deadline has passed.
 const EXPIRED: &str = "the deadline has passed: not tried again";
-/// What is told of an event that is not delivered for its signature.
+/// The error of a delivery whose event does not verify.
 const UNVERIFIED: &str = "its signature does not verify: not delivered (--unverified dead)";
-/// What is told of an attempt of which nothing was heard.
+/// The error of an attempt that did not report its end.
 const LOST: &str = "the attempt did not end in time";
 
-/// Records an attempt, or that a delivery is given up, and shows it.
+/// Records an attempt, or a delivery that is given up untried, and shows it.
 pub(super) async fn append(
     tools: &Tools,
     settings: &Settings,
@@ -110,7 +110,7 @@ fn of_exchange(made: Made, append: &Append) -> (Attempt, Option<SignatureClaim>)
     (attempt, claim)
 }
 
-/// The record of a delivery of which nothing was heard, or that is given up untried.
+/// The record of an attempt that did not report its end, or of a delivery that is given up untried.
 fn of_nothing(delivery: Delivery, asked: Asked, append: &Append) -> Attempt {
     let why = if append.tried { LOST } else { EXPIRED };
     Attempt {

@@ -1,4 +1,4 @@
-//! Reads of one destination's queue: `core::queue` says what is asked and what the answer means.
+//! Reads of one destination's queue. `core::queue` defines the query and the page.
 
 use std::collections::{BTreeSet, HashSet};
 use std::ops::{Bound, RangeBounds};
@@ -29,7 +29,7 @@ pub struct QueueRead {
 }
 
 impl Store {
-    /// Reads the queue of a destination. A delivery that is damaged is among the rows: whoever tries it finds that out.
+    /// Reads the queue of a destination. Damaged deliveries are among the rows: an attempt finds the damage.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -178,7 +178,7 @@ where
         Ok(source)
     }
 
-    /// What a row says, if it leads to what waits. One that leads nowhere is noted.
+    /// The delivery of a row, if it still waits. A row without one is noted as a stray.
     fn look(
         &mut self,
         (row, created_at): (QueueKey, Timestamp),

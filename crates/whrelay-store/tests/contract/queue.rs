@@ -58,7 +58,7 @@ enum Step {
     },
 }
 
-/// What is asked afterwards.
+/// A query that is made once all steps are done.
 #[derive(Clone, Copy, Debug)]
 struct Asked {
     is_fifo: bool,
