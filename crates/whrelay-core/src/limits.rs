@@ -247,6 +247,8 @@ pub const MAX_GROUP_BYTES: usize = 32 * 1024 * 1024;
 pub const APPEND_BYTES: u64 = 4 * 1024 * 1024;
 /// Space that a store keeps back for delivering and recording while its disk is full, in bytes.
 pub const RESERVE: u64 = 4 * 1024 * 1024;
+/// New deliveries that a store keeps for each listener. Those beyond are read from the queue.
+pub const ADDED_TOLD: usize = 1000;
 /// Withdrawn deliveries that a store keeps for each listener. An attempt at one that was left out finds that it has
 /// ended.
 pub const WITHDRAWN_TOLD: usize = 10_000;

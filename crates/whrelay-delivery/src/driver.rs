@@ -19,7 +19,7 @@ use whrelay_core::queue::{DueCursor, Offset};
 use whrelay_core::retry::Jitter;
 use whrelay_core::time::Timestamp;
 use whrelay_engine::{Action, Append, Caps, Ended, Engine, Input, Load, ProbeResult, Token};
-use whrelay_store::{Changed, Changes, StoreError, persist};
+use whrelay_store::{Added, Changed, Changes, StoreError, persist};
 
 use self::deliveries::{Current, Tools};
 use self::endpoints::Endpoints;
@@ -27,15 +27,12 @@ use self::exchange::Made;
 
 pub use self::deliveries::Deliveries;
 
-/// A record is in the view as soon as it is on disk, so that all records have one position.
-const APPLIED: Offset = Offset(0);
-
 /// What a task has done.
 enum Done {
     /// An exchange has ended.
     Finished(Token, Ended, Option<Box<Made>>),
-    /// A record is on disk.
-    Appended(Token),
+    /// A record is on disk, at this position at the latest.
+    Appended(Token, Offset),
     /// An endpoint was probed by its URL of then.
     Probed(DestinationId, u64, ProbeResult),
     /// The state of an endpoint is on disk.
@@ -50,6 +47,7 @@ type Task = Result<Done, StoreError>;
 struct Driver {
     deliveries: Arc<Deliveries>,
     tools: Arc<Tools>,
+    changes: Changes,
     engine: Engine,
     known: BTreeMap<DestinationId, Current>,
     tasks: JoinSet<Task>,
@@ -68,9 +66,11 @@ impl Driver {
     fn new(deliveries: Arc<Deliveries>) -> Self {
         let tools = deliveries.tools();
         let engine = Engine::new(Caps::default(), tools.clock.reading());
+        let changes = tools.store.changes();
         Self {
             deliveries,
             tools,
+            changes,
             engine,
             known: BTreeMap::new(),
             tasks: JoinSet::new(),
@@ -84,7 +84,6 @@ impl Driver {
 
     /// Delivers until `stop`, then lets attempts in flight end for at most [`limits::DRAIN`].
     async fn run(mut self, stop: CancellationToken) -> Result<(), StoreError> {
-        let mut changes = self.tools.store.changes();
         let deliveries = Arc::clone(&self.deliveries);
         while !stop.is_cancelled() {
             self.configure();
@@ -93,7 +92,7 @@ impl Driver {
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = deliveries.changed() => {}
-                result = self.wait(&mut changes, wake) => result?,
+                result = self.wait(wake) => result?,
             }
         }
         self.tell(Input::Stop);
@@ -101,7 +100,7 @@ impl Driver {
             self.act()?;
             while !self.engine.is_idle() || self.tasks.len() > self.probes {
                 let wake = self.engine.next_wake(self.tools.clock.reading());
-                self.wait(&mut changes, wake).await?;
+                self.wait(wake).await?;
                 self.act()?;
             }
             Ok(())
@@ -112,7 +111,7 @@ impl Driver {
     }
 
     /// Waits until something has happened, and tells the engine.
-    async fn wait(&mut self, changes: &mut Changes, wake: Instant) -> Result<(), StoreError> {
+    async fn wait(&mut self, wake: Instant) -> Result<(), StoreError> {
         tokio::select! {
             Some(done) = self.tasks.join_next() => {
                 self.done(joined(done)?);
@@ -120,7 +119,7 @@ impl Driver {
                     self.done(joined(done)?);
                 }
             }
-            changed = changes.next() => self.changed(changed),
+            changed = self.changes.next() => self.changed(changed),
             () = sleep_until(wake.into()) => {}
         }
         Ok(())
@@ -217,6 +216,8 @@ impl Driver {
     }
 
     fn done(&mut self, done: Done) {
+        // The engine knows a delivery by what it has heard of it last.
+        self.hear_changes();
         match done {
             Done::Finished(token, ended, made) => {
                 if self.overdue.remove(&token) {
@@ -231,9 +232,10 @@ impl Driver {
                     jitter: Jitter(rand::random()),
                 });
             }
-            Done::Appended(token) => {
+            Done::Appended(token, at) => {
                 self.appending.remove(&token);
-                self.tell(Input::Appended { token, at: APPLIED });
+                self.tell(Input::Applied { upto: at });
+                self.tell(Input::Appended { token, at });
             }
             Done::Probed(destination, endpoint_id, result) => {
                 self.probes -= 1;
@@ -256,17 +258,43 @@ impl Driver {
         }
     }
 
+    fn hear_changes(&mut self) {
+        let changed = self.changes.take();
+        self.changed(changed);
+    }
+
     fn changed(&mut self, changed: Changed) {
-        let Changed { due, withdrawn } = changed;
+        let Changed {
+            added,
+            due,
+            withdrawn,
+        } = changed;
+        for (destination, at) in due {
+            self.tell(Input::Due { destination, at });
+        }
+        for Added {
+            destination,
+            delivery,
+            at,
+        } in added
+        {
+            self.tell(Input::Added {
+                destination,
+                delivery,
+                at,
+            });
+        }
+        if withdrawn.is_empty() {
+            return;
+        }
+        let at = self.tools.store.applied();
+        self.tell(Input::Applied { upto: at });
         for (destination, key) in withdrawn {
             self.tell(Input::Withdrawn {
                 destination,
                 key,
-                at: APPLIED,
+                at,
             });
-        }
-        for (destination, at) in due {
-            self.tell(Input::Due { destination, at });
         }
     }
 
@@ -277,21 +305,24 @@ impl Driver {
         (after, max): (Option<DueCursor>, usize),
     ) -> Result<(), StoreError> {
         let now = self.tools.clock.now();
+        let applied = self.tools.store.applied();
         let found = self.tools.store.due_destinations(until, after, max, now);
         let input = match readable(found)? {
             Some(page) => Input::DueDestinations {
                 token,
                 page,
-                applied: APPLIED,
+                applied,
             },
             None => Input::DestinationsFailed { token },
         };
+        self.hear_changes();
         self.tell(input);
         Ok(())
     }
 
     fn load(&mut self, load: &Load) -> Result<(), StoreError> {
         let (token, destination) = (load.token, load.destination);
+        let applied = self.tools.store.applied();
         let found = self.tools.store.queue(destination, &load.query);
         let Some(found) = readable(found)? else {
             self.tell(Input::LoadFailed { destination, token });
@@ -304,10 +335,13 @@ impl Driver {
                 Ok(Done::Cleaned(destination))
             });
         }
+        // Some of them may be on the page, and known by it from then on.
+        self.hear_changes();
         self.tell(Input::Loaded {
             destination,
             token,
             page: found.page,
+            applied,
         });
         Ok(())
     }
@@ -328,7 +362,7 @@ impl Driver {
         }
         self.tasks.spawn(async move {
             record::append(&tools, &settings, append, made).await?;
-            Ok(Done::Appended(token))
+            Ok(Done::Appended(token, tools.store.applied()))
         });
     }
 

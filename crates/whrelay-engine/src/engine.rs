@@ -37,6 +37,8 @@ pub struct Engine {
     pub(crate) began_at: Timestamp,
     /// What the view has applied.
     pub(crate) applied_upto: Offset,
+    /// The newest position of which the engine may know what followed.
+    pub(crate) newest: Offset,
 }
 
 impl Engine {
@@ -61,6 +63,7 @@ impl Engine {
             is_stopped: false,
             began_at: now.moment.now,
             applied_upto: Offset::default(),
+            newest: Offset::default(),
         }
     }
 
@@ -78,12 +81,21 @@ impl Engine {
                 self.due_destinations(token, page, now);
             }
             Input::DestinationsFailed { token } => self.horizon.failed(token, now),
+            Input::Added {
+                destination,
+                delivery,
+                at,
+            } => self.added(destination, delivery, at, now),
             Input::Due { destination, at } => self.due(destination, at, true, now),
             Input::Loaded {
                 destination,
                 token,
                 page,
-            } => self.loaded(destination, token, &page, now),
+                applied,
+            } => {
+                self.newest = self.newest.max(applied);
+                self.loaded(destination, token, &page, now);
+            }
             Input::LoadFailed { destination, token } => self.load_failed(destination, token, now),
             Input::Finished {
                 token,

@@ -41,6 +41,8 @@ pub(crate) struct Horizon {
     poll: Option<Poll>,
     /// A destination was added: the view is asked once more.
     is_stale: bool,
+    /// Whether polls have found everything that was due when they ended.
+    is_complete: bool,
 }
 
 impl Horizon {
@@ -50,6 +52,7 @@ impl Horizon {
             alarms: BTreeSet::new(),
             poll: None,
             is_stale: false,
+            is_complete: false,
         }
     }
 
@@ -82,6 +85,11 @@ impl Horizon {
         due.into_iter().chain(alarm).fold(poll, Instant::min)
     }
 
+    /// Whether every destination that has something due is known.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.is_complete
+    }
+
     /// Whether the polls so far have missed a destination that is added now, so that it has to be
     /// read by itself. While a poll is running, another follows it instead.
     pub(crate) fn is_past(&mut self) -> bool {
@@ -90,6 +98,7 @@ impl Horizon {
             Some(Poll::At(_)) => true,
             Some(Poll::Asked { .. }) => {
                 self.is_stale = true;
+                self.is_complete = false;
                 false
             }
         }
@@ -133,6 +142,7 @@ impl Horizon {
         if let Some(next) = next.filter(|next| after.is_none_or(|after| *next > after)) {
             return (true, Some(self.ask(token(), until, Some(next), now)));
         }
+        self.is_complete = !self.is_stale;
         self.poll = (!self.is_stale).then(|| Poll::At(now.instant + limits::POLL_EVERY));
         (true, None)
     }

@@ -7,7 +7,7 @@ use whrelay_core::destination::EndpointState;
 use whrelay_core::order::Order;
 use whrelay_core::outcome::Outcome;
 use whrelay_core::pace::Rate;
-use whrelay_core::queue::{DueBy, DuePage, Offset, QueuePage};
+use whrelay_core::queue::{DueBy, DuePage, Offset, QueuePage, Waiting};
 use whrelay_core::retry::{Jitter, RetryPolicy};
 use whrelay_core::time::{Moment, Timestamp};
 
@@ -145,6 +145,16 @@ pub enum Input {
         /// The token of the action.
         token: Token,
     },
+    /// The view has applied a new delivery. It starts without a read if everything else that is
+    /// due is loaded. Losing this costs a poll.
+    Added {
+        /// Its destination.
+        destination: DestinationId,
+        /// The delivery.
+        delivery: Waiting,
+        /// The position of its record.
+        at: Offset,
+    },
     /// The view has applied a delivery that is due at `at`. Losing this costs a poll.
     Due {
         /// Its destination.
@@ -160,6 +170,8 @@ pub enum Input {
         token: Token,
         /// The page.
         page: QueuePage,
+        /// What the view had applied before it was read.
+        applied: Offset,
     },
     /// `Load` could not be answered.
     LoadFailed {

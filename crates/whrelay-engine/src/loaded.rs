@@ -92,6 +92,21 @@ impl Loaded {
         expired
     }
 
+    /// Removes those that would start after `first`, unless their deadline has passed.
+    pub(crate) fn take_behind(
+        &mut self,
+        first: &Waiting,
+        certain: Timestamp,
+        by: &DueBy,
+    ) -> Vec<Waiting> {
+        let behind = self.ranked.range(rank(first, by)..).map(|(_, row)| *row);
+        let behind: Vec<Waiting> = behind.filter(|row| !row.is_expired(certain)).collect();
+        for row in &behind {
+            self.remove(row.key);
+        }
+        behind
+    }
+
     /// The one that starts next, if it is due.
     pub(crate) fn first_due(&self, by: &DueBy, busy: &Busy) -> Option<Waiting> {
         let ranked = self.ranked.values().find(|row| row.is_due(by));

@@ -6,7 +6,7 @@ use std::time::Instant;
 use whrelay_core::bucket::BucketId;
 use whrelay_core::delivery::DestinationId;
 use whrelay_core::order::Order;
-use whrelay_core::queue::{DueBy, DuePage, QueueKind, QueuePage, Waiting};
+use whrelay_core::queue::{DueBy, DuePage, Offset, QueueKind, QueuePage, Waiting};
 use whrelay_core::time::Timestamp;
 
 use crate::Token;
@@ -136,6 +136,32 @@ impl Engine {
         }
     }
 
+    /// A delivery was added. It is loaded without a read if nothing else is due that is not
+    /// loaded: none of those would start before it.
+    pub(crate) fn added(&mut self, id: DestinationId, delivery: Waiting, at: Offset, now: &Now) {
+        // What is older than this may have been started, and changed, since.
+        let is_new = at > self.newest && !self.in_flight.knows(delivery.key);
+        let (is_paused, is_complete) = (self.is_paused, self.horizon.is_complete());
+        let Some(destination) = self.destinations.get_mut(&id) else {
+            return;
+        };
+        destination.live(now);
+        let (by, order) = (destination.due_by(now), destination.settings.order);
+        let worthwhile = destination.worthwhile_rows(destination.gate(is_paused, now), now);
+        let live = destination.live(now);
+        let is_healthy = live.breaker.is_healthy(live.slots);
+        let is_all_loaded = is_complete && live.asked.is_none() && !live.is_behind(&by);
+        let has_room = worthwhile.is_some_and(|rows| live.loaded.len() < rows)
+            && self.rows.room(self.caps.loaded, is_healthy) > 0;
+        let may_start = delivery.is_due(&by) && !starts_in_order(order, &delivery);
+        if is_new && is_all_loaded && has_room && may_start {
+            live.loaded.insert(delivery, order, &by);
+            self.settle(id, now);
+        } else {
+            self.due(id, delivery.due_at(None, by.now), true, now);
+        }
+    }
+
     /// Something of a destination is due at `at`. The view's rows repeat themselves; `is_new` if
     /// this is a delivery that was added or changed.
     pub(crate) fn due(&mut self, id: DestinationId, at: Timestamp, is_new: bool, now: &Now) {
@@ -180,7 +206,7 @@ impl Engine {
         }
         let mut share = Share::new(&page.waiting, asked, order);
         let (began, certain) = (self.began_at, now.moment.certain);
-        let mut useful = 0;
+        let (mut useful, mut first_left) = (0, None);
         for waiting in page.waiting.iter().take(asked.max) {
             if self.in_flight.knows(waiting.key) || is_removed {
                 continue;
@@ -193,7 +219,16 @@ impl Engine {
                 live.loaded.insert(waiting, order, &by);
             } else {
                 live.leave_out(waiting, order);
+                if !starts_in_order(order, waiting) {
+                    first_left.get_or_insert(*waiting);
+                }
             }
+        }
+        // One that was added while an older one was unknown waits until that has started.
+        for later in first_left.map_or_else(Vec::new, |first| {
+            live.loaded.take_behind(&first, certain, &by)
+        }) {
+            live.leave_out(&later, order);
         }
         live.read_after = live.pause_after(page, asked, useful, &by, now);
         self.forget_applied(id, now);

@@ -291,6 +291,7 @@ impl Engine {
             }),
             blocks,
         };
+        self.newest = self.newest.max(at);
         self.in_flight.remember(at, remembered);
         self.forget_what_the_view_has(now);
         self.settle(id, now);
@@ -328,6 +329,7 @@ impl Engine {
     /// The view has applied the journal up to `upto`.
     pub(crate) fn applied(&mut self, upto: Offset, now: &Now) {
         self.applied_upto = self.applied_upto.max(upto);
+        self.newest = self.newest.max(upto);
         self.forget_what_the_view_has(now);
     }
 
@@ -376,6 +378,7 @@ impl Engine {
             next: Some((Timestamp::EPOCH, Timestamp::LAST)),
             blocks: None,
         };
+        self.newest = self.newest.max(at);
         self.in_flight.withdraw(at, remembered);
         self.forget_what_the_view_has(now);
         self.settle(id, now);

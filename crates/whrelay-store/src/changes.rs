@@ -6,13 +6,27 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use tokio::sync::Notify;
 use whrelay_core::delivery::{DeliveryKey, DestinationId};
 use whrelay_core::limits;
+use whrelay_core::queue::{Offset, Waiting};
 use whrelay_core::time::Timestamp;
 
 use crate::disk::Store;
 
+/// A delivery that was added and is due at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Added {
+    /// Its destination.
+    pub destination: DestinationId,
+    /// The delivery.
+    pub delivery: Waiting,
+    /// The position of its commit.
+    pub at: Offset,
+}
+
 /// What commits have changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changed {
+    /// New deliveries that are due at once, in order. Where there are very many, the later ones are among `due`.
+    pub added: Vec<Added>,
     /// Destinations with a delivery that was added or is due at another time, and when the first such is due. What the
     /// record of an attempt changes is not among them.
     pub due: BTreeMap<DestinationId, Timestamp>,
@@ -28,6 +42,15 @@ impl Changed {
         *due = at.min(*due);
     }
 
+    /// A delivery was added, and is due at once.
+    pub(crate) fn note_added(&mut self, added: Added) {
+        if self.added.len() < limits::ADDED_TOLD {
+            self.added.push(added);
+        } else {
+            self.note_due(added.destination, added.delivery.created_at);
+        }
+    }
+
     /// A delivery no longer waits for a destination.
     pub(crate) fn note_withdrawn(&mut self, destination: DestinationId, key: DeliveryKey) {
         if self.withdrawn.len() < limits::WITHDRAWN_TOLD {
@@ -36,6 +59,9 @@ impl Changed {
     }
 
     fn add(&mut self, other: &Self) {
+        for added in &other.added {
+            self.note_added(*added);
+        }
         for (destination, at) in &other.due {
             self.note_due(*destination, *at);
         }
@@ -45,7 +71,7 @@ impl Changed {
     }
 
     fn is_empty(&self) -> bool {
-        self.due.is_empty() && self.withdrawn.is_empty()
+        self.added.is_empty() && self.due.is_empty() && self.withdrawn.is_empty()
     }
 }
 
@@ -100,7 +126,8 @@ impl Changes {
         }
     }
 
-    fn take(&self) -> Changed {
+    /// Changes since the last call, without waiting.
+    pub fn take(&mut self) -> Changed {
         let pending = &self.pending.changed;
         std::mem::take(&mut *pending.lock().unwrap_or_else(PoisonError::into_inner))
     }

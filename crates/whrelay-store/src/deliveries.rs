@@ -14,6 +14,7 @@ use whrelay_core::retry::Phase;
 use whrelay_core::time::Timestamp;
 
 use crate::attempts;
+use crate::changes::Added;
 use crate::disk::Store;
 use crate::error::StoreError;
 use crate::queue::{self, Rows};
@@ -322,8 +323,14 @@ pub(crate) fn begin(
         last_attempt: None,
         one_off,
     };
-    if wait.is_some() {
-        tx.changed.note_due(destination, due_at);
+    match (wait, delivery.waiting()) {
+        (Some(WaitReason::Turn), Some(delivery)) => tx.changed.note_added(Added {
+            destination,
+            delivery,
+            at: tx.at,
+        }),
+        (Some(_), _) => tx.changed.note_due(destination, due_at),
+        (None, _) => {}
     }
     update(tx, None, &delivery)?;
     Ok(delivery)

@@ -10,6 +10,7 @@ use redb::{Builder, Database, DatabaseError, ReadTransaction, ReadableDatabase};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use whrelay_core::bucket::BucketId;
 use whrelay_core::limits;
+use whrelay_core::queue::Offset;
 use whrelay_core::retention::Bound;
 
 use crate::changes::Feed;
@@ -295,6 +296,11 @@ impl Store {
     /// How much events, deliveries and attempts may take before nothing new is taken in.
     pub fn bound(&self) -> Option<Bound> {
         self.bound
+    }
+
+    /// The position that reads show, at least.
+    pub fn applied(&self) -> Offset {
+        Offset(*self.shared.commits.borrow())
     }
 
     /// Counts commits: a change is a hint to look again, and carries no data.

@@ -17,6 +17,7 @@ use redb::{Builder, Database, ReadableTable};
 use whrelay_core::bucket::{BucketId, Seq};
 use whrelay_core::delivery::{Delivery, DeliveryKey, DestinationId};
 use whrelay_core::id::DeliveryId;
+use whrelay_core::queue::Offset;
 use whrelay_core::time::Timestamp;
 
 use crate::attempts;
@@ -295,7 +296,7 @@ impl<I: FnMut() -> u128> Salvage<I> {
     /// Writes what has been gathered.
     fn write(&mut self) -> Result<(), StoreError> {
         let transaction = writer::begin(&self.new)?;
-        let mut tx = Tx::new(&transaction, self.new_seal);
+        let mut tx = Tx::new(&transaction, self.new_seal, Offset::default());
         for found in self.batch.drain(..) {
             put(&mut tx, &mut self.kept, found)?;
         }
@@ -312,7 +313,7 @@ impl<I: FnMut() -> u128> Salvage<I> {
             false => Role::Forwarder,
         };
         let transaction = writer::begin(&self.new)?;
-        let mut tx = Tx::new(&transaction, self.new_seal);
+        let mut tx = Tx::new(&transaction, self.new_seal, Offset::default());
         meta::write(tx.meta.open()?, role, name)?;
         let mut saved = Salvaged {
             role,

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use redb::{Key, ReadableTable, Table, TableDefinition, Value, WriteTransaction};
 use whrelay_core::bucket::BucketId;
 use whrelay_core::delivery::{DestinationId, State};
+use whrelay_core::queue::Offset;
 
 use crate::changes::Changed;
 use crate::error::StoreError;
@@ -83,10 +84,12 @@ pub(crate) struct Tx<'txn> {
     pub(crate) touched: HashMap<DestinationId, Summary>,
     /// What the commit will tell.
     pub(crate) changed: Changed,
+    /// The position of its commit.
+    pub(crate) at: Offset,
 }
 
 impl<'txn> Tx<'txn> {
-    pub(crate) fn new(tx: &'txn WriteTransaction, seal: Seal) -> Self {
+    pub(crate) fn new(tx: &'txn WriteTransaction, seal: Seal, at: Offset) -> Self {
         Self {
             seal,
             meta: Lazy::new(tx, META),
@@ -115,6 +118,7 @@ impl<'txn> Tx<'txn> {
             grown: HashMap::new(),
             touched: HashMap::new(),
             changed: Changed::default(),
+            at,
         }
     }
 

@@ -12,6 +12,7 @@ use redb::{Database, Durability, WriteTransaction};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use whrelay_core::bucket::BucketId;
 use whrelay_core::limits;
+use whrelay_core::queue::Offset;
 use whrelay_core::retention::Bound;
 
 use crate::disk::{Medium, Options, read_sizes};
@@ -487,7 +488,6 @@ impl Writer {
                 if takes_in {
                     self.enough_inside = limits::RESERVE;
                 }
-                self.shared.commits.send_modify(|commits| *commits += 1);
                 Ok(())
             }
             Err(
@@ -514,14 +514,17 @@ impl Writer {
         }
         let database = self.shared.database().ok_or(StoreError::Reopening)?;
         let transaction = begin(&database)?;
-        let mut tx = Tx::new(&transaction, self.seal);
+        let at = *self.shared.commits.borrow() + 1;
+        let mut tx = Tx::new(&transaction, self.seal, Offset(at));
         for operation in group {
             operation.apply(&mut tx)?;
         }
         let Finished { sizes, changed } = tx.finish(&self.shared.sizes)?;
         transaction.commit()?;
         self.shared.sizes.set(&sizes);
+        // Whoever knows of the commit can be told what it has changed.
         self.shared.changes.add(&changed);
+        self.shared.commits.send_replace(at);
         Ok(())
     }
 

@@ -48,6 +48,18 @@ impl<V: Vault> World<V> {
     fn input_of(&mut self, n: usize, news: News, now: &Now) -> Result<Option<Input>, Violation> {
         let planted = self.planted;
         Ok(match news {
+            News::Plain(Input::Added {
+                destination,
+                delivery,
+                at,
+            }) => {
+                let bent = planted::bent_added(planted, (delivery, at), now.moment.now);
+                bent.map(|(delivery, at)| Input::Added {
+                    destination,
+                    delivery,
+                    at,
+                })
+            }
             News::Plain(input) => self.note_input(n, &input, now).then_some(input),
             News::Configured(target) => {
                 self.configure(n, target, now);
@@ -62,7 +74,11 @@ impl<V: Vault> World<V> {
                 let is_told = is_paused && planted != Some(Bug::NodePauseIgnored);
                 Some(Input::Pause(is_told))
             }
-            News::Loaded { load, page } => Some(self.page_of(n, &load, page, now)),
+            News::Loaded {
+                load,
+                page,
+                applied,
+            } => Some(self.page_of(n, &load, (page, applied), now)),
             News::Appended {
                 token,
                 at,
@@ -108,7 +124,13 @@ impl<V: Vault> World<V> {
     }
 
     /// A page of a queue. An answer that comes too late counts as lost.
-    fn page_of(&mut self, n: usize, load: &Load, page: QueuePage, now: &Now) -> Input {
+    fn page_of(
+        &mut self,
+        n: usize,
+        load: &Load,
+        (page, applied): (QueuePage, Offset),
+        now: &Now,
+    ) -> Input {
         let asked_at = load.query.expired_by;
         if now.moment.certain.since(asked_at) < LOAD_PATIENCE {
             self.show(n, load, &page);
@@ -117,6 +139,7 @@ impl<V: Vault> World<V> {
             destination: load.destination,
             token: load.token,
             page: planted::bent_page(self.planted, page, &load.query),
+            applied,
         }
     }
 

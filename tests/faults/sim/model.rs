@@ -15,11 +15,11 @@ use whrelay_core::delivery::{Attempt, DeadReason, Delivery, DeliveryKey, Destina
 use whrelay_core::destination::EndpointState;
 use whrelay_core::event::Event;
 use whrelay_core::id::EventId;
-use whrelay_core::queue::{DueCursor, DuePage, QueuePage, QueueQuery, WaitReason};
+use whrelay_core::queue::{DueCursor, DuePage, Offset, QueuePage, QueueQuery, WaitReason};
 use whrelay_core::retry::Phase;
 use whrelay_core::time::Timestamp;
 use whrelay_store::{
-    Again, Batch, Begin, Changed, Found, NewDelivery, NewEvent, Receipt, Search, Source,
+    Added, Again, Batch, Begin, Changed, Found, NewDelivery, NewEvent, Receipt, Search, Source,
     SourceMark, StateCounts, StoredEvent,
 };
 
@@ -229,8 +229,14 @@ impl Model {
             let delay = at.since(since);
             delivery.wait = Some(WaitReason::Backoff { since, delay });
         }
-        if delivery.wait.is_some() {
-            self.note_due(delivery.destination, new.due_at);
+        match (delivery.wait, delivery.waiting()) {
+            (Some(WaitReason::Turn), Some(waiting)) => self.changed.added.push(Added {
+                destination: delivery.destination,
+                delivery: waiting,
+                at: Offset::default(),
+            }),
+            (Some(_), _) => self.note_due(delivery.destination, new.due_at),
+            (None, _) => {}
         }
         self.put(None, delivery.clone());
         delivery

@@ -11,6 +11,7 @@ use whrelay_core::time::{Moment, Timestamp};
 use whrelay_engine::Load;
 
 use super::ledger::{Ledger, Verdicts, hold};
+use super::seen::Point;
 use super::vault::Vault;
 use super::world::World;
 
@@ -49,6 +50,14 @@ impl Shown {
 
     pub(crate) fn has(&self, key: DeliveryKey) -> bool {
         self.rows.contains_key(&key)
+    }
+
+    /// What would start before a delivery that no page has shown.
+    fn before(&self, delivery: &Waiting, by: &DueBy) -> Vec<Waiting> {
+        let rank = |row: &Waiting| (row.due_at(by.back_since, by.now), row.created_at, row.key);
+        let rows = self.rows.values().filter(|row| !row.is_ahead);
+        let rows = rows.map(|row| row.waiting);
+        rows.filter(|row| rank(row) < rank(delivery)).collect()
     }
 
     /// Takes out what starts. Answers what stood before it on the page that showed it first.
@@ -118,7 +127,15 @@ impl<V: Vault> World<V> {
         let Some(shown) = shell.shown.get_mut(&id) else {
             return Ok(());
         };
-        for older in shown.start(delivery.key) {
+        let unread = delivery.waiting().filter(|_| !shown.has(delivery.key));
+        let before = match unread {
+            Some(unread) => {
+                self.seen.note(Point::StartedWithoutARead);
+                shown.before(&unread, &by)
+            }
+            None => shown.start(delivery.key),
+        };
+        for older in before {
             let is_started = shell.flights.iter().any(|f| f.delivery.key == older.key);
             let stored = node.vault.delivery(older.key);
             let waits = stored.and_then(|stored| stored.waiting()) == Some(older);

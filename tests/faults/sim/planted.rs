@@ -8,7 +8,7 @@ use whrelay_core::delivery::{Attempt, DeadReason};
 use whrelay_core::destination::EndpointState;
 use whrelay_core::order::Order;
 use whrelay_core::outcome::Outcome;
-use whrelay_core::queue::{QueuePage, QueueQuery, WaitReason};
+use whrelay_core::queue::{Offset, QueuePage, QueueQuery, WaitReason, Waiting};
 use whrelay_core::retry::{Pause, Phase, Verdict};
 use whrelay_core::time::Timestamp;
 use whrelay_engine::{Append, Now, Settings};
@@ -51,6 +51,7 @@ pub(crate) enum Bug {
     AppendedBeforeTheDisk,
     StartsAgainAfterAFailedRead,
     WithdrawnForgotten,
+    AddedAlwaysNew,
     PauseIgnored,
     NodePauseIgnored,
     RemovalIgnored,
@@ -112,6 +113,32 @@ pub(crate) fn bent_settings(bug: Option<Bug>, settings: Settings, now: &Now) -> 
     bent
 }
 
+/// A delivery that was added as the engine hears of it.
+pub(crate) fn bent_added(
+    bug: Option<Bug>,
+    (mut delivery, mut at): (Waiting, Offset),
+    now: Timestamp,
+) -> Option<(Waiting, Offset)> {
+    match bug {
+        Some(Bug::TurnWaitsForTheClock) if delivery.created_at > now => return None,
+        Some(Bug::AddedAlwaysNew) => at = Offset(u64::MAX),
+        Some(bug) => bend_row(bug, &mut delivery, now),
+        None => {}
+    }
+    Some((delivery, at))
+}
+
+fn bend_row(bug: Bug, row: &mut Waiting, now: Timestamp) {
+    if bug == Bug::AttemptAfterDeadline {
+        row.deadline_at = Timestamp::LAST;
+    }
+    if bug == Bug::OldestLast {
+        // Each counts as created so long before the present as it was created after the epoch.
+        let age = row.created_at.since(Timestamp::EPOCH);
+        row.created_at = now.before(age);
+    }
+}
+
 /// A page of a queue as the engine is shown it.
 pub(crate) fn bent_page(bug: Option<Bug>, page: QueuePage, query: &QueueQuery) -> QueuePage {
     let mut bent = page;
@@ -126,20 +153,12 @@ pub(crate) fn bent_page(bug: Option<Bug>, page: QueuePage, query: &QueueQuery) -
             });
             bent.next_at = bent.next_at.into_iter().chain(left).min();
         }
-        Some(Bug::AttemptAfterDeadline) => {
-            for row in &mut bent.waiting {
-                row.deadline_at = Timestamp::LAST;
-            }
-        }
         Some(Bug::FifoHasTwoHeads) => bent.waiting.retain(|row| row.is_due(&query.due)),
-        Some(Bug::OldestLast) => {
-            // Each counts as created so long before the present as it was created after the epoch.
-            for row in &mut bent.waiting {
-                let age = row.created_at.since(Timestamp::EPOCH);
-                row.created_at = now.before(age);
-            }
-        }
-        Some(_) | None => {}
+        Some(bug) => bent
+            .waiting
+            .iter_mut()
+            .for_each(|row| bend_row(bug, row, now)),
+        None => {}
     }
     bent
 }

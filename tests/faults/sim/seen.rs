@@ -59,6 +59,7 @@ pub(crate) enum Point {
     ReadFailed,
     AnswerDoubled,
     ChangeLost,
+    StartedWithoutARead,
     AppendUnknown,
     AppendedAgain,
     WithdrawnWhileLoaded,

@@ -54,8 +54,12 @@ pub(crate) enum News {
     Configured(usize),
     /// Whether the node is paused by then.
     Paused,
-    /// A page of a queue, and what was asked.
-    Loaded { load: Load, page: QueuePage },
+    /// A page of a queue, what was asked, and what the view had applied.
+    Loaded {
+        load: Load,
+        page: QueuePage,
+        applied: Offset,
+    },
     /// A record is on disk.
     Appended {
         token: Token,
@@ -390,7 +394,12 @@ impl<V: Vault> World<V> {
             }),
             Read::Queue(load) => {
                 let page = node.vault.queue(load.destination, &load.query);
-                News::Loaded { load, page }
+                let applied = Offset(shell.commits);
+                News::Loaded {
+                    load,
+                    page,
+                    applied,
+                }
             }
         };
         shell.told.push(Told { news, at });
@@ -436,6 +445,11 @@ impl<V: Vault> World<V> {
             return;
         };
         let upto = Offset(process.shell.commits);
+        let added = changed.added.into_iter().map(|added| Input::Added {
+            destination: added.destination,
+            delivery: added.delivery,
+            at: upto,
+        });
         let due = changed.due.into_iter();
         let due = due.map(|(destination, at)| Input::Due { destination, at });
         let withdrawn = changed.withdrawn.into_iter().map(|(destination, key)| {
@@ -447,7 +461,7 @@ impl<V: Vault> World<V> {
             }
         });
         let applied = records.then_some(Input::Applied { upto });
-        let all: Vec<_> = due.chain(withdrawn).chain(applied).collect();
+        let all: Vec<_> = due.chain(added).chain(withdrawn).chain(applied).collect();
         for input in all {
             if let Input::Withdrawn {
                 destination, key, ..

@@ -7,16 +7,16 @@ use whrelay_core::delivery::{DeliveryKey, DestinationId};
 use whrelay_core::destination::EndpointState;
 use whrelay_core::order::Order;
 use whrelay_core::outcome::Outcome;
-use whrelay_core::queue::{QueueKind, QueuePage, WaitReason, Waiting};
+use whrelay_core::queue::{Offset, QueueKind, QueuePage, WaitReason, Waiting};
 use whrelay_core::retry::{Jitter, Phase};
 use whrelay_core::time::{Moment, Timestamp};
 use whrelay_engine::{Action, Caps, Ended, Engine, Input, Load, Now, Settings, Token};
 
 use crate::world::{BEGAN, settings};
 
-const ID: DestinationId = DestinationId(1);
+pub(crate) const ID: DestinationId = DestinationId(1);
 
-fn now() -> Now {
+pub(crate) fn now() -> Now {
     let began = Timestamp::from_micros(BEGAN);
     Now {
         moment: Moment {
@@ -28,7 +28,7 @@ fn now() -> Now {
     }
 }
 
-fn row(seq: u64, reason: WaitReason, now: &Now) -> Waiting {
+pub(crate) fn row(seq: u64, reason: WaitReason, now: &Now) -> Waiting {
     Waiting {
         key: DeliveryKey {
             bucket: BucketId(1),
@@ -47,7 +47,7 @@ fn row(seq: u64, reason: WaitReason, now: &Now) -> Waiting {
 }
 
 /// What the engine asks for now: its last read of the queue, and what it starts.
-fn asked(engine: &mut Engine, now: Now) -> (Option<Load>, Vec<(Token, u64)>) {
+pub(crate) fn asked(engine: &mut Engine, now: Now) -> (Option<Load>, Vec<(Token, u64)>) {
     let (mut load, mut starts) = (None, Vec::new());
     while let Some(action) = engine.poll_action(now) {
         match action {
@@ -64,7 +64,7 @@ fn asked(engine: &mut Engine, now: Now) -> (Option<Load>, Vec<(Token, u64)>) {
     (load, starts)
 }
 
-fn answer(engine: &mut Engine, load: &Load, waiting: Vec<Waiting>, now: Now) {
+pub(crate) fn answer(engine: &mut Engine, load: &Load, waiting: Vec<Waiting>, now: Now) {
     let page = QueuePage {
         waiting,
         ..QueuePage::default()
@@ -74,11 +74,12 @@ fn answer(engine: &mut Engine, load: &Load, waiting: Vec<Waiting>, now: Now) {
         destination: ID,
         token,
         page,
+        applied: Offset::default(),
     };
     engine.handle(input, now);
 }
 
-fn begin(settings: Settings, now: Now) -> Engine {
+pub(crate) fn begin(settings: Settings, now: Now) -> Engine {
     let mut engine = Engine::new(Caps::default(), now);
     let settings = Some(settings);
     engine.handle(Input::Destination { id: ID, settings }, now);
@@ -86,7 +87,7 @@ fn begin(settings: Settings, now: Now) -> Engine {
     engine
 }
 
-fn due(engine: &mut Engine, now: Now) {
+pub(crate) fn due(engine: &mut Engine, now: Now) {
     let at = Timestamp::EPOCH;
     let destination = ID;
     engine.handle(Input::Due { destination, at }, now);
@@ -102,7 +103,7 @@ fn not_asked(engine: &mut Engine, token: Token, now: Now) {
     engine.handle(input, now);
 }
 
-fn later(now: Now, by: Duration) -> Now {
+pub(crate) fn later(now: Now, by: Duration) -> Now {
     let moment = Moment {
         now: now.moment.now.after(by),
         certain: now.moment.certain.after(by),

@@ -9,6 +9,7 @@
 mod view;
 mod world;
 
+mod added;
 mod chaos;
 mod cost;
 mod endpoints;

@@ -144,10 +144,15 @@ fn inputs() -> impl Strategy<Value = Input> {
         ),
         1 => tokens().prop_map(|token| Input::DestinationsFailed { token }),
         5 => (ids(), times()).prop_map(|(destination, at)| Input::Due { destination, at }),
-        9 => (ids(), tokens(), prop::collection::vec(rows(), 0..6), time(), any::<bool>(), time())
-            .prop_map(|(destination, token, waiting, next_at, has_more, next_deadline_at)| {
+        5 => (ids(), rows(), 0..99u64).prop_map(|(destination, delivery, at)| Input::Added {
+            destination,
+            delivery,
+            at: Offset(at),
+        }),
+        9 => (ids(), tokens(), prop::collection::vec(rows(), 0..6), time(), any::<bool>(), time(), 0..99u64)
+            .prop_map(|(destination, token, waiting, next_at, has_more, next_deadline_at, applied)| {
                 let page = QueuePage { waiting, next_at, has_more, next_deadline_at };
-                Input::Loaded { destination, token, page }
+                Input::Loaded { destination, token, page, applied: Offset(applied) }
             }),
         1 => (ids(), tokens())
             .prop_map(|(destination, token)| Input::LoadFailed { destination, token }),

@@ -399,6 +399,7 @@ impl World {
                         destination,
                         token,
                         page,
+                        applied: Offset(self.view.applied as u64),
                     },
                 });
             }

@@ -2,7 +2,7 @@
 
 use whrelay_core::bucket::{BucketId, Seq};
 use whrelay_core::delivery::{DeliveryKey, DestinationId};
-use whrelay_core::queue::{QueueKind, WaitReason, Waiting};
+use whrelay_core::queue::{Offset, QueueKind, WaitReason, Waiting};
 use whrelay_core::retry::Phase;
 use whrelay_engine::{Input, Settings};
 
@@ -76,9 +76,22 @@ impl World {
             key: waiting.key,
             next: Some(waiting),
         });
+        let at = Offset(self.journal.len() as u64);
+        let due_at = waiting.due_at(None, self.wall());
+        self.answer(match waiting.reason {
+            WaitReason::Turn => Input::Added {
+                destination,
+                delivery: waiting,
+                at,
+            },
+            WaitReason::NotBefore(_) | WaitReason::Backoff { .. } | WaitReason::Offline { .. } => {
+                Input::Due {
+                    destination,
+                    at: due_at,
+                }
+            }
+        });
         self.apply();
-        let at = waiting.due_at(None, self.wall());
-        self.answer(Input::Due { destination, at });
     }
 
     /// Starts of one destination so far, as events and attempt numbers.
