@@ -1,9 +1,8 @@
 //! Stores of earlier formats are taken over, with everything that is in them.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -11,7 +10,7 @@ use whrelay_core::bucket::Seq;
 use whrelay_core::delivery::{State, event_state};
 use whrelay_core::destination::{DestinationName, Kind};
 use whrelay_core::id::EventId;
-use whrelay_store::{Begin, OpenError, Role, Search, Store};
+use whrelay_store::{Begin, Role, Search, Store};
 
 use crate::setup::*;
 
@@ -21,26 +20,15 @@ fn unpack(format: u32) -> (TempDir, Value) {
         .join("../../tests/fixtures")
         .join(format!("format-{format}.tar.gz"));
     let dir = tempfile::tempdir().expect("a directory");
-    let unpacked = Command::new("tar")
-        .arg("xzf")
-        .arg(archive)
-        .arg("-C")
-        .arg(dir.path())
-        .status();
-    assert!(unpacked.expect("tar").success());
+    let archive = File::open(archive).expect("a fixture");
+    let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(archive));
+    archive.unpack(dir.path()).expect("unpacked");
     let expected = std::fs::read(dir.path().join("expected.json")).expect("read");
     (dir, serde_json::from_slice(&expected).expect("JSON"))
 }
 
-/// Opens a store. While another test starts a program, that has every open file for a moment, locks with them.
 fn open(dir: &Path, role: Role) -> Store {
-    let until = Instant::now() + Duration::from_secs(10);
-    loop {
-        match Store::open(dir, &options(role)) {
-            Err(OpenError::InUse { .. }) if Instant::now() < until => std::thread::yield_now(),
-            opened => return opened.expect("an older store is taken over"),
-        }
-    }
+    Store::open(dir, &options(role)).expect("an older store is taken over")
 }
 
 /// Formats of which there is a fixture.
