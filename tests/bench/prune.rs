@@ -9,7 +9,7 @@ use whrelay_core::delivery::DestinationId;
 use whrelay_core::limits;
 use whrelay_core::retention::Retention;
 use whrelay_forwarder::Config;
-use whrelay_store::{NewEvent, Role, Store};
+use whrelay_store::{LeaseEpoch, NewEvent, Role, Store};
 
 use crate::lists::{event, store};
 
@@ -68,7 +68,7 @@ async fn fill(store: &Store, buckets: u64) {
                 let some = (first..(first + 500).min(each)).map(new).collect();
                 store.append(bucket_id.id, some, None).await.unwrap();
             }
-            let acked = store.ack(bucket_id.id, "laptop", Seq(each), || true);
+            let acked = store.ack(bucket_id.id, "laptop", Seq(each), LeaseEpoch::default());
             acked.await.unwrap();
         }));
     }

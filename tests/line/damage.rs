@@ -7,7 +7,7 @@ use redb::TableDefinition;
 use tempfile::TempDir;
 use whrelay_core::bucket::{BucketKey, Seq};
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Medium, Options, Role, Store};
+use whrelay_store::{LeaseEpoch, Medium, Options, Role, Store};
 use whrelay_tests::eventually;
 use whrelay_tests::relay::Relay;
 use whrelay_tests::sender::client;
@@ -35,7 +35,9 @@ impl Damaged {
             let key = BucketKey::from_text(format!("{name}-key"));
             let bucket = store.ensure_bucket(&name.parse().unwrap(), key).await;
             let bucket = bucket.unwrap().0.id;
-            let acked = store.ack(bucket, "laptop", Seq(1), || true).await;
+            let acked = store
+                .ack(bucket, "laptop", Seq(1), LeaseEpoch::default())
+                .await;
             acked.unwrap();
             let long_ago = Timestamp::from_micros(1);
             store.note_seen(bucket, "laptop", long_ago).await.unwrap();

@@ -235,7 +235,12 @@ async fn what_an_agent_asks_for_again_is_kept_until_it_has_it() {
     let bucket = relay.store.buckets().unwrap().remove(0);
     relay
         .store
-        .ack(bucket.id, "laptop", Seq(5), || true)
+        .ack(
+            bucket.id,
+            "laptop",
+            Seq(5),
+            whrelay_store::LeaseEpoch::default(),
+        )
         .await
         .unwrap();
     let resume = Some(Resume::at(relay.store.id(), 2));

@@ -208,7 +208,7 @@ mod tests {
     use whrelay_core::event::{Event, Request};
     use whrelay_core::id::EventId;
     use whrelay_core::retention::Bound;
-    use whrelay_store::{NewEvent, Options, Role};
+    use whrelay_store::{LeaseEpoch, NewEvent, Options, Role};
 
     use super::*;
 
@@ -287,7 +287,9 @@ mod tests {
         let (store, bucket) = store(dir.path()).await;
         for n in 1..=1000 {
             receive(&store, &bucket, n).await;
-            let acked = store.ack(bucket.id, "laptop", Seq(n), || true).await;
+            let acked = store
+                .ack(bucket.id, "laptop", Seq(n), LeaseEpoch::default())
+                .await;
             acked.expect("stored");
             let before = store.size();
             let room = make_room(RETENTION, &store, &mut Receipted(&store, &bucket)).await;

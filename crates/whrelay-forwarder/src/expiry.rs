@@ -18,7 +18,7 @@ enum Verdict {
     /// It was never seen since this is kept: it has all its time before it.
     NoteSeen,
     /// Its agent was not seen for so long.
-    End(Duration),
+    End,
     /// It was ended, and is forgotten once nothing of it is kept.
     Forget,
 }
@@ -57,7 +57,7 @@ fn judge(known: &Subscription, ttl: Option<Duration>, up: Duration, now: Timesta
         (None, None, _) => Verdict::Keep,
         (None, Some(_), None) => Verdict::NoteSeen,
         (None, Some(ttl), Some(seen)) if up >= grace(ttl) && is_over(seen, ttl, now) => {
-            Verdict::End(ttl)
+            Verdict::End
         }
         (None, Some(_), Some(_)) => Verdict::Keep,
     }
@@ -94,7 +94,7 @@ async fn look_at(
     match judge(&known, shared.config.subscription_ttl, up, now) {
         Verdict::Keep => Ok(()),
         Verdict::NoteSeen => store.note_seen(bucket, &known.name, now).await,
-        Verdict::End(ttl) => end(shared, (bucket, known.name), ttl, now).await,
+        Verdict::End => end(shared, bucket, &known, now).await,
         Verdict::Forget => {
             for name in store.forget_ended(bucket).await? {
                 tracing::info!(
@@ -111,15 +111,15 @@ async fn look_at(
 /// Ends a subscription unless its agent has come meanwhile.
 async fn end(
     shared: &Arc<Shared>,
-    (bucket, name): (BucketId, String),
-    ttl: Duration,
+    bucket: BucketId,
+    known: &Subscription,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    let (hub, of) = (Arc::clone(shared), name.clone());
-    let is_away = move |seen: Option<Timestamp>| {
-        hub.hub.connected(bucket, &of).is_none() && seen.is_none_or(|seen| is_over(seen, ttl, now))
-    };
-    let ended = shared.store.end_subscription(bucket, &name, now, is_away);
+    let (name, last) = (&known.name, known.last_session());
+    if shared.hub.connected(bucket, name).is_some() {
+        return Ok(());
+    }
+    let ended = shared.store.end_subscription(bucket, name, Some(last), now);
     if let Ending::Ended { unclaimed } = ended.await? {
         tracing::warn!(
             bucket = bucket.0,
@@ -138,6 +138,7 @@ fn is_over(seen: Timestamp, ttl: Duration, now: Timestamp) -> bool {
 #[cfg(test)]
 mod tests {
     use whrelay_core::bucket::Seq;
+    use whrelay_store::LeaseEpoch;
 
     use super::*;
 
@@ -151,6 +152,7 @@ mod tests {
             seen_at: seen,
             holder: None,
             ended: None,
+            lease: LeaseEpoch::default(),
         }
     }
 
@@ -163,11 +165,11 @@ mod tests {
         assert_eq!(after(HOUR * 8, Duration::ZERO), Verdict::Keep);
         let short = limits::TTL_GRACE.saturating_sub(Duration::from_millis(1));
         assert_eq!(after(HOUR * 8, short), Verdict::Keep);
-        assert_eq!(after(HOUR * 8, limits::TTL_GRACE), Verdict::End(HOUR * 8));
+        assert_eq!(after(HOUR * 8, limits::TTL_GRACE), Verdict::End);
         // Nobody waits longer than the time itself.
         let second = Duration::from_secs(1);
         assert_eq!(after(second, Duration::ZERO), Verdict::Keep);
-        assert_eq!(after(second, second), Verdict::End(second));
+        assert_eq!(after(second, second), Verdict::End);
         assert_eq!(after(HOUR * 10, HOUR), Verdict::Keep);
     }
 

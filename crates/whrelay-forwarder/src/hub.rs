@@ -12,25 +12,33 @@ use whrelay_core::limits;
 use whrelay_core::time::Timestamp;
 use whrelay_proto::frame::Who;
 use whrelay_proto::lease::Rival;
+use whrelay_store::{Epoch, LeaseEpoch};
 
 type Key = (BucketId, String);
 
 /// The connected sessions.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Hub {
     wakers: Mutex<HashMap<BucketId, watch::Sender<()>>>,
     leases: Mutex<Leases>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Leases {
     live: HashMap<Key, Live>,
-    last: u64,
+    last: LeaseEpoch,
+}
+
+impl Leases {
+    fn next(&mut self) -> LeaseEpoch {
+        self.last = self.last.next();
+        self.last
+    }
 }
 
 #[derive(Debug)]
 struct Live {
-    epoch: u64,
+    epoch: LeaseEpoch,
     who: Option<Who>,
     since: Timestamp,
     heard: Instant,
@@ -84,13 +92,30 @@ pub(crate) struct Incumbent {
 pub(crate) struct Lease<'hub> {
     hub: &'hub Hub,
     key: Key,
-    epoch: u64,
+    pub(crate) epoch: LeaseEpoch,
     pub(crate) end: Arc<End>,
     /// How often agents took it from others that were connected, lately.
     pub(crate) taken: usize,
 }
 
 impl Hub {
+    /// Nobody is connected. Its leases are newer than those of processes that had the store before.
+    pub(crate) fn new(store: &Epoch) -> Self {
+        let leases = Leases {
+            live: HashMap::new(),
+            last: LeaseEpoch::before_first(store.opens),
+        };
+        Self {
+            wakers: Mutex::default(),
+            leases: Mutex::new(leases),
+        }
+    }
+
+    /// A lease that is newer than all others, of nobody.
+    pub(crate) fn newer(&self) -> LeaseEpoch {
+        self.leases().next()
+    }
+
     /// Takes the lease of a subscription. The session that had it is told at once, since it may be a half-open
     /// connection that nobody will ever close; but one that was heard of lately is replaced only by its own agent,
     /// unless another asks for it. Answers who had it.
@@ -125,8 +150,7 @@ impl Hub {
             taken.push(Instant::now());
         }
         let times = taken.len();
-        leases.last += 1;
-        let (epoch, end) = (leases.last, Arc::new(End::default()));
+        let (epoch, end) = (leases.next(), Arc::new(End::default()));
         let live = Live {
             epoch,
             who: who.cloned(),
@@ -231,14 +255,23 @@ impl Drop for Lease<'_> {
 
 #[cfg(test)]
 mod tests {
-    use whrelay_proto::frame::Epoch;
+    use whrelay_proto::frame;
 
     use super::*;
+
+    fn hub() -> Hub {
+        Hub::new(&Epoch {
+            store: "s".to_owned(),
+            opens: 1,
+            instance: 0,
+            follows: None,
+        })
+    }
 
     fn who(store: &str, opens: u64) -> Who {
         Who {
             store: store.into(),
-            epoch: Epoch {
+            epoch: frame::Epoch {
                 opens,
                 instance: opens,
             },
@@ -260,7 +293,7 @@ mod tests {
 
     #[test]
     fn the_newest_session_wins_and_the_oldest_cannot_give_its_lease_away() {
-        let (hub, agent) = (Hub::default(), who("x", 1));
+        let (hub, agent) = (hub(), who("x", 1));
         let first = lease(&hub, "a", &agent, false).expect("free");
         let other = lease(&hub, "b", &agent, false).expect("free");
         let second = lease(&hub, "a", &who("x", 2), false).expect("its successor");
@@ -272,7 +305,7 @@ mod tests {
 
     #[test]
     fn an_agent_that_is_sent_something_large_says_nothing_and_keeps_its_subscription() {
-        let hub = Hub::default();
+        let hub = hub();
         let first = lease(&hub, "a", &who("x", 1), false).expect("free");
         let long_ago = Instant::now().checked_sub(limits::PRESENCE * 2);
         first.change(|live| live.heard = long_ago.expect("a machine that is up"));
@@ -286,7 +319,7 @@ mod tests {
 
     #[test]
     fn another_agent_has_to_ask_for_a_subscription_that_is_in_use() {
-        let hub = Hub::default();
+        let hub = hub();
         let first = lease(&hub, "a", &who("x", 1), false).expect("free");
         let refused = lease(&hub, "a", &who("y", 1), false).expect_err("in use");
         assert_eq!(refused.rival, Rival::Other);

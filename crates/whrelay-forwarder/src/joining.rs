@@ -102,11 +102,10 @@ pub(crate) async fn welcome(
         is_empty: resume.is_none(),
         wants_backlog: hello.backlog,
         backlog_end: hello.backlog_end.as_ref().map(Known::entry),
+        lease: lease.epoch,
         now: shared.clock.now(),
     };
-    let end = Arc::clone(&lease.end);
-    let speaks = move || !end.lost.is_cancelled();
-    let joined = store.join(bucket.id, join, speaks).await?;
+    let joined = store.join(bucket.id, join).await?;
     let joined = joined.ok_or_else(|| {
         let most = limits::MAX_SUBSCRIPTIONS;
         let text = format!("bucket `{}` has {most} subscriptions already", bucket.name);

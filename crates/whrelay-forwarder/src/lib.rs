@@ -43,7 +43,9 @@ pub use access::{TokenFileError, admin_token};
 use budget::Budget;
 use refusals::Reason;
 pub use status::{BucketStatus, IncidentView, Status, of_store};
-pub use subscriptions::{ReplayError, SubscriptionView, replay_subscription, subscriptions_of};
+pub use subscriptions::{
+    ReplayError, SubscriptionView, end_subscription, replay_subscription, subscriptions_of,
+};
 
 /// How a forwarder runs.
 #[derive(Clone, Debug)]
@@ -101,7 +103,7 @@ pub async fn run(
         config,
         registry,
         store: store.clone(),
-        hub: hub::Hub::default(),
+        hub: hub::Hub::new(store.epoch()),
         clock: Clock::default(),
         bodies: body::Room::new(max_body),
         tunnels: Budget::new(

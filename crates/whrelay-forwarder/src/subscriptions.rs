@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, Request, StatusCode};
 use serde::{Deserialize, Serialize};
 use whrelay_core::bucket::{Bucket, BucketId, BucketName, Seq};
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Ending, Store, StoreError, Subscription};
+use whrelay_store::{Ending, LeaseEpoch, Rewound, Store, StoreError, Subscription};
 
 use crate::Shared;
 use crate::access;
@@ -71,6 +71,7 @@ pub(crate) fn view(
         seen_at,
         holder,
         ended,
+        lease: _,
     } = subscription;
     let state = match (ended, connected) {
         (Some(_), _) => "ended",
@@ -134,13 +135,12 @@ pub(crate) async fn end(
 ) -> Result<Json<EndedView>, Problem> {
     access::check(&shared.store, &headers)?;
     let bucket = bucket(&shared, &bucket_name)?;
-    let now = shared.clock.now();
-    let (hub, id, of) = (Arc::clone(&shared), bucket.id, name.clone());
-    let is_away = move |_| hub.hub.connected(id, &of).is_none();
-    let ended = shared
-        .store
-        .end_subscription(bucket.id, &name, now, is_away);
-    let unclaimed = match ended.await? {
+    let store = &shared.store;
+    let ended = match shared.hub.connected(bucket.id, &name) {
+        Some(_) => Ending::InUse,
+        None => end_subscription(store, bucket.id, &name, shared.clock.now()).await?,
+    };
+    let unclaimed = match ended {
         Ending::Unknown => return Err(unknown(&name, &bucket)),
         Ending::InUse => {
             let why = format!("an agent is connected with subscription `{name}`: stop it first");
@@ -150,6 +150,22 @@ pub(crate) async fn end(
     };
     tracing::info!(bucket = %bucket.name, subscription = %name.escape_debug(), unclaimed, "subscription ended");
     Ok(Json(EndedView { name, unclaimed }))
+}
+
+/// Ends a subscription that has no session.
+///
+/// # Errors
+/// When the store fails.
+pub async fn end_subscription(
+    store: &Store,
+    bucket: BucketId,
+    name: &str,
+    now: Timestamp,
+) -> Result<Ending, StoreError> {
+    let all = store.subscriptions(bucket)?;
+    let known = all.iter().find(|known| known.name == name);
+    let last = known.map(Subscription::last_session);
+    store.end_subscription(bucket, name, last, now).await
 }
 
 /// What is to be sent again.
@@ -185,8 +201,8 @@ pub enum ReplayError {
     Store(#[from] StoreError),
 }
 
-/// Has a subscription sent what another one has not received, or everything that is kept; `then` ends its session.
-/// Answers how many events that are at most.
+/// Has a subscription sent what another one has not received, or everything that is kept. `newer` draws a lease that is
+/// newer than all others. Answers how many events that are at most.
 ///
 /// # Errors
 /// When there is no such subscription, when that which is to get the events has ended, and when the store fails.
@@ -195,7 +211,7 @@ pub async fn replay_subscription(
     bucket: BucketId,
     (name, to): (&str, &str),
     all: bool,
-    then: impl FnOnce() + Send + 'static,
+    newer: impl Fn() -> LeaseEpoch,
 ) -> Result<u64, ReplayError> {
     let subscriptions = store.subscriptions(bucket)?;
     let known = |name: &str| {
@@ -207,8 +223,14 @@ pub async fn replay_subscription(
         return Err(ReplayError::Ended(to.to_owned()));
     }
     let behind = if all { Seq(0) } else { of.acked };
-    let rewound = store.rewind_subscription(bucket, to, behind, then).await?;
-    rewound.ok_or_else(|| ReplayError::Unknown(to.to_owned()))
+    loop {
+        let rewinding = store.rewind_subscription(bucket, to, behind, newer());
+        match rewinding.await? {
+            Rewound::Overtaken => {}
+            Rewound::Sent { events } => return Ok(events),
+            Rewound::Unknown => return Err(ReplayError::Unknown(to.to_owned())),
+        }
+    }
 }
 
 /// `POST /v1/buckets/{bucket}/subscriptions/{name}/replay`: another subscription, or the same, is sent what this
@@ -227,15 +249,17 @@ pub(crate) async fn replay(
     let ReplayAsked { to, all } =
         asked.map_err(|e| Problem::new(StatusCode::BAD_REQUEST, format!("the body: {e}")))?;
     let to = to.unwrap_or_else(|| name.clone());
-    // A session that is live would go on where it was, and acknowledge that.
-    let (hub, id, of) = (Arc::clone(&shared), bucket.id, to.clone());
-    let then = move || hub.hub.end(id, &of, "the subscription is replayed");
-    let replayed = replay_subscription(&shared.store, bucket.id, (&name, &to), all, then);
+    let newer = || shared.hub.newer();
+    let replayed = replay_subscription(&shared.store, bucket.id, (&name, &to), all, newer);
     let events = replayed.await.map_err(|error| match error {
         ReplayError::Unknown(name) => unknown(&name, &bucket),
         ReplayError::Ended(_) => Problem::new(StatusCode::CONFLICT, error.to_string()),
         ReplayError::Store(error) => error.into(),
     })?;
+    // A session that is live would go on where it was, and what it acknowledges no longer counts.
+    shared
+        .hub
+        .end(bucket.id, &to, "the subscription is replayed");
     tracing::info!(bucket = %bucket.name, subscription = %to.escape_debug(), events, "subscription replayed");
     Ok(Json(ReplayView { to, events }))
 }

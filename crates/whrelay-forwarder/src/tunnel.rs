@@ -195,10 +195,9 @@ impl Tunnel {
     ) {
         let (shared, bucket) = (Arc::clone(shared), subscription.bucket.id);
         let (name, seat) = (subscription.name.clone(), Arc::clone(&self.seat));
-        let end = Arc::clone(&lease.end);
+        let epoch = lease.epoch;
         tokio::spawn(async move {
-            let speaks = move || !end.lost.is_cancelled();
-            if let Err(error) = shared.store.ack(bucket, &name, upto, speaks).await
+            if let Err(error) = shared.store.ack(bucket, &name, upto, epoch).await
                 && shared.unrecorded.now()
             {
                 tracing::warn!(%error, "an ack was not recorded");

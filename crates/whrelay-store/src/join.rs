@@ -15,7 +15,7 @@ use crate::events::{last_place, record_of};
 use crate::record::Seal;
 use crate::retention;
 use crate::rows::{EventRow, HolderRow, SubscriptionRow};
-use crate::subscriptions::{self, Holder};
+use crate::subscriptions::{self, Holder, LeaseEpoch};
 use crate::tables::{EVENTS, HEADS, REMOVALS, SUBSCRIPTIONS, event_key};
 use crate::tx::Tx;
 
@@ -34,6 +34,8 @@ pub struct Join {
     pub wants_backlog: Option<bool>,
     /// The newest event that was here when the agent began, as far as it knows.
     pub backlog_end: Option<(Seq, EventId)>,
+    /// Its lease.
+    pub lease: LeaseEpoch,
     /// Now.
     pub now: Timestamp,
 }
@@ -62,18 +64,13 @@ pub struct Joined {
 }
 
 impl Store {
-    /// Has an agent join a subscription, if it still speaks for it when that is written. Answers nothing where the
-    /// bucket has as many subscriptions as it may have. A full disk keeps nobody from draining it: then nothing
-    /// is written.
+    /// Has an agent join a subscription. Nothing is written if a newer lease was taken by then. Answers nothing where
+    /// the bucket has as many subscriptions as it may have. A full disk keeps nobody from draining it: then nothing
+    /// is written, either.
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub async fn join(
-        &self,
-        bucket: BucketId,
-        join: Join,
-        speaks: impl FnOnce() -> bool + Send + 'static,
-    ) -> Result<Option<Joined>, StoreError> {
+    pub async fn join(&self, bucket: BucketId, join: Join) -> Result<Option<Joined>, StoreError> {
         let asked = join.clone();
         let joined = self
             .write(512, move |tx: &mut Tx<'_>| {
@@ -92,7 +89,7 @@ impl Store {
                 let Some((joined, row)) = history.plan(&asked, &known, &compared) else {
                     return Ok(None);
                 };
-                if speaks() {
+                if row.lease == asked.lease.0 {
                     subscriptions::put(tx, bucket, &asked.name, &row)?;
                 }
                 Ok(Some(joined))
@@ -278,6 +275,7 @@ impl History {
         next.move_to(after.0);
         next.ended = None;
         next.seen_at = join.now.as_micros();
+        next.lease = next.lease.max(join.lease.0);
         if let Some(holder) = join.holder.clone() {
             let held = self.held(join, this, compared, after);
             next.holders.retain(|one| one.store != holder.store);

@@ -65,5 +65,5 @@ pub use salvage::{SalvageError, Salvaged, salvage};
 pub use signatures::SignatureClaim;
 pub use sources::{Source, SourceMark};
 pub use states::{Begin, Found, Search};
-pub use subscriptions::{Ending, Fate, Holder, Subscription};
+pub use subscriptions::{Ending, Fate, Holder, LastSession, LeaseEpoch, Rewound, Subscription};
 pub use writer::Effort;

@@ -20,6 +20,7 @@ pub(crate) fn migrate(tx: &WriteTransaction, seal: Seal, from: u32) -> Result<()
             7 => {}
             8 => to_9::migrate(tx, seal)?,
             9 => to_10::migrate(tx, seal)?,
+            10 => to_11::migrate(tx, seal)?,
             other => return Err(StoreError::Damaged(format!("format {other}"))),
         }
     }
@@ -557,5 +558,34 @@ mod to_10 {
         bytes[4..12].copy_from_slice(&seq.to_be_bytes());
         bytes[12..].copy_from_slice(&ordinal.to_be_bytes());
         bytes
+    }
+}
+
+/// Subscriptions store the newest lease that was taken.
+mod to_11 {
+    use super::*;
+
+    type Key = (u32, &'static str);
+
+    const OLD: TableDefinition<'_, Key, &[u8]> = TableDefinition::new("subscriptions_v3");
+    const NEW: TableDefinition<'_, Key, &[u8]> = TableDefinition::new("subscriptions_v4");
+
+    pub(super) fn migrate(tx: &WriteTransaction, seal: Seal) -> Result<(), StoreError> {
+        {
+            let (old, mut new) = (tx.open_table(OLD)?, tx.open_table(NEW)?);
+            for entry in old.iter()? {
+                let (place, record) = entry?;
+                let (bucket, name) = place.value();
+                let key = [&bucket.to_be_bytes(), name.as_bytes()].concat();
+                let record = match seal.parts(&key, record.value()) {
+                    Some((head, _)) => Unsealed::of_head(&[head, &[0]].concat()).seal(seal, &key),
+                    // What is damaged stays so, under its name.
+                    None => record.value().to_vec(),
+                };
+                new.insert((bucket, name), record.as_slice())?;
+            }
+        }
+        tx.delete_table(OLD)?;
+        Ok(())
     }
 }

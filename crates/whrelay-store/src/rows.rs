@@ -176,9 +176,21 @@ pub(crate) struct SubscriptionRow {
     /// Everything that is not acknowledged up to here is sent again, to whichever agent comes: it was acknowledged
     /// before, and whoever had it may have lost it.
     pub(crate) again_through: Option<u64>,
+    /// The newest lease that was taken.
+    pub(crate) lease: u64,
 }
 
+/// What format 11 adds to a subscription: no lease was taken.
+const NO_LEASE: [u8; 1] = [0];
+
 impl SubscriptionRow {
+    /// A subscription as format 10 has it.
+    pub(crate) fn of_10(head: &[u8]) -> Option<Self> {
+        let today = [head, &NO_LEASE].concat();
+        let (row, rest) = postcard::take_from_bytes(&today).ok()?;
+        rest.is_empty().then_some(row)
+    }
+
     /// Everything up to a place is acknowledged, and nothing behind it.
     pub(crate) fn move_to(&mut self, place: u64) {
         if place < self.acked {

@@ -33,6 +33,22 @@ pub struct Holder {
     pub user: String,
 }
 
+/// One taking of a subscription by a session. A later one has a larger number, over restarts, too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LeaseEpoch(pub u64);
+
+impl LeaseEpoch {
+    /// What comes before the first one of a store that was opened so often.
+    pub fn before_first(opens: u64) -> Self {
+        Self(opens << 32)
+    }
+
+    /// The next one.
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
 /// A subscription, as a forwarder knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subscription {
@@ -48,6 +64,8 @@ pub struct Subscription {
     pub holder: Option<Holder>,
     /// When it was ended, and the last number given by then.
     pub ended: Option<(Timestamp, Seq)>,
+    /// The newest lease that was taken.
+    pub lease: LeaseEpoch,
 }
 
 /// What became of an event for a subscription.
@@ -63,7 +81,33 @@ pub enum Fate {
     Unclaimed,
 }
 
+/// The last session of a subscription, as far as its row says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LastSession {
+    /// Its lease.
+    pub lease: LeaseEpoch,
+    /// When its agent was last heard of.
+    pub seen_at: Option<Timestamp>,
+}
+
+impl LastSession {
+    fn of(row: &SubscriptionRow) -> Self {
+        Self {
+            lease: LeaseEpoch(row.lease),
+            seen_at: row.seen(),
+        }
+    }
+}
+
 impl Subscription {
+    /// Its last session.
+    pub fn last_session(&self) -> LastSession {
+        LastSession {
+            lease: self.lease,
+            seen_at: self.seen_at,
+        }
+    }
+
     /// Events that wait for it, in a bucket that has given numbers up to `last` and removed everything up to
     /// `pruned`; of one that was ended, events that are unclaimed.
     pub fn waiting(&self, last: Seq, pruned: Seq) -> u64 {
@@ -93,12 +137,26 @@ impl Subscription {
 pub enum Ending {
     /// There is none of that name.
     Unknown,
-    /// It may not be ended now.
+    /// It has had another session since it was looked at.
     InUse,
     /// It has ended.
     Ended {
         /// Events that it had not received, and that are still there.
         unclaimed: u64,
+    },
+}
+
+/// What became of a subscription that was to be sent events again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rewound {
+    /// There is none of that name.
+    Unknown,
+    /// A lease as new as this one was taken: ask with a newer one.
+    Overtaken,
+    /// They are sent again.
+    Sent {
+        /// How many, at most.
+        events: u64,
     },
 }
 
@@ -148,8 +206,8 @@ impl Store {
         })
     }
 
-    /// Moves a subscription's place forward: everything up to `upto` is on the agent's disk, if whoever says
-    /// so still speaks for it when that is written. Never moves it back.
+    /// Moves a subscription's place forward: everything up to `upto` is on the agent's disk, unless a newer lease than
+    /// that of whoever says so was taken. Never moves it back.
     ///
     /// # Errors
     /// When it is not on disk; a later ack makes up for it.
@@ -158,13 +216,10 @@ impl Store {
         bucket: BucketId,
         name: &str,
         upto: Seq,
-        speaks: impl FnOnce() -> bool + Send + 'static,
+        lease: LeaseEpoch,
     ) -> Result<(), StoreError> {
         let name = name.to_owned();
         self.write(64, move |tx: &mut Tx<'_>| {
-            if !speaks() {
-                return Ok(());
-            }
             let mut row = match get(tx.seal, tx.subscriptions.open()?, bucket, &name)? {
                 Some(row) => row,
                 None => SubscriptionRow {
@@ -172,9 +227,10 @@ impl Store {
                     ..SubscriptionRow::default()
                 },
             };
-            if row.acked >= upto.0 {
+            if row.acked >= upto.0 || lease.0 < row.lease {
                 return Ok(());
             }
+            row.lease = lease.0;
             if let Some(holder) = row.holders.last_mut() {
                 holder.whole_after = holder.whole_after.min(row.acked);
                 holder.acked = upto.0;
@@ -202,9 +258,9 @@ impl Store {
         seen.await.map(|_| ())
     }
 
-    /// Ends a subscription, if it may still be ended when that is written, by when its agent was last heard of: it
-    /// keeps no event from being removed any more. What it has not acknowledged is unclaimed. One without
-    /// unclaimed events is forgotten unless it was the last, and so is one whose record is damaged.
+    /// Ends a subscription, unless it has had another session than the one that is named, the last one when it was looked
+    /// at: it keeps no event from being removed any more. What it has not acknowledged is unclaimed. One
+    /// without unclaimed events is forgotten unless it was the last, and so is one whose record is damaged.
     ///
     /// # Errors
     /// When it is not on disk.
@@ -212,8 +268,8 @@ impl Store {
         &self,
         bucket: BucketId,
         name: &str,
+        last: Option<LastSession>,
         now: Timestamp,
-        may_end: impl FnOnce(Option<Timestamp>) -> bool + Send + 'static,
     ) -> Result<Ending, StoreError> {
         let name = name.to_owned();
         self.write(64, move |tx: &mut Tx<'_>| {
@@ -222,13 +278,13 @@ impl Store {
                 return Ok(Ending::Unknown);
             };
             let (_, row) = rows.swap_remove(at);
-            if !may_end(row.as_ref().and_then(SubscriptionRow::seen)) {
-                return Ok(Ending::InUse);
-            }
             let Some(mut row) = row else {
                 remove(tx, bucket, &name)?;
                 return Ok(Ending::Ended { unclaimed: 0 });
             };
+            if last != Some(LastSession::of(&row)) {
+                return Ok(Ending::InUse);
+            }
             let pruned = pruned_through(tx, bucket)?.0;
             let unclaimed = |through: u64| through.saturating_sub(row.acked.max(pruned));
             if let Some(before) = row.ended {
@@ -260,9 +316,8 @@ impl Store {
         .await
     }
 
-    /// Has a subscription sent again everything behind a place that is still there; `then` ends the session that
-    /// could acknowledge the same events again. Answers how many events that are at most, or nothing where there is
-    /// no such subscription.
+    /// Has a subscription sent again everything behind a place that is still there, under a new lease: what an older
+    /// session acknowledges no longer counts.
     ///
     /// # Errors
     /// When it is not on disk.
@@ -271,19 +326,23 @@ impl Store {
         bucket: BucketId,
         name: &str,
         behind: Seq,
-        then: impl FnOnce() + Send + 'static,
-    ) -> Result<Option<u64>, StoreError> {
-        self.with_subscription(bucket, name.to_owned(), move |tx, name, mut row| {
+        lease: LeaseEpoch,
+    ) -> Result<Rewound, StoreError> {
+        let rewound = self.with_subscription(bucket, name.to_owned(), move |tx, name, mut row| {
+            if lease.0 <= row.lease {
+                return Ok(Rewound::Overtaken);
+            }
+            row.lease = lease.0;
             let behind = behind.max(pruned_through(tx, bucket)?).0;
             if behind < row.acked {
                 // From now on nothing that is asked for again is removed.
                 row.move_to(behind);
-                put(tx, bucket, name, &row)?;
             }
-            then();
-            Ok(tx.last(bucket.0)?.saturating_sub(behind))
-        })
-        .await
+            put(tx, bucket, name, &row)?;
+            let events = tx.last(bucket.0)?.saturating_sub(behind);
+            Ok(Rewound::Sent { events })
+        });
+        Ok(rewound.await?.unwrap_or(Rewound::Unknown))
     }
 
     /// Forgets ended subscriptions of which nothing is kept any more: until then they say which events nobody else
@@ -355,6 +414,7 @@ fn into_subscription(name: String, row: SubscriptionRow) -> Subscription {
         holders,
         ended,
         again_through: _,
+        lease,
     } = row;
     Subscription {
         name,
@@ -363,6 +423,7 @@ fn into_subscription(name: String, row: SubscriptionRow) -> Subscription {
         seen_at,
         holder: holders.into_iter().next_back().map(Holder::from),
         ended: ended.map(|ended| (Timestamp::from_micros(ended.at), Seq(ended.through))),
+        lease: LeaseEpoch(lease),
     }
 }
 

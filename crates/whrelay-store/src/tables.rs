@@ -6,7 +6,7 @@ use whrelay_core::bucket::{BucketId, Seq};
 use whrelay_core::delivery::DeliveryKey;
 
 /// The format this version writes.
-pub(crate) const FORMAT: u32 = 10;
+pub(crate) const FORMAT: u32 = 11;
 /// The oldest format this version migrates.
 pub(crate) const OLDEST_FORMAT: u32 = 6;
 
@@ -28,7 +28,7 @@ pub(crate) const EVENT_IDS: TableDefinition<'_, &[u8; 16], (u32, u64)> =
     TableDefinition::new("event_ids_v1");
 /// Key: bucket, subscription. Value: record of `SubscriptionRow`.
 pub(crate) const SUBSCRIPTIONS: TableDefinition<'_, (u32, &str), &[u8]> =
-    TableDefinition::new("subscriptions_v3");
+    TableDefinition::new("subscriptions_v4");
 /// Key: bucket. Value: record of `SourceRow`: how far the agent has come at its forwarder.
 pub(crate) const SOURCES: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("sources_v2");
 /// Key: destination. Value: record of `DestinationRow`.

@@ -12,7 +12,7 @@ use whrelay_core::bucket::BucketName;
 use whrelay_core::token::Token;
 use whrelay_delivery::{Clock, Trust};
 use whrelay_forwarder::ReplayError;
-use whrelay_store::{Ending, OpenError, Store};
+use whrelay_store::{Ending, LeaseEpoch, OpenError, Store};
 
 use crate::agents::{LISTEN, PATIENCE, PAUSE};
 use crate::args::ForwarderChoice;
@@ -201,7 +201,7 @@ impl Door {
             Self::Idle(store) => {
                 let now = Clock::default().now();
                 let of = stored(store, bucket)?;
-                let ended = store.end_subscription(of, name, now, |_| true);
+                let ended = whrelay_forwarder::end_subscription(store, of, name, now);
                 match ended.await? {
                     Ending::Ended { unclaimed } => Ok(unclaimed),
                     Ending::Unknown | Ending::InUse => Err(unknown(bucket, name)),
@@ -235,7 +235,9 @@ impl Door {
             Self::Idle(store) => {
                 let names = (name, to.unwrap_or(name));
                 let of = stored(store, bucket)?;
-                let asked = whrelay_forwarder::replay_subscription(store, of, names, all, || ());
+                // No process has had the store since it was opened.
+                let newest = || LeaseEpoch::before_first(store.epoch().opens).next();
+                let asked = whrelay_forwarder::replay_subscription(store, of, names, all, newest);
                 asked.await.map_err(|error| match error {
                     ReplayError::Unknown(name) => unknown(bucket, &name),
                     ReplayError::Ended(_) => Failure::new(Code::InUse, error.to_string()),

@@ -103,12 +103,13 @@ impl Real {
                     bucket,
                     subscription,
                     upto,
+                    lease,
                 } => {
-                    store.ack(bucket, &subscription, upto, || true).await?;
+                    store.ack(bucket, &subscription, upto, lease).await?;
                     Done::Acked
                 }
                 Write::Join { bucket, join } => {
-                    let joined = store.join(bucket, *join, || true).await?;
+                    let joined = store.join(bucket, *join).await?;
                     Done::Joined(joined.map(Box::new))
                 }
                 Write::Record(attempt) => {

@@ -10,7 +10,7 @@ use whrelay_proto::frame::{
 };
 use whrelay_proto::lease::Rival;
 use whrelay_proto::{ForwarderAction, NEWEST_VERSION, codec};
-use whrelay_store::{Holder, Join, Joined, NewEvent};
+use whrelay_store::{Holder, Join, Joined, LeaseEpoch, NewEvent};
 
 use super::ledger::{Verdicts, hold};
 use super::node::{Desk, ForwarderProcess, ProcessClock, Purpose};
@@ -178,7 +178,7 @@ impl<V: Vault> World<V> {
                 }
                 far.wake = true;
                 if let Some((bucket, subscription)) = far.place.clone() {
-                    self.record_ack(bucket, subscription, upto);
+                    self.record_ack(link, (bucket, subscription), upto);
                 }
                 Ok(())
             }
@@ -190,11 +190,12 @@ impl<V: Vault> World<V> {
         }
     }
 
-    fn record_ack(&mut self, bucket: usize, subscription: String, upto: u64) {
+    fn record_ack(&mut self, link: usize, (bucket, subscription): (usize, String), upto: u64) {
         let write = Write::Ack {
             bucket: self.forwarder.buckets[bucket].id,
             subscription,
             upto: Seq(upto),
+            lease: LeaseEpoch(self.links[link].id),
         };
         if let Some(process) = &mut self.forwarder.process {
             process.desk.asked.push_back((write, Purpose::Ack));
@@ -239,6 +240,7 @@ impl<V: Vault> World<V> {
             claim: hello.resume.and_then(|resume| resume.claim(&name)),
             wants_backlog: hello.backlog,
             backlog_end: hello.backlog_end.as_ref().map(Known::entry),
+            lease: LeaseEpoch(self.links[link].id),
             now: process.clock.read(&self.forwarder.machine, self.time).now,
         };
         let write = Write::Join {
@@ -385,7 +387,7 @@ impl<V: Vault> World<V> {
             self.links[link].down.push_back(codec::encode(frame));
         }
         if self.planted == Some(Bug::ForwarderForgetsOnSend) {
-            self.record_ack(bucket, subscription, batch.upto.0);
+            self.record_ack(link, (bucket, subscription), batch.upto.0);
         }
         Ok(())
     }

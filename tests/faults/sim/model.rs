@@ -372,10 +372,11 @@ impl Vault for Model {
                 bucket,
                 subscription,
                 upto,
+                lease,
             } => {
                 let known = self.subscriptions.entry((bucket, subscription));
                 let known = known.or_default();
-                known.ack(upto);
+                known.ack(upto, lease);
                 Done::Acked
             }
             Write::Join { bucket, join } => self.join(bucket, *join),

@@ -13,8 +13,8 @@ use whrelay_core::queue::{DueCursor, DuePage, QueuePage, QueueQuery};
 use whrelay_core::retention::Part;
 use whrelay_core::time::Timestamp;
 use whrelay_store::{
-    Again, Batch, Begin, Changed, Found, Join, Joined, NewEvent, Receipt, Search, Source,
-    SourceMark, StateCounts,
+    Again, Batch, Begin, Changed, Found, Join, Joined, LeaseEpoch, NewEvent, Receipt, Search,
+    Source, SourceMark, StateCounts,
 };
 
 /// A write, as the store's own functions take them.
@@ -29,6 +29,7 @@ pub(crate) enum Write {
         bucket: BucketId,
         subscription: String,
         upto: Seq,
+        lease: LeaseEpoch,
     },
     Join {
         bucket: BucketId,

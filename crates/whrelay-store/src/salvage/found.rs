@@ -195,7 +195,12 @@ fn read_subscription(seal: Seal, key: &[u8], record: &[u8]) -> Option<Found> {
     let bucket = BucketId(u32::from_le_bytes(number(bucket)?));
     let name: BucketName = std::str::from_utf8(name).ok()?.parse().ok()?;
     let key = subscriptions::key(bucket, name.as_str());
+    let of_10 = || match seal.parts(&key, record)? {
+        (head, &[]) => SubscriptionRow::of_10(head),
+        _ => None,
+    };
     let row = whole::<SubscriptionRow>(seal, &key, record)
+        .or_else(of_10)
         .or_else(|| Some(whole::<of_6::Subscription>(seal, &key, record)?.into()))?;
     Some(Found::Subscription(bucket, name, row))
 }

@@ -108,7 +108,7 @@ async fn a_newer_format_and_an_older_one_are_refused() {
         .expect("opened")
         .close()
         .await;
-    for (format, newer) in [(&b"11"[..], true), (&b"5"[..], false)] {
+    for (format, newer) in [(&b"12"[..], true), (&b"5"[..], false)] {
         let database = redb::Database::open(dir.path().join("store.redb")).expect("opened");
         let tx = database.begin_write().expect("begun");
         let meta = redb::TableDefinition::<&str, &[u8]>::new("meta_v1");
@@ -122,7 +122,7 @@ async fn a_newer_format_and_an_older_one_are_refused() {
             .err()
             .expect("refused");
         let right = match newer {
-            true => matches!(refused, OpenError::Newer { found: 11, .. }),
+            true => matches!(refused, OpenError::Newer { found: 12, .. }),
             false => matches!(refused, OpenError::Older { found: 5, .. }),
         };
         assert!(right, "{refused}");

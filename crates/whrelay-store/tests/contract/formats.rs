@@ -32,7 +32,7 @@ fn open(dir: &Path, role: Role) -> Store {
 }
 
 /// Formats of which there is a fixture.
-const FORMATS: [u32; 4] = [6, 7, 8, 9];
+const FORMATS: [u32; 5] = [6, 7, 8, 9, 10];
 
 /// The agents of a fixture, each with its bucket and name.
 fn agents(dir: &Path) -> Vec<(String, String, PathBuf)> {

@@ -13,7 +13,7 @@ use whrelay_core::retention::{Bound, Part};
 use whrelay_core::retry::{Pause, Phase, Verdict};
 use whrelay_core::time::Timestamp;
 use whrelay_store::{
-    Again, Begin, Effort, Fate, Found, Join, NewDelivery, Options, Role, Search, Store,
+    Again, Begin, Effort, Fate, Found, Join, LeaseEpoch, NewDelivery, Options, Role, Search, Store,
 };
 
 use crate::setup::*;
@@ -225,7 +225,7 @@ async fn a_forwarder_keeps_what_not_every_subscription_has_receipted() {
     assert_eq!(sweep(Timestamp::LAST).await, 0);
     for (name, upto) in [("laptop", 5), ("audit", 3)] {
         store
-            .ack(bucket.id, name, Seq(upto), || true)
+            .ack(bucket.id, name, Seq(upto), LeaseEpoch::default())
             .await
             .expect("stored");
     }
@@ -251,7 +251,9 @@ async fn a_forwarder_without_bodies_knows_what_came_and_sends_none_of_it() {
     let events = (1..=6).map(plain).collect();
     store.append(bucket.id, events, None).await.expect("stored");
     for (name, upto) in [("laptop", 5), ("audit", 3)] {
-        let acked = store.ack(bucket.id, name, Seq(upto), || true).await;
+        let acked = store
+            .ack(bucket.id, name, Seq(upto), LeaseEpoch::default())
+            .await;
         acked.expect("stored");
     }
     let sweep = async |part, max| {
@@ -281,9 +283,9 @@ async fn a_forwarder_without_bodies_knows_what_came_and_sends_none_of_it() {
     assert_eq!(sweep(Part::Whole, 9).await, 3);
     assert_eq!(store.find_event(event(3).id).expect("read"), None);
     assert_eq!(places(&store, &bucket), [4, 5, 6]);
-    let audit = store.ack(bucket.id, "audit", Seq(6), || true);
+    let audit = store.ack(bucket.id, "audit", Seq(6), LeaseEpoch::default());
     audit.await.expect("stored");
-    let laptop = store.ack(bucket.id, "laptop", Seq(6), || true);
+    let laptop = store.ack(bucket.id, "laptop", Seq(6), LeaseEpoch::default());
     laptop.await.expect("stored");
     assert_eq!(sweep(Part::Body, 1).await, 1);
     assert_eq!(sweep(Part::Whole, 9).await, 3, "with bodies or without");
@@ -304,7 +306,9 @@ async fn a_forwarder_passes_over_what_has_no_body_to_remove() {
     });
     let stored = store.append(bucket.id, events.collect(), None).await;
     stored.expect("stored");
-    let acked = store.ack(bucket.id, "laptop", Seq(5), || true).await;
+    let acked = store
+        .ack(bucket.id, "laptop", Seq(5), LeaseEpoch::default())
+        .await;
     acked.expect("stored");
     let sweep = async || {
         let removed = store.remove_receipted(bucket.id, NOW, Part::Body, (3, usize::MAX));
@@ -325,7 +329,9 @@ async fn a_subscription_that_begins_late_has_not_receipted_what_was_gone_by_then
     let events = (1..=4).map(plain).collect();
     store.append(bucket.id, events, None).await.expect("stored");
     let ack = async |name: &str, upto| {
-        let acked = store.ack(bucket.id, name, Seq(upto), || true).await;
+        let acked = store
+            .ack(bucket.id, name, Seq(upto), LeaseEpoch::default())
+            .await;
         acked.expect("stored");
     };
     ack("laptop", 3).await;
@@ -346,7 +352,7 @@ async fn a_subscription_that_begins_late_has_not_receipted_what_was_gone_by_then
         claim: Some(claim(1)),
         ..join("laptop")
     };
-    let joined = store.join(bucket.id, join, || true).await;
+    let joined = store.join(bucket.id, join).await;
     let joined = joined.expect("stored").expect("room");
     assert_eq!(joined.after, Seq(2), "no more can be sent again");
     assert_eq!(has("laptop"), [1, 2]);
@@ -369,7 +375,7 @@ async fn what_is_left_without_bodies_takes_its_own_space_and_no_more() {
         let events = (first..first + 500).map(large).collect();
         store.append(bucket.id, events, None).await.expect("stored");
     }
-    let acked = store.ack(bucket.id, "laptop", Seq(EVENTS), || true);
+    let acked = store.ack(bucket.id, "laptop", Seq(EVENTS), LeaseEpoch::default());
     acked.await.expect("stored");
     let mut removed = 0;
     while removed < EVENTS {
@@ -435,7 +441,7 @@ async fn the_disk_gets_back_what_is_free() {
         "nothing is free"
     );
     store
-        .ack(bucket.id, "laptop", Seq(99), || true)
+        .ack(bucket.id, "laptop", Seq(99), LeaseEpoch::default())
         .await
         .expect("stored");
     let mut removed = 0;
@@ -493,7 +499,9 @@ async fn reads_and_writes_go_on_while_the_disk_gets_its_space_back() {
         let stored = store.append(bucket.id, vec![new], None).await;
         stored.expect("stored");
     }
-    let acked = store.ack(bucket.id, "laptop", Seq(110), || true).await;
+    let acked = store
+        .ack(bucket.id, "laptop", Seq(110), LeaseEpoch::default())
+        .await;
     acked.expect("stored");
     while store.bare_upto(bucket.id).expect("read") < Seq(110) {
         let most = (200, limits::RETENTION_STEP_BYTES);

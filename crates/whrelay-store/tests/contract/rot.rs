@@ -9,7 +9,7 @@ use whrelay_core::delivery::{DeadReason, DestinationId};
 use whrelay_core::destination::Destination;
 use whrelay_core::retention::Part;
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Ending, Role, Store, StoreError};
+use whrelay_store::{Ending, LeaseEpoch, Role, Store, StoreError};
 
 use crate::setup::*;
 
@@ -17,7 +17,7 @@ const BUCKETS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("buckets_v
 const DESTINATIONS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("destinations_v3");
 const EVENTS: TableDefinition<'_, (u32, u64), &[u8]> = TableDefinition::new("events_v1");
 const SUBSCRIPTIONS: TableDefinition<'_, (u32, &str), &[u8]> =
-    TableDefinition::new("subscriptions_v3");
+    TableDefinition::new("subscriptions_v4");
 const HEADS: TableDefinition<'_, (u32, u64), &[u8]> = TableDefinition::new("heads_v1");
 type QueueKey = (u32, u8, i64, u32, u64, u32);
 const QUEUE: TableDefinition<'_, QueueKey, i64> = TableDefinition::new("queue_v1");
@@ -329,7 +329,9 @@ async fn a_place_is_never_given_twice_though_retention_emptied_it_and_the_last_o
         let bucket = bucket(&store).await;
         let stored = store.append(bucket.id, vec![plain(1), plain(2)], None);
         stored.await.expect("stored");
-        let acked = store.ack(bucket.id, "laptop", Seq(2), || true).await;
+        let acked = store
+            .ack(bucket.id, "laptop", Seq(2), LeaseEpoch::default())
+            .await;
         acked.expect("stored");
         let removed = store.remove_receipted(bucket.id, NOW, part, (9, usize::MAX));
         assert_eq!(removed.await.expect("stored"), 2);
@@ -366,7 +368,9 @@ async fn a_subscription_whose_record_is_damaged_is_sent_everything_or_can_be_end
     .await;
     assert_eq!(joined(&store, &bucket, join("damaged")).await.after, Seq(0));
     for name in ["a", "damaged"] {
-        let acked = store.ack(bucket.id, name, Seq(4), || true).await;
+        let acked = store
+            .ack(bucket.id, name, Seq(4), LeaseEpoch::default())
+            .await;
         acked.expect("stored");
     }
     let remove = || store.remove_receipted(bucket.id, NOW, Part::Whole, (9, usize::MAX));
@@ -375,7 +379,7 @@ async fn a_subscription_whose_record_is_damaged_is_sent_everything_or_can_be_end
         0,
         "nobody knows what it has"
     );
-    let ended = store.end_subscription(bucket.id, "gone", NOW, |_| true);
+    let ended = store.end_subscription(bucket.id, "gone", None, NOW);
     assert_eq!(ended.await.expect("stored"), Ending::Ended { unclaimed: 0 });
     assert_eq!(remove().await.expect("stored"), 4);
 }
@@ -387,7 +391,9 @@ async fn what_is_left_of_an_event_is_named_when_it_rots() {
     let bucket = bucket(&store).await;
     let stored = store.append(bucket.id, (1..=4).map(plain).collect(), None);
     stored.await.expect("stored");
-    let acked = store.ack(bucket.id, "laptop", Seq(3), || true).await;
+    let acked = store
+        .ack(bucket.id, "laptop", Seq(3), LeaseEpoch::default())
+        .await;
     acked.expect("stored");
     let removed = store.remove_receipted(bucket.id, NOW, Part::Body, (9, usize::MAX));
     assert_eq!(removed.await.expect("stored"), 3);

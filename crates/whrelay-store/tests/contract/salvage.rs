@@ -10,7 +10,8 @@ use whrelay_core::retention::Part;
 use whrelay_core::retry::Verdict;
 use whrelay_core::time::Timestamp;
 use whrelay_store::{
-    Begin, Effort, NewEvent, Role, SalvageError, Salvaged, Search, SourceMark, Store, salvage,
+    Begin, Effort, LeaseEpoch, NewEvent, Role, SalvageError, Salvaged, Search, SourceMark, Store,
+    salvage,
 };
 
 use crate::setup::*;
@@ -245,7 +246,7 @@ async fn events_without_bodies_are_saved_as_they_are() {
     });
     let stored = store.append(bucket.id, events.collect(), None).await;
     stored.expect("stored");
-    let acked = store.ack(bucket.id, "laptop", Seq(200), || true);
+    let acked = store.ack(bucket.id, "laptop", Seq(200), LeaseEpoch::default());
     acked.await.expect("stored");
     let removed = store.remove_receipted(bucket.id, NOW, Part::Body, (300, usize::MAX));
     assert_eq!(removed.await.expect("stored"), 200);
@@ -277,7 +278,7 @@ async fn a_bucket_that_retention_has_emptied_gives_no_place_twice() {
     let events = (1..=300).map(plain).collect();
     store.append(bucket.id, events, None).await.expect("stored");
     store
-        .ack(bucket.id, "laptop", Seq(300), || true)
+        .ack(bucket.id, "laptop", Seq(300), LeaseEpoch::default())
         .await
         .expect("stored");
     let removed = store.remove_receipted(bucket.id, NOW, Part::Whole, (300, usize::MAX));
@@ -326,7 +327,7 @@ async fn a_forwarder_keeps_keys_and_receipts_under_a_new_name() {
         let stored = store.append(bucket.id, vec![plain(n)], None).await;
         stored.expect("stored");
         store
-            .ack(bucket.id, "laptop", Seq(n / 2), || true)
+            .ack(bucket.id, "laptop", Seq(n / 2), LeaseEpoch::default())
             .await
             .expect("stored");
     }

@@ -15,8 +15,8 @@ use whrelay_core::retry::Verdict;
 use whrelay_core::target::Target;
 use whrelay_core::time::Timestamp;
 use whrelay_store::{
-    Audit, Audited, Holder, Join, Joined, Medium, NewDelivery, NewDestination, NewEvent, Options,
-    Role, Store, StoreError,
+    Audit, Audited, Holder, Join, Joined, LeaseEpoch, Medium, NewDelivery, NewDestination,
+    NewEvent, Options, Role, Store, StoreError,
 };
 
 pub(crate) const NOW: Timestamp = Timestamp::from_micros(1_700_000_000_000_000);
@@ -139,6 +139,7 @@ pub(crate) fn attempt(delivery: &Delivery, verdict: Verdict) -> Attempt {
 /// An agent that comes with nothing and says no more than its name.
 pub(crate) fn join(name: &str) -> Join {
     Join {
+        lease: LeaseEpoch::default(),
         backlog_end: None,
         name: name.into(),
         holder: None,
@@ -181,7 +182,7 @@ pub(crate) async fn with_events(count: u64) -> (Store, Bucket) {
 }
 
 pub(crate) async fn joined(store: &Store, bucket: &Bucket, join: Join) -> Joined {
-    let joined = store.join(bucket.id, join, || true).await;
+    let joined = store.join(bucket.id, join).await;
     joined.expect("stored").expect("room")
 }
 

@@ -6,14 +6,19 @@ use whrelay_core::bucket::{Bucket, BucketKey, Seq};
 use whrelay_core::limits;
 use whrelay_core::retention::{Bound, Part};
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Ending, Fate, Incident, Join, Options, Role, Store, StoreError, Subscription};
+use whrelay_store::{
+    Ending, Fate, Incident, Join, LeaseEpoch, Options, Rewound, Role, Store, StoreError,
+    Subscription,
+};
 
 use crate::setup::*;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
 async fn ack(store: &Store, bucket: &Bucket, name: &str, upto: u64) {
-    let acked = store.ack(bucket.id, name, Seq(upto), || true).await;
+    let acked = store
+        .ack(bucket.id, name, Seq(upto), LeaseEpoch::default())
+        .await;
     acked.expect("stored");
 }
 
@@ -23,7 +28,8 @@ fn known(store: &Store, bucket: &Bucket, name: &str) -> Option<Subscription> {
 }
 
 async fn end(store: &Store, bucket: &Bucket, name: &str) -> Ending {
-    let ended = store.end_subscription(bucket.id, name, NOW, |_| true);
+    let last = known(store, bucket, name).map(|known| known.last_session());
+    let ended = store.end_subscription(bucket.id, name, last, NOW);
     ended.await.expect("stored")
 }
 
@@ -101,12 +107,20 @@ async fn an_ended_subscription_pins_nothing_and_its_agent_goes_on_if_it_returns(
 async fn a_subscription_ends_only_if_it_still_may_when_that_is_written() {
     let (store, bucket) = with_events(2).await;
     joined(&store, &bucket, join("back")).await;
-    let never = |seen| {
-        assert_eq!(seen, Some(NOW), "it is told when the agent was last seen");
-        false
+    let looked = known(&store, &bucket, "back").map(|known| known.last_session());
+    let end = || async {
+        let ended = store.end_subscription(bucket.id, "back", looked, NOW);
+        ended.await.expect("stored")
     };
-    let ended = store.end_subscription(bucket.id, "back", NOW, never).await;
-    assert_eq!(ended.expect("stored"), Ending::InUse);
+    let back = Join {
+        lease: LeaseEpoch(1),
+        ..join("back")
+    };
+    joined(&store, &bucket, back).await;
+    assert_eq!(end().await, Ending::InUse, "an agent came back");
+    let seen = store.note_seen(bucket.id, "back", NOW.after(HOUR)).await;
+    seen.expect("stored");
+    assert_eq!(end().await, Ending::InUse, "it was seen since");
     assert_eq!(prune(&store, &bucket, Timestamp::LAST).await, 0);
 }
 
@@ -177,24 +191,32 @@ async fn a_rewound_subscription_is_sent_everything_behind_a_place_until_it_says_
     let (store, bucket) = with_events(9).await;
     joined(&store, &bucket, join("a")).await;
     ack(&store, &bucket, "a", 9).await;
-    let (rewound, heard) = tokio::sync::oneshot::channel();
-    let then = move || rewound.send(()).expect("heard");
-    let count = store
-        .rewind_subscription(bucket.id, "a", Seq(4), then)
-        .await;
-    heard.await.expect("told within the write");
-    assert_eq!(count.expect("stored"), Some(5));
+    let rewind = |lease| store.rewind_subscription(bucket.id, "a", Seq(4), LeaseEpoch(lease));
+    let rewound = rewind(0).await.expect("stored");
+    assert_eq!(rewound, Rewound::Overtaken, "the session is as new");
+    let rewound = rewind(1).await.expect("stored");
+    assert_eq!(rewound, Rewound::Sent { events: 5 });
+    ack(&store, &bucket, "a", 9).await;
+    let a = known(&store, &bucket, "a").expect("there");
+    assert_eq!(
+        a.acked,
+        Seq(4),
+        "what the session before it says no longer counts"
+    );
+    let lease = LeaseEpoch(2);
+    let ack = |upto| store.ack(bucket.id, "a", Seq(upto), lease);
     let claims = || Join {
         claim: Some(claim(9)),
+        lease,
         ..join("a")
     };
     assert_eq!(joined(&store, &bucket, claims()).await.after, Seq(4));
     // Its link broke before anything came: it claims what it did before.
     assert_eq!(joined(&store, &bucket, claims()).await.after, Seq(4));
     assert_eq!(prune(&store, &bucket, Timestamp::LAST).await, 4);
-    ack(&store, &bucket, "a", 6).await;
+    ack(6).await.expect("stored");
     assert_eq!(joined(&store, &bucket, claims()).await.after, Seq(6));
-    ack(&store, &bucket, "a", 9).await;
+    ack(9).await.expect("stored");
     assert_eq!(joined(&store, &bucket, claims()).await.after, Seq(9));
 }
 
@@ -204,7 +226,7 @@ async fn a_bucket_has_so_many_subscriptions_and_no_more() {
     for n in 0..limits::MAX_SUBSCRIPTIONS {
         joined(&store, &bucket, join(&format!("s{n}"))).await;
     }
-    let more = store.join(bucket.id, join("more"), || true).await;
+    let more = store.join(bucket.id, join("more")).await;
     assert_eq!(more.expect("stored"), None);
     joined(&store, &bucket, join("s7")).await;
 }

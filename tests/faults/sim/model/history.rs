@@ -5,7 +5,7 @@ use whrelay_core::bucket::{BucketId, Seq};
 use whrelay_core::history::{Claim, Comparison, Known, Locator, Own, Standing};
 use whrelay_core::id::EventId;
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Holder, Join, Joined, Source, SourceMark};
+use whrelay_store::{Holder, Join, Joined, LeaseEpoch, Source, SourceMark};
 
 use super::super::planted::Bug;
 use super::super::vault::{Done, Vault};
@@ -20,6 +20,8 @@ pub(super) struct Subscribed {
     pub(super) seen_at: Option<Timestamp>,
     /// Up to here everything that is not acknowledged is sent again.
     again_through: Option<Seq>,
+    /// The newest lease that was taken.
+    lease: LeaseEpoch,
 }
 
 /// What an agent had of a subscription.
@@ -44,8 +46,9 @@ impl Subscribed {
         self.acked = place;
     }
 
-    pub(super) fn ack(&mut self, upto: Seq) {
-        if upto > self.acked {
+    pub(super) fn ack(&mut self, upto: Seq, lease: LeaseEpoch) {
+        if upto > self.acked && lease >= self.lease {
+            self.lease = lease;
             if let Some(Held { own, .. }) = self.holders.last_mut() {
                 (own.whole_after, own.acked) = (own.whole_after.min(self.acked), upto);
             }
@@ -178,7 +181,10 @@ impl Model {
         }
         known.move_to(start.after);
         known.seen_at = Some(join.now);
-        self.subscriptions.insert(key, known);
+        if join.lease >= known.lease {
+            known.lease = join.lease;
+            self.subscriptions.insert(key, known);
+        }
         Done::Joined(Some(Box::new(joined)))
     }
 
