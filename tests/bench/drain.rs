@@ -31,9 +31,16 @@ async fn measure(events: u64) {
     // What was stored behind the forwarder's back is found with the next that comes by its door.
     whrelay_tests::sender::send(&relay.input("default").await, "x").await;
     let events = events + 1;
-    let there = agent.store.destinations().unwrap().remove(0).id;
-    until(|| {
-        let counts = agent.store.counts(there).unwrap();
+    let there = agent
+        .store
+        .catalog
+        .destinations()
+        .await
+        .unwrap()
+        .remove(0)
+        .id;
+    until_read(async || {
+        let counts = agent.store.view.counts(there).await.unwrap();
         counts.queued + counts.stalled >= events
     })
     .await;
@@ -46,7 +53,7 @@ async fn measure(events: u64) {
         "{events} events waiting: the first after {first:.0?}, the last after {last:.1?} ({:.0}/s)",
         events as f64 / last.as_secs_f64()
     );
-    until(|| agent.store.counts(there).unwrap().sent >= events).await;
+    until_read(async || agent.store.view.counts(there).await.unwrap().sent >= events).await;
 
     let began = Instant::now();
     let how = ReplayHow {
@@ -72,7 +79,11 @@ async fn measure(events: u64) {
 }
 
 async fn until(reached: impl Fn() -> bool) {
-    while !reached() {
+    until_read(async || reached()).await;
+}
+
+async fn until_read(reached: impl AsyncFn() -> bool) {
+    while !reached().await {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
@@ -80,7 +91,7 @@ async fn until(reached: impl Fn() -> bool) {
 /// Puts events of 1 KiB where the forwarder has what it has accepted.
 async fn fill(relay: &Relay, events: u64) {
     let name: BucketName = "default".parse().unwrap();
-    let bucket = relay.store.buckets().unwrap().remove(0);
+    let bucket = relay.store.catalog.buckets().await.unwrap().remove(0);
     for first in (0..events).step_by(BATCH as usize) {
         let some = (first..first + BATCH).map(|n| NewEvent {
             event: Event {
@@ -98,7 +109,11 @@ async fn fill(relay: &Relay, events: u64) {
             },
             deliveries: Vec::new(),
         });
-        let stored = relay.store.append(bucket.id, some.collect(), None).await;
+        let stored = relay
+            .store
+            .journal
+            .receive(bucket.id, some.collect(), None)
+            .await;
         stored.unwrap();
     }
 }

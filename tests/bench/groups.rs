@@ -8,7 +8,7 @@ use whrelay_agent::Offline;
 use whrelay_agent::control::{Ask, Filter, Piece};
 use whrelay_core::bucket::Bucket;
 use whrelay_core::delivery::{Asked, Attempt, DeadReason, State};
-use whrelay_store::{Role, Store};
+use whrelay_store::{RedbStore, Role};
 
 use crate::lists::{BATCH, event, store, with_destination};
 
@@ -30,8 +30,13 @@ async fn measure(events: u64) {
         let all = stored.iter().map(|receipt| receipt.seq.0);
         end(&store, &bucket, all.collect()).await;
     }
-    let offline = Offline::new(store, dir.path(), Default::default(), Arc::new(|_| {}));
-    let offline = offline.unwrap().unwrap();
+    let offline = Offline::new(
+        store.into(),
+        dir.path(),
+        Default::default(),
+        Arc::new(|_| {}),
+    );
+    let offline = offline.await.unwrap().unwrap();
     for status in [None, Some(State::Dead), Some(State::Sent)] {
         let (mut best, mut answer) = (f64::MAX, Vec::new());
         for _ in 0..TRIES {
@@ -59,7 +64,7 @@ async fn groups(offline: &Offline, status: Option<State>) -> Vec<Piece> {
     all
 }
 
-async fn end(store: &Store, bucket: &Bucket, seqs: Vec<u64>) {
+async fn end(store: &RedbStore, bucket: &Bucket, seqs: Vec<u64>) {
     let mut attempts = Vec::new();
     for seq in seqs {
         let seq = whrelay_core::bucket::Seq(seq);

@@ -136,7 +136,7 @@ pub(crate) async fn run() {
 async fn grouped() {
     let relay = Relay::start().await;
     let path = path_of(&relay.input("bench").await);
-    let commits = relay.store.commits();
+    let commits = relay.store.journal.appended();
     for connections in CONNECTIONS {
         let before = *commits.borrow();
         let durable = rate(relay.address, &path, connections, TIME).await;

@@ -13,7 +13,7 @@ use whrelay_core::queue::{DueBy, QueueQuery};
 use whrelay_core::retention::Part;
 use whrelay_core::retry::Verdict;
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Begin, Effort, NewDelivery, NewEvent, Options, Role, Search, Store};
+use whrelay_store::{Begin, Effort, NewDelivery, NewEvent, Options, RedbStore, Role, Search};
 use whrelay_tests::destinations::destination;
 
 const NOW: Timestamp = Timestamp::from_micros(1_795_000_000_000_000);
@@ -30,7 +30,7 @@ pub(crate) async fn run() {
 }
 
 /// A new store that keeps so much of its file in memory.
-pub(crate) fn store(dir: &Path, role: Role, cache: usize) -> Store {
+pub(crate) fn store(dir: &Path, role: Role, cache: usize) -> RedbStore {
     let options = Options {
         role,
         cache,
@@ -38,11 +38,11 @@ pub(crate) fn store(dir: &Path, role: Role, cache: usize) -> Store {
         purpose: "benchmark",
         bound: None,
     };
-    Store::open(dir, &options).unwrap()
+    RedbStore::open(dir, &options).unwrap()
 }
 
 /// A bucket of an agent, and where its events go.
-pub(crate) async fn with_destination(store: &Store) -> (Bucket, DestinationId) {
+pub(crate) async fn with_destination(store: &RedbStore) -> (Bucket, DestinationId) {
     let name = "shop".parse().unwrap();
     let key = BucketKey::from_text("shop");
     let (bucket, _) = store.ensure_bucket(&name, key).await.unwrap();
@@ -80,7 +80,7 @@ async fn measure(events: u64) {
         let page = store.due_destinations(NOW, None, 1000, NOW).unwrap();
         page.rows.len()
     });
-    print_space(&store, dir.path());
+    print_space(dir.path());
 
     end_all(&store, &bucket, events).await;
     let by = |states: &[State]| {
@@ -111,7 +111,7 @@ async fn measure(events: u64) {
     };
     time("the newest 50 attempts", || logged(&State::ALL));
     time("the newest 50 that gave up", || logged(&[State::Dead]));
-    print_space(&store, dir.path());
+    print_space(dir.path());
     for part in [Part::Body, Part::Whole] {
         remove_all(&store, &bucket, dir.path(), part).await;
     }
@@ -119,7 +119,7 @@ async fn measure(events: u64) {
 }
 
 /// Removes everything as retention does, or only bodies, and gives the space back.
-async fn remove_all(store: &Store, bucket: &Bucket, dir: &Path, part: Part) {
+async fn remove_all(store: &RedbStore, bucket: &Bucket, dir: &Path, part: Part) {
     let search = Search {
         bucket: bucket.id,
         states: State::ALL.to_vec(),
@@ -142,18 +142,18 @@ async fn remove_all(store: &Store, bucket: &Bucket, dir: &Path, part: Part) {
         Part::Body => "bodies",
         Part::Whole => "events",
     };
-    let before = disk(store, dir);
+    let before = disk(dir);
     let began = Instant::now();
     let given = store.give_back(Effort::Moment).await.unwrap();
     println!(
         "  removed {rate:.0} {what}/s; disk {before:.0} MB for {:.0} stored, {:.0} MB given back ({given}) in {:.1?}",
         store.size() as f64 / 1e6,
-        before - disk(store, dir),
+        before - disk(dir),
         began.elapsed()
     );
 }
 
-async fn fill(store: &Store, bucket: &Bucket, there: DestinationId, events: u64) {
+async fn fill(store: &RedbStore, bucket: &Bucket, there: DestinationId, events: u64) {
     let began = Instant::now();
     let mut last = Duration::ZERO;
     for first in (1..=events).step_by(BATCH as usize) {
@@ -170,7 +170,7 @@ async fn fill(store: &Store, bucket: &Bucket, there: DestinationId, events: u64)
 }
 
 /// All but one in 10,000 are sent; those are given up.
-async fn end_all(store: &Store, bucket: &Bucket, events: u64) {
+async fn end_all(store: &RedbStore, bucket: &Bucket, events: u64) {
     let began = Instant::now();
     let mut next = 1;
     while next <= events {
@@ -187,8 +187,8 @@ async fn end_all(store: &Store, bucket: &Bucket, events: u64) {
     println!("  recorded {ended:.0} attempts/s");
 }
 
-fn print_space(store: &Store, dir: &Path) {
-    let (memory, disk) = (memory(), disk(store, dir));
+fn print_space(dir: &Path) {
+    let (memory, disk) = (memory(), disk(dir));
     println!("  memory {memory:.1} MB, disk {disk:.0} MB");
 }
 
@@ -230,7 +230,7 @@ pub(crate) fn event(n: u64, destination: DestinationId) -> NewEvent {
     }
 }
 
-async fn end(store: &Store, bucket: &Bucket, seq: u64) {
+async fn end(store: &RedbStore, bucket: &Bucket, seq: u64) {
     let delivery = store.deliveries_of(bucket.id, Seq(seq)).unwrap().remove(0);
     let asked = Asked {
         url: "http://localhost:1/orders".to_owned(),
@@ -254,6 +254,6 @@ fn memory() -> f64 {
     kilobytes.unwrap_or(0.0) / 1000.0
 }
 
-fn disk(store: &Store, dir: &std::path::Path) -> f64 {
-    store.disk_used(dir).unwrap() as f64 / 1e6
+fn disk(dir: &std::path::Path) -> f64 {
+    whrelay_store::disk_used(dir).unwrap() as f64 / 1e6
 }

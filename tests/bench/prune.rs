@@ -9,7 +9,7 @@ use whrelay_core::delivery::DestinationId;
 use whrelay_core::limits;
 use whrelay_core::retention::Retention;
 use whrelay_forwarder::Config;
-use whrelay_store::{LeaseEpoch, NewEvent, Role, Store};
+use whrelay_store::{LeaseEpoch, NewEvent, RedbStore, Role};
 
 use crate::lists::{event, store};
 
@@ -37,7 +37,7 @@ async fn measure(buckets: u64) {
         subscription_ttl: None,
     };
     let (listener, before) = (listener.await.unwrap(), cpu());
-    let running = whrelay_forwarder::run(listener, store.clone(), config, stop.clone());
+    let running = whrelay_forwarder::run(listener, store.clone().into(), config, stop.clone());
     let running = tokio::spawn(running);
     let mut commits = store.commits();
     while store.held().unwrap().whole > 0 {
@@ -51,7 +51,7 @@ async fn measure(buckets: u64) {
 }
 
 /// Events of an hour of the past, in turn to each bucket, all receipted.
-async fn fill(store: &Store, buckets: u64) {
+async fn fill(store: &RedbStore, buckets: u64) {
     let each = EVENTS / buckets;
     let mut filling = Vec::new();
     for bucket in 0..buckets {

@@ -415,8 +415,8 @@ impl Side {
             bound: None,
         };
         let store = Store::open(&self.home.path().join(place), &options).unwrap();
-        let logged = store.attempts_after(0, usize::MAX).unwrap();
-        store.close().await;
+        let logged = store.view.attempts_after(0, usize::MAX).await.unwrap();
+        store.journal.close().await;
         for attempt in logged.iter().map(|logged| &logged.attempt) {
             let kept = attempt.answer.len();
             found.demand(kept <= KEPT, || format!("R4: {kept} bytes are kept"));

@@ -173,7 +173,7 @@ impl Agent {
         } = self;
         stop.cancel();
         task.await.unwrap().unwrap();
-        store.close().await;
+        store.journal.close().await;
         let agent = Self::begin(setup, dir);
         agent
             .wait("ready", |line| matches!(line, Line::Ready(_)).then_some(()))

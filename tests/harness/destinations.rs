@@ -4,19 +4,19 @@ use whrelay_core::bucket::BucketId;
 use whrelay_core::delivery::DestinationId;
 use whrelay_core::destination::{DestinationName, Kind, OptionSet};
 use whrelay_core::target::Target;
-use whrelay_store::{NewDestination, Store, StoreError};
+use whrelay_store::{Catalog, NewDestination, StoreError};
 
 /// The lasting destination of a bucket with this URL, added where there is none.
 ///
 /// # Errors
 /// When it is not on disk.
 pub async fn destination(
-    store: &Store,
+    catalog: &dyn Catalog,
     bucket: BucketId,
     target: &str,
 ) -> Result<DestinationId, StoreError> {
     let target: Target = target.parse().expect("a target");
-    let all = store.destinations()?;
+    let all = catalog.destinations().await?;
     if let Some(known) = all.iter().find(|known| known.target == target) {
         return Ok(known.id);
     }
@@ -31,5 +31,5 @@ pub async fn destination(
         target,
         options: OptionSet::default(),
     };
-    Ok(store.add_destination(new).await?.id)
+    Ok(catalog.add_destination(new).await?.id)
 }

@@ -33,7 +33,25 @@ pub async fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> 
         if let Some(found) = probe() {
             return found;
         }
-        assert!(began.elapsed() < PATIENCE, "it did not happen: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        wait(what, began).await;
     }
+}
+
+/// The same of what has to be read.
+///
+/// # Panics
+/// When it takes too long.
+pub async fn eventually_read<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(found) = probe().await {
+            return found;
+        }
+        wait(what, began).await;
+    }
+}
+
+async fn wait(what: &str, began: Instant) {
+    assert!(began.elapsed() < PATIENCE, "it did not happen: {what}");
+    tokio::time::sleep(Duration::from_millis(5)).await;
 }

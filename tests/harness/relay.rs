@@ -13,7 +13,7 @@ use whrelay_core::retention::{Bound, Retention};
 use whrelay_core::token::Token;
 use whrelay_delivery::Trust;
 use whrelay_forwarder::Config;
-use whrelay_store::{Medium, Options, Role, Store, StoreError};
+use whrelay_store::{Medium, Options, RedbStore, Role, Store, StoreError};
 
 use crate::port::Port;
 
@@ -110,7 +110,7 @@ impl Relay {
     /// Waits until it has stopped.
     pub async fn stopped(self) {
         self.task.await.unwrap().unwrap();
-        self.store.close().await;
+        self.store.journal.close().await;
     }
 
     /// A new one on a medium of the test's own.
@@ -120,7 +120,7 @@ impl Relay {
 
     /// The same; it ends subscriptions whose agents were not seen for so long.
     pub async fn start_expiring(medium: Medium, ttl: Option<Duration>) -> Self {
-        let store = Store::open_on(medium, &options()).unwrap();
+        let store = Store::from(RedbStore::open_on(medium, &options()).unwrap());
         let dir = tempfile::tempdir().unwrap();
         let allowed = Allowed {
             subscription_ttl: ttl,
@@ -141,7 +141,7 @@ impl Relay {
         } = self;
         stop.cancel();
         task.await.unwrap().unwrap();
-        store.close().await;
+        store.journal.close().await;
         let store = Store::open(dir.path(), &options()).unwrap();
         Self::run(dir, store, port, Allowed::default()).await
     }

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use whrelay_core::bucket::{BucketKey, Seq};
 use whrelay_core::time::Timestamp;
 use whrelay_store::{LeaseEpoch, Medium, Options, Role, Store};
-use whrelay_tests::eventually;
+use whrelay_tests::eventually_read;
 use whrelay_tests::relay::Relay;
 use whrelay_tests::sender::client;
 
@@ -33,16 +33,24 @@ impl Damaged {
         let store = Store::open(dir.path(), &options).unwrap();
         for name in ["shop", "other"] {
             let key = BucketKey::from_text(format!("{name}-key"));
-            let bucket = store.ensure_bucket(&name.parse().unwrap(), key).await;
+            let bucket = store
+                .catalog
+                .ensure_bucket(&name.parse().unwrap(), key)
+                .await;
             let bucket = bucket.unwrap().0.id;
             let acked = store
+                .journal
                 .ack(bucket, "laptop", Seq(1), LeaseEpoch::default())
                 .await;
             acked.unwrap();
             let long_ago = Timestamp::from_micros(1);
-            store.note_seen(bucket, "laptop", long_ago).await.unwrap();
+            store
+                .journal
+                .note_seen(bucket, "laptop", long_ago)
+                .await
+                .unwrap();
         }
-        store.close().await;
+        store.journal.close().await;
         let path = dir.path().join("store.redb");
         damage(&path, 1);
         Self { path, _dir: dir }
@@ -119,15 +127,14 @@ async fn a_subscription_that_cannot_be_ended_stops_neither_others_from_it_nor_th
     let damaged = Damaged::new().await;
     let ttl = Duration::from_millis(1);
     let relay = Relay::start_expiring(damaged.medium(), Some(ttl)).await;
-    let buckets = relay.store.buckets().unwrap();
-    let states = || {
-        let of = |name: &str| buckets.iter().find(|b| b.name.as_str() == name).unwrap().id;
-        ["shop", "other"].map(|name| relay.store.subscriptions(of(name)).unwrap().remove(0).ended)
+    let buckets = relay.store.catalog.buckets().await.unwrap();
+    let ended = async |name: &str| {
+        let of = buckets.iter().find(|b| b.name.as_str() == name).unwrap().id;
+        let mut known = relay.store.view.subscriptions(of).await.unwrap();
+        known.remove(0).ended
     };
-    let [shop, _] = eventually("the other one is ended", || {
-        Some(states()).filter(|[_, other]| other.is_some())
-    })
-    .await;
+    eventually_read("the other one is ended", async || ended("other").await).await;
+    let shop = ended("shop").await;
     assert_eq!(shop, None, "the end of its bucket is not known");
     assert_eq!(post(&relay, "/in/other-key").await, 200);
 }

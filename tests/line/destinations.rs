@@ -89,7 +89,7 @@ async fn an_option_that_is_changed_counts_from_the_next_attempt() {
 async fn nonsense_is_refused_and_changes_nothing() {
     let (relay, receiver) = (Relay::start().await, Receiver::start().await);
     let agent = Agent::start(Setup::new(&relay, receiver.target())).await;
-    let before = agent.store.destinations().unwrap();
+    let before = agent.store.catalog.destinations().await.unwrap();
     let one = |key: &str, value: &str| Changes {
         set: vec![(key.to_owned(), value.to_owned())],
         ..Changes::default()
@@ -113,5 +113,5 @@ async fn nonsense_is_refused_and_changes_nothing() {
             "{changes:?}: {told:?}"
         );
     }
-    assert_eq!(agent.store.destinations().unwrap(), before);
+    assert_eq!(agent.store.catalog.destinations().await.unwrap(), before);
 }

@@ -22,7 +22,9 @@ use whrelay_core::id::{DeliveryId, EventId};
 use whrelay_core::retention::Part;
 use whrelay_core::retry::{Pause, Phase, Verdict};
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Again, Begin, Medium, NewDelivery, NewEvent, Options, Role, Search, Store};
+use whrelay_store::{
+    Again, Begin, Medium, NewDelivery, NewEvent, Options, RedbStore, Role, Search,
+};
 use whrelay_tests::destinations::destination;
 
 const START: Timestamp = Timestamp::from_micros(1_795_000_000_000_000);
@@ -63,7 +65,7 @@ impl StorageBackend for Counting {
 }
 
 struct World {
-    store: Store,
+    store: RedbStore,
     bucket: Bucket,
     targets: Vec<DestinationId>,
     chance: SmallRng,
@@ -86,7 +88,7 @@ impl World {
             purpose: "test",
             bound: None,
         };
-        let store = Store::open_on(Medium::custom(open), &options).unwrap();
+        let store = RedbStore::open_on(Medium::custom(open), &options).unwrap();
         let name = "shop".parse().unwrap();
         let key = BucketKey::from_text("shop");
         let (bucket, _) = store.ensure_bucket(&name, key).await.unwrap();
@@ -366,8 +368,8 @@ async fn groups_are_those_of_a_naive_computation() {
         world.remove(Part::Whole).await;
         let one = world.found()[5].0;
         let (store, manner) = (world.store.clone(), Default::default());
-        let offline = Offline::new(store, Path::new("."), manner, Arc::new(|_| {}));
-        let offline = offline.unwrap().unwrap();
+        let offline = Offline::new(store.into(), Path::new("."), manner, Arc::new(|_| {}));
+        let offline = offline.await.unwrap().unwrap();
         for mut filter in filters(one) {
             let lines = groups(&offline, &filter).await;
             let sorted = lines.is_sorted_by(|a, b| (b.count, &a.url) <= (a.count, &b.url));
@@ -403,12 +405,12 @@ async fn groups_of_very_many_events_read_no_events() {
         world.attempt(seq).await;
     }
     let offline = Offline::new(
-        world.store.clone(),
+        world.store.clone().into(),
         Path::new("."),
         Default::default(),
         Arc::new(|_| {}),
     );
-    let offline = offline.unwrap().unwrap();
+    let offline = offline.await.unwrap().unwrap();
     let stored = world.store.size();
     for filter in filters(world.found()[5].0) {
         let before = read.load(Ordering::Relaxed);

@@ -236,7 +236,11 @@ async fn bytes_that_are_no_http_2_end_the_connection() {
         let is_answered = answer.windows(4).any(|it| it == b"HTTP");
         assert!(!is_answered, "{answer:?}");
     }
-    let bucket = relay.store.buckets().unwrap().remove(0);
-    let stored = relay.store.read_after(&bucket, Seq(0), 10, usize::MAX);
+    let bucket = relay.store.catalog.buckets().await.unwrap().remove(0);
+    let stored = relay
+        .store
+        .journal
+        .read_after(&bucket, Seq(0), 10, usize::MAX)
+        .await;
     assert_eq!(stored.unwrap().events.len(), 0);
 }

@@ -10,10 +10,10 @@ use whrelay_core::event::Event;
 use whrelay_core::limits;
 use whrelay_delivery::Trust;
 use whrelay_tests::agent::{Agent, Setup};
-use whrelay_tests::eventually;
 use whrelay_tests::receiver::Receiver;
 use whrelay_tests::relay::Relay;
 use whrelay_tests::sender::{client, path_of, raw, read_answer, send};
+use whrelay_tests::{eventually, eventually_read};
 
 struct Input {
     relay: Relay,
@@ -26,7 +26,7 @@ impl Input {
     async fn new() -> Self {
         let relay = Relay::start().await;
         let url = relay.input("default").await;
-        let bucket = relay.store.buckets().unwrap().remove(0);
+        let bucket = relay.store.catalog.buckets().await.unwrap().remove(0);
         Self {
             path: path_of(&url),
             relay,
@@ -35,11 +35,13 @@ impl Input {
         }
     }
 
-    fn stored(&self) -> Vec<Event> {
+    async fn stored(&self) -> Vec<Event> {
         let batch = self
             .relay
             .store
+            .journal
             .read_after(&self.bucket, Seq(0), 1000, usize::MAX)
+            .await
             .unwrap();
         batch
             .events
@@ -80,7 +82,7 @@ async fn unknown_keys_and_paths_are_404_and_say_nothing_else() {
             "application/problem+json"
         );
     }
-    assert!(input.stored().is_empty());
+    assert!(input.stored().await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -107,7 +109,7 @@ async fn a_body_over_the_limit_is_413_with_and_without_its_length() {
     let body = reqwest::Body::wrap_stream(chunks);
     let response = client().post(&input.url).body(body).send().await.unwrap();
     assert_eq!(response.status(), 413);
-    assert!(input.stored().is_empty());
+    assert!(input.stored().await.is_empty());
     let exactly = vec![1; limits::MAX_BODY];
     assert_eq!(
         client()
@@ -167,11 +169,11 @@ async fn too_many_or_too_large_headers_are_431_and_say_so() {
             answer.text
         );
     }
-    assert!(input.stored().is_empty());
+    assert!(input.stored().await.is_empty());
     for head in [with(&fields(limits::MAX_HEADERS - 1)), long(0)] {
         assert_eq!(raw(input.relay.address, head.as_bytes()).await.status, 200);
     }
-    assert_eq!(input.stored().len(), 2);
+    assert_eq!(input.stored().await.len(), 2);
     let wrong = raw(
         input.relay.address,
         b"DELETE /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -191,7 +193,7 @@ async fn two_lengths_are_never_two_readings() {
     let both =
         "POST PATH HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n";
     let status = input.raw(both, b"5\r\nhello\r\n0\r\n\r\n").await;
-    let stored = input.stored();
+    let stored = input.stored().await;
     match status {
         400 => assert!(stored.is_empty()),
         200 => {
@@ -200,7 +202,7 @@ async fn two_lengths_are_never_two_readings() {
         }
         other => panic!("{other}"),
     }
-    let before = input.stored().len();
+    let before = input.stored().await.len();
     for head in [
         "POST PATH HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\n",
         "POST PATH HTTP/1.1\r\nHost: x\r\nContent-Length: +3\r\n\r\n",
@@ -218,7 +220,7 @@ async fn two_lengths_are_never_two_readings() {
         let status = input.raw(head, b"abcd").await;
         assert!((400..=505).contains(&status), "{head:?} answered {status}");
     }
-    assert_eq!(input.stored().len(), before);
+    assert_eq!(input.stored().await.len(), before);
 }
 
 /// It was answered 2xx, and delivered still coded, without a word of the coding.
@@ -238,7 +240,7 @@ async fn a_body_in_a_transfer_coding_other_than_chunked_is_not_accepted() {
             "{coding}"
         );
     }
-    assert!(input.stored().is_empty());
+    assert!(input.stored().await.is_empty());
     let head = "POST PATH HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: Chunked\r\n\r\n";
     assert_eq!(input.raw(head, b"1\r\nx\r\n0\r\n\r\n").await, 200);
 }
@@ -266,7 +268,7 @@ async fn a_host_that_is_missing_doubled_or_senseless_is_400() {
             "{hosts}"
         );
     }
-    assert!(input.stored().is_empty());
+    assert!(input.stored().await.is_empty());
     for (version, hosts) in [
         ("HTTP/1.1", "Host: a.test:80\r\n"),
         ("HTTP/1.1", "Host: [::1]\r\n"),
@@ -375,7 +377,7 @@ async fn an_event_that_was_delivered_from_here_is_refused() {
     let event = send(&input.url, "round and round").await;
     let end = agent.wait_state(&event, "dead").await;
     assert_eq!((end.status, end.attempt), (Some(421), 1));
-    assert_eq!(input.stored().len(), 1);
+    assert_eq!(input.stored().await.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -383,7 +385,7 @@ async fn connect_is_not_accepted() {
     let input = Input::new().await;
     let head = "CONNECT PATH HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n";
     assert_eq!(input.raw(head, b"x").await, 501);
-    assert!(input.stored().is_empty());
+    assert!(input.stored().await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -396,7 +398,7 @@ async fn header_bytes_that_are_no_utf8_are_kept() {
     );
     assert_eq!(raw(input.relay.address, &head).await.status, 200);
     assert_eq!(
-        input.stored()[0].request.header("x-raw"),
+        input.stored().await[0].request.header("x-raw"),
         Some(&b"caf\xe9\xff"[..])
     );
 }
@@ -416,12 +418,18 @@ async fn dot_segments_are_refused_and_other_paths_kept_raw() {
         let head = format!("POST PATH{tail} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n");
         assert_eq!(input.raw(&head, b"").await, 400, "{tail}");
     }
-    assert!(input.stored().is_empty());
+    assert!(input.stored().await.is_empty());
     for tail in ["//x", "/%00", "/a;b", "/%2F", "/...", "/a%20b?q=../.."] {
         let head = format!("POST PATH{tail} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n");
         assert_eq!(input.raw(&head, b"").await, 200, "{tail}");
         assert_eq!(
-            input.stored().last().unwrap().request.path_and_query(),
+            input
+                .stored()
+                .await
+                .last()
+                .unwrap()
+                .request
+                .path_and_query(),
             tail
         );
     }
@@ -446,7 +454,7 @@ async fn slow_heads_and_bodies_are_cut_off() {
     assert!(body.text.contains("connection: close"), "{}", body.text);
     assert!(matches!(head.status, 0 | 408), "{}", head.text);
     assert!(began.elapsed() < limits::HEAD_TIMEOUT * 2);
-    assert!(input.stored().is_empty());
+    assert!(input.stored().await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -469,9 +477,12 @@ async fn a_sender_that_gives_up_leaves_nothing_behind() {
             .status(),
         200
     );
-    let stored = eventually("the whole one", || input.stored().into_iter().next()).await;
+    let stored = eventually_read("the whole one", async || {
+        input.stored().await.into_iter().next()
+    })
+    .await;
     assert_eq!(
-        (input.stored().len(), stored.request.body.as_ref()),
+        (input.stored().await.len(), stored.request.body.as_ref()),
         (1, &b"whole"[..])
     );
 }
@@ -488,7 +499,7 @@ async fn a_sender_that_closes_its_side_early_still_gets_its_answer() {
         stream.write_all(request.as_bytes()).await.unwrap();
         stream.shutdown().await.unwrap();
         assert_eq!(read_answer(&mut stream).await.status, 200);
-        assert_eq!(input.stored().len(), n);
+        assert_eq!(input.stored().await.len(), n);
     }
 }
 
@@ -500,7 +511,10 @@ async fn a_pipelined_burst_is_all_stored() {
         input.path
     );
     raw(input.relay.address, one.repeat(20).as_bytes()).await;
-    eventually("twenty", || (input.stored().len() == 20).then_some(())).await;
+    eventually_read("twenty", async || {
+        (input.stored().await.len() == 20).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

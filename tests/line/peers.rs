@@ -6,7 +6,7 @@ use tokio::net::TcpListener;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use whrelay_agent::AgentError;
-use whrelay_core::bucket::Seq;
+use whrelay_core::bucket::{BucketId, Seq};
 use whrelay_core::limits;
 use whrelay_core::retention::Part;
 use whrelay_core::time::Timestamp;
@@ -14,10 +14,10 @@ use whrelay_core::token::Token;
 use whrelay_proto::frame::{Ack, Frame, Hello, Known, Refused, RefusedCode, Resume};
 use whrelay_proto::{AgentAction, AgentSession, SUBPROTOCOL, codec};
 use whrelay_tests::agent::{Agent, Setup};
-use whrelay_tests::eventually;
 use whrelay_tests::receiver::Receiver;
 use whrelay_tests::relay::Relay;
 use whrelay_tests::sender::{client, send};
+use whrelay_tests::{eventually, eventually_read};
 
 /// Far beyond what the system's own buffers hold of what a peer does not read.
 const HELD_UP: usize = 64 << 20;
@@ -194,8 +194,12 @@ async fn what_an_agent_resumes_from_is_its_receipt() {
     for n in 0..5 {
         send(&url, format!("{n}")).await;
     }
-    let bucket = relay.store.buckets().unwrap().remove(0);
-    let stored = relay.store.read_after(&bucket, Seq(0), 99, usize::MAX);
+    let bucket = relay.store.catalog.buckets().await.unwrap().remove(0);
+    let stored = relay
+        .store
+        .journal
+        .read_after(&bucket, Seq(0), 99, usize::MAX)
+        .await;
     let stored = stored.unwrap().events;
     let known = |n: usize| Known(stored[n].seq.0, stored[n].event.id.to_bytes());
     let never = Known(99, [7; 16]);
@@ -218,9 +222,7 @@ async fn what_an_agent_resumes_from_is_its_receipt() {
             .await
             .unwrap();
         socket.next().await.unwrap().unwrap();
-        let recorded = || relay.store.acked(bucket.id, "lost-its-ack").ok();
-        let what = format!("{acked} is recorded");
-        eventually(&what, || recorded().filter(|seq| seq.0 == acked)).await;
+        is_recorded(&relay, bucket.id, "lost-its-ack", acked).await;
     }
 }
 
@@ -232,9 +234,10 @@ async fn what_an_agent_asks_for_again_is_kept_until_it_has_it() {
     for n in 0..5 {
         send(&url, format!("{n}")).await;
     }
-    let bucket = relay.store.buckets().unwrap().remove(0);
+    let bucket = relay.store.catalog.buckets().await.unwrap().remove(0);
     relay
         .store
+        .journal
         .ack(
             bucket.id,
             "laptop",
@@ -256,13 +259,13 @@ async fn what_an_agent_asks_for_again_is_kept_until_it_has_it() {
             AgentAction::Welcomed(welcome) => {
                 assert_eq!((welcome.start, welcome.waiting), (2, 3));
                 let store = &relay.store;
-                let removed = store.remove_receipted(
-                    bucket.id,
+                let removed = store.journal.remove_receipted(
+                    vec![bucket.id],
                     Timestamp::LAST,
                     Part::Body,
                     (99, usize::MAX),
                 );
-                assert_eq!(removed.await.unwrap(), 2);
+                assert_eq!(removed.await.unwrap(), (2, 1));
             }
             AgentAction::Store { events, .. } => told.extend(events.iter().map(|e| e.seq)),
             AgentAction::Refused(refused) => panic!("{refused:?}"),
@@ -274,8 +277,18 @@ async fn what_an_agent_asks_for_again_is_kept_until_it_has_it() {
     };
     let ack = Message::Binary(codec::encode(ack));
     socket.send(ack).await.unwrap();
-    let recorded = || relay.store.acked(bucket.id, "laptop").ok();
-    eventually("its receipt", || recorded().filter(|seq| seq.0 == 5)).await;
+    is_recorded(&relay, bucket.id, "laptop", 5).await;
+}
+
+/// Waits until a subscription has acknowledged everything up to a number.
+async fn is_recorded(relay: &Relay, bucket: BucketId, name: &str, upto: u64) {
+    let what = format!("{upto} is recorded");
+    eventually_read(&what, async || {
+        let known = relay.store.view.subscriptions(bucket).await.unwrap();
+        let mut known = known.into_iter();
+        known.find(|known| known.name == name && known.acked.0 == upto)
+    })
+    .await;
 }
 
 /// What the forwarder says to some bytes after a good start, until it closes.

@@ -22,7 +22,7 @@ use whrelay_core::event::Event;
 use whrelay_core::id::EventId;
 use whrelay_core::order::Order;
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Begin, Incident, LoggedAttempt, StateCounts, Store, StoreError};
+use whrelay_store::{Begin, Incident, LoggedAttempt, StateCounts, Store, StoreError, disk_used};
 
 use self::matches::{Judge, Matches};
 use self::next::Next;
@@ -61,13 +61,13 @@ impl Offline {
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub fn new(
+    pub async fn new(
         store: Store,
         dir: &Path,
         requests: (Requests, OptionSet),
         tell: Tell,
     ) -> Result<Option<Self>, StoreError> {
-        let Some(bucket) = store.buckets()?.into_iter().next() else {
+        let Some(bucket) = store.catalog.buckets().await?.into_iter().next() else {
             return Ok(None);
         };
         let stop = CancellationToken::new();
@@ -96,7 +96,7 @@ impl Offline {
     pub async fn close(self) {
         self.stop.cancel();
         self.local.runtime.finish().await;
-        self.local.runtime.store.clone().close().await;
+        self.local.runtime.store.journal.close().await;
     }
 }
 
@@ -154,13 +154,19 @@ impl Out {
 }
 
 /// What has happened to a store, for people.
-fn incidents(store: &Store) -> Result<Vec<IncidentStatus>, StoreError> {
+async fn incidents(store: &Store) -> Result<Vec<IncidentStatus>, StoreError> {
     let line = |Incident { at, kind, text }: Incident| IncidentStatus {
         at: at.to_string(),
         kind,
         message: text,
     };
-    Ok(store.incidents()?.into_iter().map(line).collect())
+    Ok(store
+        .catalog
+        .incidents()
+        .await?
+        .into_iter()
+        .map(line)
+        .collect())
 }
 
 impl Local {
@@ -212,8 +218,8 @@ impl Local {
         &self.runtime.bucket
     }
 
-    fn destinations(&self) -> Result<Destinations, StoreError> {
-        let all = self.store().destinations()?.into_iter();
+    async fn destinations(&self) -> Result<Destinations, StoreError> {
+        let all = self.store().catalog.destinations().await?.into_iter();
         Ok(all
             .map(|destination| (destination.id, destination))
             .collect())
@@ -236,13 +242,13 @@ impl Local {
             }
             return Ok(());
         }
-        let mut place = self.store().last_attempt()?;
-        let known = self.destinations()?;
+        let mut place = self.store().view.last_attempt().await?;
+        let known = self.destinations().await?;
         if let Some(after) = after {
             // After a salvage the last place may be lower.
             place = place.min(after);
         } else {
-            let newest = self.newest_attempts(filter, last, &known)?;
+            let newest = self.newest_attempts(filter, last, &known).await?;
             for logged in newest.iter().rev().filter(|logged| logged.place <= place) {
                 out.line(Line::Attempt(self.attempt_line(logged, &known)))
                     .await?;
@@ -271,19 +277,19 @@ impl Local {
         mut refuses: watch::Receiver<Option<String>>,
         out: &Out,
     ) -> Result<(), Stop> {
-        let mut commits = self.store().commits();
+        let mut commits = self.store().journal.appended();
         loop {
             commits.mark_unchanged();
-            let new = self.store().attempts_after(place, CHUNK)?;
+            let new = self.store().view.attempts_after(place, CHUNK).await?;
             let mut told = false;
             for logged in &new {
                 place = logged.place;
                 if !known.contains_key(&logged.attempt.destination) {
-                    known = self.destinations()?;
+                    known = self.destinations().await?;
                 }
                 let attempt = &logged.attempt;
                 if filter.wants_attempt(attempt, known.get(&attempt.destination))
-                    && self.wants_kind(filter, attempt.key.seq)?
+                    && self.wants_kind(filter, attempt.key.seq).await?
                 {
                     out.line(Line::Attempt(self.attempt_line(logged, &known)))
                         .await?;
@@ -321,7 +327,7 @@ impl Local {
     }
 
     async fn events(&self, filter: &Filter, last: usize, out: &Out) -> Result<(), Stop> {
-        let known = self.destinations()?;
+        let known = self.destinations().await?;
         let judge = match filter.target {
             Some(_) => Judge::Delivery,
             None => Judge::Event,
@@ -329,7 +335,7 @@ impl Local {
         let mut matches = Matches::new(self, filter, Begin::Newest, judge);
         let mut lines = Vec::new();
         while lines.len() < last {
-            let Some(some) = matches.some(&known)? else {
+            let Some(some) = matches.some(&known).await? else {
                 break;
             };
             lines.extend(some.into_iter().map(|matched| (matched.seq, matched.line)));
@@ -341,15 +347,23 @@ impl Local {
         }
         lines.truncate(last);
         for (seq, mut line) in lines.into_iter().rev() {
-            self.describe(&mut line, seq)?;
+            self.describe(&mut line, seq).await?;
             out.line(Line::Event(line)).await?;
         }
         Ok(())
     }
 
     /// The deliveries of an event as they are shown, each with its target.
-    fn shown_deliveries(&self, seq: Seq, known: &Destinations) -> Result<Vec<Placed>, StoreError> {
-        let deliveries = self.store().deliveries_of(self.bucket().id, seq)?;
+    async fn shown_deliveries(
+        &self,
+        seq: Seq,
+        known: &Destinations,
+    ) -> Result<Vec<Placed>, StoreError> {
+        let deliveries = self
+            .store()
+            .view
+            .deliveries_of(self.bucket().id, seq)
+            .await?;
         let now = self.runtime.clock.now();
         let mut heads: HashMap<DestinationId, Timestamp> = HashMap::new();
         for delivery in deliveries.iter().filter(|d| !d.state.is_finished()) {
@@ -357,7 +371,7 @@ impl Local {
                 && !heads.contains_key(&destination.id)
                 && next::order(&self.runtime, destination) == Order::Fifo
             {
-                let next = next::next(&self.runtime, destination)?;
+                let next = next::next(&self.runtime, destination).await?;
                 heads.extend(next.head_at.map(|at| (destination.id, at)));
             }
         }
@@ -386,24 +400,31 @@ impl Local {
         Ok(deliveries.into_iter().map(shown).collect())
     }
 
-    fn find(&self, text: &str) -> Result<(Seq, Event), Stop> {
+    async fn find(&self, text: &str) -> Result<(Seq, Event), Stop> {
         let id: EventId = text.parse().map_err(|e| Stop::not_found(format!("{e}")))?;
         let unknown = || Stop::not_found(format!("there is no event {id}"));
-        let (_, seq) = self.store().find_event(id)?.ok_or_else(unknown)?;
+        let (_, seq) = self
+            .store()
+            .view
+            .find_event(id)
+            .await?
+            .ok_or_else(unknown)?;
         let event = self
             .store()
-            .event_at(self.bucket(), seq)?
+            .journal
+            .event_at(self.bucket(), seq)
+            .await?
             .ok_or_else(unknown)?;
         Ok((seq, event))
     }
 
     async fn show(&self, text: &str, out: &Out) -> Result<(), Stop> {
-        let (seq, event) = self.find(text)?;
-        let known = self.destinations()?;
-        let mut line = EventLine::new(&event, &self.shown_deliveries(seq, &known)?);
-        self.describe(&mut line, seq)?;
+        let (seq, event) = self.find(text).await?;
+        let known = self.destinations().await?;
+        let mut line = EventLine::new(&event, &self.shown_deliveries(seq, &known).await?);
+        self.describe(&mut line, seq).await?;
         out.line(Line::Event(line)).await?;
-        for logged in self.attempts_at(seq)?.iter().rev() {
+        for logged in self.attempts_at(seq).await?.iter().rev() {
             let line = self.attempt_line(logged, &known);
             let line = line.with_answer(&logged.attempt);
             out.line(Line::Attempt(line)).await?;
@@ -414,15 +435,21 @@ impl Local {
 
     async fn status(&self, out: &Out) -> Result<(), Stop> {
         let store = self.store();
-        let removals = store.removals(self.bucket().id)?;
+        let removals = store.view.removals(self.bucket().id).await?;
         let mut line = StatusLine {
             bucket: self.bucket().name.to_string(),
-            name: store.note("subscription")?.unwrap_or_default(),
-            forwarder: store.note("forwarder")?.unwrap_or_default(),
+            name: store
+                .catalog
+                .note("subscription")
+                .await?
+                .unwrap_or_default(),
+            forwarder: store.catalog.note("forwarder").await?.unwrap_or_default(),
             forwarder_store: store
-                .source(self.bucket().id)?
+                .view
+                .source(self.bucket().id)
+                .await?
                 .map(|source| source.forwarder),
-            url: store.note("input")?,
+            url: store.catalog.note("input").await?,
             pid: self.runs.then(std::process::id),
             link: self.link_state(),
             link_error: self.runtime.down().filter(|_| self.runs),
@@ -431,16 +458,18 @@ impl Local {
             stalled: 0,
             sent: 0,
             dead: 0,
-            quarantined: store.quarantined()?.len() as u64,
+            quarantined: store.view.quarantined().await?.len() as u64,
             oldest_waiting_at: store
-                .oldest_waiting(self.bucket().id)?
+                .view
+                .oldest_waiting(self.bucket().id)
+                .await?
                 .map(|at| at.to_string()),
             next_attempt_at: None,
-            disk_bytes: store.disk_used(&self.dir)?,
-            stored_bytes: store.size(),
+            disk_bytes: disk_used(&self.dir)?,
+            stored_bytes: store.view.size(),
             paused: self.runtime.is_paused(),
-            max_disk: store.bound().map(|bound| bound.bytes),
-            incidents: incidents(store)?,
+            max_disk: store.journal.bound().map(|bound| bound.bytes),
+            incidents: incidents(store).await?,
             refuses: self.runtime.refuses().borrow().clone(),
             removed: RemovedStatus {
                 events: removals.events,
@@ -450,12 +479,12 @@ impl Local {
             },
         };
         let mut next: Vec<Timestamp> = Vec::new();
-        for destination in store.destinations()? {
+        for destination in store.catalog.destinations().await? {
             let id = destination.id;
-            let counts = store.counts(id)?;
+            let counts = store.view.counts(id).await?;
             let offline = self.runtime.is_offline(id);
             let soonest = offline.then(|| self.runtime.clock.now());
-            let ahead = next::next(&self.runtime, &destination)?;
+            let ahead = next::next(&self.runtime, &destination).await?;
             let due = ahead.at.filter(|_| self.runtime.serves(id) || !self.runs);
             next.extend(due.map(|at| soonest.map_or(at, |now| at.max(now))));
             line.queued += if offline { 0 } else { counts.queued };
@@ -463,14 +492,14 @@ impl Local {
             line.sent += counts.sent;
             line.dead += counts.dead;
             line.targets
-                .extend(self.target_status(&destination, &counts, &ahead)?);
+                .extend(self.target_status(&destination, &counts, &ahead).await?);
         }
         line.next_attempt_at = next.into_iter().min().map(|at| at.to_string());
         out.line(Line::Status(line)).await
     }
 
     /// How a destination stands; nothing of one that events do not go to, unless something is queued for it.
-    fn target_status(
+    async fn target_status(
         &self,
         destination: &Destination,
         counts: &StateCounts,
@@ -492,15 +521,15 @@ impl Local {
             paused_at: destination.paused_at.map(|at| at.to_string()),
             endpoint: self.runtime.endpoint(id),
             waiting,
-            head: self.head_line(next)?,
+            head: self.head_line(next).await?,
         }))
     }
 
-    fn head_line(&self, next: &Next) -> Result<Option<HeadLine>, StoreError> {
+    async fn head_line(&self, next: &Next) -> Result<Option<HeadLine>, StoreError> {
         let Some(head) = next.head else {
             return Ok(None);
         };
-        let delivery = self.store().delivery(head.key)?;
+        let delivery = self.store().view.delivery(head.key).await?;
         Ok(delivery.map(|delivery| HeadLine {
             event: delivery.event.to_string(),
             state: delivery.state,

@@ -31,10 +31,7 @@ pub(crate) async fn run(runtime: Arc<Runtime>) -> Result<(), StoreError> {
 async fn is_damaged(runtime: &Runtime) -> Result<bool, StoreError> {
     let mut from = Audit::default();
     loop {
-        let store = runtime.store.clone();
-        let looking = move || store.audit(from, limits::AUDIT_ROWS);
-        let looked = tokio::task::spawn_blocking(looking).await;
-        match looked.unwrap_or_else(|e| Err(StoreError::Broken(e.to_string().into()))) {
+        match runtime.store.view.audit(from, limits::AUDIT_ROWS).await {
             Ok(Audited::Whole) => return Ok(false),
             Ok(Audited::Damaged) => return Ok(true),
             Ok(Audited::SoFar(next)) => from = next,
@@ -46,7 +43,7 @@ async fn is_damaged(runtime: &Runtime) -> Result<bool, StoreError> {
 }
 
 async fn mend(runtime: &Runtime) -> Result<(), StoreError> {
-    match persist(|| runtime.store.restore_indexes()).await? {
+    match persist(|| runtime.store.view.rebuild()).await? {
         // Rows that led nowhere are removed, which changes nothing for anyone.
         0 => tracing::warn!("an index was damaged, and is whole again"),
         restored => (runtime.tell)(Line::warning(format!(

@@ -73,7 +73,10 @@ impl Catching {
         };
         let (mut after, mut seen, mut passed) = (None, 0, 0);
         loop {
-            let found = store.search(&search, Begin::Newest, after, CHUNK)?;
+            let found = store
+                .view
+                .search(&search, Begin::Newest, after, CHUNK)
+                .await?;
             let Some((last, _)) = found.last() else {
                 return Ok(passed);
             };
@@ -83,10 +86,10 @@ impl Catching {
                 seen += 1;
                 let old = wanted.since.is_some_and(|since| id.minted_at() < since);
                 if seen > here || old {
-                    given_up.extend(given_up_at(store, bucket, seq, now)?);
+                    given_up.extend(given_up_at(store, bucket, seq, now).await?);
                 }
             }
-            let give_up = || store.give_up(given_up.clone());
+            let give_up = || store.journal.give_up(given_up.clone());
             passed += persist(give_up).await?.len() as u64;
         }
     }
@@ -101,22 +104,22 @@ pub(crate) fn told(count: u64, what: &str, whose: &str) -> Line {
 }
 
 /// The records that give up an event's queued deliveries. Damaged ones are left out: an attempt finds the damage.
-fn given_up_at(
+async fn given_up_at(
     store: &Store,
     bucket: &Bucket,
     seq: Seq,
     now: Timestamp,
 ) -> Result<Vec<Attempt>, StoreError> {
-    let event = match store.event_at(bucket, seq) {
+    let event = match store.journal.event_at(bucket, seq).await {
         Err(StoreError::Damaged(_)) | Ok(None) => return Ok(Vec::new()),
         Err(error) => return Err(error),
         Ok(Some(event)) => event,
     };
-    let deliveries = match store.deliveries_of(bucket.id, seq) {
+    let deliveries = match store.view.deliveries_of(bucket.id, seq).await {
         Err(StoreError::Damaged(_)) => return Ok(Vec::new()),
         other => other?,
     };
-    let destinations = store.destinations()?;
+    let destinations = store.catalog.destinations().await?;
     let waits = deliveries.into_iter().filter(|d| !d.state.is_finished());
     let attempt = |delivery: Delivery| {
         let to = destinations.iter().find(|to| to.id == delivery.destination);

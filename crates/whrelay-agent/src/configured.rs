@@ -16,8 +16,8 @@ use crate::runtime::Runtime;
 use crate::unconfigured;
 
 /// Fails where destinations cannot be set up as a person asks for, before anything is changed.
-pub(crate) fn check(store: &Store, setup: &Setup) -> Result<(), AgentError> {
-    setup.plan(&store.destinations()?)?;
+pub(crate) async fn check(store: &Store, setup: &Setup) -> Result<(), AgentError> {
+    setup.plan(&store.catalog.destinations().await?)?;
     Ok(())
 }
 
@@ -25,8 +25,8 @@ pub(crate) fn check(store: &Store, setup: &Setup) -> Result<(), AgentError> {
 pub(crate) async fn configure(runtime: &Arc<Runtime>, setup: &Setup) -> Result<(), AgentError> {
     let _changing = runtime.changing.lock().await;
     let store = &runtime.store;
-    persist(|| store.forget_destinations()).await?;
-    for planned in setup.plan(&store.destinations()?)? {
+    persist(|| store.catalog.forget_destinations()).await?;
+    for planned in setup.plan(&store.catalog.destinations().await?)? {
         let destination = take_up(runtime, &planned).await?;
         if let Some(since) = destination.paused_at {
             let (name, target) = (&planned.name, &planned.target);
@@ -36,14 +36,14 @@ pub(crate) async fn configure(runtime: &Arc<Runtime>, setup: &Setup) -> Result<(
         }
         say_kept(runtime, &planned);
         say_replaced(runtime, &planned);
-        runtime.serve(&destination, planned.prefixes)?;
+        runtime.serve(&destination, planned.prefixes).await?;
     }
-    for destination in store.destinations()? {
-        if destination.kind == Kind::OneOff && waiting(store, &destination)? > 0 {
-            runtime.serve(&destination, Vec::new())?;
+    for destination in store.catalog.destinations().await? {
+        if destination.kind == Kind::OneOff && waiting(store, &destination).await? > 0 {
+            runtime.serve(&destination, Vec::new()).await?;
         }
     }
-    Ok(unconfigured::warn(runtime)?)
+    Ok(unconfigured::warn(runtime).await?)
 }
 
 /// Says which options count that this run does not give.
@@ -99,7 +99,7 @@ async fn take_up(runtime: &Runtime, planned: &Planned) -> Result<Destination, Ag
         return Ok(add(store, runtime.bucket.id, kind, (target, options)).await?);
     };
     if before.target != *target {
-        let queued = waiting(store, before)?;
+        let queued = waiting(store, before).await?;
         if queued > 0 {
             let from = &before.target;
             let why = moves(name, queued, from, target);
@@ -114,12 +114,11 @@ async fn take_up(runtime: &Runtime, planned: &Planned) -> Result<Destination, Ag
     }
     let now = runtime.clock.now();
     let change = || {
-        let (kind, target, options) = (kind.clone(), target.clone(), options.clone());
-        store.change_destination(before.id, move |stored| {
+        store.catalog.change_destination(before.id, |stored| {
             // Removal ends a pause.
             stored.paused_at = stored.paused_at.filter(|_| stored.name().is_some());
-            stored.kind = kind;
-            stored.options = options;
+            stored.kind = kind.clone();
+            stored.options = options.clone();
             point_to(stored, target, now);
         })
     };
@@ -128,9 +127,9 @@ async fn take_up(runtime: &Runtime, planned: &Planned) -> Result<Destination, Ag
 }
 
 /// Gives a destination another URL.
-pub(crate) fn point_to(destination: &mut Destination, target: Target, now: Timestamp) {
-    if destination.target != target {
-        destination.target = target;
+pub(crate) fn point_to(destination: &mut Destination, target: &Target, now: Timestamp) {
+    if destination.target != *target {
+        destination.target = target.clone();
         forget_endpoint(destination, now);
     }
 }
@@ -150,7 +149,7 @@ pub(crate) async fn one_off(
 ) -> Result<Destination, AgentError> {
     let _changing = runtime.changing.lock().await;
     let store = &runtime.store;
-    let known = store.destinations()?.into_iter();
+    let known = store.catalog.destinations().await?.into_iter();
     let known = known.filter(|known| known.kind == Kind::OneOff);
     let known = known
         .filter(|known| known.target == *target)
@@ -160,13 +159,13 @@ pub(crate) async fn one_off(
         Some(known) if !runtime.serves(known.id) && known.offline_since.is_some() => {
             let now = runtime.clock.now();
             let forget = move |stored: &mut Destination| forget_endpoint(stored, now);
-            let changed = persist(|| store.change_destination(known.id, forget)).await?;
+            let changed = persist(|| store.catalog.change_destination(known.id, forget)).await?;
             changed.unwrap_or(known)
         }
         Some(known) => known,
         None => add(store, runtime.bucket.id, Kind::OneOff, (target, options)).await?,
     };
-    runtime.serve(&destination, Vec::new())?;
+    runtime.serve(&destination, Vec::new()).await?;
     Ok(destination)
 }
 
@@ -182,12 +181,12 @@ async fn add(
         target: target.clone(),
         options: options.clone(),
     };
-    persist(|| store.add_destination(new.clone())).await
+    persist(|| store.catalog.add_destination(new.clone())).await
 }
 
 /// Deliveries that are queued for a destination.
-pub(crate) fn waiting(store: &Store, destination: &Destination) -> Result<u64, StoreError> {
-    let counts = store.counts(destination.id)?;
+pub(crate) async fn waiting(store: &Store, destination: &Destination) -> Result<u64, StoreError> {
+    let counts = store.view.counts(destination.id).await?;
     Ok(counts.queued + counts.stalled)
 }
 

@@ -128,7 +128,7 @@ impl Intake {
             events: places.zip(events.iter().map(|new| new.event.id)).collect(),
         };
         let (store, bucket) = (&self.runtime.store, self.runtime.bucket.id);
-        store.append(bucket, events, Some(mark)).await
+        store.journal.receive(bucket, events, Some(mark)).await
     }
 
     /// The place that the first so many reach.

@@ -126,8 +126,8 @@ pub async fn run(
     tell: Tell,
     stop: CancellationToken,
 ) -> Result<(), AgentError> {
-    configured::check(&store, &config.setup)?;
-    let known = store.note("input")?.is_some();
+    configured::check(&store, &config.setup).await?;
+    let known = store.catalog.note("input").await?.is_some();
     // A first start that fails leaves nothing behind.
     let asked = match known {
         true => None,
@@ -138,7 +138,7 @@ pub async fn run(
     };
     // An agent's own store has no input URL, so its bucket needs no secret.
     let key = BucketKey::from_text(config.bucket.as_str());
-    let ensure = || store.ensure_bucket(&config.bucket, key.clone());
+    let ensure = || store.catalog.ensure_bucket(&config.bucket, key.clone());
     let (bucket, _) = persist(ensure).await?;
     let notes = [
         ("forwarder", Some(config.forwarder.as_str())),
@@ -147,7 +147,7 @@ pub async fn run(
     ];
     for (name, value) in notes {
         if let Some(value) = value {
-            persist(|| store.set_note(name, value)).await?;
+            persist(|| store.catalog.set_note(name, value)).await?;
         }
     }
 
@@ -185,7 +185,7 @@ pub async fn run(
     let auditing = tokio::spawn(audit::run(Arc::clone(&runtime)));
     let outcome = tokio::select! {
         ended = link.run(first, &stop) => ended,
-        error = store.broken() => Err(error.into()),
+        error = store.journal.stopped() => Err(error.into()),
         error = runtime.broken() => Err(error.into()),
         Err(error) = retention::run(Arc::clone(&runtime), config.retention) => Err(error.into()),
         Ok(Err(error)) = expiring => Err(error.into()),
@@ -209,7 +209,7 @@ async fn without_forwarder(
         return Err(away);
     }
     configured::configure(runtime, &config.setup).await?;
-    if runtime.waiting() == 0 {
+    if runtime.waiting().await == 0 {
         runtime.stop().cancel();
         runtime.finish().await;
         return Err(away);

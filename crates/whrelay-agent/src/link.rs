@@ -88,7 +88,7 @@ impl Link {
             return Ok(());
         }
         let url = provision(&self.config).await?;
-        persist(|| self.runtime.store.set_note("input", &url)).await?;
+        persist(|| self.runtime.store.catalog.set_note("input", &url)).await?;
         let mut known = self
             .input_url
             .lock()
@@ -127,7 +127,7 @@ impl Link {
             ..
         } = &self.config;
         let bucket = &self.runtime.bucket;
-        let resume = self.resume()?;
+        let resume = self.resume().await?;
         let reached = resume.as_ref().map(|r| (r.forwarder.clone(), r.seq));
         let backlog_end = self.catching.cut().end();
         let hello = Hello {
@@ -173,7 +173,7 @@ impl Link {
     }
 
     fn who(&self) -> Who {
-        let (epoch, label) = (self.runtime.store.epoch(), &self.config.label);
+        let (epoch, label) = (self.runtime.store.journal.epoch(), &self.config.label);
         Who {
             store: epoch.store.clone(),
             epoch: Epoch {
@@ -187,12 +187,12 @@ impl Link {
     }
 
     /// How far this agent's store has come.
-    fn resume(&self) -> Result<Option<Resume>, StoreError> {
+    async fn resume(&self) -> Result<Option<Resume>, StoreError> {
         let store = &self.runtime.store;
-        let Some(source) = store.source(self.runtime.bucket.id)? else {
+        let Some(source) = store.view.source(self.runtime.bucket.id).await? else {
             return Ok(None);
         };
-        let epoch = noticed::known_epoch(store, &source.forwarder)?;
+        let epoch = noticed::known_epoch(store, &source.forwarder).await?;
         let entries = source.locator.entries().iter().copied();
         Ok(Some(Resume {
             locator: entries.map(Known::new).collect(),
@@ -239,7 +239,9 @@ impl Link {
                             true => session.welcome.waiting,
                             false => self.catching.cut().expected(),
                         };
-                        (self.runtime.tell)(Line::Ready(self.ready(&session.welcome, there)?));
+                        (self.runtime.tell)(Line::Ready(
+                            self.ready(&session.welcome, there).await?,
+                        ));
                     }
                     self.serve(session, &mut failures, stop).await
                 }
@@ -273,9 +275,9 @@ impl Link {
         }
     }
 
-    fn ready(&self, welcome: &Welcome, coming: u64) -> Result<ReadyLine, StoreError> {
+    async fn ready(&self, welcome: &Welcome, coming: u64) -> Result<ReadyLine, StoreError> {
         let runtime = &self.runtime;
-        let here = runtime.store.oldest_waiting(runtime.bucket.id)?;
+        let here = runtime.store.view.oldest_waiting(runtime.bucket.id).await?;
         let there = welcome.oldest.map(Timestamp::from_micros);
         let oldest = here.into_iter().chain(there).min();
         let shown = |(prefix, id): (Prefix, DestinationId)| {
@@ -296,7 +298,7 @@ impl Link {
                 .trim_end_matches('/')
                 .to_owned(),
             targets,
-            queued: runtime.waiting().saturating_add(coming),
+            queued: runtime.waiting().await.saturating_add(coming),
             oldest: oldest.map(|at| at.to_string()),
             pid: std::process::id(),
         })

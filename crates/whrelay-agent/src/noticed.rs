@@ -23,8 +23,11 @@ impl Said {
 }
 
 /// The opening of a forwarder's store that this agent met last.
-pub(crate) fn known_epoch(store: &Store, forwarder: &str) -> Result<Option<Epoch>, StoreError> {
-    let note = store.note(EPOCH)?.unwrap_or_default();
+pub(crate) async fn known_epoch(
+    store: &Store,
+    forwarder: &str,
+) -> Result<Option<Epoch>, StoreError> {
+    let note = store.catalog.note(EPOCH).await?.unwrap_or_default();
     let mut words = note.split(' ');
     let is_it = words.next() == Some(forwarder);
     let mut number = || words.next()?.parse().ok();
@@ -42,7 +45,7 @@ pub(crate) async fn take(
     now: Timestamp,
 ) -> Result<Vec<String>, StoreError> {
     let mut new = Vec::new();
-    let known = known_epoch(store, &welcome.forwarder)?;
+    let known = known_epoch(store, &welcome.forwarder).await?;
     for (kind, text) in texts(welcome, known, are_lost) {
         if !said.is_new(&text) {
             continue;
@@ -53,13 +56,13 @@ pub(crate) async fn take(
                 kind: kind.to_owned(),
                 text: text.clone(),
             };
-            persist(|| store.add_incident(incident())).await?;
+            persist(|| store.catalog.add_incident(incident())).await?;
         }
         new.push(text);
     }
     if let Some(Epoch { opens, instance }) = welcome.epoch {
         let note = format!("{} {opens} {instance}", welcome.forwarder);
-        persist(|| store.set_note(EPOCH, &note)).await?;
+        persist(|| store.catalog.set_note(EPOCH, &note)).await?;
     }
     Ok(new)
 }

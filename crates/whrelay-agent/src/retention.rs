@@ -37,7 +37,7 @@ struct Ended<'a> {
 
 impl Ended<'_> {
     /// Events that have ended, from the oldest on.
-    fn find(
+    async fn find(
         &self,
         until: Option<Timestamp>,
         after: Option<EventId>,
@@ -50,7 +50,7 @@ impl Ended<'_> {
             until,
         };
         let store = &self.runtime.store;
-        store.search(&search, Begin::Oldest, after, max)
+        store.view.search(&search, Begin::Oldest, after, max).await
     }
 
     async fn remove(
@@ -61,21 +61,32 @@ impl Ended<'_> {
         step: Step,
     ) -> Result<Swept, StoreError> {
         let (store, bucket) = (&self.runtime.store, self.runtime.bucket.id);
-        let swept = store.remove_finished(bucket, found, by, part, step.max_bytes);
+        let swept = store
+            .journal
+            .remove_finished(bucket, found, by, part, step.max_bytes);
         swept.await
     }
 
     /// What was received by then may have ended by then.
     async fn over(&mut self, by: Timestamp, step: Step) -> Result<(Removed, bool), StoreError> {
-        let found = self.find(Some(by), self.looked_upto, step.max_events)?;
+        let found = self
+            .find(Some(by), self.looked_upto, step.max_events)
+            .await?;
         let swept = self.remove(found, by, Part::Whole, step).await?;
         self.looked_upto = swept.upto;
         Ok((whole(&swept), swept.upto.is_some()))
     }
 
     async fn bodies(&self, step: Step) -> Result<(Removed, bool), StoreError> {
-        let removals = self.runtime.store.removals(self.runtime.bucket.id)?;
-        let found = self.find(None, removals.bodies_upto, step.max_events)?;
+        let removals = self
+            .runtime
+            .store
+            .view
+            .removals(self.runtime.bucket.id)
+            .await?;
+        let found = self
+            .find(None, removals.bodies_upto, step.max_events)
+            .await?;
         let swept = self.remove(found, Timestamp::LAST, Part::Body, step);
         let swept = swept.await?;
         let bodies = swept.removed.len() as u64;
@@ -83,7 +94,7 @@ impl Ended<'_> {
     }
 
     async fn oldest(&self, step: Step) -> Result<(Removed, bool), StoreError> {
-        let found = self.find(None, None, step.max_events)?;
+        let found = self.find(None, None, step.max_events).await?;
         let swept = self.remove(found, Timestamp::LAST, Part::Whole, step);
         let swept = swept.await?;
         Ok((whole(&swept), !swept.removed.is_empty()))

@@ -85,14 +85,14 @@ impl Runtime {
     }
 
     /// Delivers to a destination from now on, or as it is now stored where that is done already.
-    pub(crate) fn serve(
+    pub(crate) async fn serve(
         self: &Arc<Self>,
         destination: &Destination,
         prefixes: Vec<Prefix>,
     ) -> Result<(), AgentError> {
         let before = self.settings_of(destination.id);
         let client = before.as_ref().map(|before| &before.client);
-        let settings = self.settings(destination, client)?;
+        let settings = self.settings(destination, client).await?;
         let deliveries = self.deliveries.get_or_init(|| self.begin());
         deliveries.set(settings);
         let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -122,14 +122,17 @@ impl Runtime {
     }
 
     /// Delivers to a running destination as it is now stored.
-    pub(crate) fn refresh(self: &Arc<Self>, destination: &Destination) -> Result<(), AgentError> {
+    pub(crate) async fn refresh(
+        self: &Arc<Self>,
+        destination: &Destination,
+    ) -> Result<(), AgentError> {
         match self.serves(destination.id) {
-            true => self.serve(destination, Vec::new()),
+            true => self.serve(destination, Vec::new()).await,
             false => Ok(()),
         }
     }
 
-    fn settings(
+    async fn settings(
         &self,
         destination: &Destination,
         before: Option<&Client>,
@@ -157,7 +160,7 @@ impl Runtime {
             back_since: destination.back_since,
             client,
             signatures: signatures.clone(),
-            input: self.store.note("input")?,
+            input: self.store.catalog.note("input").await?,
         })
     }
 
@@ -269,10 +272,13 @@ impl Runtime {
     }
 
     /// Deliveries that wait, over all destinations that are delivered to.
-    pub(crate) fn waiting(&self) -> u64 {
-        let served = self.served().into_iter();
-        let counts = served.filter_map(|id| self.store.counts(id).ok());
-        counts.map(|counts| counts.queued + counts.stalled).sum()
+    pub(crate) async fn waiting(&self) -> u64 {
+        let mut waiting = 0;
+        for id in self.served() {
+            let counts = self.store.view.counts(id).await.unwrap_or_default();
+            waiting += counts.queued + counts.stalled;
+        }
+        waiting
     }
 
     /// Whether every destination is paused.

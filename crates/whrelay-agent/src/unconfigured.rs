@@ -20,9 +20,9 @@ const STEP: usize = 256;
 const ROUND: usize = 4096;
 
 /// Warns of each destination that has a queue and is not configured, with the commands that help.
-pub(crate) fn warn(runtime: &Runtime) -> Result<(), StoreError> {
-    for destination in unconfigured(runtime)? {
-        let queued = waiting(&runtime.store, &destination)?;
+pub(crate) async fn warn(runtime: &Runtime) -> Result<(), StoreError> {
+    for destination in unconfigured(runtime).await? {
+        let queued = waiting(&runtime.store, &destination).await?;
         let (name, target) = (destination.title(), &destination.target);
         let queued = queued_for(queued, format!("{name} ({target})"));
         let bucket = &runtime.bucket.name;
@@ -51,11 +51,11 @@ pub(crate) async fn run(runtime: Arc<Runtime>) -> Result<(), StoreError> {
 }
 
 async fn expire(runtime: &Runtime) -> Result<(), StoreError> {
-    for destination in unconfigured(runtime)? {
+    for destination in unconfigured(runtime).await? {
         // Damaged ones stay where they are.
         let mut looked_at = HashSet::new();
         while looked_at.len() < ROUND {
-            let found = overdue(runtime, &destination, looked_at.len() + STEP)?;
+            let found = overdue(runtime, &destination, looked_at.len() + STEP).await?;
             let new: Vec<_> = found
                 .into_iter()
                 .filter(|key| looked_at.insert(*key))
@@ -63,14 +63,15 @@ async fn expire(runtime: &Runtime) -> Result<(), StoreError> {
             if new.is_empty() {
                 break;
             }
-            let expired = new.iter().map(|key| expired(runtime, *key, &destination));
-            let expired = expired.collect::<Result<Vec<_>, _>>()?;
-            let expired: Vec<_> = expired.into_iter().flatten().collect();
+            let mut expired = Vec::new();
+            for key in new {
+                expired.extend(expired_at(runtime, key, &destination).await?);
+            }
             if expired.is_empty() {
                 tokio::task::yield_now().await;
                 continue;
             }
-            for key in runtime.store.give_up(expired.clone()).await? {
+            for key in runtime.store.journal.give_up(expired.clone()).await? {
                 let attempt = expired.iter().find(|attempt| attempt.key == key);
                 if let Some(attempt) = attempt {
                     let line = AttemptLine::new(
@@ -87,7 +88,7 @@ async fn expire(runtime: &Runtime) -> Result<(), StoreError> {
 }
 
 /// Deliveries whose deadlines have passed, earliest first.
-fn overdue(
+async fn overdue(
     runtime: &Runtime,
     destination: &Destination,
     max: usize,
@@ -104,12 +105,12 @@ fn overdue(
         only_expired: true,
         max,
     };
-    let page = runtime.store.queue(destination.id, &query)?.page;
+    let page = runtime.store.view.queue(destination.id, &query).await?;
     Ok(page.waiting.iter().map(|waiting| waiting.key).collect())
 }
 
 /// What the log will say of a delivery whose deadline has passed. What is damaged is left for the doctor to find.
-fn expired(
+async fn expired_at(
     runtime: &Runtime,
     key: DeliveryKey,
     destination: &Destination,
@@ -119,13 +120,19 @@ fn expired(
         let waiting = delivery.waiting();
         waiting.is_some_and(|waiting| waiting.is_expired(moment.certain))
     };
-    let found = runtime.store.delivery(key).and_then(|delivery| {
+    let find = async || {
+        let delivery = runtime.store.view.delivery(key).await?;
         let Some(delivery) = delivery.filter(is_over) else {
             return Ok(None);
         };
-        let event = runtime.store.head_at(&runtime.bucket, key.seq)?;
+        let event = runtime
+            .store
+            .journal
+            .head_at(&runtime.bucket, key.seq)
+            .await?;
         Ok(event.map(|(event, _)| (delivery, event)))
-    });
+    };
+    let found = find().await;
     let (delivery, event) = match found {
         Ok(Some(found)) => found,
         Ok(None) | Err(StoreError::Damaged(_)) => return Ok(None),
@@ -144,13 +151,13 @@ fn expired(
 }
 
 /// The lasting destinations that have a queue and are not delivered to.
-fn unconfigured(runtime: &Runtime) -> Result<Vec<Destination>, StoreError> {
+async fn unconfigured(runtime: &Runtime) -> Result<Vec<Destination>, StoreError> {
     let mut found = Vec::new();
-    for destination in runtime.store.destinations()? {
+    for destination in runtime.store.catalog.destinations().await? {
         let is_lasting = matches!(destination.kind, Kind::Lasting { .. });
         if is_lasting
             && !runtime.serves(destination.id)
-            && waiting(&runtime.store, &destination)? > 0
+            && waiting(&runtime.store, &destination).await? > 0
         {
             found.push(destination);
         }

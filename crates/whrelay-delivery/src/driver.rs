@@ -15,11 +15,11 @@ use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 use whrelay_core::delivery::DestinationId;
 use whrelay_core::limits;
-use whrelay_core::queue::{DueCursor, Offset};
+use whrelay_core::queue::{DueCursor, DuePage, Offset, QueuePage};
 use whrelay_core::retry::Jitter;
 use whrelay_core::time::Timestamp;
 use whrelay_engine::{Action, Append, Caps, Ended, Engine, Input, Load, ProbeResult, Token};
-use whrelay_store::{Added, Changed, Changes, StoreError, persist};
+use whrelay_store::{Added, Changed, Changes, StoreError};
 
 use self::deliveries::{Current, Tools};
 use self::endpoints::Endpoints;
@@ -29,6 +29,10 @@ pub use self::deliveries::Deliveries;
 
 /// What a task has done.
 enum Done {
+    /// Destinations that have something due were read, or could not be.
+    Destinations(Token, Option<DuePage>, Offset),
+    /// A queue was read, or could not be.
+    Loaded(DestinationId, Token, Option<QueuePage>, Offset),
     /// An exchange has ended.
     Finished(Token, Ended, Option<Box<Made>>),
     /// A record is on disk, at this position at the latest.
@@ -37,8 +41,6 @@ enum Done {
     Probed(DestinationId, u64, ProbeResult),
     /// The state of an endpoint is on disk.
     Stored(DestinationId),
-    /// Rows that led nowhere are gone from a queue.
-    Cleaned(DestinationId),
 }
 
 type Task = Result<Done, StoreError>;
@@ -66,7 +68,7 @@ impl Driver {
     fn new(deliveries: Arc<Deliveries>) -> Self {
         let tools = deliveries.tools();
         let engine = Engine::new(Caps::default(), tools.clock.reading());
-        let changes = tools.store.changes();
+        let changes = tools.store.view.changes();
         Self {
             deliveries,
             tools,
@@ -86,7 +88,7 @@ impl Driver {
     async fn run(mut self, stop: CancellationToken) -> Result<(), StoreError> {
         let deliveries = Arc::clone(&self.deliveries);
         while !stop.is_cancelled() {
-            self.configure();
+            self.configure().await;
             self.act()?;
             let wake = self.engine.next_wake(self.tools.clock.reading());
             tokio::select! {
@@ -130,14 +132,14 @@ impl Driver {
     }
 
     /// Tells the engine which destinations are new or have changed.
-    fn configure(&mut self) {
+    async fn configure(&mut self) {
         for settings in self.deliveries.take_changed() {
             let id = settings.id;
             let before = self.known.get(&id);
             let endpoint_id = match before {
                 Some(before) if before.is_same_endpoint(&settings) => before.endpoint_id,
                 Some(before) => {
-                    self.endpoints.replaced(&self.tools, &settings);
+                    self.endpoints.replaced(&self.tools, &settings).await;
                     before.endpoint_id + 1
                 }
                 None => {
@@ -167,8 +169,8 @@ impl Driver {
                     until,
                     after,
                     max,
-                } => self.load_destinations(token, until, (after, max))?,
-                Action::Load(load) => self.load(&load)?,
+                } => self.load_destinations(token, until, (after, max)),
+                Action::Load(load) => self.load(load),
                 Action::Start {
                     token,
                     destination,
@@ -219,6 +221,23 @@ impl Driver {
         // The engine knows a delivery by what it has heard of it last.
         self.hear_changes();
         match done {
+            Done::Destinations(token, page, applied) => self.tell(match page {
+                Some(page) => Input::DueDestinations {
+                    token,
+                    page,
+                    applied,
+                },
+                None => Input::DestinationsFailed { token },
+            }),
+            Done::Loaded(destination, token, page, applied) => self.tell(match page {
+                Some(page) => Input::Loaded {
+                    destination,
+                    token,
+                    page,
+                    applied,
+                },
+                None => Input::LoadFailed { destination, token },
+            }),
             Done::Finished(token, ended, made) => {
                 if self.overdue.remove(&token) {
                     return;
@@ -251,10 +270,6 @@ impl Driver {
                 self.endpoints.stored(destination);
                 self.store_endpoint(destination);
             }
-            Done::Cleaned(destination) => self.tell(Input::Due {
-                destination,
-                at: Timestamp::EPOCH,
-            }),
         }
     }
 
@@ -287,7 +302,7 @@ impl Driver {
         if withdrawn.is_empty() {
             return;
         }
-        let at = self.tools.store.applied();
+        let at = self.tools.store.view.applied();
         self.tell(Input::Applied { upto: at });
         for (destination, key) in withdrawn {
             self.tell(Input::Withdrawn {
@@ -303,47 +318,28 @@ impl Driver {
         token: Token,
         until: Timestamp,
         (after, max): (Option<DueCursor>, usize),
-    ) -> Result<(), StoreError> {
-        let now = self.tools.clock.now();
-        let applied = self.tools.store.applied();
-        let found = self.tools.store.due_destinations(until, after, max, now);
-        let input = match readable(found)? {
-            Some(page) => Input::DueDestinations {
-                token,
-                page,
-                applied,
-            },
-            None => Input::DestinationsFailed { token },
-        };
-        self.hear_changes();
-        self.tell(input);
-        Ok(())
+    ) {
+        let tools = Arc::clone(&self.tools);
+        self.tasks.spawn(async move {
+            let (view, now) = (&tools.store.view, tools.clock.now());
+            let applied = view.applied();
+            let page = readable(view.due_destinations(until, after, max, now).await)?;
+            Ok(Done::Destinations(token, page, applied))
+        });
     }
 
-    fn load(&mut self, load: &Load) -> Result<(), StoreError> {
-        let (token, destination) = (load.token, load.destination);
-        let applied = self.tools.store.applied();
-        let found = self.tools.store.queue(destination, &load.query);
-        let Some(found) = readable(found)? else {
-            self.tell(Input::LoadFailed { destination, token });
-            return Ok(());
-        };
-        if !found.strays.is_empty() {
-            let store = self.tools.store.clone();
-            self.tasks.spawn(async move {
-                persist(|| store.remove_strays(found.strays.clone())).await?;
-                Ok(Done::Cleaned(destination))
-            });
-        }
-        // Some of them may be on the page, and known by it from then on.
-        self.hear_changes();
-        self.tell(Input::Loaded {
-            destination,
-            token,
-            page: found.page,
-            applied,
+    fn load(&mut self, load: Load) {
+        let view = Arc::clone(&self.tools.store.view);
+        self.tasks.spawn(async move {
+            let Load {
+                token,
+                destination,
+                query,
+            } = load;
+            let applied = view.applied();
+            let page = readable(view.queue(destination, &query).await)?;
+            Ok(Done::Loaded(destination, token, page, applied))
         });
-        Ok(())
     }
 
     fn append(&mut self, append: Append) {
@@ -362,7 +358,7 @@ impl Driver {
         }
         self.tasks.spawn(async move {
             record::append(&tools, &settings, append, made).await?;
-            Ok(Done::Appended(token, tools.store.applied()))
+            Ok(Done::Appended(token, tools.store.view.applied()))
         });
     }
 

@@ -93,7 +93,7 @@ pub async fn keep(
             }
             let room = make_room(retention, store, &mut sweeper).await?;
             if due {
-                store.give_back(Effort::Moment).await?;
+                store.journal.give_back(Effort::Moment).await?;
             }
             Ok(room)
         };
@@ -152,7 +152,10 @@ async fn make_room(
     let (mut all, mut more) = (Removed::default(), true);
     let mut ended = Ok(());
     sweeper.begin();
-    while more && ended.is_ok() && retention.needs_room(store.size(), all != Removed::default()) {
+    while more
+        && ended.is_ok()
+        && retention.needs_room(store.view.size(), all != Removed::default())
+    {
         match remove_oldest(retention, store, sweeper).await {
             Ok((removed, goes_on)) => {
                 all.add(removed);
@@ -173,8 +176,8 @@ async fn remove_oldest(
     store: &Store,
     sweeper: &mut impl Sweeper,
 ) -> Result<(Removed, bool), StoreError> {
-    let excess = usize::try_from(retention.excess(store.size())).unwrap_or(usize::MAX);
-    let held = store.held()?;
+    let excess = usize::try_from(retention.excess(store.view.size())).unwrap_or(usize::MAX);
+    let held = store.view.held().await?;
     for part in held.order() {
         let step = Step {
             sweep: Sweep::Oldest(part),
@@ -191,11 +194,11 @@ async fn remove_oldest(
 
 /// Waits until room is needed. Where there was nothing that could go, asking again at once would be in vain.
 async fn lack_of_room(retention: Retention, store: &Store, room: bool) {
-    let mut commits = store.commits();
+    let mut commits = store.journal.appended();
     if !room {
         tokio::time::sleep(limits::RETENTION_AGAIN).await;
     }
-    while !retention.needs_room(store.size(), false) {
+    while !retention.needs_room(store.view.size(), false) {
         if commits.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
@@ -230,14 +233,18 @@ mod tests {
                 return Ok((Removed::default(), false));
             };
             if store
-                .oldest_receipted(&[bucket.id], part, Timestamp::LAST)?
+                .view
+                .oldest_receipted(&[bucket.id], part, Timestamp::LAST)
+                .await?
                 .is_empty()
             {
                 return Ok((Removed::default(), false));
             }
             let most = (step.max_events, step.max_bytes);
-            let went = store.remove_receipted(bucket.id, Timestamp::LAST, part, most);
-            let events = went.await?;
+            let went = store
+                .journal
+                .remove_receipted(vec![bucket.id], Timestamp::LAST, part, most);
+            let (events, _) = went.await?;
             Ok((Removed { events, bodies: 0 }, true))
         }
 
@@ -255,7 +262,11 @@ mod tests {
         let store = Store::open(dir, &options).expect("opens");
         let name = "shop".parse().expect("a name");
         let key = BucketKey::mint(&name, [3; 26]);
-        let (bucket, _) = store.ensure_bucket(&name, key).await.expect("stored");
+        let (bucket, _) = store
+            .catalog
+            .ensure_bucket(&name, key)
+            .await
+            .expect("stored");
         (store, bucket)
     }
 
@@ -276,7 +287,7 @@ mod tests {
         };
         let deliveries = Vec::new();
         let new = NewEvent { event, deliveries };
-        let stored = store.append(bucket.id, vec![new], None).await;
+        let stored = store.journal.receive(bucket.id, vec![new], None).await;
         stored.expect("stored");
     }
 
@@ -288,23 +299,27 @@ mod tests {
         for n in 1..=1000 {
             receive(&store, &bucket, n).await;
             let acked = store
+                .journal
                 .ack(bucket.id, "laptop", Seq(n), LeaseEpoch::default())
                 .await;
             acked.expect("stored");
-            let before = store.size();
+            let before = store.view.size();
             let room = make_room(RETENTION, &store, &mut Receipted(&store, &bucket)).await;
             assert!(
                 room.expect("removed"),
                 "there is always something that can go"
             );
-            assert!(!RETENTION.needs_room(store.size(), false));
-            let went = before - store.size();
+            assert!(!RETENTION.needs_room(store.view.size(), false));
+            let went = before - store.view.size();
             assert!(went < BOUND / 8, "{went} bytes went at once, of {before}");
         }
-        let held = store.held().expect("read");
+        let held = store.view.held().await.expect("read");
         assert!(held.bare > 20 && held.whole > 20, "{held:?}");
         assert!(held.bare <= held.whole + held.step() as u64, "{held:?}");
-        let kept = store.read_after(&bucket, Seq(0), 999, usize::MAX);
+        let kept = store
+            .journal
+            .read_after(&bucket, Seq(0), 999, usize::MAX)
+            .await;
         let kept = kept.expect("read").events;
         let newest = kept.last().expect("some").seq;
         assert_eq!((newest, kept.len() as u64), (Seq(1000), held.whole));
@@ -317,8 +332,8 @@ mod tests {
         for n in 1..=100 {
             receive(&store, &bucket, n).await;
         }
-        let size = store.size();
+        let size = store.view.size();
         let room = make_room(RETENTION, &store, &mut Receipted(&store, &bucket)).await;
-        assert!(!room.expect("read") && size > BOUND && store.size() == size);
+        assert!(!room.expect("read") && size > BOUND && store.view.size() == size);
     }
 }

@@ -97,7 +97,7 @@ impl Signatures {
         let Some(claim) = claim else {
             return Ok(Ok(attest(true)));
         };
-        if let Some(is_own) = persist(async || store.has_signature(&claim)).await? {
+        if let Some(is_own) = persist(async || store.view.has_signature(&claim).await).await? {
             return Ok(Ok(attest(is_own)));
         }
         let attested = attest(true);
@@ -106,7 +106,7 @@ impl Signatures {
             let claim = Some(claim);
             return Ok(Ok(Attested { claim, ..attested }));
         }
-        let is_own = persist(|| store.claim_signature(claim)).await?;
+        let is_own = persist(|| store.journal.claim_signature(claim)).await?;
         Ok(Ok(attest(is_own)))
     }
 

@@ -10,7 +10,7 @@ use whrelay_store::{Store, StoreError, write_private};
 use crate::problem::Problem;
 
 /// Lets a request with a valid `Authorization: Bearer` token pass.
-pub(crate) fn check(store: &Store, headers: &HeaderMap) -> Result<(), Problem> {
+pub(crate) async fn check(store: &Store, headers: &HeaderMap) -> Result<(), Problem> {
     let refused = |why: &str| Problem::new(StatusCode::UNAUTHORIZED, why);
     let value = headers
         .get(header::AUTHORIZATION)
@@ -22,7 +22,7 @@ pub(crate) fn check(store: &Store, headers: &HeaderMap) -> Result<(), Problem> {
         ));
     }
     let token = Token::parse(text).map_err(|e| refused(&e.to_string()))?;
-    match store.token(token.id()) {
+    match store.catalog.token(token.id()).await {
         Ok(Some(digest)) if token.matches(&digest) => Ok(()),
         Ok(_) => Err(refused("this token is not valid here")),
         Err(error) => Err(error.into()),
@@ -61,17 +61,19 @@ pub async fn admin_token(store: &Store, path: &Path) -> Result<(Token, bool), To
             let token = Token::parse(&text)
                 .map_err(|e| io(io::Error::new(io::ErrorKind::InvalidData, e)))?;
             if !store
-                .token(token.id())?
+                .catalog
+                .token(token.id())
+                .await?
                 .is_some_and(|digest| token.matches(&digest))
             {
-                store.set_token(&token).await?;
+                store.catalog.set_token(&token).await?;
             }
             Ok((token, false))
         }
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io(error)),
         Ok(_) | Err(_) => {
             let token = Token::mint(&std::array::from_fn(|_| rand::random()));
-            store.set_token(&token).await?;
+            store.catalog.set_token(&token).await?;
             write_private(path, format!("{}\n", token.expose()).as_bytes()).map_err(io)?;
             Ok((token, true))
         }

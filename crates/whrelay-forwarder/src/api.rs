@@ -72,7 +72,7 @@ pub(crate) async fn list_buckets(
     page: Result<Query<Page>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<(HeaderMap, Json<Vec<BucketView>>), Problem> {
-    access::check(&shared.store, &headers)?;
+    access::check(&shared.store, &headers).await?;
     let page = page.map_err(|e| Problem::new(StatusCode::BAD_REQUEST, e.body_text()))?;
     let (limit, after) = page.0.parse()?;
     let mut some = shared.registry.after(after.as_ref(), limit + 1);
@@ -101,7 +101,7 @@ impl ProvisionedView {
     fn new(shared: &Shared, bucket: &Bucket) -> Json<Self> {
         Json(Self {
             bucket: view(shared, bucket),
-            store: shared.store.epoch().store.clone(),
+            store: shared.store.journal.epoch().store.clone(),
         })
     }
 }
@@ -112,7 +112,7 @@ pub(crate) async fn ensure_bucket(
     Path(name): Path<String>,
     headers: HeaderMap,
 ) -> Result<(StatusCode, Json<ProvisionedView>), Problem> {
-    access::check(&shared.store, &headers)?;
+    access::check(&shared.store, &headers).await?;
     let name: BucketName = name
         .parse()
         .map_err(|e| Problem::new(StatusCode::BAD_REQUEST, format!("{e}")))?;
@@ -120,7 +120,7 @@ pub(crate) async fn ensure_bucket(
         return Ok((StatusCode::OK, ProvisionedView::new(&shared, &bucket)));
     }
     let key = BucketKey::mint(&name, rand::random());
-    let stored = shared.store.ensure_bucket(&name, key).await;
+    let stored = shared.store.catalog.ensure_bucket(&name, key).await;
     let (bucket, created) = stored?;
     let answer = ProvisionedView::new(&shared, &bucket);
     shared.registry.add(bucket);
@@ -183,11 +183,11 @@ pub(crate) async fn show_event(
     Path(id): Path<String>,
     headers: HeaderMap,
 ) -> Result<Json<EventView>, Problem> {
-    access::check(&shared.store, &headers)?;
+    access::check(&shared.store, &headers).await?;
     let id: EventId = id
         .parse()
         .map_err(|e| Problem::new(StatusCode::BAD_REQUEST, format!("{e}")))?;
-    match find(&shared, id) {
+    match find(&shared, id).await {
         Ok(Some(event)) => Ok(Json(event)),
         Ok(None) => Err(Problem::new(
             StatusCode::NOT_FOUND,
@@ -202,18 +202,18 @@ pub(crate) async fn show_event(
     }
 }
 
-fn find(shared: &Shared, id: EventId) -> Result<Option<EventView>, StoreError> {
+async fn find(shared: &Shared, id: EventId) -> Result<Option<EventView>, StoreError> {
     let store = &shared.store;
-    let Some((bucket, seq)) = store.find_event(id)? else {
+    let Some((bucket, seq)) = store.view.find_event(id).await? else {
         return Ok(None);
     };
     let Some(bucket) = shared.registry.by_id(bucket) else {
         return Ok(None);
     };
-    let Some((event, has_body)) = store.head_at(&bucket, seq)? else {
+    let Some((event, has_body)) = store.journal.head_at(&bucket, seq).await? else {
         return Ok(None);
     };
-    let subscriptions = store.subscriptions(bucket.id)?;
+    let subscriptions = store.view.subscriptions(bucket.id).await?;
     let view = |subscription: &Subscription| EventSubscriptionView::new(subscription, seq);
     Ok(Some(EventView {
         event: id.to_string(),
@@ -221,7 +221,7 @@ fn find(shared: &Shared, id: EventId) -> Result<Option<EventView>, StoreError> {
         path: event.request.path_and_query(),
         bytes: event.body_len(),
         received_at: event.received_at.to_string(),
-        body: has_body && seq > store.bare_upto(bucket.id)?,
+        body: has_body && seq > store.view.bare_upto(bucket.id).await?,
         method: event.request.method,
         subscriptions: subscriptions.iter().map(view).collect(),
     }))
@@ -233,7 +233,7 @@ pub(crate) async fn event_frame(
     Path((name, id)): Path<(String, String)>,
     headers: HeaderMap,
 ) -> Result<([(HeaderName, &'static str); 1], Bytes), Problem> {
-    access::check(&shared.store, &headers)?;
+    access::check(&shared.store, &headers).await?;
     let id: EventId = id
         .parse()
         .map_err(|e| Problem::new(StatusCode::BAD_REQUEST, format!("{e}")))?;
@@ -246,9 +246,9 @@ pub(crate) async fn event_frame(
     let bucket = name.parse().ok();
     let bucket = bucket.and_then(|name: BucketName| shared.registry.by_name(&name));
     let bucket = bucket.ok_or_else(gone)?;
-    let place = shared.store.find_event(id)?;
+    let place = shared.store.view.find_event(id).await?;
     let (_, seq) = place.filter(|(of, _)| *of == bucket.id).ok_or_else(gone)?;
-    let event = match shared.store.event_at(&bucket, seq) {
+    let event = match shared.store.journal.event_at(&bucket, seq).await {
         // Damaged here too: nobody has it.
         Err(StoreError::Damaged(_)) => None,
         found => found?,

@@ -64,7 +64,7 @@ fn judge(known: &Subscription, ttl: Option<Duration>, up: Duration, now: Timesta
 }
 
 async fn look(shared: &Arc<Shared>, up: Duration) -> Result<(), StoreError> {
-    for (bucket, known) in shared.store.all_subscriptions()? {
+    for (bucket, known) in shared.store.view.all_subscriptions().await? {
         let name = known.name.clone();
         match look_at(shared, bucket, known, up).await {
             // One bucket must not stop the others.
@@ -93,10 +93,10 @@ async fn look_at(
     let now = shared.clock.moment().certain;
     match judge(&known, shared.config.subscription_ttl, up, now) {
         Verdict::Keep => Ok(()),
-        Verdict::NoteSeen => store.note_seen(bucket, &known.name, now).await,
+        Verdict::NoteSeen => store.journal.note_seen(bucket, &known.name, now).await,
         Verdict::End => end(shared, bucket, &known, now).await,
         Verdict::Forget => {
-            for name in store.forget_ended(bucket).await? {
+            for name in store.journal.forget_ended(bucket).await? {
                 tracing::info!(
                     bucket = bucket.0,
                     subscription = name,
@@ -119,7 +119,10 @@ async fn end(
     if shared.hub.connected(bucket, name).is_some() {
         return Ok(());
     }
-    let ended = shared.store.end_subscription(bucket, name, Some(last), now);
+    let ended = shared
+        .store
+        .journal
+        .end_subscription(bucket, name, Some(last), now);
     if let Ending::Ended { unclaimed } = ended.await? {
         tracing::warn!(
             bucket = bucket.0,

@@ -57,7 +57,7 @@ pub(crate) async fn receive(
     if let Some(why) = wrong_host(&parts) {
         return Err(Problem::new(StatusCode::BAD_REQUEST, why).closing());
     }
-    if is_own(&shared, &bucket, &parts.headers) {
+    if is_own(&shared, &bucket, &parts.headers).await {
         let why = "this event was delivered from here: a target is this input URL itself";
         return Err(Problem::new(StatusCode::MISDIRECTED_REQUEST, why)
             .hint("give `listen` the address of your app, not the input URL"));
@@ -164,12 +164,12 @@ fn is_host(value: &[u8]) -> bool {
 }
 
 /// Whether this is a delivery of an event of the same bucket: stored and delivered again, it would go round for ever.
-fn is_own(shared: &Shared, bucket: &Bucket, headers: &HeaderMap) -> bool {
+async fn is_own(shared: &Shared, bucket: &Bucket, headers: &HeaderMap) -> bool {
     let id = headers.get("x-whrelay-event-id");
     let id = id.and_then(|id| id.to_str().ok()?.parse::<EventId>().ok());
     let Some(id) = id else { return false };
     // One that cannot be looked up is taken in: nothing may be lost for it.
-    let found = shared.store.find_event(id).ok().flatten();
+    let found = shared.store.view.find_event(id).await.ok().flatten();
     found.is_some_and(|(known, _)| known == bucket.id)
 }
 
@@ -211,7 +211,7 @@ async fn store(
         event,
         deliveries: Vec::new(),
     }];
-    let append = shared.store.append(bucket.id, new, None);
+    let append = shared.store.journal.receive(bucket.id, new, None);
     let stored = timeout(limits::INGEST_DEADLINE, append).await;
     shared.intake.note(bucket.id, stored.as_ref().ok());
     match stored {

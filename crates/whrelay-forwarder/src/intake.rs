@@ -70,10 +70,15 @@ impl Intake {
     /// something is wrong.
     pub(crate) async fn check(&self, shared: &Shared) -> Result<Vec<String>, String> {
         let store = &shared.store;
-        store.note("ready").map_err(|error| error.to_string())?;
+        store
+            .catalog
+            .note("ready")
+            .await
+            .map_err(|error| error.to_string())?;
         if store
+            .journal
             .bound()
-            .is_some_and(|bound| store.size() >= bound.bytes)
+            .is_some_and(|bound| store.view.size() >= bound.bytes)
         {
             return Err(StoreError::Bound.to_string());
         }
@@ -106,17 +111,24 @@ impl Intake {
     /// Asks the store to take in nothing: it refuses that as it would refuse an event, and writes nothing then.
     async fn ask(&self, shared: &Shared) {
         let buckets = shared.registry.all();
-        let empty = shared.store.append(BucketId(0), Vec::new(), None);
+        let empty = shared.store.journal.receive(BucketId(0), Vec::new(), None);
         let answer = timeout(limits::INGEST_DEADLINE, empty).await;
         self.note(BucketId(0), answer.as_ref().ok());
         let all: Vec<_> = buckets.iter().map(|bucket| bucket.id).collect();
         // Where the store cannot be read, the note above says so.
-        let damaged: HashMap<_, _> = shared.store.refusing(&all).into_iter().flatten().collect();
+        let damaged: HashMap<_, _> = shared
+            .store
+            .journal
+            .refusing(&all)
+            .await
+            .into_iter()
+            .flatten()
+            .collect();
         for bucket in all {
             let why = damaged
                 .get(&bucket)
                 .map(|why| StoreError::Damaged(why.clone()));
-            let why = why.or_else(|| shared.store.over_bound(bucket));
+            let why = why.or_else(|| shared.store.journal.over_bound(bucket));
             self.note(bucket, Some(&why.map_or(Ok(()), Err)));
         }
     }

@@ -105,7 +105,7 @@ pub(crate) async fn welcome(
         lease: lease.epoch,
         now: shared.clock.now(),
     };
-    let joined = store.join(bucket.id, join).await?;
+    let joined = store.journal.join(bucket.id, join).await?;
     let joined = joined.ok_or_else(|| {
         let most = limits::MAX_SUBSCRIPTIONS;
         let text = format!("bucket `{}` has {most} subscriptions already", bucket.name);
@@ -123,7 +123,7 @@ pub(crate) async fn welcome(
         );
         note(shared, "taken_again", text);
     }
-    let oldest = match store.read_after(bucket, joined.after, 1, 0) {
+    let oldest = match store.journal.read_after(bucket, joined.after, 1, 0).await {
         // The store is being reopened. It is only for people to read.
         Err(error) if error.is_retryable() => None,
         oldest => oldest?.events.into_iter().next(),
@@ -194,7 +194,7 @@ fn noticed(
 }
 
 fn epoch_of(store: &Store) -> Epoch {
-    let epoch = store.epoch();
+    let epoch = store.journal.epoch();
     Epoch {
         opens: epoch.opens,
         instance: epoch.instance,
@@ -271,7 +271,7 @@ fn note(shared: &Shared, kind: &'static str, text: String) {
         text,
     };
     tokio::spawn(async move {
-        if let Err(error) = store.add_incident(incident).await {
+        if let Err(error) = store.catalog.add_incident(incident).await {
             tracing::warn!(%error, "could not save an incident");
         }
     });

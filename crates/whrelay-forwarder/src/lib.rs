@@ -97,13 +97,13 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<(), StoreError> {
     let (retention, max_body) = (config.retention, config.max_body);
-    let registry = registry::Registry::load(&store)?;
-    log_damaged(&store, &registry)?;
+    let registry = registry::Registry::load(&store).await?;
+    log_damaged(&store, &registry).await?;
     let shared = Arc::new(Shared {
         config,
         registry,
         store: store.clone(),
-        hub: hub::Hub::new(store.epoch()),
+        hub: hub::Hub::new(store.journal.epoch()),
         clock: Clock::default(),
         bodies: body::Room::new(max_body),
         tunnels: Budget::new(
@@ -144,16 +144,16 @@ pub async fn run(
         .with_state(Arc::clone(&shared));
     tokio::select! {
         () = serve::serve(listener, router, &shared) => Ok(()),
-        error = store.broken() => Err(error),
+        error = store.journal.stopped() => Err(error),
         Err(error) = retention::run(Arc::clone(&shared), retention) => Err(error),
         Err(error) = expiry::run(&shared) => Err(error),
     }
 }
 
 /// Logs which buckets take no events, since what is known of their last places is damaged.
-fn log_damaged(store: &Store, registry: &registry::Registry) -> Result<(), StoreError> {
+async fn log_damaged(store: &Store, registry: &registry::Registry) -> Result<(), StoreError> {
     let all: Vec<_> = registry.all().iter().map(|bucket| bucket.id).collect();
-    for (id, why) in store.refusing(&all)? {
+    for (id, why) in store.journal.refusing(&all).await? {
         if let Some(bucket) = registry.by_id(id) {
             tracing::error!(bucket = %bucket.name, why, "this bucket takes no events; run `whrelay doctor`");
         }

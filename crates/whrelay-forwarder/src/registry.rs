@@ -22,14 +22,13 @@ struct Maps {
 }
 
 impl Registry {
-    pub(crate) fn load(store: &Store) -> Result<Self, StoreError> {
+    pub(crate) async fn load(store: &Store) -> Result<Self, StoreError> {
         let registry = Self {
             maps: RwLock::default(),
         };
-        store
-            .buckets()?
-            .into_iter()
-            .for_each(|bucket| registry.add(bucket));
+        for bucket in store.catalog.buckets().await? {
+            registry.add(bucket);
+        }
         Ok(registry)
     }
 

@@ -31,41 +31,28 @@ type Asked = Vec<(Timestamp, BucketId)>;
 
 /// When the oldest events of buckets were received, of which a part may go. It is asked of one bucket after a
 /// step there, and of all buckets only where what is known is old, or leads nowhere.
+#[derive(Default)]
 struct Oldest {
-    part: Part,
     heap: BinaryHeap<Reverse<(Timestamp, BucketId)>>,
     /// When all buckets were asked.
     asked: Option<Instant>,
 }
 
 impl Oldest {
-    fn new(part: Part) -> Self {
-        Self {
-            part,
-            heap: BinaryHeap::new(),
-            asked: None,
-        }
-    }
-
     /// Up to `max` buckets that have the oldest events, of those that were received by then. They are known no more
-    /// until [`Oldest::learn`] has them again.
+    /// until [`Oldest::learn`] has them again. `None` if all buckets have to be asked first.
     fn choose(
         &mut self,
         received_by: Timestamp,
         max: usize,
         sweep_began: Instant,
-        mut ask_all: impl FnMut(Part) -> Result<Asked, StoreError>,
-    ) -> Result<Asked, StoreError> {
+    ) -> Option<Asked> {
         let recent = sweep_began.checked_sub(limits::RETENTION_ASKS);
         if self.asked < Some(recent.unwrap_or(sweep_began)) {
-            self.ask(&mut ask_all)?;
+            return None;
         }
         let known = self.pop(received_by, max);
-        if !known.is_empty() || self.asked >= Some(sweep_began) {
-            return Ok(known);
-        }
-        self.ask(&mut ask_all)?;
-        Ok(self.pop(received_by, max))
+        (!known.is_empty() || self.asked >= Some(sweep_began)).then_some(known)
     }
 
     /// What there is in buckets now.
@@ -73,14 +60,10 @@ impl Oldest {
         self.heap.extend(asked.into_iter().map(Reverse));
     }
 
-    fn ask(
-        &mut self,
-        ask_all: &mut impl FnMut(Part) -> Result<Asked, StoreError>,
-    ) -> Result<(), StoreError> {
-        let now = Instant::now();
-        self.heap = ask_all(self.part)?.into_iter().map(Reverse).collect();
-        self.asked = Some(now);
-        Ok(())
+    /// What all buckets have now.
+    fn replace(&mut self, asked: Asked) {
+        self.heap = asked.into_iter().map(Reverse).collect();
+        self.asked = Some(Instant::now());
     }
 
     fn pop(&mut self, received_by: Timestamp, max: usize) -> Asked {
@@ -110,9 +93,9 @@ impl<'a> Receipted<'a> {
     fn new(shared: &'a Shared) -> Self {
         Self {
             shared,
-            bodies: Oldest::new(Part::Body),
-            events: Oldest::new(Part::Whole),
-            over: Oldest::new(Part::Whole),
+            bodies: Oldest::default(),
+            events: Oldest::default(),
+            over: Oldest::default(),
             began: Instant::now(),
         }
     }
@@ -124,42 +107,60 @@ impl<'a> Receipted<'a> {
         part: Part,
         step: Step,
     ) -> Result<Option<u64>, StoreError> {
-        let Shared {
-            store, registry, ..
-        } = self.shared;
+        let Shared { store, .. } = self.shared;
         let oldest = match step.sweep {
             Sweep::Oldest(Part::Body) => &mut self.bodies,
             Sweep::Oldest(Part::Whole) => &mut self.events,
             Sweep::Over(_) => &mut self.over,
-        };
-        let ask_all = |part| {
-            let all: Vec<_> = registry.all().iter().map(|bucket| bucket.id).collect();
-            let mut found = Vec::new();
-            for some in all.chunks(ASKED_AT_ONCE) {
-                found.append(&mut store.oldest_receipted(some, part, received_by)?);
-            }
-            Ok(found)
         };
         // What is over goes in any order, so that one commit does for many buckets that have little of it.
         let max = match step.sweep {
             Sweep::Over(_) => step.max_events,
             Sweep::Oldest(_) => 1,
         };
-        let chosen = oldest.choose(received_by, max, self.began, ask_all)?;
+        let chosen = loop {
+            match oldest.choose(received_by, max, self.began) {
+                Some(chosen) => break chosen,
+                None => oldest.replace(ask_all(self.shared, part, received_by).await?),
+            }
+        };
         if chosen.is_empty() {
             return Ok(None);
         }
         let buckets: Vec<_> = chosen.iter().map(|(_, bucket)| *bucket).collect();
         let most = (step.max_events, step.max_bytes);
-        let removed = store.remove_receipted_of(buckets.clone(), received_by, part, most);
+        let removed = store
+            .journal
+            .remove_receipted(buckets.clone(), received_by, part, most);
         let removed = removed.await;
         let looked_at = removed
             .as_ref()
             .map_or(buckets.len(), |(_, buckets)| *buckets);
-        oldest.learn(store.oldest_receipted(&buckets[..looked_at], part, received_by)?);
+        oldest.learn(
+            store
+                .view
+                .oldest_receipted(&buckets[..looked_at], part, received_by)
+                .await?,
+        );
         oldest.learn(chosen.into_iter().skip(looked_at));
         removed.map(|(removed, _)| Some(removed))
     }
+}
+
+/// What all buckets have of which that part may go.
+async fn ask_all(shared: &Shared, part: Part, by: Timestamp) -> Result<Asked, StoreError> {
+    let all: Vec<_> = shared
+        .registry
+        .all()
+        .iter()
+        .map(|bucket| bucket.id)
+        .collect();
+    let mut found = Vec::new();
+    for some in all.chunks(ASKED_AT_ONCE) {
+        let view = &shared.store.view;
+        found.append(&mut view.oldest_receipted(some, part, by).await?);
+    }
+    Ok(found)
 }
 
 impl Sweeper for Receipted<'_> {
@@ -225,14 +226,14 @@ mod tests {
         let all: Vec<_> = (1..=1000).map(BucketId).collect();
         let two = |bucket: BucketId| vec![at(bucket.0), at(5000 + bucket.0)];
         let mut events: Events = all.iter().map(|bucket| (*bucket, two(*bucket))).collect();
-        let (mut oldest, mut asked) = (Oldest::new(Part::Whole), 0);
+        let (mut oldest, mut asked) = (Oldest::default(), 0);
         let (began, mut order) = (Instant::now(), Vec::new());
         loop {
-            let ask = |_| {
+            let Some(chosen) = oldest.choose(NOW, max, began) else {
                 asked += all.len();
-                Ok(all.iter().flat_map(|one| first(&events, *one)).collect())
+                oldest.replace(all.iter().flat_map(|one| first(&events, *one)).collect());
+                continue;
             };
-            let chosen = oldest.choose(NOW, max, began, ask).expect("read");
             assert!(chosen.len() <= max);
             if chosen.is_empty() {
                 return (asked, order);
@@ -258,15 +259,17 @@ mod tests {
 
     #[test]
     fn the_next_sweep_finds_what_was_receipted_since() {
-        let mut oldest = Oldest::new(Part::Body);
+        let mut oldest = Oldest::default();
         let began = Instant::now();
-        let none = oldest.choose(NOW, 9, began, |_| Ok(Vec::new()));
-        assert_eq!(none.expect("read"), []);
+        assert_eq!(oldest.choose(NOW, 9, began), None);
+        oldest.replace(Vec::new());
+        assert_eq!(oldest.choose(NOW, 9, began), Some(Vec::new()));
         let later = Instant::now();
-        let receipted = |_| Ok(vec![(at(7), BucketId(3)), (NOW, BucketId(1))]);
-        let found = oldest.choose(at(8), 9, later, receipted);
-        assert_eq!(found.expect("read"), [(at(7), BucketId(3))]);
-        let too_new = oldest.choose(at(8), 9, later, |_| panic!("it was asked in this sweep"));
-        assert_eq!(too_new.expect("known"), []);
+        assert_eq!(oldest.choose(at(8), 9, later), None);
+        oldest.replace(vec![(at(7), BucketId(3)), (NOW, BucketId(1))]);
+        let found = oldest.choose(at(8), 9, later);
+        assert_eq!(found, Some(vec![(at(7), BucketId(3))]));
+        let too_new = oldest.choose(at(8), 9, later);
+        assert_eq!(too_new, Some(Vec::new()), "it was asked in this sweep");
     }
 }

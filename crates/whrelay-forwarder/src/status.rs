@@ -88,7 +88,7 @@ pub(crate) async fn show(
     page: Result<Query<Page>, axum::extract::rejection::QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Json<Status>, Problem> {
-    access::check(&shared.store, &headers)?;
+    access::check(&shared.store, &headers).await?;
     let Query(Page { limit, after }) =
         page.map_err(|e| Problem::new(StatusCode::BAD_REQUEST, e.body_text()))?;
     let connected = |bucket, name: &str| shared.hub.connected(bucket, name);
@@ -96,7 +96,7 @@ pub(crate) async fn show(
     // What was refused before may be taken in by now; what it answers is read from its notes, bucket by bucket.
     let _ = shared.intake.check(&shared).await;
     let refuses = |bucket| shared.intake.refusal(bucket);
-    let status = of(&shared.store, connected, refuses, (after.as_deref(), limit))?;
+    let status = of(&shared.store, connected, refuses, (after.as_deref(), limit)).await?;
     let refused = shared.refusals.snapshot().into_iter();
     Ok(Json(Status {
         refused: refused.filter(|(_, count)| *count > 0).collect(),
@@ -111,35 +111,35 @@ pub(crate) async fn show(
 ///
 /// # Errors
 /// When the store cannot be read.
-pub fn of_store(store: &Store) -> Result<Status, StoreError> {
-    of(store, |_, _| None, |_| None, (None, usize::MAX))
+pub async fn of_store(store: &Store) -> Result<Status, StoreError> {
+    of(store, |_, _| None, |_| None, (None, usize::MAX)).await
 }
 
-fn of(
+async fn of(
     store: &Store,
     connected: impl Fn(BucketId, &str) -> Option<Timestamp>,
     refuses: impl Fn(BucketId) -> Option<String>,
     (after, limit): (Option<&str>, usize),
 ) -> Result<Status, StoreError> {
-    let mut all = store.buckets()?;
+    let mut all = store.catalog.buckets().await?;
     all.retain(|bucket| after.is_none_or(|after| bucket.name.as_str() > after));
     all.sort_by(|a, b| a.name.cmp(&b.name));
     let more = all.len() > limit;
     all.truncate(limit);
-    let buckets = all.iter().map(|bucket| {
-        let name = bucket.name.to_string();
-        let mut status = match of_bucket(store, bucket, &connected) {
+    let mut buckets = Vec::with_capacity(all.len());
+    for bucket in &all {
+        let mut status = match of_bucket(store, bucket, &connected).await {
             // One that is damaged must not hide the others.
             Err(StoreError::Damaged(what)) => BucketStatus {
-                bucket: name,
+                bucket: bucket.name.to_string(),
                 refuses: Some(StoreError::Damaged(what).to_string()),
                 ..BucketStatus::default()
             },
             status => status?,
         };
         status.refuses = refuses(bucket.id).or(status.refuses);
-        Ok(status)
-    });
+        buckets.push(status);
+    }
     let incident = |Incident { at, kind, text }: Incident| IncidentView {
         at: at.to_string(),
         kind,
@@ -149,29 +149,38 @@ fn of(
         url: None,
         pid: None,
         max_body: None,
-        stored_bytes: store.size(),
-        max_disk: store.bound().map(|bound| bound.bytes),
-        buckets: buckets.collect::<Result<_, StoreError>>()?,
+        stored_bytes: store.view.size(),
+        max_disk: store.journal.bound().map(|bound| bound.bytes),
+        buckets,
         more,
         refused: BTreeMap::new(),
-        incidents: store.incidents()?.into_iter().map(incident).collect(),
+        incidents: store
+            .catalog
+            .incidents()
+            .await?
+            .into_iter()
+            .map(incident)
+            .collect(),
     })
 }
 
-fn of_bucket(
+async fn of_bucket(
     store: &Store,
     bucket: &Bucket,
     connected: impl Fn(BucketId, &str) -> Option<Timestamp>,
 ) -> Result<BucketStatus, StoreError> {
-    let (last, pruned) = (store.last_seq(bucket.id)?, store.bare_upto(bucket.id)?);
-    let all = store.subscriptions(bucket.id)?;
+    let (last, pruned) = (
+        store.journal.last_seq(bucket.id).await?,
+        store.view.bare_upto(bucket.id).await?,
+    );
+    let all = store.view.subscriptions(bucket.id).await?;
     let active = all.iter().filter(|known| known.ended.is_none());
     // Nobody waits for what came before the last end.
     let ended = || all.iter().filter_map(|known| known.ended);
     let last_end = || ended().map(|(_, through)| through).max();
     let behind = active.map(|known| known.acked).min().or_else(last_end);
     let behind = behind.unwrap_or(Seq(0)).max(pruned);
-    let oldest = store.read_after(bucket, behind, 1, 0)?.events;
+    let oldest = store.journal.read_after(bucket, behind, 1, 0).await?.events;
     let subscribed = |known: Subscription| {
         let connected = connected(bucket.id, &known.name);
         view(known, connected, last, pruned)
@@ -183,8 +192,11 @@ fn of_bucket(
         oldest_waiting_at: oldest
             .first()
             .map(|first| first.event.received_at.to_string()),
-        stored_bytes: store.bucket_size(bucket.id),
-        refuses: store.over_bound(bucket.id).map(|why| why.to_string()),
+        stored_bytes: store.view.bucket_size(bucket.id),
+        refuses: store
+            .journal
+            .over_bound(bucket.id)
+            .map(|why| why.to_string()),
         subscriptions: all.into_iter().map(subscribed).collect(),
     })
 }

@@ -36,25 +36,34 @@ pub struct SubscriptionView {
 ///
 /// # Errors
 /// When the store cannot be read.
-pub fn subscriptions_of(
+pub async fn subscriptions_of(
     store: &Store,
     bucket: BucketId,
 ) -> Result<Vec<SubscriptionView>, StoreError> {
-    views(store, bucket, |_| None)
+    views(store, bucket, |_| None).await
 }
 
 /// The subscriptions of a bucket, and since when the agent of each is connected.
-pub(crate) fn views(
+pub(crate) async fn views(
     store: &Store,
     bucket: BucketId,
     connected: impl Fn(&str) -> Option<Timestamp>,
 ) -> Result<Vec<SubscriptionView>, StoreError> {
-    let (last, pruned) = (store.last_seq(bucket)?, store.bare_upto(bucket)?);
+    let (last, pruned) = (
+        store.journal.last_seq(bucket).await?,
+        store.view.bare_upto(bucket).await?,
+    );
     let view = |subscription: Subscription| {
         let connected = connected(&subscription.name);
         view(subscription, connected, last, pruned)
     };
-    Ok(store.subscriptions(bucket)?.into_iter().map(view).collect())
+    Ok(store
+        .view
+        .subscriptions(bucket)
+        .await?
+        .into_iter()
+        .map(view)
+        .collect())
 }
 
 pub(crate) fn view(
@@ -113,10 +122,10 @@ pub(crate) async fn list(
     Path(name): Path<String>,
     headers: HeaderMap,
 ) -> Result<Json<Vec<SubscriptionView>>, Problem> {
-    access::check(&shared.store, &headers)?;
+    access::check(&shared.store, &headers).await?;
     let bucket = bucket(&shared, &name)?;
     let connected = |name: &str| shared.hub.connected(bucket.id, name);
-    Ok(Json(views(&shared.store, bucket.id, connected)?))
+    Ok(Json(views(&shared.store, bucket.id, connected).await?))
 }
 
 /// The end of a subscription.
@@ -133,7 +142,7 @@ pub(crate) async fn end(
     Path((bucket_name, name)): Path<(String, String)>,
     headers: HeaderMap,
 ) -> Result<Json<EndedView>, Problem> {
-    access::check(&shared.store, &headers)?;
+    access::check(&shared.store, &headers).await?;
     let bucket = bucket(&shared, &bucket_name)?;
     let store = &shared.store;
     let ended = match shared.hub.connected(bucket.id, &name) {
@@ -162,10 +171,13 @@ pub async fn end_subscription(
     name: &str,
     now: Timestamp,
 ) -> Result<Ending, StoreError> {
-    let all = store.subscriptions(bucket)?;
+    let all = store.view.subscriptions(bucket).await?;
     let known = all.iter().find(|known| known.name == name);
     let last = known.map(Subscription::last_session);
-    store.end_subscription(bucket, name, last, now).await
+    store
+        .journal
+        .end_subscription(bucket, name, last, now)
+        .await
 }
 
 /// What is to be sent again.
@@ -213,7 +225,7 @@ pub async fn replay_subscription(
     all: bool,
     newer: impl Fn() -> LeaseEpoch,
 ) -> Result<u64, ReplayError> {
-    let subscriptions = store.subscriptions(bucket)?;
+    let subscriptions = store.view.subscriptions(bucket).await?;
     let known = |name: &str| {
         let known = subscriptions.iter().find(|known| known.name == name);
         known.ok_or_else(|| ReplayError::Unknown(name.to_owned()))
@@ -224,7 +236,9 @@ pub async fn replay_subscription(
     }
     let behind = if all { Seq(0) } else { of.acked };
     loop {
-        let rewinding = store.rewind_subscription(bucket, to, behind, newer());
+        let rewinding = store
+            .journal
+            .rewind_subscription(bucket, to, behind, newer());
         match rewinding.await? {
             Rewound::Overtaken => {}
             Rewound::Sent { events } => return Ok(events),
@@ -242,7 +256,7 @@ pub(crate) async fn replay(
     request: Request<Body>,
 ) -> Result<Json<ReplayView>, Problem> {
     let (parts, body) = request.into_parts();
-    access::check(&shared.store, &parts.headers)?;
+    access::check(&shared.store, &parts.headers).await?;
     let bucket = bucket(&shared, &bucket_name)?;
     let body = shared.bodies.read(body, &seat, bucket.id, &shared.stop);
     let asked = serde_json::from_slice(&body.await?.bytes);

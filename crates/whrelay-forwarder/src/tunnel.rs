@@ -50,7 +50,7 @@ pub(crate) async fn open(
             "tunnels are not for browsers",
         ));
     }
-    access::check(&shared.store, &parts.headers)?;
+    access::check(&shared.store, &parts.headers).await?;
     let (response, upgrade) = websocket::accept(&mut parts, SUBPROTOCOL)?;
     tokio::spawn(async move {
         // The agent may be gone before it has the answer.
@@ -197,7 +197,7 @@ impl Tunnel {
         let (name, seat) = (subscription.name.clone(), Arc::clone(&self.seat));
         let epoch = lease.epoch;
         tokio::spawn(async move {
-            if let Err(error) = shared.store.ack(bucket, &name, upto, epoch).await
+            if let Err(error) = shared.store.journal.ack(bucket, &name, upto, epoch).await
                 && shared.unrecorded.now()
             {
                 tracing::warn!(%error, "an ack was not recorded");
@@ -244,7 +244,7 @@ impl Tunnel {
         let mut lacks = room.bytes.min(limits::MAX_FRAME_BYTES).max(self.wanted);
         loop {
             if !grant.try_add(lacks) {
-                if shared.store.last_seq(bucket.id)?.0 <= room.after {
+                if shared.store.journal.last_seq(bucket.id).await?.0 <= room.after {
                     return Ok(Read::Nothing);
                 }
                 match grant.add(lacks, limits::TUNNEL_WAIT).await {
@@ -255,7 +255,9 @@ impl Tunnel {
             }
             let read = shared
                 .store
-                .read_after(bucket, Seq(room.after), room.events, room.bytes);
+                .journal
+                .read_after(bucket, Seq(room.after), room.events, room.bytes)
+                .await;
             let batch = match read {
                 // The store is being reopened, which takes a moment: no reason to lose the agent.
                 Err(error) if error.is_retryable() => {
@@ -452,7 +454,7 @@ fn note_seen(shared: &Arc<Shared>, subscription: &Subscription) {
     let name = subscription.name.clone();
     tokio::spawn(async move {
         let now = shared.clock.now();
-        if let Err(error) = shared.store.note_seen(bucket, &name, now).await {
+        if let Err(error) = shared.store.journal.note_seen(bucket, &name, now).await {
             tracing::debug!(%error, "could not record that an agent is connected");
         }
     });

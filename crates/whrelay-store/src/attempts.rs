@@ -5,7 +5,7 @@ use whrelay_core::delivery::{Attempt, Delivery, DeliveryKey, State};
 use whrelay_core::time::Timestamp;
 
 use crate::deliveries::{self, Before};
-use crate::disk::Store;
+use crate::disk::RedbStore;
 use crate::error::StoreError;
 use crate::record::{self, Seal, Unsealed};
 use crate::rows::{AttemptMore, AttemptRow};
@@ -24,7 +24,7 @@ pub struct LoggedAttempt {
     pub before: Option<u64>,
 }
 
-impl Store {
+impl RedbStore {
     /// Records an attempt and what follows from it, in one transaction. A delivery that has
     /// ended meanwhile stays as it is, and only the attempt is logged, unless it was given up and has arrived.
     ///
@@ -37,7 +37,7 @@ impl Store {
         .await
     }
 
-    /// Does what [`Store::record`] does, and in the same transaction claims the signature for the attempt's event.
+    /// Does what [`RedbStore::record`] does, and in the same transaction claims the signature for the attempt's event.
     ///
     /// # Errors
     /// When it is unknown whether it is on disk: then it must be recorded again.

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use whrelay_core::bucket::{BucketId, Seq};
 use whrelay_core::delivery::{Cause, Delivery, DeliveryKey};
 
-use crate::disk::Store;
+use crate::disk::RedbStore;
 use crate::error::StoreError;
 use crate::record::{Seal, undamaged};
 use crate::rows::{AttemptMore, DeliveryRow};
@@ -53,7 +53,7 @@ struct AttemptStart<'a> {
     error: Option<&'a str>,
 }
 
-impl Store {
+impl RedbStore {
     /// Deliveries of a bucket behind a place, of at least `max` rows where there are as many. Events of which
     /// one is damaged, or that are set aside, are passed over.
     ///

@@ -4,14 +4,14 @@ use redb::ReadableTable;
 use whrelay_core::bucket::{Bucket, BucketId, BucketKey, BucketName};
 use whrelay_core::token::{Token, TokenDigest};
 
-use crate::disk::Store;
+use crate::disk::RedbStore;
 use crate::error::StoreError;
 use crate::record::{self, Seal};
 use crate::rows::{BucketRow, TokenRow};
 use crate::tables::{BUCKETS, TOKENS};
 use crate::tx::Tx;
 
-impl Store {
+impl RedbStore {
     /// The bucket of that name: as it is, or new with that key. Says whether it is new.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use whrelay_core::limits;
 use whrelay_core::queue::{Offset, Waiting};
 use whrelay_core::time::Timestamp;
 
-use crate::disk::Store;
+use crate::disk::RedbStore;
 
 /// A delivery that was added and is due at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,7 +133,7 @@ impl Changes {
     }
 }
 
-impl Store {
+impl RedbStore {
     /// What commits change in the queues of destinations from now on.
     pub fn changes(&self) -> Changes {
         let pending = Arc::new(Pending::default());

@@ -11,7 +11,7 @@ use whrelay_core::time::Timestamp;
 
 use crate::deliveries;
 use crate::destinations;
-use crate::disk::Store;
+use crate::disk::RedbStore;
 use crate::error::StoreError;
 use crate::events::{last_place, record_of};
 use crate::queue::{self, DueKey, Leads, QueueKey, Summary, Tables, Targets, next_queued};
@@ -54,7 +54,7 @@ impl Census {
     }
 }
 
-impl Store {
+impl RedbStore {
     /// Reads everything: each event, delivery and attempt. That takes minutes where there are many.
     ///
     /// # Errors

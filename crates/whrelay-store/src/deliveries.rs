@@ -15,7 +15,7 @@ use whrelay_core::time::Timestamp;
 
 use crate::attempts;
 use crate::changes::Added;
-use crate::disk::Store;
+use crate::disk::RedbStore;
 use crate::error::StoreError;
 use crate::queue::{self, Rows};
 use crate::record::{self, Seal};
@@ -75,7 +75,7 @@ pub struct StateCounts {
 /// About how many bytes a delivery takes, with its row in the index of what is due.
 const DELIVERY_COST: usize = 256;
 
-impl Store {
+impl RedbStore {
     /// A delivery.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use whrelay_core::target::Target;
 use whrelay_core::time::Timestamp;
 
 use crate::deliveries::{Before, update, whole_of_event};
-use crate::disk::Store;
+use crate::disk::RedbStore;
 use crate::error::StoreError;
 use crate::queue::{self, Leads, QueueKey, key_of, next_queued, waiting_rows};
 use crate::record::{self, Seal};
@@ -44,7 +44,7 @@ pub struct Moved {
     pub discarded: u64,
 }
 
-impl Store {
+impl RedbStore {
     /// All destinations, in order of their numbers. One whose row is damaged is named `damaged-NUMBER` while deliveries
     /// are queued for it, and left out otherwise.
     ///
@@ -87,28 +87,36 @@ impl Store {
         .await
     }
 
-    /// Changes a destination. `None` where there is none of this number.
+    /// The destination of this number.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn destination(&self, id: DestinationId) -> Result<Option<Destination>, StoreError> {
+        self.read(|tx| {
+            let destinations = tx.open_table(DESTINATIONS)?;
+            known(self.seal, &destinations, &tx.open_table(QUEUE)?, id)
+        })
+    }
+
+    /// Replaces a destination that is stored as `before`. False if it is stored otherwise by now, or gone.
     ///
     /// # Errors
     /// When the change is not on disk.
-    pub async fn change_destination(
+    pub async fn replace_destination(
         &self,
-        id: DestinationId,
-        change: impl FnOnce(&mut Destination) + Send + 'static,
-    ) -> Result<Option<Destination>, StoreError> {
+        before: &Destination,
+        after: &Destination,
+    ) -> Result<bool, StoreError> {
+        let (before, after) = (before.clone(), after.clone());
         self.write(256, move |tx: &mut Tx<'_>| {
-            let found = match get(tx.seal, tx.destinations.open()?, id) {
-                Ok(Some(found)) => Some(found),
-                Ok(None) | Err(StoreError::Damaged(_)) => damaged(tx.queue.open()?, id)?,
-                Err(error) => return Err(error),
-            };
-            let Some(mut destination) = found else {
-                return Ok(None);
-            };
+            let id = before.id;
+            let stored = known(tx.seal, tx.destinations.open()?, tx.queue.open()?, id)?;
+            if stored != Some(before) {
+                return Ok(false);
+            }
             queue::touch(tx, id)?;
-            change(&mut destination);
-            put(tx, &destination)?;
-            Ok(Some(destination))
+            put(tx, &after)?;
+            Ok(true)
         })
         .await
     }
@@ -236,6 +244,20 @@ fn get(
         return Ok(None);
     };
     read(seal, id, record.value()).map(Some)
+}
+
+/// A destination; of one that is damaged, what its queue says.
+fn known(
+    seal: Seal,
+    table: &impl ReadableTable<u32, &'static [u8]>,
+    queue: &impl ReadableTable<QueueKey, i64>,
+    id: DestinationId,
+) -> Result<Option<Destination>, StoreError> {
+    match get(seal, table, id) {
+        Ok(Some(found)) => Ok(Some(found)),
+        Ok(None) | Err(StoreError::Damaged(_)) => damaged(queue, id),
+        Err(error) => Err(error),
+    }
 }
 
 /// When the endpoint of a destination was last seen to return. Nothing is known of one that is damaged.

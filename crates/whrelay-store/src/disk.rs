@@ -229,7 +229,7 @@ fn begin_read(database: &Database) -> Result<ReadTransaction, StoreError> {
 
 /// An open store. Clones are handles to the same one.
 #[derive(Clone)]
-pub struct Store {
+pub struct RedbStore {
     pub(crate) shared: Arc<Shared>,
     writes: mpsc::Sender<Message>,
     /// One permit for each byte that waits to be written.
@@ -240,7 +240,7 @@ pub struct Store {
     bound: Option<Bound>,
 }
 
-impl Store {
+impl RedbStore {
     /// Opens the store of a directory, and creates both where they are missing.
     ///
     /// # Errors
@@ -254,7 +254,7 @@ impl Store {
     /// Opens the store on a medium.
     ///
     /// # Errors
-    /// As [`Store::open`].
+    /// As [`RedbStore::open`].
     pub fn open_on(medium: Medium, options: &Options) -> Result<Self, OpenError> {
         let (database, epoch) = meta::prepare(&medium, options)?;
         let seal = Seal::of(&epoch.store);
@@ -430,15 +430,6 @@ impl Store {
         self.write(256, put).await
     }
 
-    /// Bytes the store's file takes on its disk.
-    ///
-    /// # Errors
-    /// When the store cannot be read.
-    pub fn disk_used(&self, dir: &Path) -> Result<u64, StoreError> {
-        let taken = taken(&dir.join(FILE));
-        taken.map_err(|e| StoreError::Broken(e.to_string().into()))
-    }
-
     /// Gives free space in the file back to the file system. Meanwhile nothing is written, and a read waits.
     /// Answers whether it did.
     ///
@@ -451,4 +442,13 @@ impl Store {
         asked.map_err(|_| stopped())?;
         given.await.map_err(|_| stopped())
     }
+}
+
+/// Bytes that the store of a directory takes on its disk.
+///
+/// # Errors
+/// When that cannot be found out.
+pub fn disk_used(dir: &Path) -> Result<u64, StoreError> {
+    let taken = taken(&dir.join(FILE));
+    taken.map_err(|e| StoreError::Broken(e.to_string().into()))
 }

@@ -9,7 +9,7 @@ use whrelay_core::retention::Part;
 use whrelay_core::time::Timestamp;
 
 use crate::deliveries::{self, NewDelivery};
-use crate::disk::Store;
+use crate::disk::RedbStore;
 use crate::error::StoreError;
 use crate::record::{Seal, Unsealed};
 use crate::retention;
@@ -90,7 +90,7 @@ struct Prepared {
     deliveries: Vec<NewDelivery>,
 }
 
-impl Store {
+impl RedbStore {
     /// Puts events on disk, in order, together with their deliveries and, at an agent, the place
     /// they reach at its forwarder: all of it or nothing. An event whose id is there already is
     /// left as it is.

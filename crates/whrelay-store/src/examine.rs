@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::check::Census;
-use crate::disk::{Medium, Options, Store};
+use crate::disk::{Medium, Options, RedbStore};
 use crate::error::{OpenError, StoreError};
 use crate::incidents::Incident;
 use crate::integrity;
@@ -26,7 +26,7 @@ pub struct Examined {
 pub async fn examine(dir: &Path, options: &Options) -> Result<Examined, OpenError> {
     let medium = Medium::read_only(dir, options.purpose)?;
     let structure = integrity::verify(&medium.path, options.cache);
-    let (census, incidents) = match Store::open_on(medium, options) {
+    let (census, incidents) = match RedbStore::open_on(medium, options) {
         Ok(store) => {
             let census = store.census();
             let incidents = store.incidents().unwrap_or_default();

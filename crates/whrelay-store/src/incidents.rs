@@ -5,7 +5,7 @@ use redb::ReadableTable;
 use whrelay_core::limits;
 use whrelay_core::time::Timestamp;
 
-use crate::disk::Store;
+use crate::disk::RedbStore;
 use crate::error::StoreError;
 use crate::record::{self, Seal};
 use crate::rows::IncidentRow;
@@ -25,7 +25,7 @@ pub struct Incident {
     pub text: String,
 }
 
-impl Store {
+impl RedbStore {
     /// What has happened, oldest first.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use whrelay_core::limits;
 use whrelay_core::retention::Part;
 use whrelay_core::time::Timestamp;
 
-use crate::disk::Store;
+use crate::disk::RedbStore;
 use crate::error::StoreError;
 use crate::events::{last_place, record_of};
 use crate::record::Seal;
@@ -63,7 +63,7 @@ pub struct Joined {
     pub was_ended: bool,
 }
 
-impl Store {
+impl RedbStore {
     /// Has an agent join a subscription. Nothing is written if a newer lease was taken by then. Answers nothing where
     /// the bucket has as many subscriptions as it may have. A full disk keeps nobody from draining it: then nothing
     /// is written, either.

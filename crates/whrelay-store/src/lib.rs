@@ -4,9 +4,11 @@
 //! and only then answers. Nothing outside this crate knows redb, and no type that rests on disk
 //! travels or is shown.
 
+mod adapter;
 mod attempts;
 mod briefs;
 mod buckets;
+mod catalog;
 mod changes;
 mod check;
 mod deliveries;
@@ -20,6 +22,7 @@ mod guard;
 mod incidents;
 mod integrity;
 mod join;
+mod journal;
 mod lock;
 mod meta;
 mod migrations;
@@ -37,25 +40,29 @@ mod signatures;
 mod sizes;
 mod sources;
 mod states;
+mod store;
 mod subscriptions;
 mod tables;
 mod tombstones;
 mod tx;
+mod view;
 mod writer;
 
 pub use attempts::LoggedAttempt;
 pub use briefs::{Deliveries, LastAttempt};
+pub use catalog::Catalog;
 pub use changes::{Added, Changed, Changes};
 pub use check::{Audit, Audited, Census};
 pub use deliveries::{Again, NewDelivery, StateCounts};
 pub use destinations::{Moved, NewDestination};
-pub use disk::{Medium, Options, Role, Store};
+pub use disk::{Medium, Options, RedbStore, Role, disk_used};
 pub use error::{Fault, OpenError, StoreError};
 pub use events::{Batch, NewEvent, Receipt, StoredEvent};
 pub use examine::{Examined, examine};
 pub use guard::{Panicked, judge};
 pub use incidents::Incident;
 pub use join::{Join, Joined};
+pub use journal::Journal;
 pub use meta::Epoch;
 pub use persist::persist;
 pub use private::{Draft, create_private_dir, draw_private, write_private};
@@ -65,5 +72,7 @@ pub use salvage::{SalvageError, Salvaged, salvage};
 pub use signatures::SignatureClaim;
 pub use sources::{Source, SourceMark};
 pub use states::{Begin, Found, Search};
+pub use store::Store;
 pub use subscriptions::{Ending, Fate, Holder, LastSession, LeaseEpoch, Rewound, Subscription};
+pub use view::QueueView;
 pub use writer::Effort;

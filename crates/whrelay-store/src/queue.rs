@@ -11,7 +11,7 @@ use whrelay_core::queue::WaitReason;
 use whrelay_core::time::Timestamp;
 
 use crate::deliveries::get;
-use crate::disk::Store;
+use crate::disk::RedbStore;
 use crate::error::StoreError;
 use crate::events::record_of;
 use crate::record::Seal;
@@ -211,7 +211,7 @@ impl Tables {
     }
 }
 
-impl Store {
+impl RedbStore {
     /// Removes rows of queues that lead to no delivery that waits, where they still do not.
     ///
     /// # Errors
@@ -222,6 +222,8 @@ impl Store {
                 if let Leads::Nowhere = tx.leads(row)? {
                     touch(tx, DestinationId(row.0))?;
                     tx.queue.open()?.remove(row)?;
+                    // A read that they filled may have missed others.
+                    tx.changed.note_due(DestinationId(row.0), Timestamp::EPOCH);
                 }
             }
             Ok(())

@@ -13,7 +13,7 @@ use whrelay_core::retention::{Held, Part};
 use whrelay_core::time::Timestamp;
 
 use crate::deliveries;
-use crate::disk::Store;
+use crate::disk::RedbStore;
 use crate::error::StoreError;
 use crate::events::record_of;
 use crate::record::{self, Seal, Unsealed};
@@ -49,7 +49,7 @@ pub struct Swept {
     pub upto: Option<EventId>,
 }
 
-impl Store {
+impl RedbStore {
     /// Bytes that events, deliveries and attempts take, as they are counted against the bound. The file has
     /// more: pages that are not full, or free.
     pub fn size(&self) -> u64 {
@@ -186,7 +186,7 @@ impl Store {
         })
     }
 
-    /// Removes the oldest events of one bucket, as [`Store::remove_receipted_of`] does of many.
+    /// Removes the oldest events of one bucket, as [`RedbStore::remove_receipted_of`] does of many.
     ///
     /// # Errors
     /// When that is not on disk.

@@ -6,7 +6,7 @@ use whrelay_core::id::EventId;
 use whrelay_core::limits;
 use whrelay_core::time::Timestamp;
 
-use crate::disk::Store;
+use crate::disk::RedbStore;
 use crate::error::StoreError;
 use crate::record::{Seal, undamaged};
 use crate::rows::SignatureClaimRow;
@@ -45,7 +45,7 @@ impl SignatureClaim {
     }
 }
 
-impl Store {
+impl RedbStore {
     /// Whether the signature is the event's; `None` if no event has claimed it.
     ///
     /// # Errors

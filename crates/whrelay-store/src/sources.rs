@@ -5,7 +5,7 @@ use whrelay_core::bucket::{BucketId, Seq};
 use whrelay_core::history::Locator;
 use whrelay_core::id::EventId;
 
-use crate::disk::Store;
+use crate::disk::RedbStore;
 use crate::error::StoreError;
 use crate::record;
 use crate::rows::SourceRow;
@@ -38,7 +38,7 @@ pub struct SourceMark {
     pub events: Vec<(Seq, EventId)>,
 }
 
-impl Store {
+impl RedbStore {
     /// How far this agent's store has come, if it ever stored anything of the bucket's.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use whrelay_core::delivery::{DeliveryKey, State};
 use whrelay_core::id::EventId;
 use whrelay_core::time::Timestamp;
 
-use crate::disk::Store;
+use crate::disk::RedbStore;
 use crate::error::StoreError;
 use crate::tables::EVENT_STATES;
 use crate::tx::{Tx, state_key};
@@ -37,7 +37,7 @@ pub enum Begin {
 /// An event that a search has found, by its id and its place.
 pub type Found = (EventId, Seq);
 
-impl Store {
+impl RedbStore {
     /// Events that a search finds, by age, up to `max`; those beyond `after` where one is given. Where
     /// a delivery is damaged its event may be found under a state that it had before.
     ///

@@ -9,7 +9,7 @@ use whrelay_core::history::Own;
 use whrelay_core::retention::Part;
 use whrelay_core::time::Timestamp;
 
-use crate::disk::Store;
+use crate::disk::RedbStore;
 use crate::error::StoreError;
 use crate::events::last_place;
 use crate::record::{self, Seal};
@@ -160,7 +160,7 @@ pub enum Rewound {
     },
 }
 
-impl Store {
+impl RedbStore {
     /// The place up to which a subscription has acknowledged; a new one begins before everything.
     ///
     /// # Errors

@@ -92,7 +92,7 @@ impl Door {
                 }
                 (Err(error), _) => return Err(error.into()),
                 (Ok(store), _) => {
-                    let offline = Offline::new(store, dir, how.clone(), Arc::new(|_| {}))?;
+                    let offline = Offline::new(store, dir, how.clone(), Arc::new(|_| {})).await?;
                     return Ok(offline.map(|offline| Self::Idle(Box::new(offline))));
                 }
             }

@@ -179,8 +179,12 @@ mod tests {
         let store = store.expect("a store");
         let bucket = "shop".parse().expect("a name");
         let key = whrelay_core::bucket::BucketKey::from_text("shop");
-        let (bucket, _) = store.ensure_bucket(&bucket, key).await.expect("stored");
-        let note = store.set_note("forwarder", "http://localhost:1/");
+        let (bucket, _) = store
+            .catalog
+            .ensure_bucket(&bucket, key)
+            .await
+            .expect("stored");
+        let note = store.catalog.set_note("forwarder", "http://localhost:1/");
         note.await.expect("stored");
         let mark = whrelay_store::SourceMark {
             forwarder: "a".to_owned(),
@@ -188,9 +192,9 @@ mod tests {
             seq: whrelay_core::bucket::Seq(1),
             events: Vec::new(),
         };
-        let marked = store.append(bucket.id, Vec::new(), Some(mark));
+        let marked = store.journal.receive(bucket.id, Vec::new(), Some(mark));
         marked.await.expect("stored");
-        store.close().await;
+        store.journal.close().await;
         assert_ne!(dir(&paths, "http://other:1", Some("b")).await, there);
         assert_eq!(dir(&paths, "http://127.0.0.1:1", Some("a")).await, there);
         assert_eq!(dir(&paths, "http://localhost:1", None).await, there);

@@ -133,7 +133,12 @@ impl Door {
 
     async fn has(&self, bucket: &BucketName) -> Result<bool, Failure> {
         match self {
-            Self::Idle(store) => Ok(store.buckets()?.iter().any(|known| known.name == *bucket)),
+            Self::Idle(store) => Ok(store
+                .catalog
+                .buckets()
+                .await?
+                .iter()
+                .any(|known| known.name == *bucket)),
             Self::Running(management) => {
                 let path = ["v1", "buckets", bucket.as_str(), "subscriptions"];
                 match management.ask(Method::GET, &path, None).await {
@@ -168,7 +173,7 @@ impl Door {
                 Ok(status)
             }
             Self::Idle(store) => {
-                let status = whrelay_forwarder::of_store(store)?;
+                let status = whrelay_forwarder::of_store(store).await?;
                 serde_json::to_value(status).map_err(|e| Failure::new(Code::Bug, e.to_string()))
             }
         }
@@ -182,7 +187,8 @@ impl Door {
                 management.ask(Method::GET, &path, None).await?
             }
             Self::Idle(store) => {
-                let all = whrelay_forwarder::subscriptions_of(store, stored(store, bucket)?)?;
+                let all = whrelay_forwarder::subscriptions_of(store, stored(store, bucket).await?)
+                    .await?;
                 serde_json::to_value(all).map_err(|e| Failure::new(Code::Bug, e.to_string()))?
             }
         };
@@ -200,7 +206,7 @@ impl Door {
             }
             Self::Idle(store) => {
                 let now = Clock::default().now();
-                let of = stored(store, bucket)?;
+                let of = stored(store, bucket).await?;
                 let ended = whrelay_forwarder::end_subscription(store, of, name, now);
                 match ended.await? {
                     Ending::Ended { unclaimed } => Ok(unclaimed),
@@ -234,9 +240,9 @@ impl Door {
             }
             Self::Idle(store) => {
                 let names = (name, to.unwrap_or(name));
-                let of = stored(store, bucket)?;
+                let of = stored(store, bucket).await?;
                 // No process has had the store since it was opened.
-                let newest = || LeaseEpoch::before_first(store.epoch().opens).next();
+                let newest = || LeaseEpoch::before_first(store.journal.epoch().opens).next();
                 let asked = whrelay_forwarder::replay_subscription(store, of, names, all, newest);
                 asked.await.map_err(|error| match error {
                     ReplayError::Unknown(name) => unknown(bucket, &name),
@@ -251,7 +257,7 @@ impl Door {
     pub(crate) async fn close(self) {
         match self {
             Self::Running(_) => {}
-            Self::Idle(store) => store.close().await,
+            Self::Idle(store) => store.journal.close().await,
         }
     }
 }
@@ -283,9 +289,14 @@ pub(crate) fn on_this_machine(given: Option<PathBuf>) -> Result<Vec<PathBuf>, Fa
     Ok(dirs)
 }
 
-fn stored(store: &Store, bucket: &BucketName) -> Result<whrelay_core::bucket::BucketId, Failure> {
+async fn stored(
+    store: &Store,
+    bucket: &BucketName,
+) -> Result<whrelay_core::bucket::BucketId, Failure> {
     let known = store
-        .buckets()?
+        .catalog
+        .buckets()
+        .await?
         .into_iter()
         .find(|known| known.name == *bucket);
     let missing = || Failure::new(Code::NotFound, format!("there is no bucket `{bucket}`"));

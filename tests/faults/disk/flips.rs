@@ -13,7 +13,7 @@ use whrelay_core::id::{DeliveryId, EventId};
 use whrelay_core::order::Order;
 use whrelay_core::queue::{DueBy, QueueQuery};
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Audit, Audited, NewDelivery, NewEvent, Store, StoreError};
+use whrelay_store::{Audit, Audited, NewDelivery, NewEvent, RedbStore, StoreError};
 use whrelay_tests::destinations::destination;
 
 use super::lying::LyingDisk;
@@ -173,7 +173,7 @@ impl Specimen {
         std::fs::write(dir.path().join("name"), format!("{NAME:032x}")).expect("written");
         let ids = || u128::from(flip);
         let saved = whrelay_store::salvage(dir.path(), NOW, NOW, ids).map_err(|e| e.to_string())?;
-        let store = Store::open(dir.path(), &options(NAME)).map_err(|e| e.to_string())?;
+        let store = RedbStore::open(dir.path(), &options(NAME)).map_err(|e| e.to_string())?;
         let batch = store.read_after(&self.bucket, Seq(0), usize::MAX, usize::MAX);
         let batch = batch.map_err(|e| e.to_string())?;
         let right = |seq: Seq, event: &Event| self.events.get(seq.0 as usize - 1) == Some(event);
@@ -248,7 +248,7 @@ fn look(disk: LyingDisk, bucket: &Bucket, events: &[Event]) -> Found {
     found.into_iter().max().unwrap_or(Found::Harmless)
 }
 
-fn in_order(store: &Store, bucket: &Bucket, events: &[Event]) -> Found {
+fn in_order(store: &RedbStore, bucket: &Bucket, events: &[Event]) -> Found {
     let Ok(batch) = store.read_after(bucket, Seq(0), usize::MAX, usize::MAX) else {
         return Found::Failed;
     };
@@ -269,7 +269,7 @@ fn in_order(store: &Store, bucket: &Bucket, events: &[Event]) -> Found {
     }
 }
 
-fn by_place(store: &Store, bucket: &Bucket, events: &[Event]) -> Found {
+fn by_place(store: &RedbStore, bucket: &Bucket, events: &[Event]) -> Found {
     let one = |(seq, event): (u64, &Event)| match store.event_at(bucket, Seq(seq)) {
         Ok(Some(found)) if found == *event => Found::Harmless,
         Ok(Some(_)) => Found::Wrong,
@@ -280,7 +280,7 @@ fn by_place(store: &Store, bucket: &Bucket, events: &[Event]) -> Found {
 }
 
 /// What an agent's auditor finds.
-fn is_whole(store: &Store) -> Result<bool, StoreError> {
+fn is_whole(store: &RedbStore) -> Result<bool, StoreError> {
     let mut from = Audit::default();
     loop {
         match store.audit(from, 1000)? {
@@ -292,7 +292,7 @@ fn is_whole(store: &Store) -> Result<bool, StoreError> {
 }
 
 /// What an agent would deliver, after what it does at its start.
-fn by_due(store: &Store, bucket: &Bucket, events: &[Event]) -> Found {
+fn by_due(store: &RedbStore, bucket: &Bucket, events: &[Event]) -> Found {
     let runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = { runtime }.build().expect("a runtime");
     let started = runtime.block_on(async {

@@ -16,8 +16,8 @@ use whrelay_core::order::Order;
 use whrelay_core::queue::{DueCursor, DuePage, Offset, QueuePage, QueueQuery};
 use whrelay_core::time::Timestamp;
 use whrelay_store::{
-    Batch, Begin, Changed, Changes, Found, Medium, OpenError, Options, Role, Search, Source,
-    StateCounts, Store, StoreError,
+    Batch, Begin, Catalog, Changed, Changes, Found, Medium, OpenError, Options, RedbStore, Role,
+    Search, Source, StateCounts, StoreError,
 };
 use whrelay_tests::destinations::destination;
 
@@ -46,7 +46,7 @@ pub(crate) static CRASHED_RECOVERIES: AtomicU64 = AtomicU64::new(0);
 pub(crate) struct Real {
     name: u128,
     disk: LyingDisk,
-    store: Option<Store>,
+    store: Option<RedbStore>,
     /// What the open store changes in queues.
     changes: Option<Changes>,
     /// Whether a write was tried again since changes were asked for: then it may have told of them twice.
@@ -63,10 +63,10 @@ fn bump(counter: &AtomicU64) {
 }
 
 /// Opens, or begins, a store on a disk.
-pub(crate) fn open(disk: &LyingDisk, name: u128) -> Result<Store, OpenError> {
+pub(crate) fn open(disk: &LyingDisk, name: u128) -> Result<RedbStore, OpenError> {
     let disk = disk.clone();
     let medium = move |builder: &redb::Builder| builder.create_with_backend(disk.clone());
-    Store::open_on(Medium::custom(medium), &options(name))
+    RedbStore::open_on(Medium::custom(medium), &options(name))
 }
 
 pub(crate) fn options(name_seed: u128) -> Options {
@@ -80,12 +80,12 @@ pub(crate) fn options(name_seed: u128) -> Options {
 }
 
 impl Real {
-    fn store(&self) -> &Store {
+    fn store(&self) -> &RedbStore {
         self.store.as_ref().expect("open while anyone looks at it")
     }
 
     /// Reads, as the engine does: a store that is being reopened is asked again.
-    fn look<T>(&self, read: impl Fn(&Store) -> Result<T, StoreError>) -> T {
+    fn look<T>(&self, read: impl Fn(&RedbStore) -> Result<T, StoreError>) -> T {
         again_until_healed(|| read(self.store())).expect("a store that can be read")
     }
 
@@ -122,7 +122,8 @@ impl Real {
                     back_since,
                 } => {
                     let change = endpoint_of(endpoint, back_since);
-                    store.change_destination(destination, change).await?;
+                    let catalog: &dyn Catalog = store;
+                    catalog.change_destination(destination, change).await?;
                     Done::Noted
                 }
                 Write::Postpone { key, now, delay } => {
@@ -178,7 +179,7 @@ impl Real {
     }
 
     /// Opens an image, with the power going again while it recovers in some of the cases.
-    fn recover(&mut self, image: LyingDisk) -> (LyingDisk, Store) {
+    fn recover(&mut self, image: LyingDisk) -> (LyingDisk, RedbStore) {
         let mut image = image;
         bump(&IMAGES_OPENED);
         while self.chance.permille(200) {
@@ -500,7 +501,7 @@ impl Vault for Real {
     }
 
     fn endpoint(&self, destination: DestinationId) -> (EndpointState, Option<Timestamp>) {
-        let all = self.look(Store::destinations);
+        let all = self.look(RedbStore::destinations);
         let found = all.into_iter().find(|known| known.id == destination);
         let found = found.map(|known| (known.endpoint, known.back_since));
         found.unwrap_or((EndpointState::Online, None))
@@ -541,7 +542,7 @@ fn again_until_healed<T>(ask: impl Fn() -> Result<T, StoreError>) -> Result<T, S
     }
 }
 
-fn some((disk, store): (LyingDisk, Store)) -> (LyingDisk, Option<Store>) {
+fn some((disk, store): (LyingDisk, RedbStore)) -> (LyingDisk, Option<RedbStore>) {
     (disk, Some(store))
 }
 
@@ -549,7 +550,7 @@ fn some((disk, store): (LyingDisk, Store)) -> (LyingDisk, Option<Store>) {
 fn endpoint_of(
     endpoint: EndpointState,
     back_since: Option<Timestamp>,
-) -> impl FnOnce(&mut Destination) + Send {
+) -> impl Fn(&mut Destination) + Send {
     move |known| {
         (known.endpoint, known.back_since) = (endpoint, back_since);
         let is_offline = endpoint == EndpointState::Offline;

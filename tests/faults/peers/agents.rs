@@ -196,7 +196,7 @@ async fn places(cloud: &Cloud, served: u64) -> Vec<String> {
     let dir = std::path::Path::new(&cloud.token_file).parent().unwrap();
     let store = Store::open(dir, &options).unwrap();
     let mut findings = Vec::new();
-    let buckets = store.buckets().unwrap();
+    let buckets = store.catalog.buckets().await.unwrap();
     let held = [
         (BYSTANDER, served),
         (acks::VICTIM, acks::EVENTS),
@@ -209,7 +209,7 @@ async fn places(cloud: &Cloud, served: u64) -> Vec<String> {
             .iter()
             .find(|bucket| bucket.name.as_str() == name)
             .unwrap();
-        let last = store.last_seq(bucket.id).unwrap().0;
+        let last = store.journal.last_seq(bucket.id).await.unwrap().0;
         if last != events {
             findings.push(format!("{name} has {last} events, not {events}"));
         }
@@ -218,13 +218,15 @@ async fn places(cloud: &Cloud, served: u64) -> Vec<String> {
         .iter()
         .find(|bucket| bucket.name.as_str() == BYSTANDER)
         .unwrap();
-    let place = store.acked(bystander.id, "default").unwrap().0;
+    let known = store.view.subscriptions(bystander.id).await.unwrap();
+    let place = known.iter().find(|known| known.name == "default");
+    let place = place.map_or(0, |known| known.acked.0);
     if place != served {
         findings.push(format!("the bystander's place is {place}, not {served}"));
     }
     if buckets.len() != held.len() {
         findings.push(format!("there are {} buckets", buckets.len()));
     }
-    store.close().await;
+    store.journal.close().await;
     findings
 }

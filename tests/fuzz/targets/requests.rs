@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use whrelay_core::bucket::{Bucket, BucketKey, BucketName, Seq};
 use whrelay_core::tail;
 use whrelay_forwarder::Config;
-use whrelay_store::{Medium, Options, Role, Store};
+use whrelay_store::{Medium, Options, Role, RedbStore, Store};
 
 /// What stands for the input URL's path in an input.
 const PATH: &[u8] = b"PATH";
@@ -49,11 +49,12 @@ impl Forwarder {
             bound: None,
         };
         let memory = |builder: &redb::Builder| builder.create_with_backend(InMemoryBackend::new());
-        let store = Store::open_on(Medium::custom(memory), &options).expect("a store");
+        let store = RedbStore::open_on(Medium::custom(memory), &options);
+        let store = Store::from(store.expect("a store"));
         let name: BucketName = "shop".parse().expect("a name");
         let key = BucketKey::mint(&name, [7; 26]);
         let path = format!("/in/{}", key.expose()).into_bytes();
-        let made = runtime.block_on(store.ensure_bucket(&name, key));
+        let made = runtime.block_on(store.catalog.ensure_bucket(&name, key));
         let listener = runtime.block_on(TcpListener::bind(("127.0.0.1", 0)));
         let listener = listener.expect("a port");
         let address = listener.local_addr().expect("an address");
@@ -85,7 +86,8 @@ impl Forwarder {
     }
 
     fn last(&self) -> u64 {
-        self.store.last_seq(self.bucket.id).expect("read").0
+        let last = self.store.journal.last_seq(self.bucket.id);
+        self.runtime.block_on(last).expect("read").0
     }
 
     fn take(&mut self, data: &[u8]) {
@@ -101,9 +103,9 @@ impl Forwarder {
             accepted <= new && (accepted == new || !whole),
             "{new} stored: {text}"
         );
-        let stored = self
-            .store
-            .read_after(&self.bucket, Seq(before), 100, usize::MAX);
+        let journal = &self.store.journal;
+        let stored = journal.read_after(&self.bucket, Seq(before), 100, usize::MAX);
+        let stored = self.runtime.block_on(stored);
         for stored in stored.expect("read").events {
             let path = stored.event.request.tail;
             assert!(path.is_empty() || path.starts_with('/'), "{path}");

@@ -70,7 +70,7 @@ impl Local {
             None => None,
         };
         let to = match &how.to {
-            Some(to) => Some(self.aim(to)?),
+            Some(to) => Some(self.aim(to).await?),
             None => None,
         };
         let mut turns = self.choose(which, how, to.as_ref(), out).await?;
@@ -98,7 +98,10 @@ impl Local {
             let why = format!("at that rate the last would begin after {hours} h: at most 24 h");
             return Err(Stop::failed(why));
         }
-        let (mut reached, known) = (self.store().last_attempt()?, self.destinations()?);
+        let (mut reached, known) = (
+            self.store().view.last_attempt().await?,
+            self.destinations().await?,
+        );
         let mut begun = HashSet::new();
         let began = self.runtime.clock.now();
         let mut created_at = began;
@@ -112,7 +115,7 @@ impl Local {
                 self.again(&turn, &known, created_at, due_at)
             });
             let again: Vec<_> = again.collect();
-            let begin = |again| self.store().deliver_again(again);
+            let begin = |again| self.store().journal.replay(again);
             for delivery in once_open(again, begin).await? {
                 out.line(replay_line(&delivery, &known)).await?;
                 begun.insert(delivery.key);
@@ -130,11 +133,11 @@ impl Local {
     }
 
     /// Where a replay goes that names a URL or a destination.
-    fn aim(&self, text: &str) -> Result<To, Stop> {
+    async fn aim(&self, text: &str) -> Result<To, Stop> {
         let spec = text
             .parse::<Spec>()
             .map_err(|error| Stop::failed(error.to_string()))?;
-        let mut all = self.store().destinations()?.into_iter();
+        let mut all = self.store().catalog.destinations().await?.into_iter();
         match spec {
             Spec::Known(name) => {
                 let found = all.find(|known| known.name() == Some(&name));
@@ -169,7 +172,7 @@ impl Local {
         to: Option<&To>,
         out: &Out,
     ) -> Result<Vec<Turn>, Stop> {
-        let known = self.destinations()?;
+        let known = self.destinations().await?;
         let mut turns: Vec<Turn> = Vec::new();
         let mut add = |seq, event: &Event, all: Vec<DestinationId>| {
             for _ in 0..how.times {
@@ -182,20 +185,21 @@ impl Local {
         };
         match which {
             Which::Ids(ids) => {
-                self.find_all(ids)?;
+                self.find_all(ids).await?;
                 for id in ids {
-                    let (seq, event) = self.find(id)?;
+                    let (seq, event) = self.find(id).await?;
                     if event.removed_body.is_some() {
                         let why = format!("retention has removed the body of {id} (--max-disk)");
                         return Err(Stop::failed(why));
                     }
                     if how.dry_run {
-                        let line = EventLine::new(&event, &self.shown_deliveries(seq, &known)?);
+                        let line =
+                            EventLine::new(&event, &self.shown_deliveries(seq, &known).await?);
                         out.line(Line::Event(line)).await?;
                     }
                     let all = match to {
                         Some(to) => vec![to.id()],
-                        None => self.destinations_of(seq, &event, &known)?,
+                        None => self.destinations_of(seq, &event, &known).await?,
                     };
                     if all.is_empty() {
                         return Err(Stop::failed(format!("no destination for {id}: use --to")));
@@ -206,7 +210,7 @@ impl Local {
             Which::Filter(filter) => {
                 let mut matches = Matches::new(self, filter, Begin::Oldest, Judge::Delivery);
                 let (mut bodiless, mut nowhere) = (0, 0);
-                while let Some(some) = matches.some(&known)? {
+                while let Some(some) = matches.some(&known).await? {
                     for matched in some {
                         if matched.event.removed_body.is_some() {
                             bodiless += 1;
@@ -238,13 +242,16 @@ impl Local {
     }
 
     /// Sees that all are there, before anything is done to any.
-    fn find_all(&self, ids: &[String]) -> Result<(), Stop> {
-        ids.iter().try_for_each(|id| self.find(id).map(|_| ()))
+    async fn find_all(&self, ids: &[String]) -> Result<(), Stop> {
+        for id in ids {
+            self.find(id).await?;
+        }
+        Ok(())
     }
 
     /// Where an event goes again: to the destinations that it goes to now, or where no `listen` runs, to those
     /// that it went to before.
-    fn destinations_of(
+    async fn destinations_of(
         &self,
         seq: Seq,
         event: &Event,
@@ -253,7 +260,11 @@ impl Local {
         if self.runs {
             return Ok(runtime::taking(&self.runtime.routes(), &event.request.tail));
         }
-        let before = self.store().deliveries_of(self.bucket().id, seq)?;
+        let before = self
+            .store()
+            .view
+            .deliveries_of(self.bucket().id, seq)
+            .await?;
         Ok(self.deliverable(before.iter(), known))
     }
 
@@ -315,14 +326,16 @@ impl Local {
 
     /// Tries what is queued of an event now. Where nothing is, it is delivered again.
     pub(super) async fn retry(&self, text: &str, out: &Out) -> Result<(), Stop> {
-        let (seq, _) = self.find(text)?;
-        let known = self.destinations()?;
+        let (seq, _) = self.find(text).await?;
+        let known = self.destinations().await?;
         let waits = |delivery: &Delivery| {
             !delivery.state.is_finished() && self.runtime.serves(delivery.destination)
         };
         let all = self
             .store()
-            .deliveries_of(self.bucket().id, seq)?
+            .view
+            .deliveries_of(self.bucket().id, seq)
+            .await?
             .into_iter();
         let queued: Vec<_> = all.filter(waits).collect();
         if queued.is_empty() {
@@ -336,7 +349,7 @@ impl Local {
                 .await;
         }
         let keys: Vec<_> = queued.iter().map(|delivery| delivery.key).collect();
-        let hurried = once_open(keys, |keys| self.store().retry_now(keys)).await?;
+        let hurried = once_open(keys, |keys| self.store().journal.retry_now(keys)).await?;
         for delivery in queued
             .iter()
             .filter(|delivery| hurried.contains(&delivery.key))
@@ -355,11 +368,11 @@ impl Local {
         known: &Destinations,
         out: &Out,
     ) -> Result<(), Stop> {
-        let mut commits = self.store().commits();
+        let mut commits = self.store().journal.appended();
         let mut look_at = Instant::now();
         while !waiting.is_empty() {
             commits.mark_unchanged();
-            let new = self.store().attempts_after(*reached, CHUNK)?;
+            let new = self.store().view.attempts_after(*reached, CHUNK).await?;
             let mut ended: Vec<DeliveryKey> = Vec::new();
             for logged in &new {
                 *reached = logged.place;
@@ -375,7 +388,7 @@ impl Local {
                 look_at = Instant::now() + LOOK_EVERY;
             }
             for key in ended {
-                let delivery = self.store().delivery(key)?;
+                let delivery = self.store().view.delivery(key).await?;
                 if delivery.as_ref().is_some_and(|d| !self.has_come(d, until)) {
                     continue;
                 }
@@ -417,13 +430,13 @@ impl Local {
         dry_run: bool,
         out: &Out,
     ) -> Result<(), Stop> {
-        let known = self.destinations()?;
+        let known = self.destinations().await?;
         match which {
             Which::Ids(ids) => {
-                self.find_all(ids)?;
+                self.find_all(ids).await?;
                 for id in ids {
-                    let (seq, event) = self.find(id)?;
-                    let deliveries = self.shown_deliveries(seq, &known)?;
+                    let (seq, event) = self.find(id).await?;
+                    let deliveries = self.shown_deliveries(seq, &known).await?;
                     if dry_run {
                         let line = EventLine::new(&event, &deliveries);
                         out.line(Line::Event(line)).await?;
@@ -435,7 +448,7 @@ impl Local {
             }
             Which::Filter(filter) => {
                 let mut matches = Matches::new(self, filter, Begin::Oldest, Judge::Delivery);
-                while let Some(some) = matches.some(&known)? {
+                while let Some(some) = matches.some(&known).await? {
                     let mut given_up = Vec::new();
                     for mut matched in some {
                         matched.deliveries.retain(|Placed { delivery, .. }| {
@@ -496,7 +509,7 @@ impl Local {
                 (attempt.key, line)
             })
             .collect();
-        for key in once_open(attempts, |attempts| self.store().give_up(attempts)).await? {
+        for key in once_open(attempts, |attempts| self.store().journal.give_up(attempts)).await? {
             if let Some(line) = told.get(&key) {
                 out.line(Line::Discard(line.clone())).await?;
             }

@@ -20,9 +20,9 @@ pub(super) fn unknown(name: &DestinationName) -> Stop {
 
 impl Local {
     pub(super) async fn list_destinations(&self, out: &Out) -> Result<(), Stop> {
-        for destination in self.store().destinations()? {
+        for destination in self.store().catalog.destinations().await? {
             if let Some(name) = destination.name() {
-                let line = self.destination_line(name, &destination)?;
+                let line = self.destination_line(name, &destination).await?;
                 out.line(Line::Destination(line)).await?;
             }
         }
@@ -35,9 +35,9 @@ impl Local {
         changes: &Changes,
         out: &Out,
     ) -> Result<(), Stop> {
-        let destination = self.named(name)?;
+        let destination = self.named(name).await?;
         let change = Change::read(changes, self.runtime.clock.now()).map_err(Stop::failed)?;
-        let queued = waiting(self.store(), &destination)?;
+        let queued = waiting(self.store(), &destination).await?;
         let is_moved = change
             .target
             .as_ref()
@@ -50,7 +50,7 @@ impl Local {
             out.line(Line::warning(why)).await?;
         }
         if let Some(name) = changed.name() {
-            let line = self.destination_line(name, &changed)?;
+            let line = self.destination_line(name, &changed).await?;
             out.line(Line::Destination(line)).await?;
         }
         Ok(())
@@ -76,9 +76,9 @@ impl Local {
         queue: &Queued,
         out: &Out,
     ) -> Result<(), Stop> {
-        let destination = self.named(name)?;
+        let destination = self.named(name).await?;
         let to = match queue {
-            Queued::MoveTo(to) => Some(self.named(to)?),
+            Queued::MoveTo(to) => Some(self.named(to).await?),
             Queued::None | Queued::Discard => None,
         };
         let _changing = self.runtime.changing.lock().await;
@@ -89,12 +89,15 @@ impl Local {
         if to.as_ref().is_some_and(|to| to.id == destination.id) {
             return Err(Stop::failed(format!("{name} cannot be moved to itself")));
         }
-        let queued = waiting(self.store(), &destination)?;
+        let queued = waiting(self.store(), &destination).await?;
         let moved_to = to.as_ref().map(Destination::title);
         let Moved { moved, discarded } = match (queue, to) {
             (_, Some(to)) => {
                 let now = self.runtime.clock.now();
-                let moving = self.store().move_deliveries(destination.id, to.id, now);
+                let moving = self
+                    .store()
+                    .journal
+                    .move_deliveries(destination.id, to.id, now);
                 moving.await?
             }
             (Queued::Discard, None) if queued > 0 => {
@@ -103,7 +106,7 @@ impl Local {
                     ..Filter::default()
                 };
                 self.discard(&Which::Filter(filter), false, out).await?;
-                let discarded = queued - waiting(self.store(), &destination)?;
+                let discarded = queued - waiting(self.store(), &destination).await?;
                 Moved {
                     moved: 0,
                     discarded,
@@ -112,7 +115,7 @@ impl Local {
             (_, None) if queued > 0 => return Err(has_queue(name, queued)),
             (_, None) => Moved::default(),
         };
-        let left = waiting(self.store(), &destination)?;
+        let left = waiting(self.store(), &destination).await?;
         if left > 0 {
             return Err(has_queue(name, left));
         }
@@ -122,6 +125,7 @@ impl Local {
             }
         };
         self.store()
+            .catalog
             .change_destination(destination.id, change)
             .await?;
         let removed = DestinationRemovedLine {
@@ -137,28 +141,29 @@ impl Local {
     async fn change(&self, id: DestinationId, change: Change) -> Result<Destination, Stop> {
         let changed = self
             .store()
-            .change_destination(id, move |stored| change.apply(stored));
+            .catalog
+            .change_destination(id, |stored| change.apply(stored));
         let damaged = || StoreError::Damaged(format!("destination {}", id.0));
         let changed = changed.await?.ok_or_else(damaged)?;
-        Arc::clone(&self.runtime).refresh(&changed)?;
+        Arc::clone(&self.runtime).refresh(&changed).await?;
         Ok(changed)
     }
 
-    fn named(&self, text: &str) -> Result<Destination, Stop> {
+    async fn named(&self, text: &str) -> Result<Destination, Stop> {
         let name: DestinationName = text.parse().map_err(|e| Stop::failed(format!("{e}")))?;
-        let all = self.store().destinations()?.into_iter();
+        let all = self.store().catalog.destinations().await?.into_iter();
         let mut found = all.filter(|known| known.name() == Some(&name));
         found.next().ok_or_else(|| unknown(&name))
     }
 
-    fn destination_line(
+    async fn destination_line(
         &self,
         name: &DestinationName,
         destination: &Destination,
     ) -> Result<DestinationLine, StoreError> {
         let id = destination.id;
-        let counts = self.store().counts(id)?;
-        let next = next::next(&self.runtime, destination)?;
+        let counts = self.store().view.counts(id).await?;
+        let next = next::next(&self.runtime, destination).await?;
         let routes = self.runtime.routes().into_iter();
         let paths = routes
             .filter(|(_, to)| *to == id)
@@ -169,8 +174,18 @@ impl Local {
         Ok(DestinationLine {
             name: name.to_string(),
             bucket: self.bucket().name.to_string(),
-            subscription: self.store().note("subscription")?.unwrap_or_default(),
-            forwarder: self.store().note("forwarder")?.unwrap_or_default(),
+            subscription: self
+                .store()
+                .catalog
+                .note("subscription")
+                .await?
+                .unwrap_or_default(),
+            forwarder: self
+                .store()
+                .catalog
+                .note("forwarder")
+                .await?
+                .unwrap_or_default(),
             target: destination.target.to_string(),
             named: matches!(destination.kind, Kind::Lasting { is_named: true, .. }),
             served: self.runtime.serves(id),
@@ -236,7 +251,7 @@ impl Change {
         Ok(read)
     }
 
-    fn apply(self, stored: &mut Destination) {
+    fn apply(&self, stored: &mut Destination) {
         let Self {
             now,
             target,
@@ -244,10 +259,10 @@ impl Change {
             reset,
             paused_at,
         } = self;
-        reset.into_iter().for_each(|key| stored.options.reset(key));
+        reset.iter().for_each(|key| stored.options.reset(*key));
         stored.options = set.over(&stored.options);
         if let Some(target) = target {
-            point_to(stored, target, now);
+            point_to(stored, target, *now);
         }
         if let Some(paused_at) = paused_at {
             // One that is paused already stays so since then.

@@ -27,11 +27,11 @@ impl Local {
     /// Deliveries that a filter is about, counted by what their last attempt came to, where, and why
     /// they were given up.
     pub(super) async fn groups(&self, filter: &Filter, out: &Out) -> Result<(), Stop> {
-        let known = self.destinations()?;
+        let known = self.destinations().await?;
         let mut groups = Groups::default();
-        let mut walk = Walk::new(self, filter)?;
-        while let Some(some) = walk.some()? {
-            groups.add(self, filter, &known, some)?;
+        let mut walk = Walk::new(self, filter).await?;
+        while let Some(some) = walk.some().await? {
+            groups.add(self, filter, &known, some).await?;
             if out.0.is_closed() {
                 return Err(Stop::Gone);
             }
@@ -63,15 +63,15 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    fn new(local: &'a Local, filter: &'a Filter) -> Result<Self, StoreError> {
+    async fn new(local: &'a Local, filter: &'a Filter) -> Result<Self, StoreError> {
         let next = match filter.event.as_deref().map(str::parse::<EventId>) {
             _ if !filter.wants_bucket(local.bucket().name.as_str()) => Next::Nothing,
             Some(Ok(id)) => {
-                let place = local.store().find_event(id)?;
+                let place = local.store().view.find_event(id).await?;
                 place.map_or(Next::Nothing, |(_, seq)| Next::Of(seq))
             }
             Some(Err(_)) => Next::Nothing,
-            None => Self::all_or_found(local, filter)?,
+            None => Self::all_or_found(local, filter).await?,
         };
         Ok(Self {
             local,
@@ -80,7 +80,7 @@ impl<'a> Walk<'a> {
         })
     }
 
-    fn all_or_found(local: &Local, filter: &Filter) -> Result<Next, StoreError> {
+    async fn all_or_found(local: &Local, filter: &Filter) -> Result<Next, StoreError> {
         let search = Search {
             bucket: local.bucket().id,
             states: states_of(filter),
@@ -91,8 +91,8 @@ impl<'a> Walk<'a> {
             return Ok(Next::Found(search, None));
         }
         let (mut wanted, mut all) = (0u64, 0u64);
-        for destination in local.store().destinations()? {
-            let counts = local.store().counts(destination.id)?;
+        for destination in local.store().catalog.destinations().await? {
+            let counts = local.store().view.counts(destination.id).await?;
             for state in State::ALL {
                 let count = match state {
                     State::Queued => counts.queued,
@@ -113,32 +113,39 @@ impl<'a> Walk<'a> {
     }
 
     /// The next of them, maybe none; `None` when there are no more.
-    fn some(&mut self) -> Result<Option<Vec<Delivery>>, StoreError> {
+    async fn some(&mut self) -> Result<Option<Vec<Delivery>>, StoreError> {
         let (store, bucket) = (self.local.store(), self.local.bucket().id);
         let (found, next) = match std::mem::replace(&mut self.next, Next::Nothing) {
             Next::Nothing => return Ok(None),
             Next::After(seq) => {
-                let Deliveries { all, upto } = store.deliveries_after(bucket, seq, ROWS)?;
+                let Deliveries { all, upto } =
+                    store.view.deliveries_after(bucket, seq, ROWS).await?;
                 (all, upto.map_or(Next::Nothing, Next::After))
             }
-            Next::Of(seq) => (store.deliveries_of_all(bucket, &[seq])?.all, Next::Nothing),
+            Next::Of(seq) => (
+                store.view.deliveries_of_all(bucket, &[seq]).await?.all,
+                Next::Nothing,
+            ),
             Next::Found(search, after) => {
-                let found = store.search(&search, Begin::Oldest, after, ROWS)?;
+                let found = store
+                    .view
+                    .search(&search, Begin::Oldest, after, ROWS)
+                    .await?;
                 let Some((last, _)) = found.last().copied() else {
                     return Ok(None);
                 };
                 let mut places: Vec<_> = found.into_iter().map(|(_, seq)| seq).collect();
                 places.sort_unstable();
-                let all = store.deliveries_of_all(bucket, &places)?.all;
+                let all = store.view.deliveries_of_all(bucket, &places).await?.all;
                 (all, Next::Found(search, Some(last)))
             }
         };
         self.next = next;
-        self.in_time(found).map(Some)
+        self.in_time(found).await.map(Some)
     }
 
     /// Those of events that were received in the filter's time and are of its kind, as far as these are given.
-    fn in_time(&self, found: Vec<Delivery>) -> Result<Vec<Delivery>, StoreError> {
+    async fn in_time(&self, found: Vec<Delivery>) -> Result<Vec<Delivery>, StoreError> {
         let filter = self.filter;
         if filter.since.is_none() && filter.until.is_none() && filter.kind.is_none() {
             return Ok(found);
@@ -146,7 +153,8 @@ impl<'a> Walk<'a> {
         let mut kept = Vec::with_capacity(found.len());
         for of_event in found.chunk_by(|a, b| a.key.seq == b.key.seq) {
             let first = &of_event[0];
-            if self.is_in_time(first)? && self.local.wants_kind(filter, first.key.seq)? {
+            if self.is_in_time(first).await? && self.local.wants_kind(filter, first.key.seq).await?
+            {
                 kept.extend_from_slice(of_event);
             }
         }
@@ -155,7 +163,7 @@ impl<'a> Walk<'a> {
 
     /// Ids are minted when their events are received, and say when to the millisecond: only where that is not
     /// enough is the event asked.
-    fn is_in_time(&self, delivery: &Delivery) -> Result<bool, StoreError> {
+    async fn is_in_time(&self, delivery: &Delivery) -> Result<bool, StoreError> {
         let minted = delivery.event.minted_at();
         let first = self.filter.wants_time(minted);
         let last = Timestamp::from_micros(minted.as_micros().saturating_add(999));
@@ -163,7 +171,11 @@ impl<'a> Walk<'a> {
             return Ok(first);
         }
         let store = self.local.store();
-        match store.head_at(self.local.bucket(), delivery.key.seq) {
+        match store
+            .journal
+            .head_at(self.local.bucket(), delivery.key.seq)
+            .await
+        {
             Err(StoreError::Damaged(_)) | Ok(None) => Ok(false),
             Err(error) => Err(error),
             Ok(Some((event, _))) => Ok(self.filter.wants_time(event.received_at)),
@@ -204,7 +216,7 @@ struct Groups {
 
 impl Groups {
     /// Counts those that a filter is about. Of an event all are given, or none.
-    fn add(
+    async fn add(
         &mut self,
         local: &Local,
         filter: &Filter,
@@ -232,9 +244,13 @@ impl Groups {
             wanted.extend(current(of_event).filter(fits));
         }
         let places: Vec<_> = wanted.iter().map(|d| d.last_attempt).collect();
-        local.store().last_attempts(&places, |index, last| {
-            self.count(wanted[index], last, target(wanted[index]));
-        })
+        local
+            .store()
+            .view
+            .last_attempts(&places, &mut |index, last| {
+                self.count(wanted[index], last, target(wanted[index]));
+            })
+            .await
     }
 
     fn count(&mut self, delivery: &Delivery, last: Option<LastAttempt<'_>>, target: &str) {

@@ -12,8 +12,8 @@ use crate::lines::{EventLine, SignatureLine};
 
 impl Local {
     /// The request at a place. Nothing where it is damaged.
-    fn request_at(&self, seq: Seq) -> Result<Option<Request>, StoreError> {
-        match self.store().event_at(self.bucket(), seq) {
+    async fn request_at(&self, seq: Seq) -> Result<Option<Request>, StoreError> {
+        match self.store().journal.event_at(self.bucket(), seq).await {
             Ok(event) => Ok(event.map(|event| event.request)),
             Err(StoreError::Damaged(_)) => Ok(None),
             Err(error) => Err(error),
@@ -21,27 +21,31 @@ impl Local {
     }
 
     /// Whether the event at a place is of the kind that a filter wants.
-    pub(super) fn wants_kind(&self, filter: &Filter, seq: Seq) -> Result<bool, StoreError> {
+    pub(super) async fn wants_kind(&self, filter: &Filter, seq: Seq) -> Result<bool, StoreError> {
         let Some(wanted) = &filter.kind else {
             return Ok(true);
         };
-        let request = self.request_at(seq)?;
+        let request = self.request_at(seq).await?;
         let kind = request.as_ref().and_then(whrelay_providers::kind);
         Ok(kind.as_ref() == Some(wanted))
     }
 
     /// Adds to a line what its event's body and its last attempts say.
-    pub(super) fn describe(&self, line: &mut EventLine, seq: Seq) -> Result<(), StoreError> {
-        if let Some(request) = self.request_at(seq)? {
+    pub(super) async fn describe(&self, line: &mut EventLine, seq: Seq) -> Result<(), StoreError> {
+        if let Some(request) = self.request_at(seq).await? {
             line.kind = whrelay_providers::kind(&request);
             line.provider_id = whrelay_providers::delivery_id(&request);
         }
         if line.reason != Some(DeadReason::Rejected) {
             return Ok(());
         }
-        let all = self.store().deliveries_of(self.bucket().id, seq)?;
+        let all = self
+            .store()
+            .view
+            .deliveries_of(self.bucket().id, seq)
+            .await?;
         for delivery in current(&all).filter(|d| d.reason == Some(DeadReason::Rejected)) {
-            let last = self.store().attempts_of(delivery.key, 1)?;
+            let last = self.store().view.attempts_of(delivery.key, 1).await?;
             let attempt = last.first().map(|logged| &logged.attempt);
             let Some((attempt, cause)) = attempt.and_then(|a| Some((a, a.cause()?))) else {
                 continue;

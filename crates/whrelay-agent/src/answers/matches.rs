@@ -81,7 +81,7 @@ impl<'a> Matches<'a> {
     }
 
     /// The next of them, maybe none; `None` when there are no more.
-    pub(super) fn some(
+    pub(super) async fn some(
         &mut self,
         known: &Destinations,
     ) -> Result<Option<Vec<Matched>>, StoreError> {
@@ -91,12 +91,17 @@ impl<'a> Matches<'a> {
         let store = self.local.store();
         let found = match self.filter.event.as_deref().map(str::parse::<EventId>) {
             Some(Ok(id)) => {
-                let place = store.find_event(id)?;
+                let place = store.view.find_event(id).await?;
                 self.search = None;
                 place.map(|(_, seq)| (id, seq)).into_iter().collect()
             }
             Some(Err(_)) => return Ok(None),
-            None => store.search(search, self.begin, self.after, CHUNK)?,
+            None => {
+                store
+                    .view
+                    .search(search, self.begin, self.after, CHUNK)
+                    .await?
+            }
         };
         match found.last() {
             Some((last, _)) => self.after = Some(*last),
@@ -104,21 +109,21 @@ impl<'a> Matches<'a> {
         }
         let mut matched = Vec::new();
         for (_, seq) in found {
-            matched.extend(self.look(seq, known)?);
+            matched.extend(self.look(seq, known).await?);
         }
         Ok(Some(matched))
     }
 
-    fn look(&self, seq: Seq, known: &Destinations) -> Result<Option<Matched>, StoreError> {
+    async fn look(&self, seq: Seq, known: &Destinations) -> Result<Option<Matched>, StoreError> {
         let local = self.local;
         // What is damaged is set aside, and the rest is shown.
         // Nobody who looks for events asks what they said, and some are large.
-        let (mut event, has_body) = match local.store().head_at(local.bucket(), seq) {
+        let (mut event, has_body) = match local.store().journal.head_at(local.bucket(), seq).await {
             Err(StoreError::Damaged(_)) | Ok(None) => return Ok(None),
             Err(error) => return Err(error),
             Ok(Some(found)) => found,
         };
-        let deliveries = match local.shown_deliveries(seq, known) {
+        let deliveries = match local.shown_deliveries(seq, known).await {
             Err(StoreError::Damaged(_)) => return Ok(None),
             other => other?,
         };
@@ -136,7 +141,7 @@ impl<'a> Matches<'a> {
             Judge::Event => self.filter.wants_event_line(&matched.line),
             Judge::Delivery => !matched.current(self.filter, known).is_empty(),
         };
-        let wanted = in_time && wanted && local.wants_kind(self.filter, seq)?;
+        let wanted = in_time && wanted && local.wants_kind(self.filter, seq).await?;
         Ok(wanted.then_some(matched))
     }
 }
@@ -158,7 +163,7 @@ impl Matched {
 
 impl Local {
     /// The newest attempts that a filter wants, newest first.
-    pub(super) fn newest_attempts(
+    pub(super) async fn newest_attempts(
         &self,
         filter: &Filter,
         last: usize,
@@ -172,11 +177,11 @@ impl Local {
             let Ok(id) = event.parse() else {
                 return Ok(Vec::new());
             };
-            let Some((_, seq)) = self.store().find_event(id)? else {
+            let Some((_, seq)) = self.store().view.find_event(id).await? else {
                 return Ok(Vec::new());
             };
-            let mut all = self.attempts_at(seq)?;
-            let is_kind = self.wants_kind(filter, seq)?;
+            let mut all = self.attempts_at(seq).await?;
+            let is_kind = self.wants_kind(filter, seq).await?;
             all.retain(|logged| is_kind && wanted(logged));
             all.truncate(last);
             return Ok(all);
@@ -187,11 +192,13 @@ impl Local {
         while found.len() < last {
             let chunk = self
                 .store()
-                .attempts_by_start(&states, bounds, after, CHUNK)?;
+                .view
+                .attempts_by_start(&states, bounds, after, CHUNK)
+                .await?;
             let Some(oldest) = chunk.last() else { break };
             after = Some((oldest.attempt.at, oldest.place));
             for logged in chunk.into_iter().filter(wanted) {
-                if self.wants_kind(filter, logged.attempt.key.seq)? {
+                if self.wants_kind(filter, logged.attempt.key.seq).await? {
                     found.push(logged);
                 }
             }
@@ -201,10 +208,20 @@ impl Local {
     }
 
     /// All attempts of an event, newest first.
-    pub(super) fn attempts_at(&self, seq: Seq) -> Result<Vec<LoggedAttempt>, StoreError> {
+    pub(super) async fn attempts_at(&self, seq: Seq) -> Result<Vec<LoggedAttempt>, StoreError> {
         let mut all = Vec::new();
-        for delivery in self.store().deliveries_of(self.bucket().id, seq)? {
-            all.extend(self.store().attempts_of(delivery.key, usize::MAX)?);
+        for delivery in self
+            .store()
+            .view
+            .deliveries_of(self.bucket().id, seq)
+            .await?
+        {
+            all.extend(
+                self.store()
+                    .view
+                    .attempts_of(delivery.key, usize::MAX)
+                    .await?,
+            );
         }
         all.sort_by_key(|logged| std::cmp::Reverse((logged.attempt.at, logged.place)));
         Ok(all)

@@ -25,7 +25,7 @@ pub(super) fn order(runtime: &Runtime, destination: &Destination) -> Order {
 }
 
 /// Reads the beginning of a destination's queue.
-pub(super) fn next(runtime: &Runtime, destination: &Destination) -> Result<Next, StoreError> {
+pub(super) async fn next(runtime: &Runtime, destination: &Destination) -> Result<Next, StoreError> {
     let order = order(runtime, destination);
     let (now, back_since) = (runtime.clock.now(), destination.back_since);
     let query = QueueQuery {
@@ -43,7 +43,7 @@ pub(super) fn next(runtime: &Runtime, destination: &Destination) -> Result<Next,
             Order::Fifo => 2,
         },
     };
-    let page = runtime.store.queue(destination.id, &query)?.page;
+    let page = runtime.store.view.queue(destination.id, &query).await?;
     let due_at = |waiting: &Waiting| waiting.due_at(back_since, now);
     let is_head = |waiting: &Waiting| match order {
         Order::Arrival => false,

@@ -39,11 +39,11 @@ impl Endpoints {
     }
 
     /// A destination has another URL, with which its row was stored.
-    pub(super) fn replaced(&mut self, tools: &Tools, settings: &Settings) {
+    pub(super) async fn replaced(&mut self, tools: &Tools, settings: &Settings) {
         let endpoint = self.0.entry(settings.id).or_default();
         endpoint.next = None;
         if std::mem::take(&mut endpoint.is_offline) {
-            show(tools, settings, false);
+            show(tools, settings, false).await;
         }
     }
 
@@ -75,7 +75,7 @@ impl Endpoints {
         Some(async move {
             store(&tools, &settings, (state, back_since)).await?;
             if is_offline || was_offline {
-                show(&tools, &settings, is_offline);
+                show(&tools, &settings, is_offline).await;
             }
             Ok(())
         })
@@ -90,6 +90,7 @@ async fn store(tools: &Tools, settings: &Settings, seen: Seen) -> Result<(), Sto
         let target = settings.client.target().clone();
         tools
             .store
+            .catalog
             .change_destination(settings.id, move |stored: &mut Destination| {
                 if stored.target != target {
                     return;
@@ -109,8 +110,13 @@ async fn store(tools: &Tools, settings: &Settings, seen: Seen) -> Result<(), Sto
     }
 }
 
-fn show(tools: &Tools, settings: &Settings, is_offline: bool) {
-    let counts = tools.store.counts(settings.id).unwrap_or_default();
+async fn show(tools: &Tools, settings: &Settings, is_offline: bool) {
+    let counts = tools
+        .store
+        .view
+        .counts(settings.id)
+        .await
+        .unwrap_or_default();
     let queued = counts.queued + counts.stalled;
     (tools.notify)(settings, Notice::Endpoint { is_offline, queued });
 }

@@ -41,7 +41,7 @@ pub(super) async fn attempt(
     key: DeliveryKey,
     number: u32,
 ) -> Result<Attempted, StoreError> {
-    match load(tools, &settings, key) {
+    match load(tools, &settings, key).await {
         Ok(Some((delivery, event))) => try_once(tools, &settings, delivery, event, number).await,
         Ok(None) => Ok(NOT_ASKED),
         Err(StoreError::Damaged(what)) => fetch_again(tools, &settings, key, &what).await,
@@ -53,16 +53,20 @@ pub(super) async fn attempt(
 }
 
 /// A delivery that waits, and its event. `None` if it has ended.
-fn load(
+async fn load(
     tools: &Tools,
     settings: &Settings,
     key: DeliveryKey,
 ) -> Result<Option<(Delivery, Event)>, StoreError> {
-    let delivery = tools.store.delivery(key)?;
+    let delivery = tools.store.view.delivery(key).await?;
     if delivery.as_ref().is_some_and(|d| d.state.is_finished()) {
         return Ok(None);
     }
-    let event = tools.store.event_at(&settings.bucket, key.seq)?;
+    let event = tools
+        .store
+        .journal
+        .event_at(&settings.bucket, key.seq)
+        .await?;
     match (delivery, event) {
         // Another destination has it by now.
         (Some(delivery), Some(_)) if delivery.destination != settings.id => Ok(None),
@@ -133,7 +137,7 @@ async fn fetch_again(
     key: DeliveryKey,
     what: &str,
 ) -> Result<Attempted, StoreError> {
-    let delivery = match tools.store.delivery(key) {
+    let delivery = match tools.store.view.delivery(key).await {
         Ok(Some(delivery)) => delivery,
         Err(error) if error.is_retryable() => return Ok(NOT_ASKED),
         Ok(None) | Err(_) => {
@@ -148,7 +152,7 @@ async fn fetch_again(
         Repair::Restore(event) => {
             let restore = || {
                 let event = (*event).clone();
-                tools.store.restore_event(bucket, key.seq, event)
+                tools.store.journal.restore_event(bucket, key.seq, event)
             };
             persist(restore).await?;
             (tools.notify)(settings, Notice::Fetched(key));
@@ -156,7 +160,7 @@ async fn fetch_again(
         Repair::GiveUp => quarantine(tools, settings, key, what).await?,
         Repair::AskAgain => {
             let now = tools.clock.now();
-            persist(|| tools.store.postpone(key, now, limits::FETCH_AGAIN)).await?;
+            persist(|| tools.store.journal.postpone(key, now, limits::FETCH_AGAIN)).await?;
         }
     }
     Ok(NOT_ASKED)
@@ -171,7 +175,7 @@ pub(super) async fn quarantine(
 ) -> Result<(), StoreError> {
     tracing::error!(%what, "quarantined");
     let now = tools.clock.now();
-    persist(|| tools.store.quarantine(&settings.bucket, key, now)).await?;
+    persist(|| tools.store.journal.quarantine(&settings.bucket, key, now)).await?;
     (tools.notify)(settings, Notice::Quarantined(key));
     Ok(())
 }

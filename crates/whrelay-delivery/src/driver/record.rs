@@ -47,7 +47,7 @@ async fn record(
     let store = &tools.store;
     let (attempt, claim) = match made {
         Some(made) => of_exchange(*made, &append),
-        None => match persist(async || load(tools, settings, &append)).await? {
+        None => match persist(|| load(tools, settings, &append)).await? {
             Some((delivery, event)) => {
                 let asked = asked(&settings.client, &event);
                 (of_nothing(delivery, asked, &append), None)
@@ -55,25 +55,27 @@ async fn record(
             None => return Ok(None),
         },
     };
-    match claim {
-        Some(claim) => persist(|| store.record_signed(attempt.clone(), claim)).await?,
-        None => persist(|| store.record(attempt.clone())).await?,
-    }
+    persist(|| store.journal.attempted(attempt.clone(), claim)).await?;
     Ok(Some(attempt))
 }
 
 /// A delivery that waits, and its event without the body.
-fn load(
+async fn load(
     tools: &Tools,
     settings: &Settings,
     append: &Append,
 ) -> Result<Option<(Delivery, Event)>, StoreError> {
     let key = append.delivery.key;
-    let delivery = tools.store.delivery(key)?;
+    let delivery = tools.store.view.delivery(key).await?;
     let Some(delivery) = delivery.filter(|delivery| !delivery.state.is_finished()) else {
         return Ok(None);
     };
-    match tools.store.head_at(&settings.bucket, key.seq)? {
+    match tools
+        .store
+        .journal
+        .head_at(&settings.bucket, key.seq)
+        .await?
+    {
         Some((event, _)) => Ok(Some((delivery, event))),
         None => Err(StoreError::Damaged(format!("event {}", key.seq.0))),
     }

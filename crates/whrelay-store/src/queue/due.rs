@@ -10,7 +10,7 @@ use whrelay_core::time::Timestamp;
 
 use super::{List, QueueKey, list};
 use crate::destinations;
-use crate::disk::Store;
+use crate::disk::RedbStore;
 use crate::error::StoreError;
 use crate::tables::DUE_DESTINATIONS;
 use crate::tx::Tx;
@@ -119,7 +119,7 @@ fn summary(tx: &mut Tx<'_>, id: DestinationId) -> Result<Summary, StoreError> {
     })
 }
 
-impl Store {
+impl RedbStore {
     /// Destinations that have something due by a time, earliest first; then those of which a delivery has failed after
     /// that time, since a wrong clock wrote that: they count as due at `now`. A new delivery is due at once.
     ///

@@ -12,7 +12,7 @@ use whrelay_core::retry::Phase;
 use whrelay_core::time::Timestamp;
 
 use super::{Leads, List, QueueKey, QueueRow, Tables, is_replay, key_of, list};
-use crate::disk::Store;
+use crate::disk::RedbStore;
 use crate::error::StoreError;
 use crate::tables::QUEUE;
 
@@ -28,7 +28,7 @@ pub struct QueueRead {
     pub strays: Vec<QueueRow>,
 }
 
-impl Store {
+impl RedbStore {
     /// Reads the queue of a destination. Damaged deliveries are among the rows: an attempt finds the damage.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use redb::Builder;
 use whrelay_core::bucket::{Bucket, Seq};
-use whrelay_store::{Medium, Role, Store, StoreError, examine};
+use whrelay_store::{Medium, RedbStore, Role, StoreError, examine};
 
 use crate::setup::*;
 
@@ -13,7 +13,7 @@ const PAGE: usize = 4096;
 
 /// The file at several moments, as whoever copies it may find it.
 async fn moments(dir: &Path) -> Vec<Vec<u8>> {
-    let store = Store::open(dir, &options(Role::Forwarder)).expect("opens");
+    let store = RedbStore::open(dir, &options(Role::Forwarder)).expect("opens");
     let bucket = bucket(&store).await;
     let mut moments = Vec::new();
     for n in 0..200 {
@@ -45,7 +45,7 @@ fn mixed(early: &[u8], late: &[u8], how: usize) -> Vec<u8> {
 }
 
 /// What becomes of what is asked of a store: it is stored, or it is said for good that it cannot be.
-async fn use_it(store: &Store, bucket: &Bucket) -> Result<(), StoreError> {
+async fn use_it(store: &RedbStore, bucket: &Bucket) -> Result<(), StoreError> {
     store.read_after(bucket, Seq(0), usize::MAX, usize::MAX)?;
     for n in 0..20 {
         store
@@ -70,7 +70,7 @@ async fn a_store_of_pages_that_do_not_fit_together_stores_or_stops() {
             });
             let file = path.clone();
             let medium = Medium::custom(move |builder: &Builder| builder.open(&file));
-            let Ok(store) = Store::open_on(medium, &options(Role::Forwarder)) else {
+            let Ok(store) = RedbStore::open_on(medium, &options(Role::Forwarder)) else {
                 assert!(!is_whole, "{how}: it was called whole");
                 refused += 1;
                 continue;

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use redb::StorageBackend;
 use whrelay_core::bucket::Seq;
 use whrelay_core::retry::Verdict;
-use whrelay_store::{Medium, Role, SourceMark, Store};
+use whrelay_store::{Medium, RedbStore, Role, SourceMark};
 
 use crate::setup::*;
 
@@ -88,7 +88,7 @@ fn cut(synced: &[u8], loose: &[(usize, Vec<u8>)], mut keeps: impl FnMut() -> boo
     image
 }
 
-fn reopen(image: Vec<u8>) -> Store {
+fn reopen(image: Vec<u8>) -> RedbStore {
     let open = move |builder: &redb::Builder| {
         let disk = Disk {
             live: image.clone(),
@@ -97,7 +97,7 @@ fn reopen(image: Vec<u8>) -> Store {
         };
         builder.create_with_backend(Recorded(Arc::new(Mutex::new(disk))))
     };
-    Store::open_on(Medium::custom(open), &options(Role::Agent)).expect("opens after a cut")
+    RedbStore::open_on(Medium::custom(open), &options(Role::Agent)).expect("opens after a cut")
 }
 
 /// After so many syncs, so many events and so many attempts had been answered.
@@ -108,7 +108,7 @@ type Answered = Vec<(usize, u64, u64)>;
 async fn work(disk: &Recorded) -> Answered {
     let medium = disk.clone();
     let open = move |builder: &redb::Builder| builder.create_with_backend(medium.clone());
-    let store = Store::open_on(Medium::custom(open), &options(Role::Agent)).expect("opens");
+    let store = RedbStore::open_on(Medium::custom(open), &options(Role::Agent)).expect("opens");
     let mut answered = vec![(disk.disk().images.len(), 0, 0)];
     let bucket = bucket(&store).await;
     let there = store
@@ -143,7 +143,7 @@ async fn work(disk: &Recorded) -> Answered {
 }
 
 /// Everything answered before the cut is there, whole, and the indexes agree with the rows.
-async fn audit(store: Store, events: u64, attempts: u64) {
+async fn audit(store: RedbStore, events: u64, attempts: u64) {
     let bucket = bucket(&store).await;
     let batch = store
         .read_after(&bucket, Seq(0), 1000, usize::MAX)

@@ -7,7 +7,9 @@ use whrelay_core::delivery::{DeadReason, DestinationId, State, event_state};
 use whrelay_core::destination::{Destination, EndpointState, Kind, OptionKey, OptionSet};
 use whrelay_core::retry::{Pause, Phase, Schedule, Verdict};
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Again, Moved, NewDelivery, NewDestination, Role, StateCounts, Store};
+use whrelay_store::{
+    Again, Catalog, Moved, NewDelivery, NewDestination, RedbStore, Role, StateCounts,
+};
 
 use crate::setup::*;
 
@@ -21,7 +23,7 @@ fn full() -> OptionSet {
     options
 }
 
-async fn add(store: &Store, kind: Kind, port: u16, options: OptionSet) -> Destination {
+async fn add(store: &RedbStore, kind: Kind, port: u16, options: OptionSet) -> Destination {
     let bucket = bucket(store).await.id;
     let target = port.to_string().parse().expect("a target");
     let new = NewDestination {
@@ -43,7 +45,7 @@ fn lasting(name: &str) -> Kind {
 #[tokio::test]
 async fn everything_that_is_set_survives_and_only_what_is_changed_changes() {
     let dir = tempfile::tempdir().expect("a directory");
-    let open = || Store::open(dir.path(), &options(Role::Agent)).expect("opens");
+    let open = || RedbStore::open(dir.path(), &options(Role::Agent)).expect("opens");
     let store = open();
     let schedules =
         [Schedule::Seconds, Schedule::Medium, Schedule::Long].map(|schedule| OptionSet {
@@ -68,7 +70,8 @@ async fn everything_that_is_set_survives_and_only_what_is_changed_changes() {
         all.push(add(&store, lasting(&format!("s{n}")), port, schedule).await);
     }
     assert_eq!(store.destinations().expect("read"), all);
-    let changed = store.change_destination(all[0].id, |api| {
+    let catalog: &dyn Catalog = &store;
+    let changed = catalog.change_destination(all[0].id, |api| {
         api.target = "https://api.test/base".parse().expect("a target");
         api.paused_at = Some(NOW);
         api.endpoint = EndpointState::Offline;
@@ -78,14 +81,14 @@ async fn everything_that_is_set_survives_and_only_what_is_changed_changes() {
     let changed = changed.await.expect("stored").expect("it is there");
     assert_eq!(changed.options, full());
     all[0] = changed;
-    let nobody = store.change_destination(DestinationId(99), |_| unreachable!("nobody"));
+    let nobody = catalog.change_destination(DestinationId(99), |_| unreachable!("nobody"));
     assert_eq!(nobody.await.expect("stored"), None);
     store.close().await;
     assert_eq!(open().destinations().expect("read"), all);
 }
 
 /// A queue of 1500 deliveries and a replay that is scheduled for `later`; the event of one goes to both.
-async fn queued(later: Timestamp) -> (Store, Bucket, DestinationId, DestinationId) {
+async fn queued(later: Timestamp) -> (RedbStore, Bucket, DestinationId, DestinationId) {
     let store = memory(Role::Agent);
     let bucket = bucket(&store).await;
     let old = add(&store, lasting("old"), 3000, OptionSet::default())

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use whrelay_store::{OpenError, Role, Store};
+use whrelay_store::{OpenError, RedbStore, Role};
 
 use crate::setup::*;
 
@@ -11,7 +11,7 @@ use crate::setup::*;
 async fn a_store_outlives_its_process_and_is_private() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("deep/er");
-    let store = Store::open(&path, &options(Role::Forwarder)).expect("created");
+    let store = RedbStore::open(&path, &options(Role::Forwarder)).expect("created");
     let (id, bucket) = (store.id().to_owned(), bucket(&store).await);
     store
         .append(bucket.id, vec![plain(1)], None)
@@ -23,7 +23,7 @@ async fn a_store_outlives_its_process_and_is_private() {
         (0o700, 0o600)
     );
     store.close().await;
-    let store = Store::open(&path, &options(Role::Forwarder)).expect("opened");
+    let store = RedbStore::open(&path, &options(Role::Forwarder)).expect("opened");
     assert_eq!(store.id(), id);
     let (_, seq) = store.find_event(event(1).id).expect("read").expect("there");
     assert_eq!(store.event_at(&bucket, seq).expect("read"), Some(event(1)));
@@ -32,8 +32,8 @@ async fn a_store_outlives_its_process_and_is_private() {
 #[tokio::test]
 async fn a_second_opener_learns_who_was_first() {
     let dir = tempfile::tempdir().expect("a directory");
-    let _first = Store::open(dir.path(), &options(Role::Agent)).expect("opened");
-    let second = Store::open(dir.path(), &options(Role::Agent))
+    let _first = RedbStore::open(dir.path(), &options(Role::Agent)).expect("opened");
+    let second = RedbStore::open(dir.path(), &options(Role::Agent))
         .err()
         .expect("refused");
     assert!(
@@ -47,11 +47,11 @@ async fn a_second_opener_learns_who_was_first() {
 #[tokio::test]
 async fn another_role_is_refused() {
     let dir = tempfile::tempdir().expect("a directory");
-    Store::open(dir.path(), &options(Role::Agent))
+    RedbStore::open(dir.path(), &options(Role::Agent))
         .expect("opened")
         .close()
         .await;
-    let refused = Store::open(dir.path(), &options(Role::Forwarder))
+    let refused = RedbStore::open(dir.path(), &options(Role::Forwarder))
         .err()
         .expect("refused");
     assert!(matches!(refused, OpenError::Role { .. }), "{refused}");
@@ -63,7 +63,7 @@ async fn files_that_are_no_store_are_refused_and_left_alone() {
     let file = dir.path().join("store.redb");
     for content in [&b""[..], b"redb", b"#!/bin/sh\necho hello\n", &[0; 100_000]] {
         fs::write(&file, content).expect("written");
-        let refused = Store::open(dir.path(), &options(Role::Agent))
+        let refused = RedbStore::open(dir.path(), &options(Role::Agent))
             .err()
             .expect("refused");
         assert!(matches!(refused, OpenError::Foreign { .. }), "{refused}");
@@ -76,7 +76,7 @@ async fn a_redb_file_of_someone_else_is_refused() {
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("store.redb");
     drop(redb::Database::create(&file).expect("created"));
-    let refused = Store::open(dir.path(), &options(Role::Agent))
+    let refused = RedbStore::open(dir.path(), &options(Role::Agent))
         .err()
         .expect("refused");
     assert!(matches!(refused, OpenError::Foreign { .. }), "{refused}");
@@ -86,7 +86,7 @@ async fn a_redb_file_of_someone_else_is_refused() {
 #[tokio::test]
 async fn a_store_that_nothing_in_it_names_any_more_is_damaged() {
     let dir = tempfile::tempdir().expect("a directory");
-    let store = Store::open(dir.path(), &options(Role::Agent)).expect("opened");
+    let store = RedbStore::open(dir.path(), &options(Role::Agent)).expect("opened");
     store.close().await;
     let file = dir.path().join("store.redb");
     fs::remove_file(&file).expect("removed");
@@ -94,7 +94,7 @@ async fn a_store_that_nothing_in_it_names_any_more_is_damaged() {
     let without_tables = fs::read(&file).expect("there");
     for content in [&without_tables[..], b"redb"] {
         fs::write(&file, content).expect("written");
-        let refused = Store::open(dir.path(), &options(Role::Agent))
+        let refused = RedbStore::open(dir.path(), &options(Role::Agent))
             .err()
             .expect("refused");
         assert!(matches!(refused, OpenError::Damaged { .. }), "{refused}");
@@ -104,7 +104,7 @@ async fn a_store_that_nothing_in_it_names_any_more_is_damaged() {
 #[tokio::test]
 async fn a_newer_format_and_an_older_one_are_refused() {
     let dir = tempfile::tempdir().expect("a directory");
-    Store::open(dir.path(), &options(Role::Agent))
+    RedbStore::open(dir.path(), &options(Role::Agent))
         .expect("opened")
         .close()
         .await;
@@ -118,7 +118,7 @@ async fn a_newer_format_and_an_older_one_are_refused() {
             .expect("put");
         tx.commit().expect("committed");
         drop(database);
-        let refused = Store::open(dir.path(), &options(Role::Agent))
+        let refused = RedbStore::open(dir.path(), &options(Role::Agent))
             .err()
             .expect("refused");
         let right = match newer {
@@ -132,7 +132,7 @@ async fn a_newer_format_and_an_older_one_are_refused() {
 #[tokio::test]
 async fn truncated_anywhere_it_says_damaged_or_serves_only_what_was_stored() {
     let dir = tempfile::tempdir().expect("a directory");
-    let store = Store::open(dir.path(), &options(Role::Forwarder)).expect("opened");
+    let store = RedbStore::open(dir.path(), &options(Role::Forwarder)).expect("opened");
     let bucket = bucket(&store).await;
     store
         .append(bucket.id, (1..=60).map(plain).collect(), None)
@@ -144,7 +144,7 @@ async fn truncated_anywhere_it_says_damaged_or_serves_only_what_was_stored() {
     let mut refused = 0;
     for length in (0..whole.len()).step_by(4096) {
         fs::write(&file, &whole[..length]).expect("written");
-        match Store::open(dir.path(), &options(Role::Forwarder)) {
+        match RedbStore::open(dir.path(), &options(Role::Forwarder)) {
             Ok(store) => store.close().await,
             Err(error) => {
                 assert!(error.to_string().contains("store.redb"), "{error}");
@@ -166,7 +166,7 @@ fn a_place_that_cannot_be_written_is_named() {
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("file");
     fs::write(&file, "in the way").expect("written");
-    let refused = Store::open(&file, &options(Role::Agent))
+    let refused = RedbStore::open(&file, &options(Role::Agent))
         .err()
         .expect("refused");
     assert!(

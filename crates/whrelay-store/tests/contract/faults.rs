@@ -8,7 +8,7 @@ use std::time::Duration;
 use redb::StorageBackend;
 use redb::backends::{FileBackend, InMemoryBackend};
 use whrelay_core::bucket::{Bucket, Seq};
-use whrelay_store::{Fault, Medium, Options, Role, Store, StoreError};
+use whrelay_store::{Fault, Medium, Options, RedbStore, Role, StoreError};
 
 use crate::setup::*;
 
@@ -82,13 +82,13 @@ impl StorageBackend for Failing {
     }
 }
 
-fn failing(dir: &std::path::Path) -> (Store, Arc<AtomicU8>) {
+fn failing(dir: &std::path::Path) -> (RedbStore, Arc<AtomicU8>) {
     let mode = Arc::new(AtomicU8::new(FINE));
     (opened(dir, &mode, 1), mode)
 }
 
 /// The store on a disk of that mode.
-fn opened(dir: &std::path::Path, mode: &Arc<AtomicU8>, name_seed: u128) -> Store {
+fn opened(dir: &std::path::Path, mode: &Arc<AtomicU8>, name_seed: u128) -> RedbStore {
     let (path, switch) = (dir.join("disk"), Arc::clone(mode));
     let allocated = Arc::new(AtomicU64::new(0));
     let open = move |builder: &redb::Builder| {
@@ -109,7 +109,7 @@ fn opened(dir: &std::path::Path, mode: &Arc<AtomicU8>, name_seed: u128) -> Store
         name_seed,
         ..options(Role::Forwarder)
     };
-    Store::open_on(Medium::custom(open), &options).expect("opens")
+    RedbStore::open_on(Medium::custom(open), &options).expect("opens")
 }
 
 /// Its opening could not be written: its number stayed where it was, as that of a copy would, and redb refused every
@@ -217,7 +217,7 @@ async fn a_write_that_was_given_up_before_it_began_is_left_undone() {
 }
 
 /// So that some page has to come from the disk when they are read.
-async fn append_more_than_is_cached(store: &Store, bucket: &Bucket) {
+async fn append_more_than_is_cached(store: &RedbStore, bucket: &Bucket) {
     let many = (1..=40).map(|n| {
         let mut new = plain(n);
         new.event.request.body = vec![7; 200_000].into();
@@ -286,7 +286,7 @@ async fn a_rotten_event_is_passed_over_and_named() {
         cache: 1 << 20,
         ..options(Role::Forwarder)
     };
-    let store = Store::open(dir.path(), &settings).expect("opens");
+    let store = RedbStore::open(dir.path(), &settings).expect("opens");
     let bucket = bucket(&store).await;
     store
         .append(bucket.id, (1..=5).map(plain).collect(), None)
@@ -302,7 +302,7 @@ async fn a_rotten_event_is_passed_over_and_named() {
         .expect("the third event's tail");
     file[at + 1] ^= 1;
     std::fs::write(&path, file).expect("written");
-    let store = Store::open(dir.path(), &settings).expect("redb does not notice");
+    let store = RedbStore::open(dir.path(), &settings).expect("redb does not notice");
     let batch = store
         .read_after(&bucket, Seq(0), 99, usize::MAX)
         .expect("read");
@@ -317,7 +317,7 @@ async fn a_rotten_event_is_passed_over_and_named() {
 #[tokio::test]
 async fn nothing_is_quarantined_that_is_whole() {
     let open = |b: &redb::Builder| b.create_with_backend(InMemoryBackend::new());
-    let store = Store::open_on(Medium::custom(open), &options(Role::Agent)).expect("opens");
+    let store = RedbStore::open_on(Medium::custom(open), &options(Role::Agent)).expect("opens");
     let bucket = bucket(&store).await;
     let there = store
         .ensure_destination(bucket.id, "http://localhost:1")

@@ -10,7 +10,7 @@ use whrelay_core::bucket::Seq;
 use whrelay_core::delivery::{State, event_state};
 use whrelay_core::destination::{DestinationName, Kind};
 use whrelay_core::id::EventId;
-use whrelay_store::{Begin, Role, Search, Store};
+use whrelay_store::{Begin, RedbStore, Role, Search};
 
 use crate::setup::*;
 
@@ -27,8 +27,8 @@ fn unpack(format: u32) -> (TempDir, Value) {
     (dir, serde_json::from_slice(&expected).expect("JSON"))
 }
 
-fn open(dir: &Path, role: Role) -> Store {
-    Store::open(dir, &options(role)).expect("an older store is taken over")
+fn open(dir: &Path, role: Role) -> RedbStore {
+    RedbStore::open(dir, &options(role)).expect("an older store is taken over")
 }
 
 /// Formats of which there is a fixture.
@@ -148,14 +148,14 @@ async fn damaged_stores_are_salvaged_with_what_each_side_knows_of_the_other() {
         crate::salvage::save(&damaged).expect("saved");
         let (whole, saved) = (open(&whole.path().join(place), role), open(&damaged, role));
         for bucket in whole.buckets().expect("read") {
-            let known = |store: &Store| {
+            let known = |store: &RedbStore| {
                 let all = store.subscriptions(bucket.id).expect("read");
                 let source = store.source(bucket.id).expect("read");
                 let known = all.into_iter().map(|known| (known.name, known.acked));
                 (known.collect::<Vec<_>>(), source.map(|source| source.seq))
             };
             assert_eq!(known(&whole), known(&saved), "{place} {}", bucket.name);
-            let last = |store: &Store| store.last_seq(bucket.id).expect("read");
+            let last = |store: &RedbStore| store.last_seq(bucket.id).expect("read");
             assert_eq!(last(&whole), last(&saved), "{place} {}", bucket.name);
         }
     }

@@ -4,7 +4,7 @@ use whrelay_core::bucket::{Bucket, Seq};
 use whrelay_core::event::Event;
 use whrelay_core::history::{Claim, WentBack};
 use whrelay_core::id::EventId;
-use whrelay_store::{Join, LeaseEpoch, NewEvent, Role, SourceMark, Store};
+use whrelay_store::{Join, LeaseEpoch, NewEvent, RedbStore, Role, SourceMark};
 
 use crate::setup::*;
 
@@ -16,7 +16,7 @@ fn other(n: u64) -> Event {
     }
 }
 
-async fn append(store: &Store, bucket: &Bucket, events: Vec<Event>) {
+async fn append(store: &RedbStore, bucket: &Bucket, events: Vec<Event>) {
     let new = |event| NewEvent {
         event,
         deliveries: Vec::new(),
@@ -26,7 +26,7 @@ async fn append(store: &Store, bucket: &Bucket, events: Vec<Event>) {
 }
 
 /// A forwarder whose directory was put back to place 5 and went on to place 30.
-async fn put_back() -> (Store, Bucket) {
+async fn put_back() -> (RedbStore, Bucket) {
     let store = memory(Role::Forwarder);
     let bucket = bucket(&store).await;
     append(&store, &bucket, (1..=5).map(event).collect()).await;
@@ -51,7 +51,7 @@ fn desktop(claim: Option<Claim>) -> Join {
 }
 
 /// A forwarder whose subscription had one agent up to place 20, and then another one.
-async fn taken_over() -> (Store, Bucket) {
+async fn taken_over() -> (RedbStore, Bucket) {
     let (store, bucket) = with_events(30).await;
     let ack = |upto| store.ack(bucket.id, "laptop", Seq(upto), LeaseEpoch::default());
     joined(&store, &bucket, as_agent(None)).await;
@@ -235,7 +235,7 @@ async fn every_opening_of_a_store_is_told_from_every_other() {
             name_seed: seed,
             ..options(Role::Agent)
         };
-        let store = Store::open(dir.path(), &options).expect("opens");
+        let store = RedbStore::open(dir.path(), &options).expect("opens");
         seen.push(store.epoch().clone());
         store.close().await;
     }

@@ -13,7 +13,7 @@ use whrelay_core::order::Order;
 use whrelay_core::queue::{DueBy, QueuePage, QueueQuery, Waiting};
 use whrelay_core::retry::{Pause, Phase, Verdict};
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Again, NewDelivery, NewEvent, Role, Store};
+use whrelay_store::{Again, NewDelivery, NewEvent, RedbStore, Role};
 
 use crate::setup::*;
 use view::{Record, View};
@@ -106,7 +106,7 @@ fn at(seconds: u64) -> Timestamp {
 }
 
 struct World {
-    store: Store,
+    store: RedbStore,
     bucket: Bucket,
     ids: Vec<DestinationId>,
     /// Raised by a millisecond with each delivery.

@@ -13,7 +13,8 @@ use whrelay_core::retention::{Bound, Part};
 use whrelay_core::retry::{Pause, Phase, Verdict};
 use whrelay_core::time::Timestamp;
 use whrelay_store::{
-    Again, Begin, Effort, Fate, Found, Join, LeaseEpoch, NewDelivery, Options, Role, Search, Store,
+    Again, Begin, Effort, Fate, Found, Join, LeaseEpoch, NewDelivery, Options, RedbStore, Role,
+    Search,
 };
 
 use crate::setup::*;
@@ -25,7 +26,7 @@ const STALLED: Verdict = Verdict::RetryAt {
 };
 
 /// A bucket with four events: sent, stalled, dead, and untried.
-async fn four(store: &Store) -> (Bucket, DestinationId) {
+async fn four(store: &RedbStore) -> (Bucket, DestinationId) {
     let bucket = bucket(store).await;
     let there = store
         .ensure_destination(bucket.id, "http://localhost:1")
@@ -40,13 +41,13 @@ async fn four(store: &Store) -> (Bucket, DestinationId) {
     (bucket, there)
 }
 
-async fn record(store: &Store, bucket: &Bucket, seq: u64, verdict: Verdict) {
+async fn record(store: &RedbStore, bucket: &Bucket, seq: u64, verdict: Verdict) {
     let delivery = store.deliveries_of(bucket.id, Seq(seq)).expect("read")[0].clone();
     let recorded = store.record(attempt(&delivery, verdict)).await;
     recorded.expect("stored");
 }
 
-fn all(store: &Store, bucket: &Bucket) -> Vec<Found> {
+fn all(store: &RedbStore, bucket: &Bucket) -> Vec<Found> {
     let search = Search {
         bucket: bucket.id,
         states: State::ALL.to_vec(),
@@ -56,7 +57,7 @@ fn all(store: &Store, bucket: &Bucket) -> Vec<Found> {
     store.search(&search, Begin::Oldest, None, 9).expect("read")
 }
 
-async fn remove(store: &Store, bucket: &Bucket, by: Timestamp, part: Part) -> usize {
+async fn remove(store: &RedbStore, bucket: &Bucket, by: Timestamp, part: Part) -> usize {
     let found = all(store, bucket);
     let removed = store
         .remove_finished(bucket.id, found, by, part, usize::MAX)
@@ -64,7 +65,7 @@ async fn remove(store: &Store, bucket: &Bucket, by: Timestamp, part: Part) -> us
     removed.expect("stored").removed.len()
 }
 
-fn places(store: &Store, bucket: &Bucket) -> Vec<u64> {
+fn places(store: &RedbStore, bucket: &Bucket) -> Vec<u64> {
     let batch = store.read_after(bucket, Seq(0), 99, 1 << 20).expect("read");
     assert_eq!(batch.damaged, [], "nothing is lost");
     batch.events.iter().map(|stored| stored.seq.0).collect()
@@ -364,7 +365,7 @@ async fn what_is_left_without_bodies_takes_its_own_space_and_no_more() {
     const EVENTS: u64 = 10_000;
     const MIB: u64 = 1 << 20;
     let dir = tempfile::tempdir().expect("a directory");
-    let store = Store::open(dir.path(), &options(Role::Forwarder)).expect("opens");
+    let store = RedbStore::open(dir.path(), &options(Role::Forwarder)).expect("opens");
     let bucket = bucket(&store).await;
     for first in (1..=EVENTS).step_by(500) {
         let large = |n| {
@@ -384,7 +385,10 @@ async fn what_is_left_without_bodies_takes_its_own_space_and_no_more() {
     }
     let given = store.give_back(Effort::Whatever).await;
     assert!(given.expect("open"));
-    let (size, used) = (store.size(), store.disk_used(dir.path()).expect("read"));
+    let (size, used) = (
+        store.size(),
+        whrelay_store::disk_used(dir.path()).expect("read"),
+    );
     let fits = 2 * size + limits::RESERVE + MIB;
     assert!(used <= fits, "{used} bytes on disk for {size}");
 }
@@ -399,7 +403,7 @@ async fn at_its_bound_a_store_takes_nothing_in_and_lets_the_rest_go_on() {
         }),
         ..options(Role::Agent)
     };
-    let store = Store::open(dir.path(), &bounded).expect("opens");
+    let store = RedbStore::open(dir.path(), &bounded).expect("opens");
     let (bucket, there) = four(&store).await;
     let mut n = 4;
     let refused = loop {
@@ -411,7 +415,7 @@ async fn at_its_bound_a_store_takes_nothing_in_and_lets_the_rest_go_on() {
     assert!(refused.is_retryable() && n < 20, "{n}: {refused}");
     let size = store.size();
     store.close().await;
-    let store = Store::open(dir.path(), &bounded).expect("opens");
+    let store = RedbStore::open(dir.path(), &bounded).expect("opens");
     assert_eq!(store.size(), size, "it is known over restarts");
     record(&store, &bucket, 2, Verdict::Sent).await;
     remove(&store, &bucket, Timestamp::LAST, Part::Whole).await;
@@ -423,7 +427,7 @@ async fn at_its_bound_a_store_takes_nothing_in_and_lets_the_rest_go_on() {
 async fn the_disk_gets_back_what_is_free() {
     const MIB: u64 = 1 << 20;
     let dir = tempfile::tempdir().expect("a directory");
-    let store = Store::open(dir.path(), &options(Role::Forwarder)).expect("opens");
+    let store = RedbStore::open(dir.path(), &options(Role::Forwarder)).expect("opens");
     let bucket = bucket(&store).await;
     let there = store.ensure_destination(bucket.id, "http://localhost:1");
     let there = there.await.expect("stored");
@@ -435,7 +439,7 @@ async fn the_disk_gets_back_what_is_free() {
             .await
             .expect("stored");
     }
-    let full = store.disk_used(dir.path()).expect("read");
+    let full = whrelay_store::disk_used(dir.path()).expect("read");
     assert!(
         !store.give_back(Effort::Moment).await.expect("open"),
         "nothing is free"
@@ -469,7 +473,7 @@ async fn the_disk_gets_back_what_is_free() {
     drop(leaves);
     reader.join().expect("no panic").expect("read");
     assert!(store.give_back(Effort::Moment).await.expect("open"));
-    let left = store.disk_used(dir.path()).expect("read");
+    let left = whrelay_store::disk_used(dir.path()).expect("read");
     assert!(
         full > 100 * MIB && left < 8 * MIB,
         "{full} bytes, then {left}"
@@ -491,7 +495,7 @@ async fn the_disk_gets_back_what_is_free() {
 async fn reads_and_writes_go_on_while_the_disk_gets_its_space_back() {
     const MIB: usize = 1 << 20;
     let dir = tempfile::tempdir().expect("a directory");
-    let store = Store::open(dir.path(), &options(Role::Forwarder)).expect("opens");
+    let store = RedbStore::open(dir.path(), &options(Role::Forwarder)).expect("opens");
     let bucket = bucket(&store).await;
     for n in 1..=120 {
         let mut new = plain(n);
@@ -530,13 +534,13 @@ async fn reads_and_writes_go_on_while_the_disk_gets_its_space_back() {
     done.store(true, Ordering::SeqCst);
     let reads = reading.join();
     assert!(reads.expect("every read succeeds") > 0);
-    assert!(store.disk_used(dir.path()).expect("read") < 32 << 20);
+    assert!(whrelay_store::disk_used(dir.path()).expect("read") < 32 << 20);
 }
 
 #[tokio::test]
 async fn an_event_of_which_a_delivery_is_damaged_stays_since_nobody_knows_how_it_ended() {
     let dir = tempfile::tempdir().expect("a directory");
-    let store = Store::open(dir.path(), &options(Role::Agent)).expect("opens");
+    let store = RedbStore::open(dir.path(), &options(Role::Agent)).expect("opens");
     let bucket = bucket(&store).await;
     let mut new = plain(1);
     for n in [1, 2] {
@@ -552,7 +556,7 @@ async fn an_event_of_which_a_delivery_is_damaged_stays_since_nobody_knows_how_it
     record(&store, &bucket, 1, Verdict::Sent).await;
     store.close().await;
     assert!(crate::salvage::blot(dir.path(), &lost.to_bytes()) > 0);
-    let store = Store::open(dir.path(), &options(Role::Agent)).expect("opens");
+    let store = RedbStore::open(dir.path(), &options(Role::Agent)).expect("opens");
     let found = vec![(event(1).id, Seq(1))];
     for part in [Part::Body, Part::Whole] {
         let removed =

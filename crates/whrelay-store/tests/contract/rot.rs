@@ -9,7 +9,7 @@ use whrelay_core::delivery::{DeadReason, DestinationId};
 use whrelay_core::destination::Destination;
 use whrelay_core::retention::Part;
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Ending, LeaseEpoch, Role, Store, StoreError};
+use whrelay_store::{Ending, LeaseEpoch, RedbStore, Role, StoreError};
 
 use crate::setup::*;
 
@@ -27,8 +27,8 @@ const DELIVERIES: TableDefinition<'_, (u32, u64, u32), &[u8]> =
     TableDefinition::new("deliveries_v4");
 const SEQUENCES: TableDefinition<'_, u32, (u64, u64)> = TableDefinition::new("sequences_v1");
 
-async fn filled(dir: &Path) -> (Store, Bucket, DestinationId) {
-    let store = Store::open(dir, &options(Role::Agent)).expect("opens");
+async fn filled(dir: &Path) -> (RedbStore, Bucket, DestinationId) {
+    let store = RedbStore::open(dir, &options(Role::Agent)).expect("opens");
     let bucket = bucket(&store).await;
     let there = store
         .ensure_destination(bucket.id, "http://localhost:1")
@@ -42,26 +42,30 @@ async fn filled(dir: &Path) -> (Store, Bucket, DestinationId) {
 }
 
 /// Closes an agent's store, alters its file, and opens it again.
-async fn altered(store: Store, dir: &Path, alter: impl FnOnce(&redb::WriteTransaction)) -> Store {
+async fn altered(
+    store: RedbStore,
+    dir: &Path,
+    alter: impl FnOnce(&redb::WriteTransaction),
+) -> RedbStore {
     altered_role(store, dir, Role::Agent, alter).await
 }
 
 async fn altered_role(
-    store: Store,
+    store: RedbStore,
     dir: &Path,
     role: Role,
     alter: impl FnOnce(&redb::WriteTransaction),
-) -> Store {
+) -> RedbStore {
     store.close().await;
     let file = Database::open(dir.join("store.redb")).expect("closed");
     let tx = file.begin_write().expect("a transaction");
     alter(&tx);
     tx.commit().expect("altered");
     drop(file);
-    Store::open(dir, &options(role)).expect("opens")
+    RedbStore::open(dir, &options(role)).expect("opens")
 }
 
-fn queued(store: &Store, there: DestinationId) -> Vec<u64> {
+fn queued(store: &RedbStore, there: DestinationId) -> Vec<u64> {
     let read = store.queue(there, &query(store, there, NOW)).expect("read");
     seqs(&read.page)
 }
@@ -155,7 +159,7 @@ async fn a_destination_without_a_whole_row_is_named_with_its_queue_and_its_numbe
             }
         })
         .await;
-        let named = |store: &Store| -> Vec<_> {
+        let named = |store: &RedbStore| -> Vec<_> {
             let all = store.destinations().expect("read");
             let name = |d: &Destination| d.name().map(ToString::to_string);
             all.iter().map(|d| (d.id, name(d))).collect()
@@ -325,7 +329,7 @@ async fn a_bucket_whose_last_place_went_back_refuses_and_the_others_do_not() {
 async fn a_place_is_never_given_twice_though_retention_emptied_it_and_the_last_one_is_lost() {
     for part in [Part::Body, Part::Whole] {
         let dir = tempfile::tempdir().expect("a directory");
-        let store = Store::open(dir.path(), &options(Role::Forwarder)).expect("opens");
+        let store = RedbStore::open(dir.path(), &options(Role::Forwarder)).expect("opens");
         let bucket = bucket(&store).await;
         let stored = store.append(bucket.id, vec![plain(1), plain(2)], None);
         stored.await.expect("stored");
@@ -352,7 +356,7 @@ async fn a_place_is_never_given_twice_though_retention_emptied_it_and_the_last_o
 #[tokio::test]
 async fn a_subscription_whose_record_is_damaged_is_sent_everything_or_can_be_ended() {
     let dir = tempfile::tempdir().expect("a directory");
-    let store = Store::open(dir.path(), &options(Role::Forwarder)).expect("opens");
+    let store = RedbStore::open(dir.path(), &options(Role::Forwarder)).expect("opens");
     let bucket = bucket(&store).await;
     let stored = store.append(bucket.id, (1..=4).map(plain).collect(), None);
     stored.await.expect("stored");
@@ -387,7 +391,7 @@ async fn a_subscription_whose_record_is_damaged_is_sent_everything_or_can_be_end
 #[tokio::test]
 async fn what_is_left_of_an_event_is_named_when_it_rots() {
     let dir = tempfile::tempdir().expect("a directory");
-    let store = Store::open(dir.path(), &options(Role::Forwarder)).expect("opens");
+    let store = RedbStore::open(dir.path(), &options(Role::Forwarder)).expect("opens");
     let bucket = bucket(&store).await;
     let stored = store.append(bucket.id, (1..=4).map(plain).collect(), None);
     stored.await.expect("stored");
@@ -452,7 +456,7 @@ async fn rows_hidden_behind_a_stray_one_are_found_again() {
         bytes[place..place + rotten.len()].copy_from_slice(&rotten);
     }
     std::fs::write(&file, bytes).expect("written");
-    let store = Store::open(dir.path(), &options(Role::Agent)).expect("opens");
+    let store = RedbStore::open(dir.path(), &options(Role::Agent)).expect("opens");
     assert!(!indexes_are_whole(&store));
     store.restore_indexes().await.expect("restored");
     assert_eq!(queued(&store, there), [1, 2, 3, 4]);

@@ -10,8 +10,8 @@ use whrelay_core::retention::Part;
 use whrelay_core::retry::Verdict;
 use whrelay_core::time::Timestamp;
 use whrelay_store::{
-    Begin, Effort, LeaseEpoch, NewEvent, Role, SalvageError, Salvaged, Search, SourceMark, Store,
-    salvage,
+    Begin, Effort, LeaseEpoch, NewEvent, RedbStore, Role, SalvageError, Salvaged, Search,
+    SourceMark, salvage,
 };
 
 use crate::setup::*;
@@ -57,7 +57,7 @@ pub(crate) fn blot(dir: &Path, text: &[u8]) -> usize {
 
 /// An agent with events of which the odd ones are sent.
 async fn agent(dir: &Path) -> (Bucket, DestinationId) {
-    let store = Store::open(dir, &options(Role::Agent)).expect("opens");
+    let store = RedbStore::open(dir, &options(Role::Agent)).expect("opens");
     let name = "shop".parse().expect("a name");
     let key = whrelay_core::bucket::BucketKey::from_text("shop");
     let (bucket, _) = store.ensure_bucket(&name, key).await.expect("a bucket");
@@ -89,7 +89,7 @@ async fn a_store_without_a_head_comes_back_whole() {
     let dir = tempfile::tempdir().expect("a directory");
     let (bucket, there) = agent(dir.path()).await;
     behead(dir.path());
-    assert!(Store::open(dir.path(), &options(Role::Agent)).is_err());
+    assert!(RedbStore::open(dir.path(), &options(Role::Agent)).is_err());
     let saved = save(dir.path()).expect("saved");
     assert_eq!(
         (saved.role, saved.events, saved.deliveries, saved.attempts),
@@ -97,7 +97,7 @@ async fn a_store_without_a_head_comes_back_whole() {
     );
     assert!(saved.lost.is_empty() && saved.begun_again == 0);
     assert!(saved.kept.exists(), "the damaged file is kept");
-    let store = Store::open(dir.path(), &options(Role::Agent)).expect("opens");
+    let store = RedbStore::open(dir.path(), &options(Role::Agent)).expect("opens");
     for n in 1..=EVENTS {
         let found = store.event_at(&bucket, Seq(n)).expect("read");
         assert_eq!(found, Some(event(n)));
@@ -127,7 +127,7 @@ async fn an_agent_asks_its_forwarder_again_for_what_is_lost_and_for_nothing_that
     let saved = save(dir.path()).expect("saved");
     assert_eq!(saved.events, EVENTS - 2);
     assert_eq!(saved.lost, [(bucket.id, Seq(8))]);
-    let store = Store::open(dir.path(), &options(Role::Agent)).expect("opens");
+    let store = RedbStore::open(dir.path(), &options(Role::Agent)).expect("opens");
     let census = store.census().expect("read");
     assert!(
         census.is_whole() && census.lost_events == 2,
@@ -145,7 +145,7 @@ async fn an_agent_asks_its_forwarder_again_for_what_is_lost_and_for_nothing_that
 async fn what_retention_had_removed_does_not_come_back_and_is_no_loss() {
     let dir = tempfile::tempdir().expect("a directory");
     let (bucket, there) = agent(dir.path()).await;
-    let store = Store::open(dir.path(), &options(Role::Agent)).expect("opens");
+    let store = RedbStore::open(dir.path(), &options(Role::Agent)).expect("opens");
     let search = Search {
         bucket: bucket.id,
         states: vec![State::Sent],
@@ -170,7 +170,7 @@ async fn what_retention_had_removed_does_not_come_back_and_is_no_loss() {
         (EVENTS - 20, EVENTS / 2 - 20)
     );
     assert!(saved.lost.is_empty() && saved.begun_again == 0, "{saved:?}");
-    let store = Store::open(dir.path(), &options(Role::Agent)).expect("opens");
+    let store = RedbStore::open(dir.path(), &options(Role::Agent)).expect("opens");
     for id in removed {
         assert_eq!(store.find_event(id).expect("read"), None);
     }
@@ -186,7 +186,7 @@ async fn what_retention_had_removed_does_not_come_back_and_is_no_loss() {
 /// is counted of them is what they take.
 #[tokio::test]
 async fn a_body_that_comes_back_is_counted_and_can_be_removed_again() {
-    let sent = |store: &Store, bucket: &Bucket| {
+    let sent = |store: &RedbStore, bucket: &Bucket| {
         let search = Search {
             bucket: bucket.id,
             states: vec![State::Sent],
@@ -197,7 +197,7 @@ async fn a_body_that_comes_back_is_counted_and_can_be_removed_again() {
             .search(&search, Begin::Oldest, None, 99)
             .expect("read")
     };
-    let sweep = async |store: &Store, bucket: &Bucket, part| {
+    let sweep = async |store: &RedbStore, bucket: &Bucket, part| {
         let found = sent(store, bucket);
         let swept = store.remove_finished(bucket.id, found, Timestamp::LAST, part, usize::MAX);
         swept.await.expect("stored").removed.len()
@@ -205,7 +205,7 @@ async fn a_body_that_comes_back_is_counted_and_can_be_removed_again() {
     let (dir, other) = (tempfile::tempdir(), tempfile::tempdir());
     let (dir, other) = (dir.expect("a directory"), other.expect("a directory"));
     let (bucket, _) = agent(dir.path()).await;
-    let store = Store::open(dir.path(), &options(Role::Agent)).expect("opens");
+    let store = RedbStore::open(dir.path(), &options(Role::Agent)).expect("opens");
     let bodies = sweep(&store, &bucket, Part::Body).await;
     assert!(bodies > 1);
     store.close().await;
@@ -213,7 +213,7 @@ async fn a_body_that_comes_back_is_counted_and_can_be_removed_again() {
     let saved = save(dir.path()).expect("saved");
     assert_eq!((saved.events, saved.begun_again), (EVENTS, 0));
     assert!(saved.lost.is_empty(), "{saved:?}");
-    let store = Store::open(dir.path(), &options(Role::Agent)).expect("opens");
+    let store = RedbStore::open(dir.path(), &options(Role::Agent)).expect("opens");
     let removals = store.removals(bucket.id).expect("read");
     assert_eq!(
         (removals.bodies, removals.bodies_upto),
@@ -221,7 +221,7 @@ async fn a_body_that_comes_back_is_counted_and_can_be_removed_again() {
     );
     sweep(&store, &bucket, Part::Body).await;
     let (bucket_there, _) = agent(other.path()).await;
-    let never_damaged = Store::open(other.path(), &options(Role::Agent)).expect("opens");
+    let never_damaged = RedbStore::open(other.path(), &options(Role::Agent)).expect("opens");
     sweep(&never_damaged, &bucket_there, Part::Body).await;
     assert_eq!(store.size(), never_damaged.size());
     for (_, seq) in sent(&store, &bucket) {
@@ -235,7 +235,7 @@ async fn a_body_that_comes_back_is_counted_and_can_be_removed_again() {
 #[tokio::test]
 async fn events_without_bodies_are_saved_as_they_are() {
     let dir = tempfile::tempdir().expect("a directory");
-    let store = Store::open(dir.path(), &options(Role::Forwarder)).expect("opens");
+    let store = RedbStore::open(dir.path(), &options(Role::Forwarder)).expect("opens");
     let bucket = bucket(&store).await;
     let events = (1..=300).map(|n| {
         let mut new = plain(n);
@@ -258,7 +258,7 @@ async fn events_without_bodies_are_saved_as_they_are() {
     behead(dir.path());
     let saved = save(dir.path()).expect("saved");
     assert_eq!((saved.events, saved.lost.len()), (300, 0));
-    let store = Store::open(dir.path(), &options(Role::Forwarder)).expect("opens");
+    let store = RedbStore::open(dir.path(), &options(Role::Forwarder)).expect("opens");
     assert_eq!(store.size(), size);
     let batch = store.read_after(&bucket, Seq(0), 999, usize::MAX);
     let batch = batch.expect("read");
@@ -273,7 +273,7 @@ async fn events_without_bodies_are_saved_as_they_are() {
 #[tokio::test]
 async fn a_bucket_that_retention_has_emptied_gives_no_place_twice() {
     let dir = tempfile::tempdir().expect("a directory");
-    let store = Store::open(dir.path(), &options(Role::Forwarder)).expect("opens");
+    let store = RedbStore::open(dir.path(), &options(Role::Forwarder)).expect("opens");
     let bucket = bucket(&store).await;
     let events = (1..=300).map(plain).collect();
     store.append(bucket.id, events, None).await.expect("stored");
@@ -288,7 +288,7 @@ async fn a_bucket_that_retention_has_emptied_gives_no_place_twice() {
     assert!(blot(dir.path(), &300u64.to_le_bytes()) > 0);
     behead(dir.path());
     save(dir.path()).expect("saved");
-    let store = Store::open(dir.path(), &options(Role::Forwarder)).expect("opens");
+    let store = RedbStore::open(dir.path(), &options(Role::Forwarder)).expect("opens");
     let next = store.append(bucket.id, vec![plain(301)], None).await;
     assert_eq!(next.expect("stored")[0].seq, Seq(301));
 }
@@ -296,7 +296,7 @@ async fn a_bucket_that_retention_has_emptied_gives_no_place_twice() {
 #[tokio::test]
 async fn an_event_that_lost_its_deliveries_is_delivered_again() {
     let dir = tempfile::tempdir().expect("a directory");
-    let store = Store::open(dir.path(), &options(Role::Agent)).expect("opens");
+    let store = RedbStore::open(dir.path(), &options(Role::Agent)).expect("opens");
     let bucket = bucket(&store).await;
     let there = store.ensure_destination(bucket.id, "http://localhost:1");
     let there = there.await.expect("stored");
@@ -311,7 +311,7 @@ async fn an_event_that_lost_its_deliveries_is_delivered_again() {
     store.close().await;
     behead(dir.path());
     assert_eq!(save(dir.path()).expect("saved").begun_again, 1);
-    let store = Store::open(dir.path(), &options(Role::Agent)).expect("opens");
+    let store = RedbStore::open(dir.path(), &options(Role::Agent)).expect("opens");
     let deliveries = store.deliveries_of(bucket.id, Seq(1)).expect("read");
     assert_eq!(deliveries[0].state, State::Queued);
     assert_eq!(deliveries[0].destination, there);
@@ -321,7 +321,7 @@ async fn an_event_that_lost_its_deliveries_is_delivered_again() {
 #[tokio::test]
 async fn a_forwarder_keeps_keys_and_receipts_under_a_new_name() {
     let dir = tempfile::tempdir().expect("a directory");
-    let store = Store::open(dir.path(), &options(Role::Forwarder)).expect("opens");
+    let store = RedbStore::open(dir.path(), &options(Role::Forwarder)).expect("opens");
     let bucket = bucket(&store).await;
     for n in 1..=EVENTS {
         let stored = store.append(bucket.id, vec![plain(n)], None).await;
@@ -336,7 +336,7 @@ async fn a_forwarder_keeps_keys_and_receipts_under_a_new_name() {
     behead(dir.path());
     let saved = save(dir.path()).expect("saved");
     assert_eq!((saved.role, saved.events), (Role::Forwarder, EVENTS));
-    let store = Store::open(dir.path(), &options(Role::Forwarder)).expect("opens");
+    let store = RedbStore::open(dir.path(), &options(Role::Forwarder)).expect("opens");
     assert_ne!(store.id(), old, "what agents know of places may go too far");
     assert_eq!(
         store.buckets().expect("read"),
@@ -362,7 +362,7 @@ async fn pages_in_a_body_are_a_body() {
     let planted = fs::read(file(there.path())).expect("a store");
     let mut other = options(Role::Forwarder);
     other.name_seed = 8;
-    let store = Store::open(here.path(), &other).expect("opens");
+    let store = RedbStore::open(here.path(), &other).expect("opens");
     let bucket = bucket(&store).await;
     // At every place that a page can have within a body.
     for shift in (0..4096).step_by(512) {

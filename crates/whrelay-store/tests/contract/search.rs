@@ -8,13 +8,13 @@ use whrelay_core::id::EventId;
 use whrelay_core::queue::QueuePage;
 use whrelay_core::retry::{Pause, Phase, Verdict};
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Again, Begin, NewDelivery, NewEvent, Role, Search, Store};
+use whrelay_store::{Again, Begin, NewDelivery, NewEvent, RedbStore, Role, Search};
 
 use crate::setup::{
     Destinations, NOW, attempt, bucket, due_at, event, indexes_are_whole, memory, new_delivery, to,
 };
 
-async fn store() -> (Store, Bucket, DestinationId) {
+async fn store() -> (RedbStore, Bucket, DestinationId) {
     let store = memory(Role::Agent);
     let bucket = bucket(&store).await;
     let there = store
@@ -32,12 +32,12 @@ fn at(seconds: u64, destination: DestinationId) -> NewEvent {
     new
 }
 
-fn first(store: &Store, bucket: &Bucket, seq: u64) -> Delivery {
+fn first(store: &RedbStore, bucket: &Bucket, seq: u64) -> Delivery {
     let all = store.deliveries_of(bucket.id, Seq(seq)).expect("read");
     all.first().expect("a delivery").clone()
 }
 
-fn found(store: &Store, bucket: &Bucket, states: &[State]) -> Vec<u64> {
+fn found(store: &RedbStore, bucket: &Bucket, states: &[State]) -> Vec<u64> {
     let search = Search {
         bucket: bucket.id,
         states: states.to_vec(),
@@ -50,7 +50,7 @@ fn found(store: &Store, bucket: &Bucket, states: &[State]) -> Vec<u64> {
     found.into_iter().map(|(_, seq)| seq.0).collect()
 }
 
-async fn record(store: &Store, bucket: &Bucket, seq: u64, verdict: Verdict) {
+async fn record(store: &RedbStore, bucket: &Bucket, seq: u64, verdict: Verdict) {
     let delivery = first(store, bucket, seq);
     let recorded = store.record(attempt(&delivery, verdict)).await;
     recorded.expect("stored");

@@ -15,8 +15,8 @@ use whrelay_core::retry::Verdict;
 use whrelay_core::target::Target;
 use whrelay_core::time::Timestamp;
 use whrelay_store::{
-    Audit, Audited, Holder, Join, Joined, LeaseEpoch, Medium, NewDelivery, NewDestination,
-    NewEvent, Options, Role, Store, StoreError,
+    Audit, Audited, Catalog, Holder, Join, Joined, LeaseEpoch, Medium, NewDelivery, NewDestination,
+    NewEvent, Options, RedbStore, Role, StoreError,
 };
 
 pub(crate) const NOW: Timestamp = Timestamp::from_micros(1_700_000_000_000_000);
@@ -31,18 +31,18 @@ pub(crate) fn options(role: Role) -> Options {
     }
 }
 
-pub(crate) fn memory(role: Role) -> Store {
+pub(crate) fn memory(role: Role) -> RedbStore {
     in_memory(&options(role))
 }
 
-pub(crate) fn in_memory(options: &Options) -> Store {
+pub(crate) fn in_memory(options: &Options) -> RedbStore {
     let open = |builder: &redb::Builder| {
         builder.create_with_backend(redb::backends::InMemoryBackend::new())
     };
-    Store::open_on(Medium::custom(open), options).expect("a store in memory")
+    RedbStore::open_on(Medium::custom(open), options).expect("a store in memory")
 }
 
-pub(crate) async fn bucket(store: &Store) -> Bucket {
+pub(crate) async fn bucket(store: &RedbStore) -> Bucket {
     let name = "shop".parse().expect("a name");
     let key = BucketKey::mint(&name, [3; 26]);
     store.ensure_bucket(&name, key).await.expect("a bucket").0
@@ -173,7 +173,7 @@ pub(crate) fn claim(last: u64) -> Claim {
 }
 
 /// A forwarder with so many events.
-pub(crate) async fn with_events(count: u64) -> (Store, Bucket) {
+pub(crate) async fn with_events(count: u64) -> (RedbStore, Bucket) {
     let store = memory(Role::Forwarder);
     let bucket = bucket(&store).await;
     let events = (1..=count).map(plain).collect();
@@ -181,7 +181,7 @@ pub(crate) async fn with_events(count: u64) -> (Store, Bucket) {
     (store, bucket)
 }
 
-pub(crate) async fn joined(store: &Store, bucket: &Bucket, join: Join) -> Joined {
+pub(crate) async fn joined(store: &RedbStore, bucket: &Bucket, join: Join) -> Joined {
     let joined = store.join(bucket.id, join).await;
     joined.expect("stored").expect("room")
 }
@@ -196,7 +196,7 @@ pub(crate) trait Destinations {
     ) -> Result<DestinationId, StoreError>;
 }
 
-impl Destinations for Store {
+impl Destinations for RedbStore {
     async fn ensure_destination(
         &self,
         bucket: BucketId,
@@ -223,7 +223,7 @@ impl Destinations for Store {
 }
 
 /// Whether a whole audit finds nothing, a few rows at a time.
-pub(crate) fn indexes_are_whole(store: &Store) -> bool {
+pub(crate) fn indexes_are_whole(store: &RedbStore) -> bool {
     let mut from = Audit::default();
     loop {
         match store.audit(from, 3).expect("read") {
@@ -235,7 +235,7 @@ pub(crate) fn indexes_are_whole(store: &Store) -> bool {
 }
 
 /// What is asked of a queue at a time, in order of arrival.
-pub(crate) fn query(store: &Store, destination: DestinationId, now: Timestamp) -> QueueQuery {
+pub(crate) fn query(store: &RedbStore, destination: DestinationId, now: Timestamp) -> QueueQuery {
     let all = store.destinations().expect("read");
     let found = all.iter().find(|known| known.id == destination);
     QueueQuery {
@@ -252,7 +252,7 @@ pub(crate) fn query(store: &Store, destination: DestinationId, now: Timestamp) -
 }
 
 /// What is due at a destination, in order of arrival.
-pub(crate) fn due_at(store: &Store, destination: DestinationId, now: Timestamp) -> QueuePage {
+pub(crate) fn due_at(store: &RedbStore, destination: DestinationId, now: Timestamp) -> QueuePage {
     let read = store
         .queue(destination, &query(store, destination, now))
         .expect("read");
@@ -261,7 +261,7 @@ pub(crate) fn due_at(store: &Store, destination: DestinationId, now: Timestamp) 
 }
 
 /// The places of the events whose deliveries are due.
-pub(crate) fn due(store: &Store, destination: DestinationId, now: Timestamp) -> Vec<u64> {
+pub(crate) fn due(store: &RedbStore, destination: DestinationId, now: Timestamp) -> Vec<u64> {
     seqs(&due_at(store, destination, now))
 }
 
@@ -274,8 +274,9 @@ pub(crate) fn seqs(page: &QueuePage) -> Vec<u64> {
 }
 
 /// The endpoint of a destination returned at a time.
-pub(crate) async fn returned(store: &Store, destination: DestinationId, at: Timestamp) {
+pub(crate) async fn returned(store: &RedbStore, destination: DestinationId, at: Timestamp) {
     let change = move |known: &mut Destination| known.back_since = Some(at);
-    let changed = store.change_destination(destination, change).await;
+    let catalog: &dyn Catalog = store;
+    let changed = catalog.change_destination(destination, change).await;
     assert!(changed.expect("stored").is_some());
 }

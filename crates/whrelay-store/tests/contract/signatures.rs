@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use whrelay_core::limits;
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Role, SignatureClaim, Store};
+use whrelay_store::{RedbStore, Role, SignatureClaim};
 
 use crate::setup::*;
 
@@ -30,8 +30,8 @@ async fn the_first_event_has_a_signature_for_good() {
     let dir = tempfile::tempdir().expect("a directory");
     let (first, second) = (event(1), event(2));
     let signature = (NOW, [7; 16]);
-    let store = Store::open(dir.path(), &options(Role::Agent)).expect("open");
-    let claim = |store: &Store, event| {
+    let store = RedbStore::open(dir.path(), &options(Role::Agent)).expect("open");
+    let claim = |store: &RedbStore, event| {
         let store = store.clone();
         async move {
             store
@@ -43,7 +43,7 @@ async fn the_first_event_has_a_signature_for_good() {
     assert!(claim(&store, first).await && claim(&store, first).await);
     assert!(!claim(&store, second).await);
     store.close().await;
-    let store = Store::open(dir.path(), &options(Role::Agent)).expect("open");
+    let store = RedbStore::open(dir.path(), &options(Role::Agent)).expect("open");
     assert!(!claim(&store, second).await && claim(&store, first).await);
     // Another time or digest is another signature.
     for other in [(NOW, [8; 16]), (NOW.after(Duration::from_secs(1)), [7; 16])] {

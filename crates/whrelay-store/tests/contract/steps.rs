@@ -3,14 +3,14 @@
 use whrelay_core::bucket::{BucketKey, Seq};
 use whrelay_core::retention::Part;
 use whrelay_core::time::Timestamp;
-use whrelay_store::{LeaseEpoch, Role, Store};
+use whrelay_store::{LeaseEpoch, RedbStore, Role};
 
 use crate::setup::*;
 
 #[tokio::test]
 async fn one_step_removes_from_several_buckets_as_much_as_it_may() {
     let dir = tempfile::tempdir().expect("a directory");
-    let store = Store::open(dir.path(), &options(Role::Forwarder)).expect("opens");
+    let store = RedbStore::open(dir.path(), &options(Role::Forwarder)).expect("opens");
     let mut buckets = Vec::new();
     for n in 0..4u64 {
         let name = format!("bucket-{n}").parse().expect("a name");

@@ -7,7 +7,7 @@ use whrelay_core::limits;
 use whrelay_core::retention::{Bound, Part};
 use whrelay_core::time::Timestamp;
 use whrelay_store::{
-    Ending, Fate, Incident, Join, LeaseEpoch, Options, Rewound, Role, Store, StoreError,
+    Ending, Fate, Incident, Join, LeaseEpoch, Options, RedbStore, Rewound, Role, StoreError,
     Subscription,
 };
 
@@ -15,25 +15,25 @@ use crate::setup::*;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-async fn ack(store: &Store, bucket: &Bucket, name: &str, upto: u64) {
+async fn ack(store: &RedbStore, bucket: &Bucket, name: &str, upto: u64) {
     let acked = store
         .ack(bucket.id, name, Seq(upto), LeaseEpoch::default())
         .await;
     acked.expect("stored");
 }
 
-fn known(store: &Store, bucket: &Bucket, name: &str) -> Option<Subscription> {
+fn known(store: &RedbStore, bucket: &Bucket, name: &str) -> Option<Subscription> {
     let all = store.subscriptions(bucket.id).expect("read");
     all.into_iter().find(|known| known.name == name)
 }
 
-async fn end(store: &Store, bucket: &Bucket, name: &str) -> Ending {
+async fn end(store: &RedbStore, bucket: &Bucket, name: &str) -> Ending {
     let last = known(store, bucket, name).map(|known| known.last_session());
     let ended = store.end_subscription(bucket.id, name, last, NOW);
     ended.await.expect("stored")
 }
 
-async fn prune(store: &Store, bucket: &Bucket, by: Timestamp) -> u64 {
+async fn prune(store: &RedbStore, bucket: &Bucket, by: Timestamp) -> u64 {
     let removed = store.remove_receipted(bucket.id, by, Part::Whole, (100, usize::MAX));
     removed.await.expect("stored")
 }

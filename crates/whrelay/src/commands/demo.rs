@@ -94,7 +94,7 @@ pub(crate) async fn run(args: DemoArgs, output: &Output) -> Result<(), Failure> 
     // Everything that counts has been counted.
     let _ = agent.await;
     embedded.stop().await;
-    store.close().await;
+    store.journal.close().await;
     shown
 }
 

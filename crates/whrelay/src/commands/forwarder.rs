@@ -100,7 +100,7 @@ pub(crate) async fn run(
         whrelay_forwarder::run(listener, store.clone(), config, stop).await?;
         // A later start does it, too.
         let _ = forget_url(&dir);
-        store.close().await;
+        store.journal.close().await;
         Ok(())
     };
     shutdown::unless_insisted(serving).await

@@ -5,7 +5,8 @@ use std::path::Path;
 use whrelay_core::retry::RetryPolicy;
 use whrelay_delivery::Clock;
 use whrelay_store::{
-    Census, Effort, Examined, OpenError, Role, SalvageError, Salvaged, Store, StoreError, examine,
+    Census, Effort, Examined, OpenError, Role, SalvageError, Salvaged, Store, StoreError,
+    disk_used, examine,
 };
 
 use super::Check;
@@ -108,12 +109,12 @@ async fn examined(dir: &Path, role: Option<Role>) -> Result<Examined, OpenError>
 async fn compact(dir: &Path, role: Option<Role>) -> Result<u64, Failure> {
     let store = open(dir, role)?;
     let given = async {
-        let before = store.disk_used(dir)?;
-        store.give_back(Effort::Whatever).await?;
-        Ok(before.saturating_sub(store.disk_used(dir)?))
+        let before = disk_used(dir)?;
+        store.journal.give_back(Effort::Whatever).await?;
+        Ok(before.saturating_sub(disk_used(dir)?))
     };
     let given: Result<u64, StoreError> = given.await;
-    store.close().await;
+    store.journal.close().await;
     Ok(given?)
 }
 

@@ -1,0 +1,173 @@
+//! The journal: the only writer of events, deliveries and subscriptions. It must not know what is computed from it.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+use whrelay_core::bucket::{Bucket, BucketId, Seq};
+use whrelay_core::delivery::{Attempt, Delivery, DeliveryKey, DestinationId};
+use whrelay_core::event::Event;
+use whrelay_core::retention::{Bound, Part};
+use whrelay_core::time::Timestamp;
+
+use crate::deliveries::Again;
+use crate::destinations::Moved;
+use crate::error::StoreError;
+use crate::events::{Batch, NewEvent, Receipt};
+use crate::join::{Join, Joined};
+use crate::meta::Epoch;
+use crate::retention::Swept;
+use crate::signatures::SignatureClaim;
+use crate::sources::SourceMark;
+use crate::states::Found;
+use crate::subscriptions::{Ending, LastSession, LeaseEpoch, Rewound};
+use crate::writer::Effort;
+
+/// What is written, and is the truth.
+///
+/// `Ok` means: on disk. An error for which [`StoreError::is_retryable`] is true means that nobody knows: the same call is
+/// made again, and what it wrote before counts once. Numbers of a bucket grow; there may be gaps between them.
+#[async_trait]
+pub trait Journal: Send + Sync {
+    /// Which opening of which store this is.
+    fn epoch(&self) -> &Epoch;
+    /// How much events, deliveries and attempts may take before nothing new is received.
+    fn bound(&self) -> Option<Bound>;
+    /// Changes with each write: a hint to look again.
+    fn appended(&self) -> watch::Receiver<u64>;
+    /// Waits until the journal has stopped for good, and says why: then the process must stop, too.
+    async fn stopped(&self) -> StoreError;
+    /// Finishes the writes that were asked for and lets go of the medium.
+    async fn close(&self);
+
+    /// Stores events, in order, with their deliveries and, at an agent, the place that they reach at its forwarder: all of
+    /// it or nothing. An event whose id is known is left as it is.
+    async fn receive(
+        &self,
+        bucket: BucketId,
+        events: Vec<NewEvent>,
+        mark: Option<SourceMark>,
+    ) -> Result<Vec<Receipt>, StoreError>;
+    /// Why a bucket receives nothing new: its bound or its share of it is reached.
+    fn over_bound(&self, bucket: BucketId) -> Option<StoreError>;
+    /// The buckets that receive nothing until the store is salvaged, since their last number is damaged, and what is.
+    async fn refusing(&self, buckets: &[BucketId]) -> Result<Vec<(BucketId, String)>, StoreError>;
+    /// Events after a number, in order: at least one if there is one, up to `max_events`, and no further one that would
+    /// take them over `max_bytes`. Damaged ones are named.
+    async fn read_after(
+        &self,
+        bucket: &Bucket,
+        after: Seq,
+        max_events: usize,
+        max_bytes: usize,
+    ) -> Result<Batch, StoreError>;
+    /// The event of a number. `None` if there never was one, or retention has removed it.
+    async fn event_at(&self, bucket: &Bucket, seq: Seq) -> Result<Option<Event>, StoreError>;
+    /// The same without its body, and whether that is there.
+    async fn head_at(&self, bucket: &Bucket, seq: Seq)
+    -> Result<Option<(Event, bool)>, StoreError>;
+    /// The last number of a bucket.
+    async fn last_seq(&self, bucket: BucketId) -> Result<Seq, StoreError>;
+
+    /// Records an attempt and what follows from it, and claims the signature that it carried. A delivery that has ended
+    /// meanwhile stays as it is, unless it was given up and has arrived.
+    async fn attempted(
+        &self,
+        attempt: Attempt,
+        claim: Option<SignatureClaim>,
+    ) -> Result<(), StoreError>;
+    /// Claims a signature for an event. Returns false if another event has it.
+    async fn claim_signature(&self, claim: SignatureClaim) -> Result<bool, StoreError>;
+    /// Begins further deliveries of stored events, except of those whose bodies retention has removed.
+    async fn replay(&self, all: Vec<Again>) -> Result<Vec<Delivery>, StoreError>;
+    /// Ends deliveries that wait, as these attempts say. Answers which did wait.
+    async fn give_up(&self, attempts: Vec<Attempt>) -> Result<Vec<DeliveryKey>, StoreError>;
+    /// Lets a delivery that waits be due so much later than `now`, without an attempt.
+    async fn postpone(
+        &self,
+        key: DeliveryKey,
+        now: Timestamp,
+        delay: Duration,
+    ) -> Result<(), StoreError>;
+    /// Lets deliveries that wait be due now. Answers which did wait.
+    async fn retry_now(&self, keys: Vec<DeliveryKey>) -> Result<Vec<DeliveryKey>, StoreError>;
+    /// Gives the deliveries that are queued for a destination to another one. Where an event has arrived there, or is queued
+    /// for it, its delivery is discarded instead.
+    async fn move_deliveries(
+        &self,
+        from: DestinationId,
+        to: DestinationId,
+        now: Timestamp,
+    ) -> Result<Moved, StoreError>;
+    /// Sets what is damaged apart: all deliveries of an event whose own record is, else only the delivery.
+    async fn quarantine(
+        &self,
+        bucket: &Bucket,
+        key: DeliveryKey,
+        now: Timestamp,
+    ) -> Result<(), StoreError>;
+    /// Puts an event back in its place, where its record is damaged or gone.
+    async fn restore_event(
+        &self,
+        bucket: &Bucket,
+        seq: Seq,
+        event: Event,
+    ) -> Result<(), StoreError>;
+
+    /// An agent joins a subscription. `None` if the bucket has as many as it may have.
+    async fn join(&self, bucket: BucketId, join: Join) -> Result<Option<Joined>, StoreError>;
+    /// Everything up to `upto` is on the agent's disk, unless a newer lease than this was taken.
+    async fn ack(
+        &self,
+        bucket: BucketId,
+        name: &str,
+        upto: Seq,
+        lease: LeaseEpoch,
+    ) -> Result<(), StoreError>;
+    /// A subscription's agent is there.
+    async fn note_seen(
+        &self,
+        bucket: BucketId,
+        name: &str,
+        now: Timestamp,
+    ) -> Result<(), StoreError>;
+    /// Ends a subscription, unless it has had another session than this one since it was looked at.
+    async fn end_subscription(
+        &self,
+        bucket: BucketId,
+        name: &str,
+        last: Option<LastSession>,
+        now: Timestamp,
+    ) -> Result<Ending, StoreError>;
+    /// Has a subscription sent again everything behind a number that is still there, under a new lease.
+    async fn rewind_subscription(
+        &self,
+        bucket: BucketId,
+        name: &str,
+        behind: Seq,
+        lease: LeaseEpoch,
+    ) -> Result<Rewound, StoreError>;
+    /// Forgets ended subscriptions of which nothing is kept any more. Answers their names.
+    async fn forget_ended(&self, bucket: BucketId) -> Result<Vec<String>, StoreError>;
+
+    /// Removes, of these events, those whose deliveries have all ended by then.
+    async fn remove_finished(
+        &self,
+        bucket: BucketId,
+        found: Vec<Found>,
+        ended_by: Timestamp,
+        part: Part,
+        max_bytes: usize,
+    ) -> Result<Swept, StoreError>;
+    /// Removes the oldest events of buckets that every subscription has acknowledged. Answers how many, and to how many of
+    /// the buckets it came.
+    async fn remove_receipted(
+        &self,
+        buckets: Vec<BucketId>,
+        received_by: Timestamp,
+        part: Part,
+        most: (usize, usize),
+    ) -> Result<(u64, usize), StoreError>;
+    /// Gives free space back to the file system. Answers whether it did.
+    async fn give_back(&self, effort: Effort) -> Result<bool, StoreError>;
+}
