@@ -248,6 +248,16 @@ impl Delivery {
         !self.state.is_finished() || (self.reason == Some(DeadReason::Discarded) && arrived)
     }
 
+    /// Whether an attempt is recorded already: where the answer to a record was lost, it is written again. One that was
+    /// made has a number of its own. A delivery that is given up without an attempt ends once, whatever the number.
+    pub fn has_recorded(&self, attempt: &Attempt) -> bool {
+        let ends = match attempt.verdict {
+            Verdict::Dead(_) => !self.state.is_finished(),
+            Verdict::Sent | Verdict::RetryAt { .. } => false,
+        };
+        attempt.number <= self.attempts && !ends
+    }
+
     /// Moves on by what an attempt has shown. Attempt numbers never go back.
     pub fn follow(&mut self, attempt: &Attempt) {
         self.attempts = self.attempts.max(attempt.number);

@@ -25,7 +25,7 @@ pub struct LoggedAttempt {
 }
 
 impl RedbStore {
-    /// Records an attempt and what follows from it, in one transaction. A delivery that has
+    /// Records an attempt and what follows from it, in one transaction, once. A delivery that has
     /// ended meanwhile stays as it is, and only the attempt is logged, unless it was given up and has arrived.
     ///
     /// # Errors
@@ -150,7 +150,8 @@ pub(crate) fn record(tx: &mut Tx<'_>, attempt: Attempt) -> Result<(), StoreError
     };
     // It goes to another destination by now, where its deadline may be another one.
     let is_untried = attempt.number == delivery.attempts;
-    if is_untried && attempt.destination != delivery.destination {
+    let is_moved = is_untried && attempt.destination != delivery.destination;
+    if is_moved || delivery.has_recorded(&attempt) {
         return Ok(());
     }
     let place = tx.next(ATTEMPT_LOG)?;

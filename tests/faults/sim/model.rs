@@ -140,7 +140,8 @@ impl Model {
     }
 
     fn record(&mut self, attempt: &Attempt) -> Done {
-        if let Some(before) = self.deliveries.get(&attempt.key).cloned() {
+        let found = self.deliveries.get(&attempt.key).cloned();
+        if let Some(before) = found.filter(|before| !before.has_recorded(attempt)) {
             self.attempts += 1;
             let mut after = before.clone();
             after.last_attempt = Some(self.attempts);

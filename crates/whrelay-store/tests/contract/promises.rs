@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use whrelay_core::bucket::Seq;
-use whrelay_core::delivery::{DeadReason, State};
+use whrelay_core::delivery::{Attempt, DeadReason, State};
 use whrelay_core::queue::QueuePage;
 use whrelay_core::retry::{Pause, Phase, Verdict};
 use whrelay_core::token::Token;
@@ -147,6 +147,45 @@ async fn a_delivery_is_due_until_it_is_finished() {
     assert_eq!(store.counts(there).expect("read"), counts);
 }
 
+/// Its answer may have been lost.
+#[tokio::test]
+async fn an_attempt_that_is_recorded_again_counts_once() {
+    let store = memory(Role::Agent);
+    let bucket = bucket(&store).await;
+    let there = store
+        .ensure_destination(bucket.id, "http://localhost:1")
+        .await
+        .expect("stored");
+    let new = vec![to(1, there), to(2, there)];
+    store.append(bucket.id, new, None).await.expect("stored");
+    let delivery = |seq| {
+        let mut all = store.deliveries_of(bucket.id, Seq(seq)).expect("read");
+        all.remove(0)
+    };
+    let record = async |attempt: &Attempt| {
+        for _ in 0..2 {
+            store.record(attempt.clone()).await.expect("stored");
+        }
+        store.attempts_after(0, 99).expect("read").len()
+    };
+    let retry = Verdict::RetryAt {
+        at: NOW.after(Duration::from_secs(60)),
+        phase: Phase::Fast,
+        pause: Pause::Backoff,
+    };
+    let first = attempt(&delivery(1), retry);
+    assert_eq!(record(&first).await, 1);
+    let sent = attempt(&delivery(1), Verdict::Sent);
+    assert_eq!(record(&sent).await, 2);
+    let given_up = Attempt {
+        number: 0,
+        ..attempt(&delivery(2), Verdict::Dead(DeadReason::Deadline))
+    };
+    assert_eq!(record(&given_up).await, 3);
+    assert_eq!(delivery(1).state, State::Sent);
+    assert_eq!(delivery(2).state, State::Dead);
+}
+
 #[tokio::test]
 async fn an_attempt_on_what_is_finished_is_logged_and_changes_nothing() {
     let store = memory(Role::Agent);
@@ -164,11 +203,12 @@ async fn an_attempt_on_what_is_finished_is_logged_and_changes_nothing() {
         .expect("read")
         .remove(0);
     let verdicts = [Verdict::Sent, Verdict::Dead(DeadReason::Rejected)];
-    for verdict in verdicts {
-        store
-            .record(attempt(&first, verdict))
-            .await
-            .expect("stored");
+    let later = Attempt {
+        number: 2,
+        ..attempt(&first, verdicts[1])
+    };
+    for attempt in [attempt(&first, verdicts[0]), later.clone()] {
+        store.record(attempt).await.expect("stored");
     }
     assert_eq!(
         store
@@ -184,7 +224,7 @@ async fn an_attempt_on_what_is_finished_is_logged_and_changes_nothing() {
         log.iter().map(|l| l.attempt.verdict).collect::<Vec<_>>(),
         verdicts
     );
-    assert_eq!(log[1].attempt, attempt(&first, verdicts[1]));
+    assert_eq!(log[1].attempt, later);
     let newest = store.attempts_of(first.key, 1).expect("read");
     assert_eq!(newest[0].place, 2);
 }
