@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use whrelay_core::bucket::{Bucket, BucketKey, BucketName, Seq};
 use whrelay_core::tail;
 use whrelay_forwarder::Config;
-use whrelay_store::{Medium, Options, Role, RedbStore, Store};
+use whrelay_store::{Medium, Options, RedbStore, Role, Store};
 
 /// What stands for the input URL's path in an input.
 const PATH: &[u8] = b"PATH";
