@@ -85,10 +85,12 @@ pub(crate) async fn run(args: DemoArgs, output: &Output) -> Result<(), Failure> 
         coming,
     };
     let shown = tokio::select! {
+        biased;
+        // The agent is interrupted, too, and may have ended by now.
+        () = interrupted.cancelled() => Err(Failure::new(Code::Failed, "interrupted")),
         shown = tokio::time::timeout(PATIENCE + args.down, show.run()) => {
             shown.unwrap_or_else(|_| Err(Failure::new(Code::Failed, "not all were delivered in time")))
         }
-        () = interrupted.cancelled() => Err(Failure::new(Code::Failed, "interrupted")),
     };
     stop.cancel();
     // Everything that counts has been counted.

@@ -68,7 +68,9 @@ async fn test(args: TestArgs, output: &Output) -> Result<(), Failure> {
     };
     let bug = |e: tokio::task::JoinError| Failure::new(Code::Bug, e.to_string());
     let tested = tokio::select! {
+        biased;
         tested = watch.run(until) => tested,
+        // The agent is interrupted, too, and may have ended by now.
         () = interrupted.cancelled() => Err(Failure::new(Code::Failed, "interrupted")),
         ended = &mut agent => {
             return ended.map_err(bug)?.and(Err(Failure::new(Code::Failed, "the agent has stopped")));
