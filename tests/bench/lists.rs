@@ -9,7 +9,7 @@ use whrelay_core::event::{Event, Request};
 use whrelay_core::id::{DeliveryId, EventId};
 use whrelay_core::limits;
 use whrelay_core::order::Order;
-use whrelay_core::queue::{DueBy, QueueQuery};
+use whrelay_core::queue::{DueBy, QueueQuery, Wanted};
 use whrelay_core::retention::Part;
 use whrelay_core::retry::Verdict;
 use whrelay_core::time::Timestamp;
@@ -65,7 +65,7 @@ async fn measure(events: u64) {
                 back_since: None,
             },
             expired_by: NOW,
-            only_expired: false,
+            wanted: Wanted::All,
             max: 16,
         };
         time(name, || {

@@ -7,7 +7,7 @@ use whrelay_core::delivery::{Asked, Attempt, DeadReason, Delivery, DeliveryKey};
 use whrelay_core::destination::{Destination, Kind};
 use whrelay_core::limits;
 use whrelay_core::order::Order;
-use whrelay_core::queue::{DueBy, QueueQuery};
+use whrelay_core::queue::{DueBy, QueueQuery, Wanted};
 use whrelay_store::StoreError;
 
 use crate::configured::{queued_for, waiting};
@@ -102,7 +102,7 @@ async fn overdue(
             back_since: destination.back_since,
         },
         expired_by: moment.certain,
-        only_expired: true,
+        wanted: Wanted::Expired,
         max,
     };
     let page = runtime.store.view.queue(destination.id, &query).await?;

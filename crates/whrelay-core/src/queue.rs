@@ -114,10 +114,10 @@ impl WaitReason {
 ///
 /// The answer has `max` rows at most, in this order:
 /// 1. deliveries whose deadline is before `expired_by`, earliest deadline first;
-/// 2. unless `only_expired`, and for [`Order::Fifo`] alone: those that are
+/// 2. of [`Wanted::All`], and for [`Order::Fifo`] alone: those that are
 ///    [in order](Waiting::is_in_order), due or not, by key; half of `max` at most, and the same
 ///    number of each bucket;
-/// 3. unless `only_expired`: other due ones by `(due_at, created_at, key)`; for [`Order::Fifo`]
+/// 3. of [`Wanted::All`]: other due ones by `(due_at, created_at, key)`; for [`Order::Fifo`]
 ///    replays alone.
 ///
 /// A row whose `since` is after `due.now` counts as due here: the engine decides about it.
@@ -129,10 +129,22 @@ pub struct QueueQuery {
     pub due: DueBy,
     /// Deadlines before this have passed.
     pub expired_by: Timestamp,
-    /// Whether only those are asked for.
-    pub only_expired: bool,
+    /// Which deliveries are asked for.
+    pub wanted: Wanted,
     /// Rows at most.
     pub max: usize,
+}
+
+/// Which deliveries of a queue are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// All that are due, and those that start in order.
+    All,
+    /// Those whose deadlines have passed.
+    Expired,
+    /// Those that wait for their [turn](WaitReason::Turn) and for nothing else: none of the list
+    /// above, but by `(created_at, key)`. The page says nothing of other rows but their deadlines.
+    New,
 }
 
 /// Some rows of one destination's queue.
@@ -212,6 +224,11 @@ impl Waiting {
             WaitReason::Turn | WaitReason::Backoff { .. } | WaitReason::Offline { .. } => false,
         };
         self.kind == QueueKind::Normal && (!is_job || self.is_due(by))
+    }
+
+    /// Whether it waits for nothing but a slot: it is new, or a person wants it tried now.
+    pub fn is_new(&self) -> bool {
+        self.reason == WaitReason::Turn
     }
 
     /// Whether its deadline has passed. `certain` is [`Moment::certain`](crate::time::Moment).

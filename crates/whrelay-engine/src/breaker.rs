@@ -86,6 +86,8 @@ pub(crate) struct Breaker {
     is_tried: bool,
     /// An attempt timed out, and none has succeeded since: one slot.
     is_cautious: bool,
+    /// An attempt timed out, and the window has not been full since.
+    may_hang: bool,
     /// A probe brought it back, and no attempt was answered since.
     is_unproven: bool,
     /// Attempts in a row that had a connection and no answer.
@@ -111,6 +113,7 @@ impl Breaker {
             is_healthy: true,
             is_tried: false,
             is_cautious: false,
+            may_hang: false,
             is_unproven: false,
             broken: 0,
             unanswered: 0,
@@ -178,6 +181,11 @@ impl Breaker {
     /// attempt, so that many dead ones that are new do not take all slots.
     pub(crate) fn is_healthy(&self, in_flight: usize) -> bool {
         self.is_healthy && (self.is_tried || in_flight == 0)
+    }
+
+    /// Whether an attempt may take all of its time: retries must not hold up what is new.
+    pub(crate) fn may_hang(&self) -> bool {
+        self.may_hang
     }
 
     pub(crate) fn is_away(&self) -> bool {
@@ -307,7 +315,7 @@ impl Breaker {
             }
             Outcome::TimedOut => {
                 self.on_silence(now);
-                self.is_cautious = true;
+                (self.is_cautious, self.may_hang) = (true, true);
                 if let State::Online { window } = &mut self.state {
                     *window = 1;
                     return None;
@@ -347,9 +355,9 @@ impl Breaker {
             && is_final
         {
             // One more for each answer: 1, 2, 4 … as the answers of each window arrive.
-            *window = window
-                .saturating_add(1)
-                .min(self.rules.max_in_flight.max(1));
+            let most = self.rules.max_in_flight.max(1);
+            *window = window.saturating_add(1).min(most);
+            self.may_hang &= *window < most;
         }
         None
     }
@@ -404,7 +412,7 @@ impl Breaker {
             at: now + pause,
             pause,
         });
-        self.is_unproven = false;
+        (self.is_unproven, self.may_hang) = (false, false);
         self.state = State::Away(Away {
             is_unreachable,
             is_doubtful: false,

@@ -5,8 +5,9 @@ use std::time::Instant;
 use whrelay_core::bucket::BucketId;
 use whrelay_core::delivery::DeliveryKey;
 use whrelay_core::destination::EndpointState;
+use whrelay_core::order::Order;
 use whrelay_core::pace::{Pace, Rate};
-use whrelay_core::queue::DueBy;
+use whrelay_core::queue::{DueBy, Wanted};
 use whrelay_core::retry::{RetryPolicy, Schedule};
 use whrelay_core::time::Timestamp;
 
@@ -37,7 +38,7 @@ pub(crate) struct Asked {
     pub(crate) max: usize,
     /// Rows expected that are new: they count as loaded.
     pub(crate) fresh: usize,
-    pub(crate) only_expired: bool,
+    pub(crate) wanted: Wanted,
 }
 
 /// What is known of a destination that is not idle.
@@ -49,6 +50,8 @@ pub(crate) struct Live {
     pub(crate) busy: Busy,
     /// Attempts that take a slot.
     pub(crate) slots: usize,
+    /// Those of them that were tried before.
+    pub(crate) retries: usize,
     /// Deliveries that are given up and not on disk yet.
     pub(crate) giving_up: usize,
     /// Deliveries remembered until the view has applied them.
@@ -65,6 +68,10 @@ pub(crate) struct Live {
     pub(crate) unread_later: Option<Timestamp>,
     /// The earliest deadline of deliveries that are not loaded.
     pub(crate) unread_deadline: Option<Timestamp>,
+    /// Whether new deliveries may be due that are not loaded.
+    pub(crate) has_unread_new: bool,
+    /// Whether new deliveries are loaded that others come before which are not.
+    pub(crate) is_ahead: bool,
     /// Whether the last read left deliveries out that start in order.
     pub(crate) has_more: bool,
     pub(crate) credit: Credit,
@@ -80,6 +87,8 @@ pub(crate) struct Live {
 pub(crate) enum Gate {
     /// They may, and this many may be in flight.
     Open(usize),
+    /// All of this many slots are taken by retries: one new delivery may start beside them.
+    Beside(usize),
     /// All of this many slots are taken.
     Full(usize),
     /// They may from then on.
@@ -127,11 +136,16 @@ impl Destination {
             Opens::Later => Gate::Shut,
             Opens::At(at) => Gate::At(at),
             Opens::Now(window) => {
-                let window = window.min(self.settings.max_in_flight.max(1));
-                match paced {
-                    _ if live.slots >= window => Gate::Full(window),
-                    Some(at) => Gate::At(at),
-                    None => Gate::Open(window),
+                let most = self.settings.max_in_flight.max(1);
+                let window = window.min(most);
+                let is_held_up =
+                    live.breaker.may_hang() && live.slots == live.retries && live.slots < most;
+                match (live.slots < window, self.settings.order) {
+                    (true, _) => paced.map_or(Gate::Open(window), Gate::At),
+                    (false, Order::Arrival) if is_held_up => {
+                        paced.map_or(Gate::Beside(window), Gate::At)
+                    }
+                    (false, Order::Arrival | Order::Fifo) => Gate::Full(window),
                 }
             }
         }
@@ -145,7 +159,7 @@ impl Destination {
     /// Rows worth having in memory, if reading is worthwhile at all.
     pub(crate) fn worthwhile_rows(&self, gate: Gate, now: &Now) -> Option<usize> {
         let window = match gate {
-            Gate::Open(window) | Gate::Full(window) => window,
+            Gate::Open(window) | Gate::Beside(window) | Gate::Full(window) => window,
             Gate::At(at) if at <= now.later(limits::KEEP_LOADED) => self.settings.max_in_flight,
             Gate::At(_) | Gate::Shut => return None,
         };
@@ -194,6 +208,7 @@ impl Live {
             pace: settings.rate.map(Pace::new),
             busy: Busy::new(),
             slots: 0,
+            retries: 0,
             giving_up: 0,
             remembered: 0,
             applied: Vec::new(),
@@ -202,6 +217,8 @@ impl Live {
             unread: None,
             unread_later: None,
             unread_deadline: None,
+            has_unread_new: true,
+            is_ahead: false,
             has_more: false,
             credit: Credit::default(),
             look: Look::default(),
@@ -217,6 +234,7 @@ impl Live {
             None => &mut self.unread,
         };
         *unread = Some(unread.map_or(at, |known| known.min(at)));
+        self.has_unread_new = true;
     }
 
     /// Something that is not loaded has its deadline at `at`.
@@ -257,6 +275,7 @@ impl Live {
             pace,
             busy,
             slots,
+            retries: _,
             giving_up,
             remembered,
             applied,
@@ -265,6 +284,8 @@ impl Live {
             unread,
             unread_later,
             unread_deadline: _,
+            has_unread_new: _,
+            is_ahead: _,
             has_more,
             credit,
             look: _,

@@ -115,6 +115,22 @@ impl Loaded {
         all.min_by_key(|row| rank(row, by)).copied()
     }
 
+    /// Removes those that are new.
+    pub(crate) fn take_new(&mut self) -> Vec<Waiting> {
+        let new = self.ranked.values().filter(|row| row.is_new());
+        let new: Vec<Waiting> = new.copied().collect();
+        for row in &new {
+            self.remove(row.key);
+        }
+        new
+    }
+
+    /// The first of those that are new, if it is due.
+    pub(crate) fn first_new(&self, by: &DueBy) -> Option<Waiting> {
+        let mut new = self.ranked.values().filter(|row| row.is_new());
+        new.find(|row| row.is_due(by)).copied()
+    }
+
     /// When the next one that may start is due, past or future.
     pub(crate) fn next_due_at(&self, by: &DueBy, busy: &Busy) -> Option<Timestamp> {
         let all = self.firsts(busy).chain(self.ranked.values());

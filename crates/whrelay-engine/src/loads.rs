@@ -6,7 +6,7 @@ use std::time::Instant;
 use whrelay_core::bucket::BucketId;
 use whrelay_core::delivery::DestinationId;
 use whrelay_core::order::Order;
-use whrelay_core::queue::{DueBy, DuePage, Offset, QueueKind, QueuePage, Waiting};
+use whrelay_core::queue::{DueBy, DuePage, Offset, QueueKind, QueuePage, Waiting, Wanted};
 use whrelay_core::time::Timestamp;
 
 use crate::Token;
@@ -198,8 +198,13 @@ impl Engine {
         };
         live.asked = None;
         live.unread_deadline = page.next_deadline_at;
-        if !asked.only_expired {
-            (live.unread, live.has_more) = (page.next_at, page.has_more);
+        match asked.wanted {
+            Wanted::All => (live.unread, live.has_more) = (page.next_at, page.has_more),
+            Wanted::New => {
+                live.has_unread_new = page.waiting.len() >= asked.max;
+                live.is_ahead = true;
+            }
+            Wanted::Expired => {}
         }
         if let Some(at) = live.unread_later.take() {
             live.note_due(at);
@@ -293,7 +298,7 @@ impl Engine {
 
 impl Live {
     /// A row of a page is not accepted: it is read again.
-    fn leave_out(&mut self, waiting: &Waiting, order: Order) {
+    pub(crate) fn leave_out(&mut self, waiting: &Waiting, order: Order) {
         self.note_deadline(waiting.deadline_at);
         if starts_in_order(order, waiting) {
             self.has_more = true;
@@ -313,7 +318,8 @@ impl Live {
     ) -> Option<Instant> {
         let soon = now.instant + limits::LOAD_AGAIN;
         let is_complete = page.waiting.len() < asked.max;
-        let has_next = !asked.only_expired && page.next_at.is_some_and(|at| at <= by.now);
+        let is_all = asked.wanted == Wanted::All;
+        let has_next = is_all && page.next_at.is_some_and(|at| at <= by.now);
         if has_next && is_complete && now.settles_at().is_some() {
             // Everything that is due is loaded but the jobs that wait for the clock.
             return now.settles_at();
@@ -336,10 +342,9 @@ impl Live {
         if let Some(at) = self.unread_later.take() {
             self.note_due(at);
         }
-        if asked.only_expired {
-            self.note_deadline(now.moment.certain);
-        } else {
-            self.note_due(Timestamp::EPOCH);
+        match asked.wanted {
+            Wanted::Expired => self.note_deadline(now.moment.certain),
+            Wanted::All | Wanted::New => self.note_due(Timestamp::EPOCH),
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use whrelay_core::delivery::{DeadReason, DestinationId};
 use whrelay_core::order::Order;
-use whrelay_core::queue::{QueueQuery, Waiting};
+use whrelay_core::queue::{QueueQuery, Waiting, Wanted};
 
 use crate::action::{Action, Load};
 use crate::destination::{Asked, Destination, Gate, Live};
@@ -50,16 +50,25 @@ impl Engine {
             return;
         };
         let (gate, by) = (destination.gate(is_paused, now), destination.due_by(now));
-        let is_removed = destination.is_removed;
+        let (is_removed, order) = (destination.is_removed, destination.settings.order);
         let Some(live) = &mut destination.live else {
             return;
         };
         let keep_until = now.later(limits::KEEP_LOADED);
         let is_shut = match gate {
-            Gate::Open(_) | Gate::Full(_) => false,
+            Gate::Open(_) | Gate::Beside(_) | Gate::Full(_) => false,
             Gate::At(at) => at > keep_until,
             Gate::Shut => true,
         };
+        let is_in_turn = match gate {
+            Gate::Open(_) | Gate::At(_) => true,
+            Gate::Beside(_) | Gate::Full(_) | Gate::Shut => false,
+        };
+        if is_in_turn && std::mem::take(&mut live.is_ahead) {
+            for waiting in live.loaded.take_new() {
+                live.leave_out(&waiting, order);
+            }
+        }
         let due_at = live.loaded.next_due_at(&by, &live.busy);
         if is_shut || due_at.is_some_and(|at| now.instant_of(at) > keep_until) {
             live.unload(&by);
@@ -101,6 +110,7 @@ impl Engine {
         };
         let is_ready = match gate {
             Gate::Open(_) => live.loaded.first_due(&by, &live.busy).is_some(),
+            Gate::Beside(_) => live.loaded.first_new(&by).is_some(),
             Gate::Full(_) | Gate::At(_) | Gate::Shut => false,
         };
         let may_leave_parking = live.breaker.is_healthy(live.slots);
@@ -120,7 +130,7 @@ impl Engine {
             return;
         };
         let gate = destination.gate(is_paused, now);
-        let Some((want, only_expired)) = want(destination, gate, now) else {
+        let Some((want, wanted)) = want(destination, gate, now) else {
             return;
         };
         let (due, order) = (destination.due_by(now), destination.settings.order);
@@ -151,7 +161,7 @@ impl Engine {
             at: now.instant,
             max,
             fresh,
-            only_expired,
+            wanted,
         });
         self.actions.push_back(Action::Load(Load {
             token,
@@ -160,7 +170,7 @@ impl Engine {
                 order,
                 due,
                 expired_by: now.moment.certain,
-                only_expired,
+                wanted,
                 max,
             },
         }));
@@ -224,8 +234,8 @@ impl Engine {
     }
 }
 
-/// How many rows are worth reading now, and whether only expired ones are.
-fn want(destination: &Destination, gate: Gate, now: &Now) -> Option<(usize, bool)> {
+/// How many rows are worth reading now, and which.
+fn want(destination: &Destination, gate: Gate, now: &Now) -> Option<(usize, Wanted)> {
     let live = destination.live.as_ref()?;
     let is_early = live.read_after.is_some_and(|at| at > now.instant);
     if live.asked.is_some() || is_early || destination.is_removed {
@@ -240,10 +250,17 @@ fn want(destination: &Destination, gate: Gate, now: &Now) -> Option<(usize, bool
         && live.is_behind(&destination.due_by(now))
         && live.loaded.len() <= worthwhile / 2
     {
-        return Some((worthwhile.saturating_sub(live.loaded.len()), false));
+        let more = worthwhile.saturating_sub(live.loaded.len());
+        return Some((more, Wanted::All));
+    }
+    if let Gate::Beside(_) = gate
+        && live.has_unread_new
+        && live.loaded.first_new(&destination.due_by(now)).is_none()
+    {
+        return Some((limits::LOADED_PER_SLOT, Wanted::New));
     }
     let is_overdue = live.is_overdue(now.moment.certain);
-    is_overdue.then_some((most, true))
+    is_overdue.then_some((most, Wanted::Expired))
 }
 
 /// When a destination is looked at next.

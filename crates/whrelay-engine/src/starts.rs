@@ -54,12 +54,13 @@ impl Engine {
     /// The delivery that a queued destination starts next, and whether the destination is healthy.
     fn next_of(&mut self, id: DestinationId, now: &Now) -> Option<(Waiting, bool)> {
         let destination = self.destinations.get(&id)?;
-        let Gate::Open(_) = destination.gate(self.is_paused, now) else {
-            return None;
-        };
         let by = destination.due_by(now);
         let live = destination.live.as_ref()?;
-        let first = live.loaded.first_due(&by, &live.busy)?;
+        let first = match destination.gate(self.is_paused, now) {
+            Gate::Open(_) => live.loaded.first_due(&by, &live.busy)?,
+            Gate::Beside(_) => live.loaded.first_new(&by)?,
+            Gate::Full(_) | Gate::At(_) | Gate::Shut => return None,
+        };
         let is_startable = live.credit.queued == Queued::Ready;
         (is_startable && !first.is_expired(now.moment.certain))
             .then(|| (first, live.breaker.is_healthy(live.slots)))
@@ -82,6 +83,7 @@ impl Engine {
             is_healthy = live.breaker.is_healthy(live.slots);
             live.loaded.remove(delivery.key);
             live.slots += 1;
+            live.retries += usize::from(!delivery.is_new());
             live.block(&delivery);
             live.credit.spend(delivery.bytes);
             if let Some(pace) = &mut live.pace {
@@ -307,6 +309,8 @@ impl Engine {
         };
         if let Some(live) = live {
             live.slots = live.slots.saturating_sub(1);
+            let was_retry = usize::from(!flight.delivery.is_new());
+            live.retries = live.retries.saturating_sub(was_retry);
         }
         self.slots.free(flight.delivery.bytes, slot.is_healthy);
     }

@@ -11,7 +11,7 @@ use whrelay_core::bucket::{Bucket, BucketKey, Seq};
 use whrelay_core::event::{Event, Header, Request};
 use whrelay_core::id::{DeliveryId, EventId};
 use whrelay_core::order::Order;
-use whrelay_core::queue::{DueBy, QueueQuery};
+use whrelay_core::queue::{DueBy, QueueQuery, Wanted};
 use whrelay_core::time::Timestamp;
 use whrelay_store::{Audit, Audited, NewDelivery, NewEvent, RedbStore, StoreError};
 use whrelay_tests::destinations::destination;
@@ -312,7 +312,7 @@ fn by_due(store: &RedbStore, bucket: &Bucket, events: &[Event]) -> Found {
                 order: Order::Arrival,
                 due,
                 expired_by: Timestamp::EPOCH,
-                only_expired: false,
+                wanted: Wanted::All,
                 max: usize::MAX,
             };
             let found = store.queue(destination.id, &query)?.page.waiting;

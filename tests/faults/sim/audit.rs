@@ -7,7 +7,7 @@ use whrelay_core::delivery::{Delivery, DestinationId, State};
 use whrelay_core::event::Event;
 use whrelay_core::id::EventId;
 use whrelay_core::order::Order;
-use whrelay_core::queue::{DueBy, QueueQuery};
+use whrelay_core::queue::{DueBy, QueueQuery, Wanted};
 use whrelay_core::time::Timestamp;
 use whrelay_store::{Begin, Search};
 
@@ -96,7 +96,7 @@ pub(crate) fn everything(order: Order) -> QueueQuery {
             back_since: None,
         },
         expired_by: Timestamp::EPOCH,
-        only_expired: false,
+        wanted: Wanted::All,
         max: MANY,
     }
 }

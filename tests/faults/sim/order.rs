@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use whrelay_core::bucket::Seq;
 use whrelay_core::delivery::{Delivery, DeliveryKey};
 use whrelay_core::order::Order;
-use whrelay_core::queue::{DueBy, QueuePage, WaitReason, Waiting};
+use whrelay_core::queue::{DueBy, QueuePage, WaitReason, Waiting, Wanted};
 use whrelay_core::time::{Moment, Timestamp};
 use whrelay_engine::Load;
 
@@ -94,7 +94,7 @@ impl<V: Vault> World<V> {
         };
         let is_current = (known.order, known.back_since)
             == (load.query.order, load.query.due.back_since)
-            && !load.query.only_expired;
+            && load.query.wanted == Wanted::All;
         if !is_current || known.order != Order::Arrival {
             return;
         }
@@ -131,11 +131,23 @@ impl<V: Vault> World<V> {
         let before = match unread {
             Some(unread) => {
                 self.seen.note(Point::StartedWithoutARead);
-                shown.before(&unread, &by)
+                match is_ahead(&unread, now.now) {
+                    true => Vec::new(),
+                    false => shown.before(&unread, &by),
+                }
             }
             None => shown.start(delivery.key),
         };
+        let is_retry = |delivery: &Delivery| delivery.wait != Some(WaitReason::Turn);
+        let mut flights = shell.flights.iter().map(|flight| &flight.delivery);
+        let is_held_up = flights.any(|running| running.destination == id && is_retry(running))
+            || shell.has_left(id);
         for older in before {
+            // Retries hold nothing new up.
+            if is_held_up && !is_retry(delivery) && !older.is_new() {
+                self.seen.note(Point::StartedBesideARetry);
+                continue;
+            }
             let is_started = shell.flights.iter().any(|f| f.delivery.key == older.key);
             let stored = node.vault.delivery(older.key);
             let waits = stored.and_then(|stored| stored.waiting()) == Some(older);

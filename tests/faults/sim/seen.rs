@@ -60,6 +60,7 @@ pub(crate) enum Point {
     AnswerDoubled,
     ChangeLost,
     StartedWithoutARead,
+    StartedBesideARetry,
     AppendUnknown,
     AppendedAgain,
     WithdrawnWhileLoaded,

@@ -148,6 +148,11 @@ impl Shell {
         }
     }
 
+    /// Whether the engine started something at a destination that is not tried, and has not heard so.
+    pub(crate) fn has_left(&self, id: DestinationId) -> bool {
+        self.unread.values().any(|(to, _)| *to == id)
+    }
+
     /// The engine hears that an attempt has ended.
     pub(crate) fn finished(&mut self, token: Token, now: Timestamp) {
         if let Some((id, _)) = self.unread.remove(&token) {

@@ -2,7 +2,7 @@
 
 use whrelay_core::destination::Destination;
 use whrelay_core::order::Order;
-use whrelay_core::queue::{DueBy, QueueKind, QueueQuery, Waiting};
+use whrelay_core::queue::{DueBy, QueueKind, QueueQuery, Waiting, Wanted};
 use whrelay_core::time::Timestamp;
 use whrelay_store::StoreError;
 
@@ -36,7 +36,7 @@ pub(super) async fn next(runtime: &Runtime, destination: &Destination) -> Result
             back_since,
         },
         expired_by: Timestamp::EPOCH,
-        only_expired: false,
+        wanted: Wanted::All,
         // Half of the rows are those that start in order.
         max: match order {
             Order::Arrival => 1,

@@ -21,6 +21,8 @@ pub(crate) enum Behaviour {
     Breaks,
     /// It never answers; the attempt times out after so many microseconds.
     Hangs(u64),
+    /// It never answers the first event, as above, and the others at once.
+    HangsAtFirst(u64),
     /// It serves one request after the other, so many microseconds each, and goes on with those
     /// that have timed out.
     Single { each: u64, timeout: u64 },

@@ -28,6 +28,7 @@ pub(crate) struct Reference {
     pace: Option<Pace>,
     back: Option<Timestamp>,
     window: usize,
+    may_hang: bool,
     failed: u32,
     unanswered: u32,
     failing_since: Option<u64>,
@@ -53,6 +54,7 @@ impl Reference {
             pace: settings.rate.map(Pace::new),
             back: None,
             window: settings.max_in_flight,
+            may_hang: false,
             failed: 0,
             unanswered: 0,
             failing_since: None,
@@ -101,11 +103,18 @@ impl Reference {
         let is_paced = self
             .pace
             .is_some_and(|pace| pace.next_at(instant).is_some());
-        if is_paced || self.running.len() >= self.window.min(self.settings.max_in_flight) {
+        let (running, most) = (self.running.len(), self.settings.max_in_flight);
+        let has_slot = running < self.window.min(most);
+        let is_held_up = self.may_hang
+            && self.running.iter().all(|(_, row, _)| !row.is_new())
+            && self.settings.order == Order::Arrival
+            && running < most;
+        if is_paced || !(has_slot || is_held_up) {
             return None;
         }
         let mut rows: Vec<&Waiting> = self.waiting.iter().collect();
         rows.retain(|row| self.may_start(row) && self.due_at(row, at) <= stamp(at));
+        rows.retain(|row| has_slot || row.is_new());
         rows.sort_by_key(|row| (self.due_at(row, at), row.created_at, row.key));
         rows.first().map(|row| **row)
     }
@@ -141,19 +150,20 @@ impl Reference {
         }
     }
 
-    /// A time-out leaves one slot; a success after a long spell of failures calls back.
+    /// A time-out leaves one slot, beside which one new delivery may start; a success after a long spell of failures calls back.
     fn learn(&mut self, outcome: &Outcome, class: Class, at: u64) {
         let is_final = class != Class::Retryable;
         let is_long = self
             .failing_since
             .is_some_and(|since| at - since >= 2 * SECOND);
         if *outcome == Outcome::TimedOut {
-            (self.window, self.unanswered) = (1, self.unanswered + 1);
+            (self.window, self.unanswered, self.may_hang) = (1, self.unanswered + 1, true);
         } else if is_long && (self.unanswered >= 3 || (is_final && self.failed >= 3)) {
             (self.window, self.unanswered, self.back) = (1, 0, Some(stamp(at)));
         } else {
             self.unanswered = 0;
             self.window += usize::from(is_final);
+            self.may_hang &= !is_final || self.window < self.settings.max_in_flight;
         }
         self.window = self.window.min(self.settings.max_in_flight);
         match is_final {

@@ -6,7 +6,7 @@ use whrelay_core::bucket::BucketId;
 use whrelay_core::delivery::{DeliveryKey, DestinationId};
 use whrelay_core::order::Order;
 use whrelay_core::queue::{
-    DueCursor, DuePage, QueueKind, QueuePage, QueueQuery, WaitReason, Waiting,
+    DueCursor, DuePage, QueueKind, QueuePage, QueueQuery, WaitReason, Waiting, Wanted,
 };
 use whrelay_core::time::Timestamp;
 
@@ -77,12 +77,16 @@ impl View {
         let mut expired: Vec<&Waiting> = all.iter().collect();
         expired.retain(|row| row.deadline_at < load.expired_by);
         expired.sort_by_key(|row| (row.deadline_at, row.key));
-        page.extend(expired.into_iter().take(load.max));
-        if !load.only_expired {
-            if load.order == Order::Fifo {
-                page.extend(firsts(&all, load));
-            }
-            page.extend(due(&all, load));
+        if load.wanted != Wanted::New {
+            page.extend(expired.into_iter().take(load.max));
+        }
+        if load.wanted == Wanted::All && load.order == Order::Fifo {
+            page.extend(firsts(&all, load));
+        }
+        match load.wanted {
+            Wanted::All => page.extend(due(&all, load)),
+            Wanted::New => page.extend(due(&all, load).iter().filter(|row| row.is_new())),
+            Wanted::Expired => {}
         }
         let mut seen = BTreeSet::new();
         page.retain(|row| seen.insert(row.key));

@@ -469,6 +469,8 @@ impl World {
             Behaviour::Refuses => (Outcome::Unreachable, MS),
             Behaviour::Closes | Behaviour::Breaks => (Outcome::Broken, MS),
             Behaviour::Hangs(timeout) => (Outcome::TimedOut, timeout),
+            Behaviour::HangsAtFirst(timeout) if key.seq.0 == 1 => (Outcome::TimedOut, timeout),
+            Behaviour::HangsAtFirst(_) => (answered(200), MS),
             Behaviour::Single { each, timeout } => {
                 let free_at = self.free_at.entry(id).or_default();
                 *free_at = self.at.max(*free_at) + each;

@@ -7,7 +7,7 @@ use redb::{Range, ReadableTable};
 use whrelay_core::bucket::BucketId;
 use whrelay_core::delivery::{DeliveryKey, DestinationId};
 use whrelay_core::order::Order;
-use whrelay_core::queue::{QueueKind, QueuePage, QueueQuery, WaitReason, Waiting};
+use whrelay_core::queue::{QueueKind, QueuePage, QueueQuery, WaitReason, Waiting, Wanted};
 use whrelay_core::retry::Phase;
 use whrelay_core::time::Timestamp;
 
@@ -127,15 +127,18 @@ where
     L: Fn(QueueKey) -> Result<Leads, StoreError>,
 {
     fn read(&mut self) -> Result<(), StoreError> {
-        self.expired()?;
-        if !self.query.only_expired {
-            match self.query.order {
-                Order::Fifo => {
-                    self.ordered()?;
-                    self.due(&[true])?;
-                    self.not_before()?;
-                }
-                Order::Arrival => self.due(&[false, true])?,
+        match (self.query.wanted, self.query.order) {
+            (Wanted::Expired, _) => self.expired()?,
+            (Wanted::New, _) => self.turns()?,
+            (Wanted::All, Order::Fifo) => {
+                self.expired()?;
+                self.ordered()?;
+                self.due(&[true])?;
+                self.not_before()?;
+            }
+            (Wanted::All, Order::Arrival) => {
+                self.expired()?;
+                self.due(&[false, true])?;
             }
         }
         self.deadlines()
@@ -244,6 +247,18 @@ where
         let mut sources = Vec::with_capacity(2);
         for is_replays in [false, true] {
             sources.push(self.source(List::Deadline, is_replays, by)?);
+        }
+        self.merge(&mut sources)
+    }
+
+    /// Those that wait for nothing but their turn.
+    fn turns(&mut self) -> Result<(), StoreError> {
+        let mut sources = Vec::with_capacity(2);
+        for is_replays in [false, true] {
+            sources.push(Source {
+                due_at: DueAt::Created,
+                ..self.source(List::Turn, is_replays, ..)?
+            });
         }
         self.merge(&mut sources)
     }

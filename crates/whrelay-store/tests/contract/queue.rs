@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use whrelay_core::bucket::{Bucket, Seq};
 use whrelay_core::delivery::{Attempt, DeadReason, Delivery, DestinationId};
 use whrelay_core::order::Order;
-use whrelay_core::queue::{DueBy, QueuePage, QueueQuery, Waiting};
+use whrelay_core::queue::{DueBy, QueuePage, QueueQuery, Waiting, Wanted};
 use whrelay_core::retry::{Pause, Phase, Verdict};
 use whrelay_core::time::Timestamp;
 use whrelay_store::{Again, NewDelivery, NewEvent, RedbStore, Role};
@@ -62,7 +62,7 @@ enum Step {
 #[derive(Clone, Copy, Debug)]
 struct Asked {
     is_fifo: bool,
-    only_expired: bool,
+    wanted: Wanted,
     now: u64,
     behind: u64,
     expired_by: u64,
@@ -89,11 +89,15 @@ fn steps() -> impl Strategy<Value = Step> {
 }
 
 fn asked() -> impl Strategy<Value = Asked> {
-    let any = (any::<bool>(), prop::bool::weighted(0.1));
+    let wanted = prop_oneof![
+        8 => any::<bool>().prop_map(|is_fifo| (is_fifo, Wanted::All)),
+        1 => any::<bool>().prop_map(|is_fifo| (is_fifo, Wanted::Expired)),
+        2 => Just((false, Wanted::New)),
+    ];
     let times = (0..2500u64, 0..500u64, 0..9000u64);
-    (any, times, 4..30usize).prop_map(|((is_fifo, only_expired), (now, behind, by), max)| Asked {
+    (wanted, times, 4..30usize).prop_map(|((is_fifo, wanted), (now, behind, by), max)| Asked {
         is_fifo,
-        only_expired,
+        wanted,
         now,
         behind,
         expired_by: by,
@@ -277,14 +281,14 @@ impl World {
                     back_since: view.back_since.get(id).copied(),
                 },
                 expired_by: at(asked.expired_by),
-                only_expired: asked.only_expired,
+                wanted: asked.wanted,
                 max: asked.max,
             };
             let read = self.store.queue(*id, &query).expect("read");
             assert_eq!(read.strays, []);
             let expected = view.page(*id, &query);
             let (mut found, mut expected) = (told(read.page, now), told(expected, now));
-            if asked.only_expired {
+            if asked.wanted != Wanted::All {
                 for page in [&mut expected, &mut found] {
                     (page.next_at, page.has_more) = (None, false);
                 }

@@ -10,7 +10,7 @@ use whrelay_core::event::{Event, Header, Request};
 use whrelay_core::history::{Claim, Locator};
 use whrelay_core::id::{DeliveryId, EventId};
 use whrelay_core::order::Order;
-use whrelay_core::queue::{DueBy, QueuePage, QueueQuery};
+use whrelay_core::queue::{DueBy, QueuePage, QueueQuery, Wanted};
 use whrelay_core::retry::Verdict;
 use whrelay_core::target::Target;
 use whrelay_core::time::Timestamp;
@@ -246,7 +246,7 @@ pub(crate) fn query(store: &RedbStore, destination: DestinationId, now: Timestam
             back_since: found.and_then(|found| found.back_since),
         },
         expired_by: Timestamp::EPOCH,
-        only_expired: false,
+        wanted: Wanted::All,
         max: 10_000,
     }
 }

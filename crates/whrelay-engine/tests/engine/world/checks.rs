@@ -139,6 +139,7 @@ impl World {
             Behaviour::Answers(..)
             | Behaviour::Breaks
             | Behaviour::Hangs(_)
+            | Behaviour::HangsAtFirst(_)
             | Behaviour::Single { .. }
             | Behaviour::Random(_)
             | Behaviour::Flaky(_) => (ProbeResult::Open, 50 * MS),
