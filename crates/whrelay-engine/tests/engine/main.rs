@@ -16,6 +16,7 @@ mod endpoints;
 mod late_reads;
 mod planted;
 mod reference;
+mod retries;
 mod rules;
 mod same_starts;
 mod total;
