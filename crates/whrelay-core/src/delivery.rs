@@ -249,7 +249,7 @@ impl Delivery {
     }
 
     /// Whether an attempt is recorded already: where the answer to a record was lost, it is written again. One that was
-    /// made has a number of its own. A delivery that is given up without an attempt ends once, whatever the number.
+    /// made has a number of its own. The end of a delivery without an attempt is recorded if the delivery has not ended.
     pub fn has_recorded(&self, attempt: &Attempt) -> bool {
         let ends = match attempt.verdict {
             Verdict::Dead(_) => !self.state.is_finished(),

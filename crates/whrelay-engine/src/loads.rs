@@ -230,10 +230,10 @@ impl Engine {
             }
         }
         // One that was added while an older one was unknown waits until that has started.
-        for later in first_left.map_or_else(Vec::new, |first| {
-            live.loaded.take_behind(&first, certain, &by)
-        }) {
-            live.leave_out(&later, order);
+        if let Some(first) = first_left {
+            for later in live.loaded.take_behind(&first, certain, &by) {
+                live.leave_out(&later, order);
+            }
         }
         live.read_after = live.pause_after(page, asked, useful, &by, now);
         self.forget_applied(id, now);

@@ -144,12 +144,10 @@ pub(crate) async fn end(
 ) -> Result<Json<EndedView>, Problem> {
     access::check(&shared.store, &headers).await?;
     let bucket = bucket(&shared, &bucket_name)?;
-    let store = &shared.store;
-    let ended = match shared.hub.connected(bucket.id, &name) {
-        Some(_) => Ending::InUse,
-        None => end_subscription(store, bucket.id, &name, shared.clock.now()).await?,
-    };
-    let unclaimed = match ended {
+    let (now, id) = (shared.clock.now(), bucket.id);
+    let is_connected = || shared.hub.connected(id, &name).is_some();
+    let ended = end_subscription(&shared.store, id, &name, now, is_connected);
+    let unclaimed = match ended.await? {
         Ending::Unknown => return Err(unknown(&name, &bucket)),
         Ending::InUse => {
             let why = format!("an agent is connected with subscription `{name}`: stop it first");
@@ -161,7 +159,8 @@ pub(crate) async fn end(
     Ok(Json(EndedView { name, unclaimed }))
 }
 
-/// Ends a subscription that has no session.
+/// Ends a subscription unless its agent is connected. That is asked after its last session was read: an agent that
+/// connects later has a newer one.
 ///
 /// # Errors
 /// When the store fails.
@@ -170,10 +169,14 @@ pub async fn end_subscription(
     bucket: BucketId,
     name: &str,
     now: Timestamp,
+    is_connected: impl FnOnce() -> bool,
 ) -> Result<Ending, StoreError> {
     let all = store.view.subscriptions(bucket).await?;
     let known = all.iter().find(|known| known.name == name);
     let last = known.map(Subscription::last_session);
+    if is_connected() {
+        return Ok(Ending::InUse);
+    }
     store
         .journal
         .end_subscription(bucket, name, last, now)

@@ -56,7 +56,7 @@ pub trait Catalog: Send + Sync {
 }
 
 impl dyn Catalog {
-    /// Changes a destination, however often others change it meanwhile. `None` if there is none of this number.
+    /// Changes a destination, however often others change it meanwhile. `None` if no destination has this number.
     ///
     /// # Errors
     /// When the change is not on disk.

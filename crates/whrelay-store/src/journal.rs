@@ -70,7 +70,7 @@ pub trait Journal: Send + Sync {
     async fn last_seq(&self, bucket: BucketId) -> Result<Seq, StoreError>;
 
     /// Records an attempt and what follows from it, and claims the signature that it carried. A delivery that has ended
-    /// meanwhile stays as it is, unless it was given up and has arrived.
+    /// meanwhile stays as it is. One that was discarded while this attempt was under way, and has arrived, is sent.
     async fn attempted(
         &self,
         attempt: Attempt,
@@ -131,7 +131,7 @@ pub trait Journal: Send + Sync {
         name: &str,
         now: Timestamp,
     ) -> Result<(), StoreError>;
-    /// Ends a subscription, unless it has had another session than this one since it was looked at.
+    /// Ends a subscription if `last` is still its last session.
     async fn end_subscription(
         &self,
         bucket: BucketId,

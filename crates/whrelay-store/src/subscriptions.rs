@@ -135,7 +135,7 @@ impl Subscription {
 /// What became of a subscription that was to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// There is none of that name.
+    /// No subscription has that name.
     Unknown,
     /// It has had another session since it was looked at.
     InUse,
@@ -149,7 +149,7 @@ pub enum Ending {
 /// What became of a subscription that was to be sent events again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rewound {
-    /// There is none of that name.
+    /// No subscription has that name.
     Unknown,
     /// A lease as new as this one was taken: ask with a newer one.
     Overtaken,
@@ -206,8 +206,8 @@ impl RedbStore {
         })
     }
 
-    /// Moves a subscription's place forward: everything up to `upto` is on the agent's disk, unless a newer lease than
-    /// that of whoever says so was taken. Never moves it back.
+    /// Moves a subscription's cursor forward: the agent has everything up to `upto` on disk. An acknowledgement under an
+    /// older lease than the newest is ignored. The cursor never moves back.
     ///
     /// # Errors
     /// When it is not on disk; a later ack makes up for it.
@@ -258,9 +258,9 @@ impl RedbStore {
         seen.await.map(|_| ())
     }
 
-    /// Ends a subscription, unless it has had another session than the one that is named, the last one when it was looked
-    /// at: it keeps no event from being removed any more. What it has not acknowledged is unclaimed. One
-    /// without unclaimed events is forgotten unless it was the last, and so is one whose record is damaged.
+    /// Ends a subscription if `last` is still its last session: it keeps no event from being removed any more. What it has
+    /// not acknowledged is unclaimed. One without unclaimed events is forgotten unless it was the last, and so is one
+    /// whose record is damaged.
     ///
     /// # Errors
     /// When it is not on disk.

@@ -1,4 +1,4 @@
-//! The view: everything that is asked, computed from the journal. It must not know what is no longer on disk.
+//! The view: everything that is asked, computed from the journal. It must not show what is not on disk.
 
 use async_trait::async_trait;
 use whrelay_core::bucket::{BucketId, Seq};
@@ -79,7 +79,7 @@ pub trait QueueView: Send + Sync {
     /// The events that are set apart.
     async fn quarantined(&self) -> Result<Vec<(BucketId, Seq)>, StoreError>;
 
-    /// The place of the newest attempt in the log; 0 where there is none.
+    /// The place of the newest attempt in the log; 0 if there is no attempt.
     async fn last_attempt(&self) -> Result<u64, StoreError>;
     /// Attempts after a place in the log, oldest first, up to `max`.
     async fn attempts_after(

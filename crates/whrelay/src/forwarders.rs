@@ -207,7 +207,7 @@ impl Door {
             Self::Idle(store) => {
                 let now = Clock::default().now();
                 let of = stored(store, bucket).await?;
-                let ended = whrelay_forwarder::end_subscription(store, of, name, now);
+                let ended = whrelay_forwarder::end_subscription(store, of, name, now, || false);
                 match ended.await? {
                     Ending::Ended { unclaimed } => Ok(unclaimed),
                     Ending::Unknown | Ending::InUse => Err(unknown(bucket, name)),

@@ -17,7 +17,7 @@ const UNVERIFIED: &str = "its signature does not verify: not delivered (--unveri
 /// The error of an attempt that did not report its end.
 const LOST: &str = "the attempt did not end in time";
 
-/// Records an attempt, or a delivery that is given up untried, and shows it.
+/// Records an attempt, or the end of a delivery without one, and shows it.
 pub(super) async fn append(
     tools: &Tools,
     settings: &Settings,
@@ -112,7 +112,7 @@ fn of_exchange(made: Made, append: &Append) -> (Attempt, Option<SignatureClaim>)
     (attempt, claim)
 }
 
-/// The record of an attempt that did not report its end, or of a delivery that is given up untried.
+/// The record of an attempt that did not report its end, or of a delivery that ends without an attempt.
 fn of_nothing(delivery: Delivery, asked: Asked, append: &Append) -> Attempt {
     let why = if append.tried { LOST } else { EXPIRED };
     Attempt {

@@ -16,7 +16,7 @@ fn begin(settings: Settings, now: Now) -> Engine {
     let settings = Some(settings);
     engine.handle(Input::Destination { id: ID, settings }, now);
     let Some(Action::LoadDestinations { token, .. }) = engine.poll_action(now) else {
-        panic!("nothing is asked for");
+        panic!("the engine asks for no destinations");
     };
     let input = Input::DueDestinations {
         token,
