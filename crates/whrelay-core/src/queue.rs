@@ -118,7 +118,8 @@ impl WaitReason {
 ///    [in order](Waiting::is_in_order), due or not, by key; half of `max` at most, and the same
 ///    number of each bucket;
 /// 3. of [`Wanted::All`]: other due ones by `(due_at, created_at, key)`; for [`Order::Fifo`]
-///    replays alone.
+///    replays alone. A view may list the new ones of a bucket by key, which differs where a clock
+///    was set back, and of more than 1,000 failed ones those first that failed first.
 ///
 /// A row whose `since` is after `due.now` counts as due here: the engine decides about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -262,8 +262,8 @@ impl Real {
         self.model.changed();
     }
 
-    /// Until the store has seen that its disk is no longer full, an agent's join writes nothing: that would depend
-    /// on how fast this runs.
+    /// Until the store has opened its file again, nobody knows whether the write that failed is in it. Until it has seen
+    /// that its disk is no longer full, an agent's join writes nothing.
     fn wait_for_space(&self) {
         let nobody = || self.store().note_seen(BucketId(0), "", Timestamp::EPOCH);
         let seen = again_until_healed(|| self.runtime.block_on(nobody()));
@@ -407,8 +407,8 @@ impl Vault for Real {
             );
             if let Some(before) = before {
                 self.is_healed = true;
-                self.is_written_once(&write, before);
                 self.wait_for_space();
+                self.is_written_once(&write, before);
             }
             all.push(done);
         }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::ops::{Bound, RangeBounds};
+use std::vec;
 
 use redb::{Range, ReadableTable};
 use whrelay_core::bucket::BucketId;
@@ -18,6 +19,9 @@ use crate::tables::QUEUE;
 
 /// Rows that lead nowhere and are met by one read. Where there are more, the rest is read once these are removed.
 const MAX_STRAYS: usize = 1024;
+
+/// Failed deliveries that a read sorts by their age. Of more than these, those that failed first start first.
+const MAX_SORTED: usize = 1024;
 
 /// What a read of a queue has found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -70,8 +74,22 @@ enum DueAt {
     Now,
 }
 
-/// One list of a queue, in its order.
+impl DueAt {
+    fn rank(self, (row, created_at): (QueueKey, Timestamp), now: Timestamp) -> Rank {
+        let due_at = match self {
+            Self::Own => Timestamp::from_micros(row.2),
+            Self::Created => created_at.min(now),
+            Self::Recalled => created_at.min(Timestamp::from_micros(row.2)),
+            Self::Now => now,
+        };
+        (due_at, created_at, key_of(row))
+    }
+}
+
+/// One list of a queue, in the order in which its deliveries start.
 struct Source<'a> {
+    /// Its first rows, where the list has another order.
+    sorted: vec::IntoIter<(QueueKey, Timestamp)>,
     rows: Range<'a, QueueKey, i64>,
     /// Its next row, and when that delivery was created.
     next: Option<(QueueKey, Timestamp)>,
@@ -88,21 +106,34 @@ type Rank = (Timestamp, Timestamp, DeliveryKey);
 
 impl Source<'_> {
     fn advance(&mut self) -> Result<(), StoreError> {
-        let next = self.rows.next().transpose()?;
-        self.next =
-            next.map(|(row, created)| (row.value(), Timestamp::from_micros(created.value())));
+        self.next = match self.sorted.next() {
+            Some(next) => Some(next),
+            None => self.read()?,
+        };
         Ok(())
     }
 
+    fn read(&mut self) -> Result<Option<(QueueKey, Timestamp)>, StoreError> {
+        let next = self.rows.next().transpose()?;
+        Ok(next.map(|(row, created)| (row.value(), Timestamp::from_micros(created.value()))))
+    }
+
+    /// The same list, by the ranks of its deliveries.
+    fn sort(mut self, now: Timestamp) -> Result<Self, StoreError> {
+        let mut all: Vec<_> = self.next.take().into_iter().collect();
+        while all.len() < MAX_SORTED
+            && let Some(next) = self.read()?
+        {
+            all.push(next);
+        }
+        all.sort_by_key(|next| self.due_at.rank(*next, now));
+        self.sorted = all.into_iter();
+        self.advance()?;
+        Ok(self)
+    }
+
     fn rank(&self, now: Timestamp) -> Option<Rank> {
-        let (row, created_at) = self.next?;
-        let due_at = match self.due_at {
-            DueAt::Own => Timestamp::from_micros(row.2),
-            DueAt::Created => created_at.min(now),
-            DueAt::Recalled => created_at.min(Timestamp::from_micros(row.2)),
-            DueAt::Now => now,
-        };
-        Some((due_at, created_at, key_of(row)))
+        Some(self.due_at.rank(self.next?, now))
     }
 
     fn is_due(&self) -> bool {
@@ -172,6 +203,7 @@ where
             false => queue.range(first..first)?,
         };
         let mut source = Source {
+            sorted: Vec::new().into_iter(),
             rows,
             next: None,
             until: Timestamp::LAST,
@@ -253,14 +285,23 @@ where
 
     /// Those that wait for nothing but their turn.
     fn turns(&mut self) -> Result<(), StoreError> {
-        let mut sources = Vec::with_capacity(2);
-        for is_replays in [false, true] {
-            sources.push(Source {
-                due_at: DueAt::Created,
-                ..self.source(List::Turn, is_replays, ..)?
-            });
-        }
+        let mut sources = self.new(false)?;
+        sources.append(&mut self.new(true)?);
         self.merge(&mut sources)
+    }
+
+    /// The new deliveries: those of each bucket are listed by key.
+    fn new(&self, is_replays: bool) -> Result<Vec<Source<'a>>, StoreError> {
+        if is_replays {
+            let due_at = DueAt::Created;
+            let source = self.source(List::Turn, true, ..)?;
+            return Ok(vec![Source { due_at, ..source }]);
+        }
+        let buckets = self.buckets(&[List::Turn])?;
+        let sources = buckets
+            .into_iter()
+            .map(|bucket| self.of_bucket(List::Turn, bucket));
+        sources.collect()
     }
 
     /// What is due, whatever the order.
@@ -270,10 +311,7 @@ where
         let mut sources = Vec::with_capacity(5 * kinds.len());
         for is_replays in kinds {
             let source = |list| self.source(list, *is_replays, ..);
-            sources.push(Source {
-                due_at: DueAt::Created,
-                ..source(List::Turn)?
-            });
+            sources.append(&mut self.new(*is_replays)?);
             sources.push(Source {
                 until: due.not_before,
                 ..source(List::NotBefore)?
@@ -282,21 +320,20 @@ where
                 until: due.now,
                 ..source(List::BackoffEnd)?
             });
+            // Those that failed are listed by when they did, and the oldest starts first.
             if let Some(back) = back_since {
-                sources.push(Source {
-                    due_at: DueAt::Recalled,
-                    ..self.source(List::FailedAt, *is_replays, ..back)?
-                });
+                let source = self.source(List::FailedAt, *is_replays, ..back)?;
+                let due_at = DueAt::Recalled;
+                sources.push(Source { due_at, ..source }.sort(due.now)?);
             }
             let after_now = (Bound::Excluded(due.now), Bound::Unbounded);
-            sources.push(Source {
-                due_at: DueAt::Now,
-                ..self.source(List::FailedAt, *is_replays, after_now)?
-            });
+            let source = self.source(List::FailedAt, *is_replays, after_now)?;
+            let due_at = DueAt::Now;
+            sources.push(Source { due_at, ..source }.sort(due.now)?);
         }
         let first = self.found.page.waiting.len();
         self.merge(&mut sources)?;
-        // Those that failed are listed by when they did, and the oldest starts first.
+        // Where the clock was set back, keys and ages differ.
         self.found.page.waiting[first..].sort_by_key(|waiting| {
             let due_at = waiting.due_at(due.back_since, due.now).min(due.now);
             (due_at, waiting.created_at, waiting.key)
@@ -311,7 +348,7 @@ where
     /// Those that start in order, the first ones of each bucket.
     fn ordered(&mut self) -> Result<(), StoreError> {
         let due_jobs = self.due_jobs()?;
-        let mut buckets = self.buckets()?;
+        let mut buckets = self.buckets(&[List::Turn, List::Ordered])?;
         buckets.extend(due_jobs.iter().map(|((row, _), _)| BucketId(row.3)));
         let share = (self.query.max / 2 / buckets.len().max(1)).max(1);
         for bucket in buckets {
@@ -380,6 +417,7 @@ where
         let first = (destination, list, 0, bucket.0, 0, 0);
         let last = (destination, list, 0, bucket.0, u64::MAX, u32::MAX);
         let mut source = Source {
+            sorted: Vec::new().into_iter(),
             rows: queue.range(first..=last)?,
             next: None,
             until: Timestamp::LAST,
@@ -389,10 +427,10 @@ where
         Ok(source)
     }
 
-    /// The buckets whose deliveries wait in an order.
-    fn buckets(&self) -> Result<BTreeSet<BucketId>, StoreError> {
+    /// The buckets whose deliveries are in one of these lists, which are listed by key.
+    fn buckets(&self, lists: &[List]) -> Result<BTreeSet<BucketId>, StoreError> {
         let mut buckets = BTreeSet::new();
-        for wanted in [List::Turn, List::Ordered] {
+        for wanted in lists {
             let all = list(self.destination, wanted.number(false));
             let mut from = *all.start();
             while let Some(first) = self.queue.range(from..=*all.end())?.next().transpose()? {

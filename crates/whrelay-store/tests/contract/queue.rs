@@ -19,11 +19,13 @@ use crate::setup::*;
 use view::{Record, View};
 
 const DESTINATIONS: u32 = 2;
+const BUCKETS: [&str; 2] = ["default", "other"];
 
 /// What may happen to a queue.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Append {
+        from: usize,
         to: u32,
         later: u64,
         lives: u64,
@@ -74,8 +76,8 @@ fn steps() -> impl Strategy<Value = Step> {
     let later = prop_oneof![3 => Just(0), 1 => 1..1000u64];
     let to = 0..DESTINATIONS;
     prop_oneof![
-        4 => (to.clone(), later.clone(), 500..9000u64)
-            .prop_map(|(to, later, lives)| Step::Append { to, later, lives }),
+        4 => (0..BUCKETS.len(), to.clone(), later.clone(), 500..9000u64)
+            .prop_map(|(from, to, later, lives)| Step::Append { from, to, later, lives }),
         2 => (of.clone(), later, 500..9000u64)
             .prop_map(|(of, later, lives)| Step::Replay { of, later, lives }),
         4 => (of.clone(), seconds.clone(), seconds.clone(), 0..3u8)
@@ -111,7 +113,7 @@ fn at(seconds: u64) -> Timestamp {
 
 struct World {
     store: RedbStore,
-    bucket: Bucket,
+    buckets: Vec<Bucket>,
     ids: Vec<DestinationId>,
     /// Raised by a millisecond with each delivery.
     created: u64,
@@ -134,33 +136,37 @@ fn failed(delivery: &Delivery, after: u64, wait: u64, pause: u8) -> Attempt {
 impl World {
     async fn new() -> Self {
         let store = memory(Role::Agent);
-        let bucket = bucket(&store).await;
+        let mut buckets = Vec::new();
+        for name in BUCKETS {
+            buckets.push(bucket_named(&store, name).await);
+        }
         let mut ids = Vec::new();
         for n in 0..DESTINATIONS {
             let target = format!("http://localhost:{}", 3000 + n);
             ids.push(
                 store
-                    .ensure_destination(bucket.id, &target)
+                    .ensure_destination(buckets[0].id, &target)
                     .await
                     .expect("stored"),
             );
         }
         Self {
             store,
-            bucket,
+            buckets,
             ids,
             created: 0,
         }
     }
 
     fn deliveries(&self) -> Vec<Delivery> {
-        let last = self.store.last_seq(self.bucket.id).expect("read").0;
-        let of = |seq| {
-            self.store
-                .deliveries_of(self.bucket.id, Seq(seq))
-                .expect("read")
+        let of_bucket = |bucket: &Bucket| {
+            let last = self.store.last_seq(bucket.id).expect("read").0;
+            let of = |seq| self.store.deliveries_of(bucket.id, Seq(seq));
+            (1..=last)
+                .flat_map(|seq| of(seq).expect("read"))
+                .collect::<Vec<_>>()
         };
-        (1..=last).flat_map(of).collect()
+        self.buckets.iter().flat_map(of_bucket).collect()
     }
 
     fn new_delivery(&mut self, to: DestinationId, later: u64, lives: u64) -> NewDelivery {
@@ -175,14 +181,15 @@ impl World {
         }
     }
 
-    async fn append(&mut self, to: u32, later: u64, lives: u64) {
+    async fn append(&mut self, from: usize, to: u32, later: u64, lives: u64) {
+        let from = self.buckets[from].id;
         let to = self.ids[to as usize];
         let new = self.new_delivery(to, later, lives);
         let new = NewEvent {
             event: event(self.created),
             deliveries: vec![new],
         };
-        let stored = self.store.append(self.bucket.id, vec![new], None).await;
+        let stored = self.store.append(from, vec![new], None).await;
         stored.expect("stored");
     }
 
@@ -191,7 +198,12 @@ impl World {
         let pick = |of: usize| all.get(of % all.len().max(1)).cloned();
         let waits = |of: usize| pick(of).filter(|delivery| delivery.wait.is_some());
         match step {
-            Step::Append { to, later, lives } => self.append(to, later, lives).await,
+            Step::Append {
+                from,
+                to,
+                later,
+                lives,
+            } => self.append(from, to, later, lives).await,
             Step::Replay { of, later, lives } => {
                 let Some(old) = pick(of) else { return };
                 let new = NewDelivery {
@@ -199,7 +211,7 @@ impl World {
                     ..self.new_delivery(old.destination, later, lives)
                 };
                 let again = Again {
-                    bucket: self.bucket.id,
+                    bucket: old.key.bucket,
                     seq: old.key.seq,
                     event: old.event,
                     new,
@@ -293,16 +305,13 @@ impl World {
                     (page.next_at, page.has_more) = (None, false);
                 }
             }
-            if expected.waiting.len() == asked.max && found != expected {
-                // Which of those that failed come first is for the store to say, if there are more than fit.
-                let all = QueueQuery { max: 999, ..query };
-                let all = view.page(*id, &all).waiting;
-                assert_eq!(found.waiting.len(), asked.max);
-                assert!(
-                    found.waiting.iter().all(|row| all.contains(row)),
-                    "{query:?}"
-                );
-                continue;
+            if asked.is_fifo && expected.waiting.len() == asked.max {
+                // A full page may ask for a further read that finds nothing.
+                let at = |page: &QueuePage| page.next_at.unwrap_or(Timestamp::LAST);
+                assert!(at(&found) <= at(&expected), "{query:?}");
+                for page in [&mut expected, &mut found] {
+                    page.next_at = None;
+                }
             }
             let brief = |page: &QueuePage| (keys(page), page.next_at, page.has_more);
             assert_eq!(brief(&found), brief(&expected), "{query:?}");
@@ -342,8 +351,8 @@ impl World {
     }
 }
 
-fn keys(page: &QueuePage) -> Vec<(u64, u32)> {
-    let key = |waiting: &Waiting| (waiting.key.seq.0, waiting.key.ordinal);
+fn keys(page: &QueuePage) -> Vec<(u32, u64, u32)> {
+    let key = |waiting: &Waiting| (waiting.key.bucket.0, waiting.key.seq.0, waiting.key.ordinal);
     page.waiting.iter().map(key).collect()
 }
 

@@ -43,7 +43,11 @@ pub(crate) fn in_memory(options: &Options) -> RedbStore {
 }
 
 pub(crate) async fn bucket(store: &RedbStore) -> Bucket {
-    let name = "shop".parse().expect("a name");
+    bucket_named(store, "shop").await
+}
+
+pub(crate) async fn bucket_named(store: &RedbStore, name: &str) -> Bucket {
+    let name = name.parse().expect("a name");
     let key = BucketKey::mint(&name, [3; 26]);
     store.ensure_bucket(&name, key).await.expect("a bucket").0
 }
