@@ -8,8 +8,9 @@ use whrelay_core::bucket::{BucketKey, BucketName, Seq};
 use whrelay_core::delivery::DestinationId;
 use whrelay_core::limits;
 use whrelay_core::retention::Retention;
+use whrelay_core::subscription::LeaseEpoch;
 use whrelay_forwarder::Config;
-use whrelay_store::{LeaseEpoch, NewEvent, RedbStore, Role};
+use whrelay_store::{Journal, NewEvent, RedbStore, Role};
 
 use crate::lists::{event, store};
 
@@ -68,7 +69,8 @@ async fn fill(store: &RedbStore, buckets: u64) {
                 let some = (first..(first + 500).min(each)).map(new).collect();
                 store.append(bucket_id.id, some, None).await.unwrap();
             }
-            let acked = store.ack(bucket_id.id, "laptop", Seq(each), LeaseEpoch::default());
+            let journal: &dyn Journal = &store;
+            let acked = journal.ack(bucket_id.id, "laptop", Seq(each), LeaseEpoch::default());
             acked.await.unwrap();
         }));
     }

@@ -6,8 +6,9 @@ use std::time::Duration;
 use redb::TableDefinition;
 use tempfile::TempDir;
 use whrelay_core::bucket::{BucketKey, Seq};
+use whrelay_core::subscription::LeaseEpoch;
 use whrelay_core::time::Timestamp;
-use whrelay_store::{LeaseEpoch, Medium, Options, Role, Store};
+use whrelay_store::{Medium, Options, Role, Store};
 use whrelay_tests::eventually_read;
 use whrelay_tests::relay::Relay;
 use whrelay_tests::sender::client;
@@ -130,8 +131,8 @@ async fn a_subscription_that_cannot_be_ended_stops_neither_others_from_it_nor_th
     let buckets = relay.store.catalog.buckets().await.unwrap();
     let ended = async |name: &str| {
         let of = buckets.iter().find(|b| b.name.as_str() == name).unwrap().id;
-        let mut known = relay.store.view.subscriptions(of).await.unwrap();
-        known.remove(0).ended
+        let stored = relay.store.journal.subscription(of, "laptop").await;
+        stored.unwrap().known().unwrap().ended
     };
     eventually_read("the other one is ended", async || ended("other").await).await;
     let shop = ended("shop").await;

@@ -9,6 +9,7 @@ use whrelay_agent::AgentError;
 use whrelay_core::bucket::{BucketId, Seq};
 use whrelay_core::limits;
 use whrelay_core::retention::Part;
+use whrelay_core::subscription::LeaseEpoch;
 use whrelay_core::time::Timestamp;
 use whrelay_core::token::Token;
 use whrelay_proto::frame::{Ack, Frame, Hello, Known, Refused, RefusedCode, Resume};
@@ -238,12 +239,7 @@ async fn what_an_agent_asks_for_again_is_kept_until_it_has_it() {
     relay
         .store
         .journal
-        .ack(
-            bucket.id,
-            "laptop",
-            Seq(5),
-            whrelay_store::LeaseEpoch::default(),
-        )
+        .ack(bucket.id, "laptop", Seq(5), LeaseEpoch::default())
         .await
         .unwrap();
     let resume = Some(Resume::at(relay.store.id(), 2));
@@ -284,9 +280,14 @@ async fn what_an_agent_asks_for_again_is_kept_until_it_has_it() {
 async fn is_recorded(relay: &Relay, bucket: BucketId, name: &str, upto: u64) {
     let what = format!("{upto} is recorded");
     eventually_read(&what, async || {
-        let known = relay.store.view.subscriptions(bucket).await.unwrap();
-        let mut known = known.into_iter();
-        known.find(|known| known.name == name && known.acked.0 == upto)
+        let stored = relay
+            .store
+            .journal
+            .subscription(bucket, name)
+            .await
+            .unwrap();
+        let acked = stored.known().map(|known| known.acked.0);
+        (acked == Some(upto)).then_some(())
     })
     .await;
 }

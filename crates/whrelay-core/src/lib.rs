@@ -21,6 +21,7 @@ pub mod retention;
 pub mod retry;
 pub mod route;
 pub mod secret;
+pub mod subscription;
 pub mod tail;
 pub mod target;
 pub mod time;

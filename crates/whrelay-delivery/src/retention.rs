@@ -211,7 +211,8 @@ mod tests {
     use whrelay_core::event::{Event, Request};
     use whrelay_core::id::EventId;
     use whrelay_core::retention::Bound;
-    use whrelay_store::{LeaseEpoch, NewEvent, Options, Role};
+    use whrelay_core::subscription::LeaseEpoch;
+    use whrelay_store::{NewEvent, Options, Role};
 
     use super::*;
 

@@ -13,9 +13,10 @@ use whrelay_core::bucket::{Bucket, BucketKey, BucketName, NameError, Seq};
 use whrelay_core::delivery::DeadReason;
 use whrelay_core::id::EventId;
 use whrelay_core::limits;
+use whrelay_core::subscription::{Fate, Subscription};
 use whrelay_proto::codec;
 use whrelay_proto::frame::{Events, Frame, WireEvent};
-use whrelay_store::{Fate, StoreError, Subscription};
+use whrelay_store::{NamedSubscription, StoreError};
 
 use crate::Shared;
 use crate::access;
@@ -160,7 +161,7 @@ pub(crate) struct EventSubscriptionView {
 }
 
 impl EventSubscriptionView {
-    fn new(subscription: &Subscription, seq: Seq) -> Self {
+    fn new(name: &str, subscription: &Subscription, seq: Seq) -> Self {
         let fate = subscription.fate(seq);
         let (state, reason) = match fate {
             Fate::NotMeant => (None, None),
@@ -169,7 +170,7 @@ impl EventSubscriptionView {
             Fate::Unclaimed => (Some("dead"), Some(DeadReason::Unclaimed.as_str())),
         };
         Self {
-            name: subscription.name.clone(),
+            name: name.to_owned(),
             receipted: fate == Fate::Acknowledged,
             state,
             reason,
@@ -213,17 +214,20 @@ async fn find(shared: &Shared, id: EventId) -> Result<Option<EventView>, StoreEr
     let Some((event, has_body)) = store.journal.head_at(&bucket, seq).await? else {
         return Ok(None);
     };
-    let subscriptions = store.view.subscriptions(bucket.id).await?;
-    let view = |subscription: &Subscription| EventSubscriptionView::new(subscription, seq);
+    let subscriptions = store.journal.subscriptions(Some(bucket.id)).await?;
+    let view = |one: &NamedSubscription| {
+        let known = one.stored.known()?;
+        Some(EventSubscriptionView::new(&one.name, known, seq))
+    };
     Ok(Some(EventView {
         event: id.to_string(),
         bucket: bucket.name.to_string(),
         path: event.request.path_and_query(),
         bytes: event.body_len(),
         received_at: event.received_at.to_string(),
-        body: has_body && seq > store.view.bare_upto(bucket.id).await?,
+        body: has_body && seq > store.journal.numbers(bucket.id).await?.pruned,
         method: event.request.method,
-        subscriptions: subscriptions.iter().map(view).collect(),
+        subscriptions: subscriptions.iter().filter_map(view).collect(),
     }))
 }
 

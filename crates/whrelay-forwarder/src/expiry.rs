@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use whrelay_core::bucket::BucketId;
 use whrelay_core::limits;
+use whrelay_core::subscription::Subscription;
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Ending, StoreError, Subscription};
+use whrelay_store::{Ending, NamedSubscription, StoreError};
 
 use crate::Shared;
 
@@ -64,14 +65,13 @@ fn judge(known: &Subscription, ttl: Option<Duration>, up: Duration, now: Timesta
 }
 
 async fn look(shared: &Arc<Shared>, up: Duration) -> Result<(), StoreError> {
-    for (bucket, known) in shared.store.view.all_subscriptions().await? {
-        let name = known.name.clone();
-        match look_at(shared, bucket, known, up).await {
+    for one in shared.store.journal.subscriptions(None).await? {
+        match look_at(shared, &one, up).await {
             // One bucket must not stop the others.
             Err(StoreError::Damaged(what)) => {
                 tracing::warn!(
-                    bucket = bucket.0,
-                    subscription = name,
+                    bucket = one.bucket.0,
+                    subscription = one.name,
                     what,
                     "could not check a subscription"
                 );
@@ -84,17 +84,24 @@ async fn look(shared: &Arc<Shared>, up: Duration) -> Result<(), StoreError> {
 
 async fn look_at(
     shared: &Arc<Shared>,
-    bucket: BucketId,
-    known: Subscription,
+    one: &NamedSubscription,
     up: Duration,
 ) -> Result<(), StoreError> {
-    let store = &shared.store;
+    let NamedSubscription {
+        bucket,
+        name,
+        stored,
+    } = one;
+    let (store, bucket) = (&shared.store, *bucket);
+    let Some(known) = stored.known() else {
+        return Ok(());
+    };
     // A wrong clock must not end anything.
     let now = shared.clock.moment().certain;
-    match judge(&known, shared.config.subscription_ttl, up, now) {
+    match judge(known, shared.config.subscription_ttl, up, now) {
         Verdict::Keep => Ok(()),
-        Verdict::NoteSeen => store.journal.note_seen(bucket, &known.name, now).await,
-        Verdict::End => end(shared, bucket, &known, now).await,
+        Verdict::NoteSeen => store.journal.note_seen(bucket, name, now).await,
+        Verdict::End => end(shared, (bucket, name), known, now).await,
         Verdict::Forget => {
             for name in store.journal.forget_ended(bucket).await? {
                 tracing::info!(
@@ -111,11 +118,11 @@ async fn look_at(
 /// Ends a subscription unless its agent has come meanwhile.
 async fn end(
     shared: &Arc<Shared>,
-    bucket: BucketId,
+    (bucket, name): (BucketId, &str),
     known: &Subscription,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    let (name, last) = (&known.name, known.last_session());
+    let last = known.last_session();
     if shared.hub.connected(bucket, name).is_some() {
         return Ok(());
     }
@@ -141,7 +148,7 @@ fn is_over(seen: Timestamp, ttl: Duration, now: Timestamp) -> bool {
 #[cfg(test)]
 mod tests {
     use whrelay_core::bucket::Seq;
-    use whrelay_store::LeaseEpoch;
+    use whrelay_core::subscription::Ended;
 
     use super::*;
 
@@ -149,13 +156,8 @@ mod tests {
 
     fn seen_at(seen: Option<Timestamp>) -> Subscription {
         Subscription {
-            name: "laptop".to_owned(),
-            since: Seq(0),
-            acked: Seq(0),
             seen_at: seen,
-            holder: None,
-            ended: None,
-            lease: LeaseEpoch::default(),
+            ..Subscription::default()
         }
     }
 
@@ -183,7 +185,10 @@ mod tests {
         assert_eq!(judge(&never, Some(HOUR), HOUR, now), Verdict::NoteSeen);
         assert_eq!(judge(&never, None, HOUR, now), Verdict::Keep);
         let ended = Subscription {
-            ended: Some((now, Seq(3))),
+            ended: Some(Ended {
+                through: Seq(3),
+                at: now,
+            }),
             ..never
         };
         for ttl in [None, Some(HOUR)] {

@@ -9,10 +9,11 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use whrelay_core::bucket::BucketId;
 use whrelay_core::limits;
+use whrelay_core::subscription::LeaseEpoch;
 use whrelay_core::time::Timestamp;
 use whrelay_proto::frame::Who;
 use whrelay_proto::lease::Rival;
-use whrelay_store::{Epoch, LeaseEpoch};
+use whrelay_store::Epoch;
 
 type Key = (BucketId, String);
 

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use whrelay_core::bucket::{Bucket, BucketName};
 use whrelay_core::history::WentBack;
 use whrelay_core::limits;
+use whrelay_core::subscription::{Holder, Join, Joined};
 use whrelay_core::time::Timestamp;
 use whrelay_proto::NEWEST_VERSION;
 use whrelay_proto::frame::{Epoch, Hello, Known, Noticed, Other, RefusedCode, Welcome, Who};
 use whrelay_proto::lease::Rival;
-use whrelay_store::{Holder, Incident, Join, Joined, Store};
+use whrelay_store::{Incident, Store};
 
 use crate::Shared;
 use crate::hub::{Incumbent, Lease, Lost};
@@ -105,7 +106,7 @@ pub(crate) async fn welcome(
         lease: lease.epoch,
         now: shared.clock.now(),
     };
-    let joined = store.journal.join(bucket.id, join).await?;
+    let joined = store.journal.join(bucket.id, &join).await?;
     let joined = joined.ok_or_else(|| {
         let most = limits::MAX_SUBSCRIPTIONS;
         let text = format!("bucket `{}` has {most} subscriptions already", bucket.name);

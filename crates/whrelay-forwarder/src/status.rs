@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use whrelay_core::bucket::{Bucket, BucketId, Seq};
 use whrelay_core::limits;
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Incident, Store, StoreError, Subscription};
+use whrelay_store::{Incident, NamedSubscription, Numbers, Store, StoreError};
 
 use crate::Shared;
 use crate::access;
@@ -169,21 +169,20 @@ async fn of_bucket(
     bucket: &Bucket,
     connected: impl Fn(BucketId, &str) -> Option<Timestamp>,
 ) -> Result<BucketStatus, StoreError> {
-    let (last, pruned) = (
-        store.journal.last_seq(bucket.id).await?,
-        store.view.bare_upto(bucket.id).await?,
-    );
-    let all = store.view.subscriptions(bucket.id).await?;
-    let active = all.iter().filter(|known| known.ended.is_none());
+    let numbers = store.journal.numbers(bucket.id).await?;
+    let Numbers { pruned, last } = numbers;
+    let all = store.journal.subscriptions(Some(bucket.id)).await?;
+    let known = || all.iter().filter_map(|one| one.stored.known());
+    let active = known().filter(|known| known.ended.is_none());
     // Nobody waits for what came before the last end.
-    let ended = || all.iter().filter_map(|known| known.ended);
-    let last_end = || ended().map(|(_, through)| through).max();
-    let behind = active.map(|known| known.acked).min().or_else(last_end);
+    let ends = known().filter_map(|known| known.ended);
+    let last_end = ends.map(|ended| ended.through).max();
+    let behind = active.map(|known| known.acked).min().or(last_end);
     let behind = behind.unwrap_or(Seq(0)).max(pruned);
     let oldest = store.journal.read_after(bucket, behind, 1, 0).await?.events;
-    let subscribed = |known: Subscription| {
-        let connected = connected(bucket.id, &known.name);
-        view(known, connected, last, pruned)
+    let subscribed = |one: &NamedSubscription| {
+        let connected = connected(bucket.id, &one.name);
+        Some(view(&one.name, one.stored.known()?, connected, numbers))
     };
     Ok(BucketStatus {
         bucket: bucket.name.to_string(),
@@ -197,6 +196,6 @@ async fn of_bucket(
             .journal
             .over_bound(bucket.id)
             .map(|why| why.to_string()),
-        subscriptions: all.into_iter().map(subscribed).collect(),
+        subscriptions: all.iter().filter_map(subscribed).collect(),
     })
 }

@@ -9,8 +9,9 @@ use axum::extract::{Extension, Path, State};
 use axum::http::{HeaderMap, Request, StatusCode};
 use serde::{Deserialize, Serialize};
 use whrelay_core::bucket::{Bucket, BucketId, BucketName, Seq};
+use whrelay_core::subscription::{LeaseEpoch, Subscription};
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Ending, LeaseEpoch, Rewound, Store, StoreError, Subscription};
+use whrelay_store::{Ending, Numbers, Rewound, Store, StoreError};
 
 use crate::Shared;
 use crate::access;
@@ -49,53 +50,37 @@ pub(crate) async fn views(
     bucket: BucketId,
     connected: impl Fn(&str) -> Option<Timestamp>,
 ) -> Result<Vec<SubscriptionView>, StoreError> {
-    let (last, pruned) = (
-        store.journal.last_seq(bucket).await?,
-        store.view.bare_upto(bucket).await?,
-    );
-    let view = |subscription: Subscription| {
-        let connected = connected(&subscription.name);
-        view(subscription, connected, last, pruned)
-    };
-    Ok(store
-        .view
-        .subscriptions(bucket)
-        .await?
-        .into_iter()
-        .map(view)
-        .collect())
+    let numbers = store.journal.numbers(bucket).await?;
+    let all = store.journal.subscriptions(Some(bucket)).await?;
+    let views = all.into_iter().filter_map(|one| {
+        let connected = connected(&one.name);
+        let known = one.stored.known()?;
+        Some(view(&one.name, known, connected, numbers))
+    });
+    Ok(views.collect())
 }
 
 pub(crate) fn view(
-    subscription: Subscription,
+    name: &str,
+    known: &Subscription,
     connected: Option<Timestamp>,
-    last: Seq,
-    pruned: Seq,
+    numbers: Numbers,
 ) -> SubscriptionView {
-    let waiting = subscription.waiting(last, pruned);
-    let Subscription {
-        name,
-        since: _,
-        acked: _,
-        seen_at,
-        holder,
-        ended,
-        lease: _,
-    } = subscription;
-    let state = match (ended, connected) {
+    let state = match (known.ended, connected) {
         (Some(_), _) => "ended",
         (None, Some(_)) => "connected",
         (None, None) => "away",
     };
+    let holder = known.holder();
     SubscriptionView {
-        name,
+        name: name.to_owned(),
         state,
-        waiting,
-        host: holder.as_ref().map(|holder| holder.host.clone()),
-        user: holder.map(|holder| holder.user),
+        waiting: known.waiting(numbers.last, numbers.pruned),
+        host: holder.map(|holder| holder.host.clone()),
+        user: holder.map(|holder| holder.user.clone()),
         connected_since: connected.map(|at| at.to_string()),
-        seen_at: seen_at.map(|at| at.to_string()),
-        ended_at: ended.map(|(at, _)| at.to_string()),
+        seen_at: known.seen_at.map(|at| at.to_string()),
+        ended_at: known.ended.map(|ended| ended.at.to_string()),
     }
 }
 
@@ -171,9 +156,8 @@ pub async fn end_subscription(
     now: Timestamp,
     is_connected: impl FnOnce() -> bool,
 ) -> Result<Ending, StoreError> {
-    let all = store.view.subscriptions(bucket).await?;
-    let known = all.iter().find(|known| known.name == name);
-    let last = known.map(Subscription::last_session);
+    let stored = store.journal.subscription(bucket, name).await?;
+    let last = stored.known().map(Subscription::last_session);
     if is_connected() {
         return Ok(Ending::InUse);
     }
@@ -228,13 +212,12 @@ pub async fn replay_subscription(
     all: bool,
     newer: impl Fn() -> LeaseEpoch,
 ) -> Result<u64, ReplayError> {
-    let subscriptions = store.view.subscriptions(bucket).await?;
-    let known = |name: &str| {
-        let known = subscriptions.iter().find(|known| known.name == name);
-        known.ok_or_else(|| ReplayError::Unknown(name.to_owned()))
-    };
-    let of = known(name)?;
-    if known(to)?.ended.is_some() {
+    let unknown = |name: &str| ReplayError::Unknown(name.to_owned());
+    let of = store.journal.subscription(bucket, name).await?;
+    let of = of.known().ok_or_else(|| unknown(name))?;
+    let gets = store.journal.subscription(bucket, to).await?;
+    let gets = gets.known().ok_or_else(|| unknown(to))?;
+    if gets.ended.is_some() {
         return Err(ReplayError::Ended(to.to_owned()));
     }
     let behind = if all { Seq(0) } else { of.acked };
@@ -245,7 +228,7 @@ pub async fn replay_subscription(
         match rewinding.await? {
             Rewound::Overtaken => {}
             Rewound::Sent { events } => return Ok(events),
-            Rewound::Unknown => return Err(ReplayError::Unknown(to.to_owned())),
+            Rewound::Unknown => return Err(unknown(to)),
         }
     }
 }

@@ -244,7 +244,7 @@ impl Tunnel {
         let mut lacks = room.bytes.min(limits::MAX_FRAME_BYTES).max(self.wanted);
         loop {
             if !grant.try_add(lacks) {
-                if shared.store.journal.last_seq(bucket.id).await?.0 <= room.after {
+                if shared.store.journal.numbers(bucket.id).await?.last.0 <= room.after {
                     return Ok(Read::Nothing);
                 }
                 match grant.add(lacks, limits::TUNNEL_WAIT).await {

@@ -12,6 +12,7 @@ use whrelay_core::event::Event;
 use whrelay_core::id::EventId;
 use whrelay_core::queue::{DueCursor, DuePage, Offset, QueuePage, QueueQuery};
 use whrelay_core::retention::{Bound, Held, Part};
+use whrelay_core::subscription::Subscription;
 use whrelay_core::time::Timestamp;
 use whrelay_core::token::{Token, TokenDigest};
 
@@ -26,14 +27,13 @@ use crate::disk::RedbStore;
 use crate::error::StoreError;
 use crate::events::{Batch, NewEvent, Receipt};
 use crate::incidents::Incident;
-use crate::join::{Join, Joined};
 use crate::journal::Journal;
 use crate::meta::Epoch;
 use crate::retention::{Removals, Swept};
 use crate::signatures::SignatureClaim;
 use crate::sources::{Source, SourceMark};
 use crate::states::{Begin, Found, Search};
-use crate::subscriptions::{Ending, LastSession, LeaseEpoch, Rewound, Subscription};
+use crate::subscriptions::{NamedSubscription, Numbers, Subscribed};
 use crate::view::QueueView;
 use crate::writer::Effort;
 
@@ -98,8 +98,16 @@ impl Journal for RedbStore {
         Self::head_at(self, bucket, seq)
     }
 
-    async fn last_seq(&self, bucket: BucketId) -> Result<Seq, StoreError> {
-        Self::last_seq(self, bucket)
+    async fn ids_at(
+        &self,
+        bucket: BucketId,
+        numbers: &[Seq],
+    ) -> Result<Vec<Option<EventId>>, StoreError> {
+        Self::ids_at(self, bucket, numbers)
+    }
+
+    async fn numbers(&self, bucket: BucketId) -> Result<Numbers, StoreError> {
+        Self::numbers(self, bucket)
     }
 
     async fn attempted(
@@ -165,51 +173,25 @@ impl Journal for RedbStore {
         Self::restore_event(self, bucket, seq, event).await
     }
 
-    async fn join(&self, bucket: BucketId, join: Join) -> Result<Option<Joined>, StoreError> {
-        Self::join(self, bucket, join).await
+    async fn subscription(&self, bucket: BucketId, name: &str) -> Result<Subscribed, StoreError> {
+        Self::subscription(self, bucket, name)
     }
 
-    async fn ack(
+    async fn subscriptions(
+        &self,
+        of: Option<BucketId>,
+    ) -> Result<Vec<NamedSubscription>, StoreError> {
+        Self::subscriptions(self, of)
+    }
+
+    async fn put_subscription(
         &self,
         bucket: BucketId,
         name: &str,
-        upto: Seq,
-        lease: LeaseEpoch,
-    ) -> Result<(), StoreError> {
-        Self::ack(self, bucket, name, upto, lease).await
-    }
-
-    async fn note_seen(
-        &self,
-        bucket: BucketId,
-        name: &str,
-        now: Timestamp,
-    ) -> Result<(), StoreError> {
-        Self::note_seen(self, bucket, name, now).await
-    }
-
-    async fn end_subscription(
-        &self,
-        bucket: BucketId,
-        name: &str,
-        last: Option<LastSession>,
-        now: Timestamp,
-    ) -> Result<Ending, StoreError> {
-        Self::end_subscription(self, bucket, name, last, now).await
-    }
-
-    async fn rewind_subscription(
-        &self,
-        bucket: BucketId,
-        name: &str,
-        behind: Seq,
-        lease: LeaseEpoch,
-    ) -> Result<Rewound, StoreError> {
-        Self::rewind_subscription(self, bucket, name, behind, lease).await
-    }
-
-    async fn forget_ended(&self, bucket: BucketId) -> Result<Vec<String>, StoreError> {
-        Self::forget_ended(self, bucket).await
+        before: &Subscribed,
+        after: Option<&Subscription>,
+    ) -> Result<bool, StoreError> {
+        Self::put_subscription(self, bucket, name, before, after).await
     }
 
     async fn remove_finished(
@@ -361,14 +343,6 @@ impl QueueView for RedbStore {
         Self::last_attempts(self, all, |index, last| each(index, last))
     }
 
-    async fn subscriptions(&self, bucket: BucketId) -> Result<Vec<Subscription>, StoreError> {
-        Self::subscriptions(self, bucket)
-    }
-
-    async fn all_subscriptions(&self) -> Result<Vec<(BucketId, Subscription)>, StoreError> {
-        Self::all_subscriptions(self)
-    }
-
     async fn source(&self, bucket: BucketId) -> Result<Option<Source>, StoreError> {
         Self::source(self, bucket)
     }
@@ -391,10 +365,6 @@ impl QueueView for RedbStore {
 
     async fn removals(&self, bucket: BucketId) -> Result<Removals, StoreError> {
         Self::removals(self, bucket)
-    }
-
-    async fn bare_upto(&self, bucket: BucketId) -> Result<Seq, StoreError> {
-        Self::bare_upto(self, bucket)
     }
 
     async fn oldest_receipted(

@@ -7,20 +7,21 @@ use tokio::sync::watch;
 use whrelay_core::bucket::{Bucket, BucketId, Seq};
 use whrelay_core::delivery::{Attempt, Delivery, DeliveryKey, DestinationId};
 use whrelay_core::event::Event;
+use whrelay_core::id::EventId;
 use whrelay_core::retention::{Bound, Part};
+use whrelay_core::subscription::Subscription;
 use whrelay_core::time::Timestamp;
 
 use crate::deliveries::Again;
 use crate::destinations::Moved;
 use crate::error::StoreError;
 use crate::events::{Batch, NewEvent, Receipt};
-use crate::join::{Join, Joined};
 use crate::meta::Epoch;
 use crate::retention::Swept;
 use crate::signatures::SignatureClaim;
 use crate::sources::SourceMark;
 use crate::states::Found;
-use crate::subscriptions::{Ending, LastSession, LeaseEpoch, Rewound};
+use crate::subscriptions::{NamedSubscription, Numbers, Subscribed};
 use crate::writer::Effort;
 
 /// What is written, and is the truth.
@@ -66,8 +67,15 @@ pub trait Journal: Send + Sync {
     /// The same without its body, and whether that is there.
     async fn head_at(&self, bucket: &Bucket, seq: Seq)
     -> Result<Option<(Event, bool)>, StoreError>;
-    /// The last number of a bucket.
-    async fn last_seq(&self, bucket: BucketId) -> Result<Seq, StoreError>;
+    /// The ids of the events with these numbers. `None` for an event that nobody can name any more: it was removed, or is
+    /// damaged.
+    async fn ids_at(
+        &self,
+        bucket: BucketId,
+        numbers: &[Seq],
+    ) -> Result<Vec<Option<EventId>>, StoreError>;
+    /// The numbers of a bucket.
+    async fn numbers(&self, bucket: BucketId) -> Result<Numbers, StoreError>;
 
     /// Records an attempt and what follows from it, and claims the signature that it carried. A delivery that has ended
     /// meanwhile stays as it is. One that was discarded while this attempt was under way, and has arrived, is sent.
@@ -114,41 +122,21 @@ pub trait Journal: Send + Sync {
         event: Event,
     ) -> Result<(), StoreError>;
 
-    /// An agent joins a subscription. `None` if the bucket has as many as it may have.
-    async fn join(&self, bucket: BucketId, join: Join) -> Result<Option<Joined>, StoreError>;
-    /// Everything up to `upto` is on the agent's disk, unless a newer lease than this was taken.
-    async fn ack(
+    /// What is stored of a subscription.
+    async fn subscription(&self, bucket: BucketId, name: &str) -> Result<Subscribed, StoreError>;
+    /// The subscriptions of a bucket, or of all, by bucket and name.
+    async fn subscriptions(
+        &self,
+        of: Option<BucketId>,
+    ) -> Result<Vec<NamedSubscription>, StoreError>;
+    /// Stores a subscription, or removes it, if `before` is what is stored of it. Answers whether `after` is stored.
+    async fn put_subscription(
         &self,
         bucket: BucketId,
         name: &str,
-        upto: Seq,
-        lease: LeaseEpoch,
-    ) -> Result<(), StoreError>;
-    /// A subscription's agent is there.
-    async fn note_seen(
-        &self,
-        bucket: BucketId,
-        name: &str,
-        now: Timestamp,
-    ) -> Result<(), StoreError>;
-    /// Ends a subscription if `last` is still its last session.
-    async fn end_subscription(
-        &self,
-        bucket: BucketId,
-        name: &str,
-        last: Option<LastSession>,
-        now: Timestamp,
-    ) -> Result<Ending, StoreError>;
-    /// Has a subscription sent again everything behind a number that is still there, under a new lease.
-    async fn rewind_subscription(
-        &self,
-        bucket: BucketId,
-        name: &str,
-        behind: Seq,
-        lease: LeaseEpoch,
-    ) -> Result<Rewound, StoreError>;
-    /// Forgets ended subscriptions of which nothing is kept any more. Answers their names.
-    async fn forget_ended(&self, bucket: BucketId) -> Result<Vec<String>, StoreError>;
+        before: &Subscribed,
+        after: Option<&Subscription>,
+    ) -> Result<bool, StoreError>;
 
     /// Removes, of these events, those whose deliveries have all ended by then.
     async fn remove_finished(

@@ -83,14 +83,6 @@ impl RedbStore {
         })
     }
 
-    /// The place up to which a forwarder sends nothing any more, since it has removed bodies.
-    ///
-    /// # Errors
-    /// When the store cannot be read.
-    pub fn bare_upto(&self, bucket: BucketId) -> Result<Seq, StoreError> {
-        self.read(|tx| upto(self.seal, &tx.open_table(REMOVALS)?, bucket, Part::Body))
-    }
-
     /// How many events there are.
     ///
     /// # Errors

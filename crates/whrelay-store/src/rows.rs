@@ -190,21 +190,6 @@ impl SubscriptionRow {
         let (row, rest) = postcard::take_from_bytes(&today).ok()?;
         rest.is_empty().then_some(row)
     }
-
-    /// Everything up to a place is acknowledged, and nothing behind it.
-    pub(crate) fn move_to(&mut self, place: u64) {
-        if place < self.acked {
-            self.again_through = self.again_through.max(Some(self.acked));
-            self.since = self.since.min(place);
-        }
-        self.again_through = self.again_through.filter(|through| *through > place);
-        self.acked = place;
-    }
-
-    /// When its agent was last heard of, where that is known.
-    pub(crate) fn seen(&self) -> Option<Timestamp> {
-        (self.seen_at != 0).then_some(Timestamp::from_micros(self.seen_at))
-    }
 }
 
 /// An agent that had a subscription.

@@ -1,403 +1,187 @@
-//! Subscriptions as a forwarder keeps them: how far each has come, who has it, and how it ends. It must not know
-//! tunnels.
+//! What is stored of subscriptions. It must not know what a change of one means.
 
 use std::ops::Range;
 
 use redb::ReadableTable;
 use whrelay_core::bucket::{BucketId, Seq};
 use whrelay_core::history::Own;
+use whrelay_core::id::EventId;
 use whrelay_core::retention::Part;
+use whrelay_core::subscription::{self, Ended, Held, Holder, LeaseEpoch, Subscription};
 use whrelay_core::time::Timestamp;
 
 use crate::disk::RedbStore;
 use crate::error::StoreError;
-use crate::events::last_place;
+use crate::events::{last_place, record_of};
 use crate::record::{self, Seal};
 use crate::retention;
-use crate::rows::{EndedRow, HolderRow, SubscriptionRow};
-use crate::tables::SUBSCRIPTIONS;
+use crate::rows::{EndedRow, EventRow, HolderRow, SubscriptionRow};
+use crate::tables::{EVENTS, HEADS, REMOVALS, SUBSCRIPTIONS, event_key};
 use crate::tx::Tx;
 
-/// The agent that has a subscription, or had it last.
+/// What is stored of a subscription.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Holder {
-    /// The name of its store.
-    pub store: String,
-    /// How often that store was opened.
-    pub opens: u64,
-    /// Which opening it is.
-    pub instance: u64,
-    /// Its machine.
-    pub host: String,
-    /// Its user there.
-    pub user: String,
+pub enum Subscribed {
+    /// Nothing.
+    Absent,
+    /// Something damaged.
+    Damaged,
+    /// This.
+    Known(Subscription),
 }
 
-/// One taking of a subscription by a session. A later one has a larger number, over restarts, too.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct LeaseEpoch(pub u64);
-
-impl LeaseEpoch {
-    /// What comes before the first one of a store that was opened so often.
-    pub fn before_first(opens: u64) -> Self {
-        Self(opens << 32)
-    }
-
-    /// The next one.
-    pub fn next(self) -> Self {
-        Self(self.0 + 1)
+impl Subscribed {
+    /// The subscription, if it is undamaged.
+    pub fn known(&self) -> Option<&Subscription> {
+        match self {
+            Self::Known(known) => Some(known),
+            Self::Absent | Self::Damaged => None,
+        }
     }
 }
 
-/// A subscription, as a forwarder knows it.
+/// A subscription of a bucket.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Subscription {
+pub struct NamedSubscription {
+    /// The bucket.
+    pub bucket: BucketId,
     /// Its name.
     pub name: String,
-    /// Nothing up to here was ever meant for it.
-    pub since: Seq,
-    /// Everything behind that and up to here was acknowledged.
-    pub acked: Seq,
-    /// When its agent was last heard of, as far as that is known.
-    pub seen_at: Option<Timestamp>,
-    /// The agent that had it last, as far as that is known.
-    pub holder: Option<Holder>,
-    /// When it was ended, and the last number given by then.
-    pub ended: Option<(Timestamp, Seq)>,
-    /// The newest lease that was taken.
-    pub lease: LeaseEpoch,
+    /// What is stored of it.
+    pub stored: Subscribed,
 }
 
-/// What became of an event for a subscription.
+/// The numbers of a bucket's events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
-    /// It was never meant for it.
-    NotMeant,
-    /// Its agent has it on disk.
-    Acknowledged,
-    /// It waits for its agent.
-    Queued,
-    /// The subscription was ended before its agent had it.
-    Unclaimed,
-}
-
-/// The last session of a subscription, as far as its row says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LastSession {
-    /// Its lease.
-    pub lease: LeaseEpoch,
-    /// When its agent was last heard of.
-    pub seen_at: Option<Timestamp>,
-}
-
-impl LastSession {
-    fn of(row: &SubscriptionRow) -> Self {
-        Self {
-            lease: LeaseEpoch(row.lease),
-            seen_at: row.seen(),
-        }
-    }
-}
-
-impl Subscription {
-    /// Its last session.
-    pub fn last_session(&self) -> LastSession {
-        LastSession {
-            lease: self.lease,
-            seen_at: self.seen_at,
-        }
-    }
-
-    /// Events that wait for it, in a bucket that has given numbers up to `last` and removed everything up to
-    /// `pruned`; of one that was ended, events that are unclaimed.
-    pub fn waiting(&self, last: Seq, pruned: Seq) -> u64 {
-        let through = self.ended.map_or(last, |(_, through)| through);
-        through.0.saturating_sub(self.acked.max(pruned).0)
-    }
-
-    /// What became of the event at a place.
-    pub fn fate(&self, seq: Seq) -> Fate {
-        if seq <= self.since {
-            Fate::NotMeant
-        } else if seq <= self.acked {
-            Fate::Acknowledged
-        } else if let Some((_, through)) = self.ended {
-            match seq <= through {
-                true => Fate::Unclaimed,
-                false => Fate::NotMeant,
-            }
-        } else {
-            Fate::Queued
-        }
-    }
-}
-
-/// What became of a subscription that was to end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
-    /// No subscription has that name.
-    Unknown,
-    /// It has had another session since it was looked at.
-    InUse,
-    /// It has ended.
-    Ended {
-        /// Events that it had not received, and that are still there.
-        unclaimed: u64,
-    },
-}
-
-/// What became of a subscription that was to be sent events again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rewound {
-    /// No subscription has that name.
-    Unknown,
-    /// A lease as new as this one was taken: ask with a newer one.
-    Overtaken,
-    /// They are sent again.
-    Sent {
-        /// How many, at most.
-        events: u64,
-    },
+pub struct Numbers {
+    /// The events up to here, or their bodies, may have been removed: none of them is sent any more.
+    pub pruned: Seq,
+    /// The last number given.
+    pub last: Seq,
 }
 
 impl RedbStore {
-    /// The place up to which a subscription has acknowledged; a new one begins before everything.
+    /// The number up to which a subscription has acknowledged; a new one begins before everything.
     ///
     /// # Errors
     /// When the store cannot be read.
     pub fn acked(&self, bucket: BucketId, name: &str) -> Result<Seq, StoreError> {
-        self.read(|tx| {
-            let table = tx.open_table(SUBSCRIPTIONS)?;
-            let row = get(self.seal, &table, bucket, name)?;
-            Ok(row.map_or(Seq(0), |row| Seq(row.acked)))
-        })
+        let stored = self.subscription(bucket, name)?;
+        Ok(stored.known().map_or(Seq(0), |known| known.acked))
     }
 
-    /// The subscriptions of a bucket, by name.
+    /// What is stored of a subscription.
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub fn subscriptions(&self, bucket: BucketId) -> Result<Vec<Subscription>, StoreError> {
-        self.read(|tx| {
-            let all = rows(self.seal, &tx.open_table(SUBSCRIPTIONS)?, bucket)?;
-            let named = all
-                .into_iter()
-                .map(|(name, row)| Some(into_subscription(name, row?)));
-            Ok(named.flatten().collect())
-        })
+    pub fn subscription(&self, bucket: BucketId, name: &str) -> Result<Subscribed, StoreError> {
+        self.read(|tx| get(self.seal, &tx.open_table(SUBSCRIPTIONS)?, bucket, name))
     }
 
-    /// The subscriptions of all buckets.
+    /// The subscriptions of a bucket, or of all, by bucket and name.
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub fn all_subscriptions(&self) -> Result<Vec<(BucketId, Subscription)>, StoreError> {
+    pub fn subscriptions(
+        &self,
+        of: Option<BucketId>,
+    ) -> Result<Vec<NamedSubscription>, StoreError> {
         self.read(|tx| {
-            let mut all = Vec::new();
-            for entry in tx.open_table(SUBSCRIPTIONS)?.iter()? {
+            let (table, mut all) = (tx.open_table(SUBSCRIPTIONS)?, Vec::new());
+            let rows = match of {
+                Some(bucket) => table.range(of_bucket(bucket))?,
+                None => table.iter()?,
+            };
+            for entry in rows {
                 let (place, record) = entry?;
                 let (bucket, name) = place.value();
                 let bucket = BucketId(bucket);
-                let row = open(self.seal, bucket, name, record.value())?;
-                let known = row.map(|row| into_subscription(name.to_owned(), row));
-                all.extend(known.map(|known| (bucket, known)));
+                all.push(NamedSubscription {
+                    bucket,
+                    name: name.to_owned(),
+                    stored: open(self.seal, bucket, name, record.value())?,
+                });
             }
             Ok(all)
         })
     }
 
-    /// Moves a subscription's cursor forward: the agent has everything up to `upto` on disk. An acknowledgement under an
-    /// older lease than the newest is ignored. The cursor never moves back.
-    ///
-    /// # Errors
-    /// When it is not on disk; a later ack makes up for it.
-    pub async fn ack(
-        &self,
-        bucket: BucketId,
-        name: &str,
-        upto: Seq,
-        lease: LeaseEpoch,
-    ) -> Result<(), StoreError> {
-        let name = name.to_owned();
-        self.write(64, move |tx: &mut Tx<'_>| {
-            let mut row = match get(tx.seal, tx.subscriptions.open()?, bucket, &name)? {
-                Some(row) => row,
-                None => SubscriptionRow {
-                    since: pruned_through(tx, bucket)?.0,
-                    ..SubscriptionRow::default()
-                },
-            };
-            if row.acked >= upto.0 || lease.0 < row.lease {
-                return Ok(());
-            }
-            row.lease = lease.0;
-            if let Some(holder) = row.holders.last_mut() {
-                holder.whole_after = holder.whole_after.min(row.acked);
-                holder.acked = upto.0;
-            }
-            row.move_to(upto.0);
-            put(tx, bucket, &name, &row)
-        })
-        .await
-    }
-
-    /// Notes that a subscription's agent is there.
+    /// Stores a subscription, or removes it, if `before` is what is stored of it. Answers whether `after` is stored.
     ///
     /// # Errors
     /// When it is not on disk.
-    pub async fn note_seen(
+    pub async fn put_subscription(
         &self,
         bucket: BucketId,
         name: &str,
-        now: Timestamp,
-    ) -> Result<(), StoreError> {
-        let seen = self.with_subscription(bucket, name.to_owned(), move |tx, name, mut row| {
-            row.seen_at = row.seen_at.max(now.as_micros());
-            put(tx, bucket, name, &row)
-        });
-        seen.await.map(|_| ())
-    }
-
-    /// Ends a subscription if `last` is still its last session: it keeps no event from being removed any more. What it has
-    /// not acknowledged is unclaimed. One without unclaimed events is forgotten unless it was the last, and so is one
-    /// whose record is damaged.
-    ///
-    /// # Errors
-    /// When it is not on disk.
-    pub async fn end_subscription(
-        &self,
-        bucket: BucketId,
-        name: &str,
-        last: Option<LastSession>,
-        now: Timestamp,
-    ) -> Result<Ending, StoreError> {
-        let name = name.to_owned();
-        self.write(64, move |tx: &mut Tx<'_>| {
-            let mut rows = rows(tx.seal, tx.subscriptions.open()?, bucket)?;
-            let Some(at) = rows.iter().position(|(known, _)| *known == name) else {
-                return Ok(Ending::Unknown);
-            };
-            let (_, row) = rows.swap_remove(at);
-            let Some(mut row) = row else {
-                remove(tx, bucket, &name)?;
-                return Ok(Ending::Ended { unclaimed: 0 });
-            };
-            if last != Some(LastSession::of(&row)) {
-                return Ok(Ending::InUse);
+        before: &Subscribed,
+        after: Option<&Subscription>,
+    ) -> Result<bool, StoreError> {
+        let after = after.cloned().map_or(Subscribed::Absent, Subscribed::Known);
+        let (name, before) = (name.to_owned(), before.clone());
+        self.write(512, move |tx: &mut Tx<'_>| {
+            let stored = get(tx.seal, tx.subscriptions.open()?, bucket, &name)?;
+            if stored == after {
+                return Ok(true);
             }
-            let pruned = pruned_through(tx, bucket)?.0;
-            let unclaimed = |through: u64| through.saturating_sub(row.acked.max(pruned));
-            if let Some(before) = row.ended {
-                let unclaimed = unclaimed(before.through);
-                if unclaimed == 0 {
-                    remove(tx, bucket, &name)?;
-                }
-                return Ok(Ending::Ended { unclaimed });
+            if stored != before {
+                return Ok(false);
             }
-            let (at, through) = (now.as_micros(), tx.last(bucket.0)?);
-            let unclaimed = unclaimed(through);
-            row.ended = Some(EndedRow { at, through });
-            put(tx, bucket, &name, &row)?;
-            // Of those that had received everything, the last one says where the next one begins.
-            let is_active = |(_, row): &(String, Option<SubscriptionRow>)| {
-                row.as_ref().is_some_and(|row| row.ended.is_none())
-            };
-            if unclaimed == 0 && rows.iter().any(is_active) {
-                remove(tx, bucket, &name)?;
-            }
-            for (name, row) in rows {
-                let ended = row.and_then(|row| Some((row.acked, row.ended?.through)));
-                if ended.is_some_and(|(acked, through)| through <= acked) {
-                    remove(tx, bucket, &name)?;
+            match &after {
+                Subscribed::Known(known) => put(tx, bucket, &name, &known.into())?,
+                Subscribed::Absent | Subscribed::Damaged => {
+                    tx.subscriptions.open()?.remove((bucket.0, name.as_str()))?;
                 }
             }
-            Ok(Ending::Ended { unclaimed })
+            Ok(true)
         })
         .await
     }
 
-    /// Has a subscription sent again everything behind a place that is still there, under a new lease: what an older
-    /// session acknowledges no longer counts.
+    /// The numbers of a bucket.
     ///
     /// # Errors
-    /// When it is not on disk.
-    pub async fn rewind_subscription(
+    /// When the store cannot be read.
+    pub fn numbers(&self, bucket: BucketId) -> Result<Numbers, StoreError> {
+        self.read(|tx| {
+            let removals = tx.open_table(REMOVALS)?;
+            Ok(Numbers {
+                pruned: retention::upto(self.seal, &removals, bucket, Part::Body)?,
+                last: Seq(last_place(self.seal, tx, bucket)?),
+            })
+        })
+    }
+
+    /// The ids of the events with these numbers. `None` for an event that nobody can name any more: it was removed, or
+    /// is damaged.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn ids_at(
         &self,
         bucket: BucketId,
-        name: &str,
-        behind: Seq,
-        lease: LeaseEpoch,
-    ) -> Result<Rewound, StoreError> {
-        let rewound = self.with_subscription(bucket, name.to_owned(), move |tx, name, mut row| {
-            if lease.0 <= row.lease {
-                return Ok(Rewound::Overtaken);
-            }
-            row.lease = lease.0;
-            let behind = behind.max(pruned_through(tx, bucket)?).0;
-            if behind < row.acked {
-                // From now on nothing that is asked for again is removed.
-                row.move_to(behind);
-            }
-            put(tx, bucket, name, &row)?;
-            let events = tx.last(bucket.0)?.saturating_sub(behind);
-            Ok(Rewound::Sent { events })
-        });
-        Ok(rewound.await?.unwrap_or(Rewound::Unknown))
-    }
-
-    /// Forgets ended subscriptions of which nothing is kept any more: until then they say which events nobody else
-    /// waits for. Answers their names.
-    ///
-    /// # Errors
-    /// When it is not on disk.
-    pub async fn forget_ended(&self, bucket: BucketId) -> Result<Vec<String>, StoreError> {
-        let is_over = move |row: &SubscriptionRow, pruned: Seq| {
-            row.ended.is_some_and(|ended| ended.through <= pruned.0)
-        };
-        let pruned = self.bare_upto(bucket)?;
-        let none = self.read(|tx| {
-            let all = rows(self.seal, &tx.open_table(SUBSCRIPTIONS)?, bucket)?;
-            let mut known = all.iter().filter_map(|(_, row)| row.as_ref());
-            Ok(!known.any(|row| is_over(row, pruned)))
-        })?;
-        if none {
-            return Ok(Vec::new());
-        }
-        self.write(64, move |tx: &mut Tx<'_>| {
-            let pruned = pruned_through(tx, bucket)?;
-            let all = rows(tx.seal, tx.subscriptions.open()?, bucket)?;
-            let over = all
-                .into_iter()
-                .filter(|(_, row)| row.as_ref().is_some_and(|row| is_over(row, pruned)));
-            let names: Vec<_> = over.map(|(name, _)| name).collect();
-            for name in &names {
-                remove(tx, bucket, name)?;
-            }
-            Ok(names)
+        numbers: &[Seq],
+    ) -> Result<Vec<Option<EventId>>, StoreError> {
+        self.read(|tx| {
+            let (events, heads) = (tx.open_table(EVENTS)?, tx.open_table(HEADS)?);
+            let id = |seq: &Seq| -> Result<Option<EventId>, StoreError> {
+                let Some(record) = record_of(&events, &heads, (bucket.0, seq.0))? else {
+                    return Ok(None);
+                };
+                let key = event_key(bucket, *seq);
+                let opened = self.seal.open::<EventRow>("event", &key, record.value());
+                Ok(opened.ok().map(|(row, _)| row.id()))
+            };
+            numbers.iter().map(id).collect()
         })
-        .await
     }
 
-    /// The place of the bucket's newest event; 0 where there was none.
+    /// The last number of a bucket.
     ///
     /// # Errors
     /// When the store cannot be read.
     pub fn last_seq(&self, bucket: BucketId) -> Result<Seq, StoreError> {
-        self.read(|tx| last_place(self.seal, tx, bucket).map(Seq))
-    }
-
-    /// Works in one transaction on a subscription, where there is one of that name.
-    async fn with_subscription<T: Send + 'static>(
-        &self,
-        bucket: BucketId,
-        name: String,
-        work: impl FnOnce(&mut Tx<'_>, &str, SubscriptionRow) -> Result<T, StoreError> + Send + 'static,
-    ) -> Result<Option<T>, StoreError> {
-        self.write(64, move |tx: &mut Tx<'_>| {
-            let row = get(tx.seal, tx.subscriptions.open()?, bucket, &name)?;
-            row.map(|row| work(tx, &name, row)).transpose()
-        })
-        .await
+        Ok(self.numbers(bucket)?.last)
     }
 }
 
@@ -405,29 +189,59 @@ pub(crate) fn key(bucket: BucketId, name: &str) -> Vec<u8> {
     [&bucket.0.to_be_bytes(), name.as_bytes()].concat()
 }
 
-fn into_subscription(name: String, row: SubscriptionRow) -> Subscription {
-    let seen_at = row.seen();
-    let SubscriptionRow {
-        acked,
-        since,
-        seen_at: _,
-        holders,
-        ended,
-        again_through: _,
-        lease,
-    } = row;
-    Subscription {
-        name,
-        since: Seq(since),
-        acked: Seq(acked),
-        seen_at,
-        holder: holders.into_iter().next_back().map(Holder::from),
-        ended: ended.map(|ended| (Timestamp::from_micros(ended.at), Seq(ended.through))),
-        lease: LeaseEpoch(lease),
+impl From<SubscriptionRow> for Subscription {
+    fn from(row: SubscriptionRow) -> Self {
+        let SubscriptionRow {
+            acked,
+            since,
+            seen_at,
+            holders,
+            ended,
+            again_through,
+            lease,
+        } = row;
+        Self {
+            since: Seq(since),
+            acked: Seq(acked),
+            seen_at: (seen_at != 0).then_some(Timestamp::from_micros(seen_at)),
+            holders: holders.into_iter().map(Held::from).collect(),
+            ended: ended.map(|EndedRow { at, through }| Ended {
+                through: Seq(through),
+                at: Timestamp::from_micros(at),
+            }),
+            again_through: again_through.map(Seq),
+            lease: LeaseEpoch(lease),
+        }
     }
 }
 
-impl From<HolderRow> for Holder {
+impl From<&Subscription> for SubscriptionRow {
+    fn from(known: &Subscription) -> Self {
+        let Subscription {
+            since,
+            acked,
+            seen_at,
+            holders,
+            ended,
+            again_through,
+            lease,
+        } = known;
+        Self {
+            acked: acked.0,
+            since: since.0,
+            seen_at: seen_at.map_or(0, Timestamp::as_micros),
+            holders: holders.iter().map(HolderRow::from).collect(),
+            ended: ended.map(|Ended { through, at }| EndedRow {
+                at: at.as_micros(),
+                through: through.0,
+            }),
+            again_through: again_through.map(|through| through.0),
+            lease: lease.0,
+        }
+    }
+}
+
+impl From<HolderRow> for Held {
     fn from(row: HolderRow) -> Self {
         let HolderRow {
             store,
@@ -435,134 +249,93 @@ impl From<HolderRow> for Holder {
             instance,
             host,
             user,
-            since: _,
-            whole_after: _,
-            acked: _,
+            since,
+            whole_after,
+            acked,
         } = row;
         Self {
-            store,
-            opens,
-            instance,
-            host,
-            user,
+            by: Holder {
+                store,
+                opens,
+                instance,
+                host,
+                user,
+            },
+            own: Own {
+                since: Seq(since),
+                whole_after: Seq(whole_after),
+                acked: Seq(acked),
+            },
         }
     }
 }
 
-impl HolderRow {
-    /// Whether it acknowledged anything itself.
-    pub(crate) fn has_acked(&self) -> bool {
-        self.acked > self.since
-    }
-
-    /// Which events it had.
-    pub(crate) fn own(&self) -> Own {
-        Own {
-            since: Seq(self.since),
-            whole_after: Seq(self.whole_after),
-            acked: Seq(self.acked),
-        }
-    }
-
-    pub(crate) fn new(holder: Holder, own: Own) -> Self {
+impl From<&Held> for HolderRow {
+    fn from(Held { by, own }: &Held) -> Self {
         let Holder {
             store,
             opens,
             instance,
             host,
             user,
-        } = holder;
+        } = by.clone();
+        let Own {
+            since,
+            whole_after,
+            acked,
+        } = *own;
         Self {
             store,
             opens,
             instance,
             host,
             user,
-            since: own.since.0,
-            whole_after: own.whole_after.0,
-            acked: own.acked.0,
+            since: since.0,
+            whole_after: whole_after.0,
+            acked: acked.0,
         }
     }
-}
-
-/// The place up to which a forwarder sends nothing any more.
-pub(crate) fn pruned_through(tx: &mut Tx<'_>, bucket: BucketId) -> Result<Seq, StoreError> {
-    retention::upto(tx.seal, tx.removals.open()?, bucket, Part::Body)
 }
 
 fn of_bucket(bucket: BucketId) -> Range<(u32, &'static str)> {
     (bucket.0, "")..(bucket.0 + 1, "")
 }
 
-/// Ids absorb what is sent again, so a place that is damaged costs only time.
-fn open(
-    seal: Seal,
-    bucket: BucketId,
-    name: &str,
-    record: &[u8],
-) -> Result<Option<SubscriptionRow>, StoreError> {
-    let opened = seal.open("subscription", &key(bucket, name), record);
-    Ok(record::undamaged(opened)?.map(|(row, _)| row))
+/// Ids absorb what is sent again, so a subscription that is damaged costs only time.
+fn open(seal: Seal, bucket: BucketId, name: &str, record: &[u8]) -> Result<Subscribed, StoreError> {
+    let opened = seal.open::<SubscriptionRow>("subscription", &key(bucket, name), record);
+    Ok(match record::undamaged(opened)? {
+        Some((row, _)) => Subscribed::Known(row.into()),
+        None => Subscribed::Damaged,
+    })
 }
 
-pub(crate) fn get(
+fn get(
     seal: Seal,
     table: &impl ReadableTable<(u32, &'static str), &'static [u8]>,
     bucket: BucketId,
     name: &str,
-) -> Result<Option<SubscriptionRow>, StoreError> {
+) -> Result<Subscribed, StoreError> {
     match table.get((bucket.0, name))? {
         Some(record) => open(seal, bucket, name, record.value()),
-        None => Ok(None),
+        None => Ok(Subscribed::Absent),
     }
 }
 
-/// The rows of a bucket by name; nothing for one that is damaged.
-pub(crate) fn rows(
-    seal: Seal,
-    table: &impl ReadableTable<(u32, &'static str), &'static [u8]>,
-    bucket: BucketId,
-) -> Result<Vec<(String, Option<SubscriptionRow>)>, StoreError> {
-    let mut all = Vec::new();
-    for entry in table.range(of_bucket(bucket))? {
-        let (place, record) = entry?;
-        let name = place.value().1;
-        all.push((name.to_owned(), open(seal, bucket, name, record.value())?));
-    }
-    Ok(all)
-}
-
-/// The place up to which a forwarder may remove what was received by then: every subscription has acknowledged
-/// it, or was ended by then. Where nobody has ever subscribed, everything is still to be delivered.
+/// The number up to which what was received by then may be removed.
 pub(crate) fn removable_through(
     seal: Seal,
     table: &impl ReadableTable<(u32, &'static str), &'static [u8]>,
     bucket: BucketId,
     by: Timestamp,
 ) -> Result<Seq, StoreError> {
-    let (mut least, mut ended_through) = (u64::MAX, 0);
-    let mut active = false;
-    for (_, row) in rows(seal, table, bucket)? {
-        let Some(row) = row else {
-            return Ok(Seq(0));
-        };
-        match row.ended {
-            Some(ended) => {
-                ended_through = ended.through.max(ended_through);
-                if ended.at > by.as_micros() && row.acked < ended.through {
-                    least = least.min(row.acked);
-                }
-            }
-            None => {
-                active = true;
-                least = least.min(row.acked);
-            }
-        }
+    let mut all = Vec::new();
+    for entry in table.range(of_bucket(bucket))? {
+        let (place, record) = entry?;
+        all.push(open(seal, bucket, place.value().1, record.value())?);
     }
-    Ok(Seq(match active {
-        true => least,
-        false => least.min(ended_through),
-    }))
+    let all = all.iter().map(Subscribed::known);
+    Ok(subscription::removable_through(all, by))
 }
 
 pub(crate) fn put(
@@ -572,13 +345,7 @@ pub(crate) fn put(
     row: &SubscriptionRow,
 ) -> Result<(), StoreError> {
     let record = tx.seal.seal(&key(bucket, name), row)?;
-    tx.subscriptions
-        .open()?
-        .insert((bucket.0, name), record.as_slice())?;
-    Ok(())
-}
-
-fn remove(tx: &mut Tx<'_>, bucket: BucketId, name: &str) -> Result<(), StoreError> {
-    tx.subscriptions.open()?.remove((bucket.0, name))?;
+    let table = tx.subscriptions.open()?;
+    table.insert((bucket.0, name), record.as_slice())?;
     Ok(())
 }

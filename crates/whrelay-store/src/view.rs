@@ -18,7 +18,6 @@ use crate::retention::Removals;
 use crate::signatures::SignatureClaim;
 use crate::sources::Source;
 use crate::states::{Begin, Found, Search};
-use crate::subscriptions::Subscription;
 
 /// What is computed from the journal. It may be behind it, and is never ahead of what is on disk.
 #[async_trait]
@@ -109,10 +108,6 @@ pub trait QueueView: Send + Sync {
         each: &mut (dyn for<'a> FnMut(usize, Option<LastAttempt<'a>>) + Send),
     ) -> Result<(), StoreError>;
 
-    /// The subscriptions of a bucket, by name.
-    async fn subscriptions(&self, bucket: BucketId) -> Result<Vec<Subscription>, StoreError>;
-    /// The subscriptions of all buckets.
-    async fn all_subscriptions(&self) -> Result<Vec<(BucketId, Subscription)>, StoreError>;
     /// How far an agent has come at its forwarder.
     async fn source(&self, bucket: BucketId) -> Result<Option<Source>, StoreError>;
     /// Whether the signature is the event's. `None` if no event has claimed it.
@@ -126,8 +121,6 @@ pub trait QueueView: Send + Sync {
     async fn held(&self) -> Result<Held, StoreError>;
     /// What retention has removed.
     async fn removals(&self, bucket: BucketId) -> Result<Removals, StoreError>;
-    /// The number up to which a forwarder sends nothing any more, since it has removed bodies.
-    async fn bare_upto(&self, bucket: BucketId) -> Result<Seq, StoreError>;
     /// When the first event of each of these buckets was received of which that part may go.
     async fn oldest_receipted(
         &self,

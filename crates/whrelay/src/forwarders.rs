@@ -9,10 +9,11 @@ use tokio::time::Instant;
 use url::Url;
 use whrelay_agent::{Management, Method};
 use whrelay_core::bucket::BucketName;
+use whrelay_core::subscription::LeaseEpoch;
 use whrelay_core::token::Token;
 use whrelay_delivery::{Clock, Trust};
 use whrelay_forwarder::ReplayError;
-use whrelay_store::{Ending, LeaseEpoch, OpenError, Store};
+use whrelay_store::{Ending, OpenError, Store};
 
 use crate::agents::{LISTEN, PATIENCE, PAUSE};
 use crate::args::ForwarderChoice;

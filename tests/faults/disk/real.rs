@@ -16,8 +16,8 @@ use whrelay_core::order::Order;
 use whrelay_core::queue::{DueCursor, DuePage, Offset, QueuePage, QueueQuery};
 use whrelay_core::time::Timestamp;
 use whrelay_store::{
-    Batch, Begin, Catalog, Changed, Changes, Found, Medium, OpenError, Options, RedbStore, Role,
-    Search, Source, StateCounts, StoreError,
+    Batch, Begin, Catalog, Changed, Changes, Found, Journal, Medium, OpenError, Options, RedbStore,
+    Role, Search, Source, StateCounts, StoreError, Subscribed,
 };
 use whrelay_tests::destinations::destination;
 
@@ -92,6 +92,7 @@ impl Real {
     /// Carries one write out by the store's own function.
     fn write(&self, write: Write) -> Result<Done, StoreError> {
         let store = self.store();
+        let journal: &dyn Journal = store;
         self.runtime.block_on(async {
             Ok(match write {
                 Write::Append {
@@ -105,11 +106,11 @@ impl Real {
                     upto,
                     lease,
                 } => {
-                    store.ack(bucket, &subscription, upto, lease).await?;
+                    journal.ack(bucket, &subscription, upto, lease).await?;
                     Done::Acked
                 }
                 Write::Join { bucket, join } => {
-                    let joined = store.join(bucket, *join).await?;
+                    let joined = journal.join(bucket, &join).await?;
                     Done::Joined(joined.map(Box::new))
                 }
                 Write::Record(attempt) => {
@@ -265,7 +266,10 @@ impl Real {
     /// Until the store has opened its file again, nobody knows whether the write that failed is in it. Until it has seen
     /// that its disk is no longer full, an agent's join writes nothing.
     fn wait_for_space(&self) {
-        let nobody = || self.store().note_seen(BucketId(0), "", Timestamp::EPOCH);
+        let nobody = || {
+            let absent = &Subscribed::Absent;
+            self.store().put_subscription(BucketId(0), "", absent, None)
+        };
         let seen = again_until_healed(|| self.runtime.block_on(nobody()));
         assert!(seen.is_ok(), "a disk with space");
     }
@@ -424,7 +428,7 @@ impl Vault for Real {
     }
 
     fn bare_upto(&self, bucket: BucketId) -> Seq {
-        self.look(|store| store.bare_upto(bucket))
+        self.look(|store| store.numbers(bucket)).pruned
     }
 
     fn acked(&self, bucket: BucketId, subscription: &str) -> Seq {
@@ -432,14 +436,13 @@ impl Vault for Real {
     }
 
     fn knows(&self, bucket: BucketId, subscription: &str) -> bool {
-        let all = self.look(|store| store.subscriptions(bucket));
-        all.iter().any(|known| known.name == subscription)
+        let stored = self.look(|store| store.subscription(bucket, subscription));
+        stored.known().is_some()
     }
 
     fn seen_at(&self, bucket: BucketId, subscription: &str) -> Option<Timestamp> {
-        let all = self.look(|store| store.subscriptions(bucket));
-        let one = all.iter().find(|known| known.name == subscription);
-        one.and_then(|known| known.seen_at)
+        let stored = self.look(|store| store.subscription(bucket, subscription));
+        stored.known().and_then(|known| known.seen_at)
     }
 
     fn source(&self, bucket: BucketId) -> Option<Source> {

@@ -209,7 +209,7 @@ async fn places(cloud: &Cloud, served: u64) -> Vec<String> {
             .iter()
             .find(|bucket| bucket.name.as_str() == name)
             .unwrap();
-        let last = store.journal.last_seq(bucket.id).await.unwrap().0;
+        let last = store.journal.numbers(bucket.id).await.unwrap().last.0;
         if last != events {
             findings.push(format!("{name} has {last} events, not {events}"));
         }
@@ -218,9 +218,9 @@ async fn places(cloud: &Cloud, served: u64) -> Vec<String> {
         .iter()
         .find(|bucket| bucket.name.as_str() == BYSTANDER)
         .unwrap();
-    let known = store.view.subscriptions(bystander.id).await.unwrap();
-    let place = known.iter().find(|known| known.name == "default");
-    let place = place.map_or(0, |known| known.acked.0);
+    let stored = store.journal.subscription(bystander.id, "default").await;
+    let stored = stored.unwrap();
+    let place = stored.known().map_or(0, |known| known.acked.0);
     if place != served {
         findings.push(format!("the bystander's place is {place}, not {served}"));
     }

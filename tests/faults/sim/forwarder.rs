@@ -5,12 +5,13 @@ use whrelay_core::bucket::{BucketId, Seq};
 use whrelay_core::event::{Event, Header, Request};
 use whrelay_core::history::WentBack;
 use whrelay_core::id::EventId;
+use whrelay_core::subscription::{Holder, Join, Joined, LeaseEpoch};
 use whrelay_proto::frame::{
     Frame, Hello, Known, Noticed, Refused, RefusedCode, Welcome, Who, WireEvent,
 };
 use whrelay_proto::lease::Rival;
 use whrelay_proto::{ForwarderAction, NEWEST_VERSION, codec};
-use whrelay_store::{Holder, Join, Joined, LeaseEpoch, NewEvent};
+use whrelay_store::NewEvent;
 
 use super::ledger::{Verdicts, hold};
 use super::node::{Desk, ForwarderProcess, ProcessClock, Purpose};

@@ -17,6 +17,7 @@ use whrelay_core::event::Event;
 use whrelay_core::id::EventId;
 use whrelay_core::queue::{DueCursor, DuePage, Offset, QueuePage, QueueQuery, WaitReason};
 use whrelay_core::retry::Phase;
+use whrelay_core::subscription::Subscription;
 use whrelay_core::time::Timestamp;
 use whrelay_store::{
     Added, Again, Batch, Begin, Changed, Found, NewDelivery, NewEvent, Receipt, Search, Source,
@@ -25,7 +26,6 @@ use whrelay_store::{
 
 use super::planted::Bug;
 use super::vault::{Done, PowerCut, Vault, Write};
-use history::Subscribed;
 use view::{Record, View};
 
 #[derive(Clone, Debug, Default)]
@@ -44,7 +44,7 @@ pub(crate) struct Model {
     counts: HashMap<(DestinationId, State), u64>,
     attempts: u64,
     last: HashMap<BucketId, Seq>,
-    subscriptions: HashMap<(BucketId, String), Subscribed>,
+    subscriptions: HashMap<(BucketId, String), Subscription>,
     opens: u64,
     /// Up to where a forwarder has removed bodies.
     bare: HashMap<BucketId, Seq>,
@@ -375,12 +375,12 @@ impl Vault for Model {
                 upto,
                 lease,
             } => {
+                let new = Subscription::new(self.bare_upto(bucket));
                 let known = self.subscriptions.entry((bucket, subscription));
-                let known = known.or_default();
-                known.ack(upto, lease);
+                known.or_insert(new).ack(upto, lease);
                 Done::Acked
             }
-            Write::Join { bucket, join } => self.join(bucket, *join),
+            Write::Join { bucket, join } => self.join(bucket, &join),
             Write::Record(attempt) => self.record(&attempt),
             Write::Endpoint {
                 destination,

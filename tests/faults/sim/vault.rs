@@ -11,10 +11,10 @@ use whrelay_core::event::Event;
 use whrelay_core::id::EventId;
 use whrelay_core::queue::{DueCursor, DuePage, QueuePage, QueueQuery};
 use whrelay_core::retention::Part;
+use whrelay_core::subscription::{Join, Joined, LeaseEpoch};
 use whrelay_core::time::Timestamp;
 use whrelay_store::{
-    Again, Batch, Begin, Changed, Found, Join, Joined, LeaseEpoch, NewEvent, Receipt, Search,
-    Source, SourceMark, StateCounts,
+    Again, Batch, Begin, Changed, Found, NewEvent, Receipt, Search, Source, SourceMark, StateCounts,
 };
 
 /// A write, as the store's own functions take them.

@@ -86,8 +86,8 @@ impl Forwarder {
     }
 
     fn last(&self) -> u64 {
-        let last = self.store.journal.last_seq(self.bucket.id);
-        self.runtime.block_on(last).expect("read").0
+        let last = self.store.journal.numbers(self.bucket.id);
+        self.runtime.block_on(last).expect("read").last.0
     }
 
     fn take(&mut self, data: &[u8]) {

@@ -285,13 +285,13 @@ where
 
     /// Those that wait for nothing but their turn.
     fn turns(&mut self) -> Result<(), StoreError> {
-        let mut sources = self.new(false)?;
-        sources.append(&mut self.new(true)?);
+        let mut sources = self.new_ones(false)?;
+        sources.append(&mut self.new_ones(true)?);
         self.merge(&mut sources)
     }
 
     /// The new deliveries: those of each bucket are listed by key.
-    fn new(&self, is_replays: bool) -> Result<Vec<Source<'a>>, StoreError> {
+    fn new_ones(&self, is_replays: bool) -> Result<Vec<Source<'a>>, StoreError> {
         if is_replays {
             let due_at = DueAt::Created;
             let source = self.source(List::Turn, true, ..)?;
@@ -311,7 +311,7 @@ where
         let mut sources = Vec::with_capacity(5 * kinds.len());
         for is_replays in kinds {
             let source = |list| self.source(list, *is_replays, ..);
-            sources.append(&mut self.new(*is_replays)?);
+            sources.append(&mut self.new_ones(*is_replays)?);
             sources.push(Source {
                 until: due.not_before,
                 ..source(List::NotBefore)?

@@ -4,7 +4,8 @@ use whrelay_core::bucket::{Bucket, Seq};
 use whrelay_core::event::Event;
 use whrelay_core::history::{Claim, WentBack};
 use whrelay_core::id::EventId;
-use whrelay_store::{Join, LeaseEpoch, NewEvent, RedbStore, Role, SourceMark};
+use whrelay_core::subscription::{Join, LeaseEpoch};
+use whrelay_store::{NewEvent, RedbStore, Role, SourceMark};
 
 use crate::setup::*;
 
@@ -53,7 +54,7 @@ fn desktop(claim: Option<Claim>) -> Join {
 /// A forwarder whose subscription had one agent up to place 20, and then another one.
 async fn taken_over() -> (RedbStore, Bucket) {
     let (store, bucket) = with_events(30).await;
-    let ack = |upto| store.ack(bucket.id, "laptop", Seq(upto), LeaseEpoch::default());
+    let ack = |upto| journal(&store).ack(bucket.id, "laptop", Seq(upto), LeaseEpoch::default());
     joined(&store, &bucket, as_agent(None)).await;
     ack(20).await.expect("stored");
     let taken = joined(&store, &bucket, desktop(None)).await;
@@ -65,7 +66,7 @@ async fn taken_over() -> (RedbStore, Bucket) {
 #[tokio::test]
 async fn numbers_that_are_given_twice_acknowledge_nothing() {
     let (store, bucket) = put_back().await;
-    store
+    journal(&store)
         .ack(bucket.id, "laptop", Seq(5), LeaseEpoch::default())
         .await
         .expect("stored");
@@ -94,7 +95,7 @@ async fn an_agent_that_went_back_is_sent_what_it_lost() {
     let (store, bucket) = put_back().await;
     let first = joined(&store, &bucket, as_agent(None)).await;
     assert_eq!((first.after, first.went_back), (Seq(0), None));
-    store
+    journal(&store)
         .ack(bucket.id, "laptop", Seq(30), LeaseEpoch::default())
         .await
         .expect("stored");
@@ -109,7 +110,7 @@ async fn an_agent_that_went_back_is_sent_what_it_lost() {
 async fn an_agent_that_went_back_to_before_its_first_event_is_sent_everything() {
     let (store, bucket) = put_back().await;
     joined(&store, &bucket, as_agent(None)).await;
-    store
+    journal(&store)
         .ack(bucket.id, "laptop", Seq(30), LeaseEpoch::default())
         .await
         .expect("stored");
@@ -137,7 +138,7 @@ async fn an_agent_that_went_back_is_sent_what_it_lost_though_another_had_its_sub
 #[tokio::test]
 async fn what_an_agent_lost_is_sent_to_whichever_agent_comes() {
     let (store, bucket) = taken_over().await;
-    let ack = |upto| store.ack(bucket.id, "laptop", Seq(upto), LeaseEpoch::default());
+    let ack = |upto| journal(&store).ack(bucket.id, "laptop", Seq(upto), LeaseEpoch::default());
     joined(&store, &bucket, as_agent(Some(claim(4)))).await;
     ack(12).await.expect("stored");
     let other = joined(&store, &bucket, desktop(Some(claim(30)))).await;
@@ -152,7 +153,7 @@ async fn what_an_agent_lost_is_sent_to_whichever_agent_comes() {
 #[tokio::test]
 async fn an_agent_that_lost_what_it_was_sent_after_another_went_back_is_sent_that_again() {
     let (store, bucket) = taken_over().await;
-    let ack = |upto| store.ack(bucket.id, "laptop", Seq(upto), LeaseEpoch::default());
+    let ack = |upto| journal(&store).ack(bucket.id, "laptop", Seq(upto), LeaseEpoch::default());
     // As its source says before the events up to 20 come to it, too.
     let copy = Claim {
         whole_after: Seq(20),

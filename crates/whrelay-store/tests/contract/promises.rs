@@ -6,8 +6,9 @@ use whrelay_core::bucket::Seq;
 use whrelay_core::delivery::{Attempt, DeadReason, State};
 use whrelay_core::queue::QueuePage;
 use whrelay_core::retry::{Pause, Phase, Verdict};
+use whrelay_core::subscription::LeaseEpoch;
 use whrelay_core::token::Token;
-use whrelay_store::{Again, LeaseEpoch, Role, SourceMark, StateCounts};
+use whrelay_store::{Again, Role, SourceMark, StateCounts};
 
 use crate::setup::*;
 
@@ -79,14 +80,18 @@ async fn a_subscription_only_moves_forward() {
     let bucket = bucket(&store).await;
     assert_eq!(store.acked(bucket.id, "a").expect("read"), Seq(0));
     for upto in [5, 3, 5] {
-        store
+        journal(&store)
             .ack(bucket.id, "a", Seq(upto), LeaseEpoch::default())
             .await
             .expect("stored");
     }
-    let newer = store.ack(bucket.id, "a", Seq(6), LeaseEpoch(2)).await;
+    let newer = journal(&store)
+        .ack(bucket.id, "a", Seq(6), LeaseEpoch(2))
+        .await;
     newer.expect("stored");
-    let replaced = store.ack(bucket.id, "a", Seq(9), LeaseEpoch(1)).await;
+    let replaced = journal(&store)
+        .ack(bucket.id, "a", Seq(9), LeaseEpoch(1))
+        .await;
     replaced.expect("nothing to store");
     assert_eq!(store.acked(bucket.id, "a").expect("read"), Seq(6));
     assert_eq!(store.acked(bucket.id, "b").expect("read"), Seq(0));

@@ -11,11 +11,9 @@ use whrelay_core::delivery::{DeadReason, DestinationId, State};
 use whrelay_core::limits;
 use whrelay_core::retention::{Bound, Part};
 use whrelay_core::retry::{Pause, Phase, Verdict};
+use whrelay_core::subscription::{Fate, Join, LeaseEpoch};
 use whrelay_core::time::Timestamp;
-use whrelay_store::{
-    Again, Begin, Effort, Fate, Found, Join, LeaseEpoch, NewDelivery, Options, RedbStore, Role,
-    Search,
-};
+use whrelay_store::{Again, Begin, Effort, Found, NewDelivery, Options, RedbStore, Role, Search};
 
 use crate::setup::*;
 
@@ -108,7 +106,7 @@ async fn what_has_ended_by_then_goes_whole_and_what_waits_stays() {
     let known = store.append(bucket.id, vec![to(2, there)], None).await;
     let known = known.expect("stored").remove(0);
     assert!(known.duplicate, "an event that comes again is known");
-    assert_eq!(store.bare_upto(bucket.id).expect("read"), Seq(4));
+    assert_eq!(store.numbers(bucket.id).expect("read").pruned, Seq(4));
     let next = store.append(bucket.id, vec![to(5, there)], None).await;
     assert_eq!(
         next.expect("stored")[0].seq,
@@ -225,7 +223,7 @@ async fn a_forwarder_keeps_what_not_every_subscription_has_receipted() {
     assert_eq!(oldest(), None, "nobody has asked for them yet");
     assert_eq!(sweep(Timestamp::LAST).await, 0);
     for (name, upto) in [("laptop", 5), ("audit", 3)] {
-        store
+        journal(&store)
             .ack(bucket.id, name, Seq(upto), LeaseEpoch::default())
             .await
             .expect("stored");
@@ -252,7 +250,7 @@ async fn a_forwarder_without_bodies_knows_what_came_and_sends_none_of_it() {
     let events = (1..=6).map(plain).collect();
     store.append(bucket.id, events, None).await.expect("stored");
     for (name, upto) in [("laptop", 5), ("audit", 3)] {
-        let acked = store
+        let acked = journal(&store)
             .ack(bucket.id, name, Seq(upto), LeaseEpoch::default())
             .await;
         acked.expect("stored");
@@ -275,7 +273,7 @@ async fn a_forwarder_without_bodies_knows_what_came_and_sends_none_of_it() {
         let place = store.find_event(event(n).id).expect("read");
         assert_eq!(place, Some((bucket.id, Seq(n))));
     }
-    assert_eq!(store.bare_upto(bucket.id).expect("read"), Seq(3));
+    assert_eq!(store.numbers(bucket.id).expect("read").pruned, Seq(3));
     assert_eq!(places(&store, &bucket), [4, 5, 6]);
     let census = store.census().expect("read");
     assert!(census.is_whole() && census.events == 6, "{census:?}");
@@ -284,9 +282,9 @@ async fn a_forwarder_without_bodies_knows_what_came_and_sends_none_of_it() {
     assert_eq!(sweep(Part::Whole, 9).await, 3);
     assert_eq!(store.find_event(event(3).id).expect("read"), None);
     assert_eq!(places(&store, &bucket), [4, 5, 6]);
-    let audit = store.ack(bucket.id, "audit", Seq(6), LeaseEpoch::default());
+    let audit = journal(&store).ack(bucket.id, "audit", Seq(6), LeaseEpoch::default());
     audit.await.expect("stored");
-    let laptop = store.ack(bucket.id, "laptop", Seq(6), LeaseEpoch::default());
+    let laptop = journal(&store).ack(bucket.id, "laptop", Seq(6), LeaseEpoch::default());
     laptop.await.expect("stored");
     assert_eq!(sweep(Part::Body, 1).await, 1);
     assert_eq!(sweep(Part::Whole, 9).await, 3, "with bodies or without");
@@ -307,7 +305,7 @@ async fn a_forwarder_passes_over_what_has_no_body_to_remove() {
     });
     let stored = store.append(bucket.id, events.collect(), None).await;
     stored.expect("stored");
-    let acked = store
+    let acked = journal(&store)
         .ack(bucket.id, "laptop", Seq(5), LeaseEpoch::default())
         .await;
     acked.expect("stored");
@@ -330,7 +328,7 @@ async fn a_subscription_that_begins_late_has_not_receipted_what_was_gone_by_then
     let events = (1..=4).map(plain).collect();
     store.append(bucket.id, events, None).await.expect("stored");
     let ack = async |name: &str, upto| {
-        let acked = store
+        let acked = journal(&store)
             .ack(bucket.id, name, Seq(upto), LeaseEpoch::default())
             .await;
         acked.expect("stored");
@@ -341,9 +339,8 @@ async fn a_subscription_that_begins_late_has_not_receipted_what_was_gone_by_then
     ack("late", 2).await;
     ack("late", 4).await;
     let has = |name: &str| -> Vec<u64> {
-        let all = store.subscriptions(bucket.id).expect("read");
-        let mine = all.iter().find(|subscription| subscription.name == name);
-        let mine = mine.expect("there");
+        let stored = store.subscription(bucket.id, name).expect("read");
+        let mine = stored.known().expect("there");
         (1..=4)
             .filter(|seq| mine.fate(Seq(*seq)) == Fate::Acknowledged)
             .collect()
@@ -353,7 +350,7 @@ async fn a_subscription_that_begins_late_has_not_receipted_what_was_gone_by_then
         claim: Some(claim(1)),
         ..join("laptop")
     };
-    let joined = store.join(bucket.id, join).await;
+    let joined = journal(&store).join(bucket.id, &join).await;
     let joined = joined.expect("stored").expect("room");
     assert_eq!(joined.after, Seq(2), "no more can be sent again");
     assert_eq!(has("laptop"), [1, 2]);
@@ -376,7 +373,7 @@ async fn what_is_left_without_bodies_takes_its_own_space_and_no_more() {
         let events = (first..first + 500).map(large).collect();
         store.append(bucket.id, events, None).await.expect("stored");
     }
-    let acked = store.ack(bucket.id, "laptop", Seq(EVENTS), LeaseEpoch::default());
+    let acked = journal(&store).ack(bucket.id, "laptop", Seq(EVENTS), LeaseEpoch::default());
     acked.await.expect("stored");
     let mut removed = 0;
     while removed < EVENTS {
@@ -444,7 +441,7 @@ async fn the_disk_gets_back_what_is_free() {
         !store.give_back(Effort::Moment).await.expect("open"),
         "nothing is free"
     );
-    store
+    journal(&store)
         .ack(bucket.id, "laptop", Seq(99), LeaseEpoch::default())
         .await
         .expect("stored");
@@ -503,11 +500,11 @@ async fn reads_and_writes_go_on_while_the_disk_gets_its_space_back() {
         let stored = store.append(bucket.id, vec![new], None).await;
         stored.expect("stored");
     }
-    let acked = store
+    let acked = journal(&store)
         .ack(bucket.id, "laptop", Seq(110), LeaseEpoch::default())
         .await;
     acked.expect("stored");
-    while store.bare_upto(bucket.id).expect("read") < Seq(110) {
+    while store.numbers(bucket.id).expect("read").pruned < Seq(110) {
         let most = (200, limits::RETENTION_STEP_BYTES);
         let removed = store.remove_receipted(bucket.id, NOW, Part::Whole, most);
         removed.await.expect("stored");

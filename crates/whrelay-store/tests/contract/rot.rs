@@ -8,8 +8,9 @@ use whrelay_core::bucket::{Bucket, BucketKey, Seq};
 use whrelay_core::delivery::{DeadReason, DestinationId};
 use whrelay_core::destination::Destination;
 use whrelay_core::retention::Part;
+use whrelay_core::subscription::LeaseEpoch;
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Ending, LeaseEpoch, RedbStore, Role, StoreError};
+use whrelay_store::{Ending, RedbStore, Role, StoreError};
 
 use crate::setup::*;
 
@@ -333,7 +334,7 @@ async fn a_place_is_never_given_twice_though_retention_emptied_it_and_the_last_o
         let bucket = bucket(&store).await;
         let stored = store.append(bucket.id, vec![plain(1), plain(2)], None);
         stored.await.expect("stored");
-        let acked = store
+        let acked = journal(&store)
             .ack(bucket.id, "laptop", Seq(2), LeaseEpoch::default())
             .await;
         acked.expect("stored");
@@ -372,7 +373,7 @@ async fn a_subscription_whose_record_is_damaged_is_sent_everything_or_can_be_end
     .await;
     assert_eq!(joined(&store, &bucket, join("damaged")).await.after, Seq(0));
     for name in ["a", "damaged"] {
-        let acked = store
+        let acked = journal(&store)
             .ack(bucket.id, name, Seq(4), LeaseEpoch::default())
             .await;
         acked.expect("stored");
@@ -383,7 +384,7 @@ async fn a_subscription_whose_record_is_damaged_is_sent_everything_or_can_be_end
         0,
         "nobody knows what it has"
     );
-    let ended = store.end_subscription(bucket.id, "gone", None, NOW);
+    let ended = journal(&store).end_subscription(bucket.id, "gone", None, NOW);
     assert_eq!(ended.await.expect("stored"), Ending::Ended { unclaimed: 0 });
     assert_eq!(remove().await.expect("stored"), 4);
 }
@@ -395,7 +396,7 @@ async fn what_is_left_of_an_event_is_named_when_it_rots() {
     let bucket = bucket(&store).await;
     let stored = store.append(bucket.id, (1..=4).map(plain).collect(), None);
     stored.await.expect("stored");
-    let acked = store
+    let acked = journal(&store)
         .ack(bucket.id, "laptop", Seq(3), LeaseEpoch::default())
         .await;
     acked.expect("stored");

@@ -8,10 +8,10 @@ use whrelay_core::bucket::{Bucket, Seq};
 use whrelay_core::delivery::{DestinationId, State};
 use whrelay_core::retention::Part;
 use whrelay_core::retry::Verdict;
+use whrelay_core::subscription::LeaseEpoch;
 use whrelay_core::time::Timestamp;
 use whrelay_store::{
-    Begin, Effort, LeaseEpoch, NewEvent, RedbStore, Role, SalvageError, Salvaged, Search,
-    SourceMark, salvage,
+    Begin, Effort, NewEvent, RedbStore, Role, SalvageError, Salvaged, Search, SourceMark, salvage,
 };
 
 use crate::setup::*;
@@ -246,7 +246,7 @@ async fn events_without_bodies_are_saved_as_they_are() {
     });
     let stored = store.append(bucket.id, events.collect(), None).await;
     stored.expect("stored");
-    let acked = store.ack(bucket.id, "laptop", Seq(200), LeaseEpoch::default());
+    let acked = journal(&store).ack(bucket.id, "laptop", Seq(200), LeaseEpoch::default());
     acked.await.expect("stored");
     let removed = store.remove_receipted(bucket.id, NOW, Part::Body, (300, usize::MAX));
     assert_eq!(removed.await.expect("stored"), 200);
@@ -277,7 +277,7 @@ async fn a_bucket_that_retention_has_emptied_gives_no_place_twice() {
     let bucket = bucket(&store).await;
     let events = (1..=300).map(plain).collect();
     store.append(bucket.id, events, None).await.expect("stored");
-    store
+    journal(&store)
         .ack(bucket.id, "laptop", Seq(300), LeaseEpoch::default())
         .await
         .expect("stored");
@@ -326,7 +326,7 @@ async fn a_forwarder_keeps_keys_and_receipts_under_a_new_name() {
     for n in 1..=EVENTS {
         let stored = store.append(bucket.id, vec![plain(n)], None).await;
         stored.expect("stored");
-        store
+        journal(&store)
             .ack(bucket.id, "laptop", Seq(n / 2), LeaseEpoch::default())
             .await
             .expect("stored");

@@ -12,11 +12,12 @@ use whrelay_core::id::{DeliveryId, EventId};
 use whrelay_core::order::Order;
 use whrelay_core::queue::{DueBy, QueuePage, QueueQuery, Wanted};
 use whrelay_core::retry::Verdict;
+use whrelay_core::subscription::{Holder, Join, Joined, LeaseEpoch};
 use whrelay_core::target::Target;
 use whrelay_core::time::Timestamp;
 use whrelay_store::{
-    Audit, Audited, Catalog, Holder, Join, Joined, LeaseEpoch, Medium, NewDelivery, NewDestination,
-    NewEvent, Options, RedbStore, Role, StoreError,
+    Audit, Audited, Catalog, Journal, Medium, NewDelivery, NewDestination, NewEvent, Options,
+    RedbStore, Role, StoreError,
 };
 
 pub(crate) const NOW: Timestamp = Timestamp::from_micros(1_700_000_000_000_000);
@@ -185,8 +186,13 @@ pub(crate) async fn with_events(count: u64) -> (RedbStore, Bucket) {
     (store, bucket)
 }
 
+/// What agents and people do with subscriptions goes through the contract.
+pub(crate) fn journal(store: &RedbStore) -> &dyn Journal {
+    store
+}
+
 pub(crate) async fn joined(store: &RedbStore, bucket: &Bucket, join: Join) -> Joined {
-    let joined = store.join(bucket.id, join).await;
+    let joined = journal(store).join(bucket.id, &join).await;
     joined.expect("stored").expect("room")
 }
 

@@ -2,8 +2,9 @@
 
 use whrelay_core::bucket::{BucketKey, Seq};
 use whrelay_core::retention::Part;
+use whrelay_core::subscription::LeaseEpoch;
 use whrelay_core::time::Timestamp;
-use whrelay_store::{LeaseEpoch, RedbStore, Role};
+use whrelay_store::{RedbStore, Role};
 
 use crate::setup::*;
 
@@ -18,7 +19,7 @@ async fn one_step_removes_from_several_buckets_as_much_as_it_may() {
         let (bucket, _) = store.ensure_bucket(&name, key).await.expect("stored");
         let some = (1..=3).map(|k| plain(10 * n + k)).collect();
         store.append(bucket.id, some, None).await.expect("stored");
-        let acked = store
+        let acked = journal(&store)
             .ack(bucket.id, "laptop", Seq(3), LeaseEpoch::default())
             .await;
         acked.expect("stored");

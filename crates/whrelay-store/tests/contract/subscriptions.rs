@@ -5,31 +5,29 @@ use std::time::Duration;
 use whrelay_core::bucket::{Bucket, BucketKey, Seq};
 use whrelay_core::limits;
 use whrelay_core::retention::{Bound, Part};
+use whrelay_core::subscription::{Fate, Join, LeaseEpoch, Subscription};
 use whrelay_core::time::Timestamp;
-use whrelay_store::{
-    Ending, Fate, Incident, Join, LeaseEpoch, Options, RedbStore, Rewound, Role, StoreError,
-    Subscription,
-};
+use whrelay_store::{Ending, Incident, Options, RedbStore, Rewound, Role, StoreError, Subscribed};
 
 use crate::setup::*;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
 async fn ack(store: &RedbStore, bucket: &Bucket, name: &str, upto: u64) {
-    let acked = store
+    let acked = journal(store)
         .ack(bucket.id, name, Seq(upto), LeaseEpoch::default())
         .await;
     acked.expect("stored");
 }
 
 fn known(store: &RedbStore, bucket: &Bucket, name: &str) -> Option<Subscription> {
-    let all = store.subscriptions(bucket.id).expect("read");
-    all.into_iter().find(|known| known.name == name)
+    let stored = store.subscription(bucket.id, name).expect("read");
+    stored.known().cloned()
 }
 
 async fn end(store: &RedbStore, bucket: &Bucket, name: &str) -> Ending {
     let last = known(store, bucket, name).map(|known| known.last_session());
-    let ended = store.end_subscription(bucket.id, name, last, NOW);
+    let ended = journal(store).end_subscription(bucket.id, name, last, NOW);
     ended.await.expect("stored")
 }
 
@@ -71,7 +69,7 @@ async fn what_an_ended_subscription_had_not_received_is_unclaimed_kept_and_then_
     store.append(bucket.id, later, None).await.expect("stored");
     assert_eq!(prune(&store, &bucket, NOW.before(HOUR)).await, 0);
     assert_eq!(prune(&store, &bucket, NOW.after(HOUR)).await, 7);
-    let forgotten = store.forget_ended(bucket.id).await;
+    let forgotten = journal(&store).forget_ended(bucket.id).await;
     assert_eq!(forgotten.expect("stored"), ["gone"]);
     let next = joined(&store, &bucket, join("next")).await;
     assert_eq!(next.after, Seq(9), "the tenth event is still to come");
@@ -109,7 +107,7 @@ async fn a_subscription_ends_only_if_it_still_may_when_that_is_written() {
     joined(&store, &bucket, join("back")).await;
     let looked = known(&store, &bucket, "back").map(|known| known.last_session());
     let end = || async {
-        let ended = store.end_subscription(bucket.id, "back", looked, NOW);
+        let ended = journal(&store).end_subscription(bucket.id, "back", looked, NOW);
         ended.await.expect("stored")
     };
     let back = Join {
@@ -118,7 +116,9 @@ async fn a_subscription_ends_only_if_it_still_may_when_that_is_written() {
     };
     joined(&store, &bucket, back).await;
     assert_eq!(end().await, Ending::InUse, "an agent came back");
-    let seen = store.note_seen(bucket.id, "back", NOW.after(HOUR)).await;
+    let seen = journal(&store)
+        .note_seen(bucket.id, "back", NOW.after(HOUR))
+        .await;
     seen.expect("stored");
     assert_eq!(end().await, Ending::InUse, "it was seen since");
     assert_eq!(prune(&store, &bucket, Timestamp::LAST).await, 0);
@@ -131,10 +131,16 @@ async fn an_ended_subscription_is_forgotten_only_once_its_events_are_gone() {
     joined(&store, &bucket, join("gone")).await;
     ack(&store, &bucket, "gone", 2).await;
     end(&store, &bucket, "gone").await;
-    let forgotten = store.forget_ended(bucket.id).await.expect("stored");
+    let forgotten = journal(&store)
+        .forget_ended(bucket.id)
+        .await
+        .expect("stored");
     assert!(forgotten.is_empty(), "{forgotten:?}");
     assert_eq!(prune(&store, &bucket, Timestamp::LAST).await, 9);
-    let forgotten = store.forget_ended(bucket.id).await.expect("stored");
+    let forgotten = journal(&store)
+        .forget_ended(bucket.id)
+        .await
+        .expect("stored");
     assert_eq!(forgotten, ["gone"]);
 }
 
@@ -191,7 +197,8 @@ async fn a_rewound_subscription_is_sent_everything_behind_a_place_until_it_says_
     let (store, bucket) = with_events(9).await;
     joined(&store, &bucket, join("a")).await;
     ack(&store, &bucket, "a", 9).await;
-    let rewind = |lease| store.rewind_subscription(bucket.id, "a", Seq(4), LeaseEpoch(lease));
+    let rewind =
+        |lease| journal(&store).rewind_subscription(bucket.id, "a", Seq(4), LeaseEpoch(lease));
     let rewound = rewind(0).await.expect("stored");
     assert_eq!(rewound, Rewound::Overtaken, "the session is as new");
     let rewound = rewind(1).await.expect("stored");
@@ -204,7 +211,7 @@ async fn a_rewound_subscription_is_sent_everything_behind_a_place_until_it_says_
         "what the session before it says no longer counts"
     );
     let lease = LeaseEpoch(2);
-    let ack = |upto| store.ack(bucket.id, "a", Seq(upto), lease);
+    let ack = |upto| journal(&store).ack(bucket.id, "a", Seq(upto), lease);
     let claims = || Join {
         claim: Some(claim(9)),
         lease,
@@ -221,12 +228,71 @@ async fn a_rewound_subscription_is_sent_everything_behind_a_place_until_it_says_
 }
 
 #[tokio::test]
+async fn a_subscription_is_stored_only_over_what_was_read_of_it() {
+    let (store, bucket) = with_events(9).await;
+    let read = || store.subscription(bucket.id, "a").expect("read");
+    let put = async |before: &Subscribed, after: Option<&Subscription>| {
+        let put = store.put_subscription(bucket.id, "a", before, after);
+        put.await.expect("stored")
+    };
+    let acked = |seq| {
+        let mut subscription = Subscription::new(Seq(0));
+        subscription.ack(Seq(seq), LeaseEpoch(1));
+        subscription
+    };
+    let absent = read();
+    assert_eq!(absent, Subscribed::Absent);
+    assert!(put(&absent, Some(&acked(3))).await);
+    assert!(!put(&absent, Some(&acked(4))).await, "it is there by now");
+    let three = read();
+    assert_eq!(three, Subscribed::Known(acked(3)));
+    assert!(put(&three, Some(&acked(4))).await);
+    // Nobody knew whether it was stored, so it is asked for again.
+    assert!(put(&three, Some(&acked(4))).await);
+    assert!(!put(&three, None).await && read() == Subscribed::Known(acked(4)));
+    assert!(put(&read(), None).await && read() == Subscribed::Absent);
+}
+
+/// An agent comes while events are removed: it starts behind those that are gone, and none is removed that it was
+/// promised.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_removed_that_an_agent_is_promised_as_it_joins() {
+    for round in 0..40 {
+        let (store, bucket) = with_events(40).await;
+        joined(&store, &bucket, join("first")).await;
+        ack(&store, &bucket, "first", 40).await;
+        let all = Join {
+            wants_backlog: Some(true),
+            ..join("second")
+        };
+        let step = || store.remove_receipted(bucket.id, NOW, Part::Whole, (1, usize::MAX));
+        let removing = async {
+            while step().await.expect("stored") > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        let joining = async {
+            for _ in 0..round {
+                tokio::task::yield_now().await;
+            }
+            joined(&store, &bucket, all).await.after
+        };
+        let (after, ()) = tokio::join!(joining, removing);
+        let kept = store
+            .read_after(&bucket, Seq(0), 99, usize::MAX)
+            .expect("read");
+        let kept: Vec<u64> = kept.events.iter().map(|one| one.seq.0).collect();
+        assert_eq!(kept, (after.0 + 1..=40).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test]
 async fn a_bucket_has_so_many_subscriptions_and_no_more() {
     let (store, bucket) = with_events(1).await;
     for n in 0..limits::MAX_SUBSCRIPTIONS {
         joined(&store, &bucket, join(&format!("s{n}"))).await;
     }
-    let more = store.join(bucket.id, join("more")).await;
+    let more = journal(&store).join(bucket.id, &join("more")).await;
     assert_eq!(more.expect("stored"), None);
     joined(&store, &bucket, join("s7")).await;
 }
