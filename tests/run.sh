@@ -56,6 +56,9 @@ step "dependencies: licences, sources, bans"
 step "tests"
 cargo test --workspace --locked --quiet
 
+step "agent and forwarder on another store"
+WHRELAY_STORE=model cargo test --package whrelay-tests --test line --locked --quiet
+
 step "the attack"
 tests/faults.sh
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::stores;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -118,7 +119,7 @@ impl Agent {
             purpose: "test",
             bound: None,
         };
-        let store = Store::open(dir.path(), &options).unwrap();
+        let store = stores::open(dir.path(), &options);
         let destinations = setup.setup();
         let config = Config {
             forwarder: setup.forwarder,

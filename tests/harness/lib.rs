@@ -13,12 +13,14 @@
 pub mod agent;
 pub mod copies;
 pub mod destinations;
+pub mod model;
 pub mod port;
 pub mod process;
 pub mod proxy;
 pub mod receiver;
 pub mod relay;
 pub mod sender;
+pub mod stores;
 pub mod tls;
 
 use std::time::{Duration, Instant};

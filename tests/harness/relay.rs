@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::stores;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -62,14 +63,14 @@ impl Relay {
     /// A new one.
     pub async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path(), &options()).unwrap();
+        let store = stores::open(dir.path(), &options());
         Self::run(dir, store, Port::hold(), Allowed::default()).await
     }
 
     /// A new one that takes bodies up to this size.
     pub async fn start_taking(max_body: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path(), &options()).unwrap();
+        let store = stores::open(dir.path(), &options());
         let allowed = Allowed {
             max_body,
             ..Allowed::default()
@@ -80,7 +81,7 @@ impl Relay {
     /// A new one that serves only so many connections at once.
     pub async fn start_small(max_connections: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path(), &options()).unwrap();
+        let store = stores::open(dir.path(), &options());
         let allowed = Allowed {
             max_connections,
             ..Allowed::default()
@@ -98,7 +99,7 @@ impl Relay {
             }),
             ..options()
         };
-        let store = Store::open(dir.path(), &bounded).unwrap();
+        let store = stores::open(dir.path(), &bounded);
         Self::run(dir, store, Port::hold(), Allowed::default()).await
     }
 
@@ -142,7 +143,7 @@ impl Relay {
         stop.cancel();
         task.await.unwrap().unwrap();
         store.journal.close().await;
-        let store = Store::open(dir.path(), &options()).unwrap();
+        let store = stores::open(dir.path(), &options());
         Self::run(dir, store, port, Allowed::default()).await
     }
 

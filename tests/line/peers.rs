@@ -6,7 +6,7 @@ use tokio::net::TcpListener;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use whrelay_agent::AgentError;
-use whrelay_core::bucket::{BucketId, Seq};
+use whrelay_core::bucket::{Bucket, BucketId, Seq};
 use whrelay_core::limits;
 use whrelay_core::retention::Part;
 use whrelay_core::subscription::LeaseEpoch;
@@ -14,6 +14,7 @@ use whrelay_core::time::Timestamp;
 use whrelay_core::token::Token;
 use whrelay_proto::frame::{Ack, Frame, Hello, Known, Refused, RefusedCode, Resume};
 use whrelay_proto::{AgentAction, AgentSession, SUBPROTOCOL, codec};
+use whrelay_store::StoredEvent;
 use whrelay_tests::agent::{Agent, Setup};
 use whrelay_tests::receiver::Receiver;
 use whrelay_tests::relay::Relay;
@@ -196,21 +197,22 @@ async fn what_an_agent_resumes_from_is_its_receipt() {
         send(&url, format!("{n}")).await;
     }
     let bucket = relay.store.catalog.buckets().await.unwrap().remove(0);
-    let stored = relay
-        .store
-        .journal
-        .read_after(&bucket, Seq(0), 99, usize::MAX)
-        .await;
-    let stored = stored.unwrap().events;
-    let known = |n: usize| Known(stored[n].seq.0, stored[n].event.id.to_bytes());
+    let stored = stored(&relay, &bucket).await;
+    let number = |n: usize| stored[n].seq.0;
+    let known = |n: usize| Known(number(n), stored[n].event.id.to_bytes());
     let never = Known(99, [7; 16]);
     for (forwarder, seq, locator, acked) in [
         ("another", 4, vec![known(3)], 0),
         // A number alone says nothing, whatever it is.
         (relay.store.id(), 4, vec![], 0),
         (relay.store.id(), 1 << 60, vec![], 0),
-        (relay.store.id(), 3, vec![known(1), known(2)], 3),
-        (relay.store.id(), 99, vec![known(4), never], 5),
+        (
+            relay.store.id(),
+            number(2),
+            vec![known(1), known(2)],
+            number(2),
+        ),
+        (relay.store.id(), 99, vec![known(4), never], number(4)),
     ] {
         let resume = Some(Resume {
             locator,
@@ -236,13 +238,15 @@ async fn what_an_agent_asks_for_again_is_kept_until_it_has_it() {
         send(&url, format!("{n}")).await;
     }
     let bucket = relay.store.catalog.buckets().await.unwrap().remove(0);
+    let stored = stored(&relay, &bucket).await;
+    let numbers: Vec<u64> = stored.iter().map(|stored| stored.seq.0).collect();
     relay
         .store
         .journal
-        .ack(bucket.id, "laptop", Seq(5), LeaseEpoch::default())
+        .ack(bucket.id, "laptop", Seq(numbers[4]), LeaseEpoch::default())
         .await
         .unwrap();
-    let resume = Some(Resume::at(relay.store.id(), 2));
+    let resume = Some(Resume::at(relay.store.id(), numbers[1]));
     let (mut session, hello) = AgentSession::begin(Hello::new("default", "laptop", resume));
     let mut socket = dial(&relay, |_| {}).await.unwrap();
     let hello = Message::Binary(codec::encode(hello));
@@ -253,7 +257,7 @@ async fn what_an_agent_asks_for_again_is_kept_until_it_has_it() {
         let frame = codec::decode(message.into_data()).unwrap();
         match session.on_frame(frame).unwrap() {
             AgentAction::Welcomed(welcome) => {
-                assert_eq!((welcome.start, welcome.waiting), (2, 3));
+                assert_eq!((welcome.start, welcome.waiting), (numbers[1], 3));
                 let store = &relay.store;
                 let removed = store.journal.remove_receipted(
                     vec![bucket.id],
@@ -267,13 +271,19 @@ async fn what_an_agent_asks_for_again_is_kept_until_it_has_it() {
             AgentAction::Refused(refused) => panic!("{refused:?}"),
         }
     }
-    assert_eq!(told, [3, 4, 5]);
-    let Some(ack) = session.persisted(5) else {
+    assert_eq!(told, numbers[2..]);
+    let Some(ack) = session.persisted(numbers[4]) else {
         panic!("nothing to receipt")
     };
     let ack = Message::Binary(codec::encode(ack));
     socket.send(ack).await.unwrap();
-    is_recorded(&relay, bucket.id, "laptop", 5).await;
+    is_recorded(&relay, bucket.id, "laptop", numbers[4]).await;
+}
+
+async fn stored(relay: &Relay, bucket: &Bucket) -> Vec<StoredEvent> {
+    let journal = &relay.store.journal;
+    let stored = journal.read_after(bucket, Seq(0), 99, usize::MAX).await;
+    stored.unwrap().events
 }
 
 /// Waits until a subscription has acknowledged everything up to a number.

@@ -37,6 +37,12 @@ impl Catching {
         self.cut.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether an event that has come is passed over: its number in a forwarder's store, and when it was received.
+    pub(crate) fn passes_over(&self, forwarder: &str, seq: u64, received_at: Timestamp) -> bool {
+        let mut cut = self.cut.write().unwrap_or_else(PoisonError::into_inner);
+        cut.passes_over(forwarder, seq, received_at)
+    }
+
     /// A later session starts, of an agent that had come to `reached`. Answers whether the forwarder lost events
     /// that the agent does not have either.
     pub(crate) fn resume(&self, reached: u64, welcome: &Welcome) -> bool {

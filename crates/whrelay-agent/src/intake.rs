@@ -55,9 +55,9 @@ impl Intake {
         for event in events {
             let (place, size) = (event.seq, event.size());
             let event = event.into_event(runtime.bucket.name.clone());
-            let cut = self.catching.cut();
-            let passed_over = cut.passes_over(&self.forwarder, place, event.received_at);
-            drop(cut);
+            let passed_over = self
+                .catching
+                .passes_over(&self.forwarder, place, event.received_at);
             let begin = |to| NewDelivery {
                 passed_over,
                 ..runtime.new_delivery(to, runtime.clock.now())

@@ -19,38 +19,47 @@ pub struct Backlog {
 pub struct Cut {
     wanted: Backlog,
     forwarder: String,
-    /// What was there before: places behind the one, up to the other.
-    before: (u64, u64),
-    /// The event at the last of them.
-    last: Option<EventId>,
+    /// The last number that was given before.
+    last: u64,
+    /// The event that has it.
+    last_id: Option<EventId>,
+    /// How many events were there before and are sent.
+    waiting: u64,
+    /// The largest number that has come, and how many have come.
+    come: (u64, u64),
+    /// Up to this number there are as many newer ones as are wanted.
+    old: u64,
 }
 
 impl Cut {
-    /// What was there when an agent began: so many places behind `start`, in the store of that name, and which
-    /// event at the last of them.
+    /// What was there when an agent began: so many events behind `start`, in the store of that name, and the last of them,
+    /// if it can be named.
     pub fn new(
         wanted: Backlog,
         forwarder: &str,
         (start, waiting): (u64, u64),
-        last: Option<EventId>,
+        end: Option<(Seq, EventId)>,
     ) -> Self {
-        // Without its end nobody could tell when its numbers are given again.
-        let start = match (waiting, last) {
+        let last = match (waiting, end) {
+            (_, Some((seq, _))) => seq.0,
+            // Without its end nobody could tell when its numbers are given again.
             (0, None) => 0,
-            _ => start,
+            (_, None) => start.saturating_add(waiting),
         };
         Self {
             wanted,
             forwarder: forwarder.to_owned(),
-            before: (start, start.saturating_add(waiting)),
             last,
+            last_id: end.map(|(_, id)| id),
+            waiting,
+            ..Self::default()
         }
     }
 
     /// The newest event that was there before. A forwarder that does not have it any more has gone back to an
     /// earlier copy, and gives its number again.
     pub fn end(&self) -> Option<(Seq, EventId)> {
-        self.last.map(|id| (Seq(self.before.1), id))
+        self.last_id.map(|id| (Seq(self.last), id))
     }
 
     /// A session of that forwarder starts after `start`, and the agent had come to `reached`. Where that is a step
@@ -62,8 +71,7 @@ impl Cut {
             return false;
         }
         let is_lost = lost_end && !self.is_behind(reached);
-        self.before = (0, 0);
-        self.last = None;
+        (self.last, self.last_id, self.waiting, self.old) = (0, None, 0, 0);
         is_lost
     }
 
@@ -72,33 +80,38 @@ impl Cut {
         self.wanted
     }
 
-    /// Whether an event is passed over: its place in a forwarder's store, and when it was received.
-    pub fn passes_over(&self, forwarder: &str, place: u64, received_at: Timestamp) -> bool {
-        let (_, last) = self.before;
-        if place > last || forwarder != self.forwarder {
+    /// Whether an event that has come is passed over: its number in a forwarder's store, and when it was received.
+    pub fn passes_over(&mut self, forwarder: &str, seq: u64, received_at: Timestamp) -> bool {
+        if seq > self.last || forwarder != self.forwarder {
             return false;
         }
         let Backlog { newest, since } = self.wanted;
-        let behind = newest.is_some_and(|newest| last - place >= newest);
-        behind || since.is_some_and(|since| received_at < since)
+        let (largest, count) = self.come;
+        if seq > largest {
+            self.come = (seq, count + 1);
+            // Numbers have gaps, and damaged events do not come: the smaller one of both counts is nearer to the truth.
+            let newer = (self.last - seq).min(self.waiting.saturating_sub(count + 1));
+            if newest.is_some_and(|newest| newer >= newest) {
+                self.old = seq;
+            }
+        }
+        seq <= self.old || since.is_some_and(|since| received_at < since)
     }
 
     /// Whether everything that was there before has come.
     pub fn is_behind(&self, reached: u64) -> bool {
-        reached >= self.before.1
+        reached >= self.last
     }
 
     /// How many of the forwarder's are wanted, as far as that can be told before they come.
     pub fn expected(&self) -> u64 {
-        let (start, last) = self.before;
-        (last - start).min(self.wanted.newest.unwrap_or(u64::MAX))
+        self.waiting.min(self.wanted.newest.unwrap_or(u64::MAX))
     }
 
     /// How many of the agent's own are wanted, the newest; those at the forwarder are newer still.
     pub fn wanted_here(&self) -> u64 {
-        let (start, last) = self.before;
         let newest = self.wanted.newest.unwrap_or(u64::MAX);
-        newest.saturating_sub(last - start)
+        newest.saturating_sub(self.waiting)
     }
 }
 
@@ -114,7 +127,7 @@ mod tests {
     }
 
     fn kept(wanted: Backlog, places: std::ops::RangeInclusive<u64>) -> Vec<u64> {
-        let cut = Cut::new(wanted, "f", (10, 5), None);
+        let mut cut = Cut::new(wanted, "f", (10, 5), None);
         let at = |place: u64| Timestamp::from_micros(place as i64 * 1_000_000);
         places
             .filter(|place| !cut.passes_over("f", *place, at(*place)))
@@ -124,7 +137,7 @@ mod tests {
     #[test]
     fn what_comes_later_is_never_passed_over() {
         assert_eq!(kept(newest(0), 11..=18), [16, 17, 18]);
-        let cut = Cut::new(newest(0), "f", (10, 5), None);
+        let mut cut = Cut::new(newest(0), "f", (10, 5), None);
         assert!(!cut.passes_over("another store", 11, Timestamp::from_micros(1)));
         assert!(!cut.is_behind(14) && cut.is_behind(15));
     }
@@ -145,10 +158,32 @@ mod tests {
     }
 
     #[test]
+    fn the_newest_are_counted_where_numbers_have_gaps_and_where_some_do_not_come() {
+        let end = Some((Seq(20), EventId::from_bytes([7; 16])));
+        let mut cut = Cut::new(newest(2), "f", (10, 4), end);
+        let mut passes_over = |seq| cut.passes_over("f", seq, Timestamp::EPOCH);
+        assert_eq!(
+            [12, 15, 17, 20].map(&mut passes_over),
+            [true, true, false, false]
+        );
+        // They come again over another link.
+        assert_eq!(
+            [12, 15, 17, 20, 21].map(passes_over),
+            [true, true, false, false, false]
+        );
+        let mut cut = Cut::new(newest(2), "f", (10, 5), None);
+        let passes_over = |seq| cut.passes_over("f", seq, Timestamp::EPOCH);
+        assert_eq!(
+            [11, 13, 14, 15].map(passes_over),
+            [true, true, false, false]
+        );
+    }
+
+    #[test]
     fn numbers_that_are_given_again_are_no_backlog() {
-        let last = EventId::from_bytes([7; 16]);
+        let last = (Seq(20), EventId::from_bytes([7; 16]));
         let mut cut = Cut::new(newest(0), "f", (0, 20), Some(last));
-        assert_eq!(cut.end(), Some((Seq(20), last)));
+        assert_eq!(cut.end(), Some(last));
         let now = Timestamp::EPOCH;
         assert!(!cut.resume("f", 7, 7, false) && !cut.resume("another store", 7, 5, true));
         assert!(cut.passes_over("f", 20, now));
@@ -156,7 +191,7 @@ mod tests {
         assert!(lost.resume("f", 7, 7, true));
         assert!(!behind.resume("f", 20, 20, true), "the agent has them");
         assert!(!cut.resume("f", 7, 5, false));
-        for cut in [cut, lost, behind] {
+        for mut cut in [cut, lost, behind] {
             assert!(!cut.passes_over("f", 6, now) && !cut.passes_over("f", 20, now));
             assert_eq!(cut.end(), None);
         }
@@ -164,10 +199,10 @@ mod tests {
 
     #[test]
     fn without_a_backlog_and_its_end_nothing_is_passed_over() {
-        let cut = Cut::new(newest(0), "f", (10, 0), None);
+        let mut cut = Cut::new(newest(0), "f", (10, 0), None);
         assert!(!cut.passes_over("f", 10, Timestamp::EPOCH));
-        let known = Some(EventId::from_bytes([7; 16]));
-        let cut = Cut::new(newest(0), "f", (10, 0), known);
+        let known = Some((Seq(10), EventId::from_bytes([7; 16])));
+        let mut cut = Cut::new(newest(0), "f", (10, 0), known);
         assert!(cut.passes_over("f", 10, Timestamp::EPOCH));
     }
 }

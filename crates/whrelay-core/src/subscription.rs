@@ -120,11 +120,10 @@ impl Subscription {
         self.holders.last().map(|held| &held.by)
     }
 
-    /// Events that wait for it, in a bucket that has given numbers up to `last` and removed everything up to `pruned`;
-    /// of one that was ended, events that are unclaimed.
-    pub fn waiting(&self, last: Seq, pruned: Seq) -> u64 {
-        let through = self.ended.map_or(last, |ended| ended.through);
-        through.0.saturating_sub(self.acked.max(pruned).0)
+    /// The number up to which events wait for it, in a bucket that has given numbers up to `last`; of one that was ended,
+    /// events up to there are unclaimed.
+    pub fn waits_through(&self, last: Seq) -> Seq {
+        self.ended.map_or(last, |ended| ended.through)
     }
 
     /// What became of the event with a number.
@@ -261,8 +260,8 @@ pub struct Joined {
     pub before: Option<(Holder, Option<Timestamp>)>,
     /// The number up to which this agent had acknowledged before.
     pub own_before: Option<Seq>,
-    /// Events that are kept and not sent, since the subscription is new and begins now.
-    pub skipped: u64,
+    /// Whether the subscription is new: events up to `after` are not sent to it.
+    pub is_new: bool,
     /// Whether it had been ended.
     pub was_ended: bool,
 }
@@ -355,7 +354,6 @@ impl Join {
         let Start { after, went_back } = standing.start(claim, history.common);
         let again = known.filter(|known| known.again_through.is_some());
         let after = again.map_or(after, |known| after.min(known.acked).max(history.pruned));
-        let is_new = known.is_none() && self.claim.is_none();
         let newest = match history.newest {
             Known::Event(id) => Some(id),
             Known::Gone | Known::Never => None,
@@ -369,10 +367,7 @@ impl Join {
             went_back,
             before: known.and_then(|known| Some((known.holder()?.clone(), known.seen_at))),
             own_before: own.map(|own| own.acked),
-            skipped: match is_new {
-                true => after.0.saturating_sub(history.pruned.0),
-                false => 0,
-            },
+            is_new: known.is_none() && self.claim.is_none(),
             was_ended: known.is_some_and(|known| known.ended.is_some()),
         };
         let own = self.has(this, history, after);

@@ -4,7 +4,7 @@
 use std::str::FromStr;
 use std::sync::Arc;
 
-use whrelay_core::bucket::{Bucket, BucketName};
+use whrelay_core::bucket::{Bucket, BucketName, Seq};
 use whrelay_core::history::WentBack;
 use whrelay_core::limits;
 use whrelay_core::subscription::{Holder, Join, Joined};
@@ -112,8 +112,14 @@ pub(crate) async fn welcome(
         let text = format!("bucket `{}` has {most} subscriptions already", bucket.name);
         End::Refuse(RefusedCode::TooManySubscriptions, text)
     })?;
-    let noticed = noticed(shared, &hello, &joined, incumbent.as_ref());
-    tell(shared, subscription, &hello, &joined, &noticed);
+    let waiting = store.journal.count(bucket.id, joined.after, joined.last);
+    let waiting = waiting.await?;
+    let mut noticed = noticed(shared, &hello, &joined, incumbent.as_ref());
+    if joined.is_new {
+        let skipped = store.journal.count(bucket.id, Seq(0), joined.after);
+        noticed.skipped = skipped.await?;
+    }
+    tell(shared, subscription, &hello, (&joined, waiting), &noticed);
     let again = lease.taken >= limits::TAKEN_AGAIN;
     if let Some(other) = noticed.taken_from.as_ref().filter(|_| again) {
         let (this, other) = (person(hello.who.as_ref()), named(&other.host, &other.user));
@@ -133,7 +139,7 @@ pub(crate) async fn welcome(
         version: NEWEST_VERSION,
         forwarder: store.id().to_owned(),
         start: joined.after.0,
-        waiting: joined.last.0.saturating_sub(joined.after.0),
+        waiting,
         clock: shared.clock.now().as_micros(),
         oldest: oldest.map(|first| first.event.received_at.as_micros()),
         newest: joined.newest.map(|id| Known::new((joined.last, id))),
@@ -150,7 +156,6 @@ fn noticed(
     incumbent: Option<&Incumbent>,
 ) -> Noticed {
     let mut noticed = Noticed {
-        skipped: joined.skipped,
         backlog_end_lost: joined.backlog_end_lost,
         ..Noticed::default()
     };
@@ -207,7 +212,7 @@ fn tell(
     shared: &Arc<Shared>,
     subscription: &Subscription,
     hello: &Hello,
-    joined: &Joined,
+    (joined, waiting): (&Joined, u64),
     noticed: &Noticed,
 ) {
     let Subscription { bucket, name } = subscription;
@@ -217,7 +222,7 @@ fn tell(
         subscription = %name,
         agent = %hello.agent.escape_debug(),
         who,
-        waiting = joined.last.0.saturating_sub(after),
+        waiting,
         "agent connected"
     );
     let about = format!("subscription `{name}` of bucket `{}`", bucket.name);

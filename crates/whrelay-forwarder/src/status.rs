@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use whrelay_core::bucket::{Bucket, BucketId, Seq};
 use whrelay_core::limits;
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Incident, NamedSubscription, Numbers, Store, StoreError};
+use whrelay_store::{Incident, Numbers, Store, StoreError};
 
 use crate::Shared;
 use crate::access;
@@ -169,8 +169,7 @@ async fn of_bucket(
     bucket: &Bucket,
     connected: impl Fn(BucketId, &str) -> Option<Timestamp>,
 ) -> Result<BucketStatus, StoreError> {
-    let numbers = store.journal.numbers(bucket.id).await?;
-    let Numbers { pruned, last } = numbers;
+    let Numbers { pruned, last } = store.journal.numbers(bucket.id).await?;
     let all = store.journal.subscriptions(Some(bucket.id)).await?;
     let known = || all.iter().filter_map(|one| one.stored.known());
     let active = known().filter(|known| known.ended.is_none());
@@ -180,14 +179,15 @@ async fn of_bucket(
     let behind = active.map(|known| known.acked).min().or(last_end);
     let behind = behind.unwrap_or(Seq(0)).max(pruned);
     let oldest = store.journal.read_after(bucket, behind, 1, 0).await?.events;
-    let subscribed = |one: &NamedSubscription| {
+    let mut subscriptions = Vec::with_capacity(all.len());
+    for one in &all {
         let connected = connected(bucket.id, &one.name);
-        Some(view(&one.name, one.stored.known()?, connected, numbers))
-    };
+        subscriptions.extend(view(store, one, connected, last).await?);
+    }
     Ok(BucketStatus {
         bucket: bucket.name.to_string(),
-        events: last.0 - pruned.0.min(last.0),
-        waiting: last.0 - behind.0.min(last.0),
+        events: store.journal.count(bucket.id, pruned, last).await?,
+        waiting: store.journal.count(bucket.id, behind, last).await?,
         oldest_waiting_at: oldest
             .first()
             .map(|first| first.event.received_at.to_string()),
@@ -196,6 +196,6 @@ async fn of_bucket(
             .journal
             .over_bound(bucket.id)
             .map(|why| why.to_string()),
-        subscriptions: all.iter().filter_map(subscribed).collect(),
+        subscriptions,
     })
 }

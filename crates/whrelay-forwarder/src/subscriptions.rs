@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use whrelay_core::bucket::{Bucket, BucketId, BucketName, Seq};
 use whrelay_core::subscription::{LeaseEpoch, Subscription};
 use whrelay_core::time::Timestamp;
-use whrelay_store::{Ending, Numbers, Rewound, Store, StoreError};
+use whrelay_store::{Ending, NamedSubscription, Rewound, Store, StoreError};
 
 use crate::Shared;
 use crate::access;
@@ -52,36 +52,42 @@ pub(crate) async fn views(
 ) -> Result<Vec<SubscriptionView>, StoreError> {
     let numbers = store.journal.numbers(bucket).await?;
     let all = store.journal.subscriptions(Some(bucket)).await?;
-    let views = all.into_iter().filter_map(|one| {
+    let mut views = Vec::with_capacity(all.len());
+    for one in &all {
         let connected = connected(&one.name);
-        let known = one.stored.known()?;
-        Some(view(&one.name, known, connected, numbers))
-    });
-    Ok(views.collect())
+        views.extend(view(store, one, connected, numbers.last).await?);
+    }
+    Ok(views)
 }
 
-pub(crate) fn view(
-    name: &str,
-    known: &Subscription,
+/// A subscription of a bucket that has given numbers up to `last`, and since when its agent is connected.
+pub(crate) async fn view(
+    store: &Store,
+    one: &NamedSubscription,
     connected: Option<Timestamp>,
-    numbers: Numbers,
-) -> SubscriptionView {
+    last: Seq,
+) -> Result<Option<SubscriptionView>, StoreError> {
+    let Some(known) = one.stored.known() else {
+        return Ok(None);
+    };
+    let through = known.waits_through(last);
+    let waiting = store.journal.count(one.bucket, known.acked, through);
     let state = match (known.ended, connected) {
         (Some(_), _) => "ended",
         (None, Some(_)) => "connected",
         (None, None) => "away",
     };
     let holder = known.holder();
-    SubscriptionView {
-        name: name.to_owned(),
+    Ok(Some(SubscriptionView {
+        name: one.name.clone(),
         state,
-        waiting: known.waiting(numbers.last, numbers.pruned),
+        waiting: waiting.await?,
         host: holder.map(|holder| holder.host.clone()),
         user: holder.map(|holder| holder.user.clone()),
         connected_since: connected.map(|at| at.to_string()),
         seen_at: known.seen_at.map(|at| at.to_string()),
         ended_at: known.ended.map(|ended| ended.at.to_string()),
-    }
+    }))
 }
 
 /// The bucket of that name.

@@ -215,7 +215,7 @@ impl Welcome {
     pub fn cut(&self, wanted: Backlog) -> Cut {
         let before = (self.start, self.waiting);
         let newest = self.newest.as_ref().map(Known::entry);
-        Cut::new(wanted, &self.forwarder, before, newest.map(|(_, id)| id))
+        Cut::new(wanted, &self.forwarder, before, newest)
     }
 }
 

@@ -106,6 +106,12 @@ impl Journal for RedbStore {
         Self::ids_at(self, bucket, numbers)
     }
 
+    async fn count(&self, bucket: BucketId, after: Seq, through: Seq) -> Result<u64, StoreError> {
+        let Numbers { pruned, last } = Self::numbers(self, bucket)?;
+        // These numbers have no gaps.
+        Ok(through.min(last).0.saturating_sub(after.max(pruned).0))
+    }
+
     async fn numbers(&self, bucket: BucketId) -> Result<Numbers, StoreError> {
         Self::numbers(self, bucket)
     }

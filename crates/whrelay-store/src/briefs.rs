@@ -4,7 +4,7 @@
 use redb::{AccessGuard, ReadableTable};
 use serde::Deserialize;
 use whrelay_core::bucket::{BucketId, Seq};
-use whrelay_core::delivery::{Cause, Delivery, DeliveryKey};
+use whrelay_core::delivery::{Attempt, Cause, Delivery, DeliveryKey};
 
 use crate::disk::RedbStore;
 use crate::error::StoreError;
@@ -35,6 +35,21 @@ pub struct LastAttempt<'a> {
     pub error: Option<&'a str>,
     /// What its signature has to do with it, should the delivery have been given up.
     pub signature_cause: Option<Cause>,
+}
+
+impl<'a> LastAttempt<'a> {
+    /// What an attempt came to.
+    pub fn of(attempt: &'a Attempt) -> Self {
+        Self {
+            url: &attempt.url,
+            status: attempt.status,
+            error: attempt.error.as_deref(),
+            signature_cause: {
+                let signature = attempt.signature.as_ref();
+                signature.and_then(|signature| signature.cause(attempt.status))
+            },
+        }
+    }
 }
 
 /// The beginning of an `AttemptRow`, as far as a [`LastAttempt`] needs it, not copied.

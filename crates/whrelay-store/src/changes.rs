@@ -82,13 +82,21 @@ struct Pending {
     more: Notify,
 }
 
-/// Everyone who listens.
+/// Everyone who listens to what is committed to a store.
 #[derive(Default)]
-pub(crate) struct Feed(Mutex<Vec<Weak<Pending>>>);
+pub struct Feed(Mutex<Vec<Weak<Pending>>>);
 
 impl Feed {
+    /// What commits change from now on.
+    pub fn listen(&self) -> Changes {
+        let pending = Arc::new(Pending::default());
+        let mut listeners = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        listeners.push(Arc::downgrade(&pending));
+        Changes { pending }
+    }
+
     /// Tells what a commit has changed.
-    pub(crate) fn add(&self, changed: &Changed) {
+    pub fn add(&self, changed: &Changed) {
         if changed.is_empty() {
             return;
         }
@@ -136,14 +144,6 @@ impl Changes {
 impl RedbStore {
     /// What commits change in the queues of destinations from now on.
     pub fn changes(&self) -> Changes {
-        let pending = Arc::new(Pending::default());
-        let mut listeners = self
-            .shared
-            .changes
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        listeners.push(Arc::downgrade(&pending));
-        Changes { pending }
+        self.shared.changes.listen()
     }
 }

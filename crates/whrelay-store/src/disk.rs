@@ -444,11 +444,13 @@ impl RedbStore {
     }
 }
 
-/// Bytes that the store of a directory takes on its disk.
+/// Bytes that the store of a directory takes on its disk: none where there is no store.
 ///
 /// # Errors
 /// When that cannot be found out.
 pub fn disk_used(dir: &Path) -> Result<u64, StoreError> {
-    let taken = taken(&dir.join(FILE));
-    taken.map_err(|e| StoreError::Broken(e.to_string().into()))
+    match taken(&dir.join(FILE)) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
+        taken => taken.map_err(|e| StoreError::Broken(e.to_string().into())),
+    }
 }

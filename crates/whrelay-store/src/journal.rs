@@ -74,6 +74,8 @@ pub trait Journal: Send + Sync {
         bucket: BucketId,
         numbers: &[Seq],
     ) -> Result<Vec<Option<EventId>>, StoreError>;
+    /// How many events have numbers behind `after` and up to `through`, of those that can still be sent.
+    async fn count(&self, bucket: BucketId, after: Seq, through: Seq) -> Result<u64, StoreError>;
     /// The numbers of a bucket.
     async fn numbers(&self, bucket: BucketId) -> Result<Numbers, StoreError>;
 

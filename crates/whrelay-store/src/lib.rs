@@ -51,7 +51,7 @@ mod writer;
 pub use attempts::LoggedAttempt;
 pub use briefs::{Deliveries, LastAttempt};
 pub use catalog::Catalog;
-pub use changes::{Added, Changed, Changes};
+pub use changes::{Added, Changed, Changes, Feed};
 pub use check::{Audit, Audited, Census};
 pub use deliveries::{Again, NewDelivery, StateCounts};
 pub use destinations::{Moved, NewDestination};

@@ -189,7 +189,8 @@ impl dyn Journal + '_ {
                     let mut after = known.clone();
                     let (at, through) = (now, numbers.last);
                     after.ended = known.ended.or(Some(Ended { through, at }));
-                    unclaimed = after.waiting(numbers.last, numbers.pruned);
+                    let through = after.waits_through(numbers.last);
+                    unclaimed = self.count(bucket, after.acked, through).await?;
                     // Of one that is ended again, nobody needs to know any more.
                     (known.ended.is_none() || unclaimed > 0).then_some(after)
                 }
@@ -206,7 +207,7 @@ impl dyn Journal + '_ {
     /// where the next one begins.
     async fn forget_done(&self, bucket: BucketId) -> Result<(), StoreError> {
         let all = self.subscriptions(Some(bucket)).await?;
-        let numbers = self.numbers(bucket).await?;
+        let pruned = self.numbers(bucket).await?.pruned;
         let known = |one: &NamedSubscription| one.stored.known().cloned();
         let is_active = all.iter().filter_map(known).any(|one| one.ended.is_none());
         let ends = all
@@ -215,7 +216,7 @@ impl dyn Journal + '_ {
         let last = ends.max().filter(|_| !is_active);
         for one in &all {
             let is_done = |known: &Subscription| {
-                known.ended.is_some() && known.waiting(numbers.last, numbers.pruned) == 0
+                known.is_done() || known.ended.is_some_and(|ended| ended.through <= pruned)
             };
             let is_last = last.is_some_and(|(_, name)| *name == one.name);
             if one.stored.known().is_some_and(is_done) && !is_last {
@@ -251,7 +252,7 @@ impl dyn Journal + '_ {
                 .put_subscription(bucket, name, &before, Some(&after))
                 .await?
             {
-                let events = numbers.last.0.saturating_sub(behind.0);
+                let events = self.count(bucket, behind, numbers.last).await?;
                 return Ok(Rewound::Sent { events });
             }
         }

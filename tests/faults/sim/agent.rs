@@ -283,7 +283,7 @@ impl<V: Vault> World<V> {
             let seq = event.seq;
             let event = event.into_event(node.bucket.name.clone());
             let passed_over = catching_up::passes_over(
-                process.cut.as_ref(),
+                process.cut.as_mut(),
                 (&forwarder, seq, event.received_at),
                 self.planted,
             );

@@ -47,7 +47,7 @@ pub(crate) fn draw(chance: &mut Chance, now: Timestamp) -> Backlog {
 
 /// What the real append asks.
 pub(crate) fn passes_over(
-    cut: Option<&Cut>,
+    cut: Option<&mut Cut>,
     (forwarder, place, received_at): (&str, u64, Timestamp),
     planted: Option<Bug>,
 ) -> bool {
