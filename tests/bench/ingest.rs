@@ -140,7 +140,7 @@ async fn grouped() {
     for connections in CONNECTIONS {
         let before = *commits.borrow();
         let durable = rate(relay.address, &path, connections, TIME).await;
-        let synced = (*commits.borrow() - before) as f64;
+        let synced = (commits.borrow().0 - before.0) as f64;
         let events = durable * TIME.as_secs_f64() / synced;
         println!("events per fsync at {connections} connections, in process: {events:.1}");
     }

@@ -6,7 +6,9 @@ mod read;
 mod written;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
 use whrelay_core::bucket::{Bucket, BucketId, Seq};
@@ -31,6 +33,8 @@ pub struct Liberties {
     pub unanswered: u64,
     /// Whether every third number is skipped.
     pub has_gaps: bool,
+    /// How late the view shows a write, at most.
+    pub lag: Duration,
     /// Where chance begins.
     pub seed: u64,
 }
@@ -40,6 +44,7 @@ impl Liberties {
     pub const ALL: Self = Self {
         unanswered: 50,
         has_gaps: true,
+        lag: Duration::from_secs(5),
         seed: 7,
     };
 }
@@ -74,7 +79,12 @@ struct State {
 pub struct Model {
     state: Arc<Mutex<State>>,
     feed: Arc<Feed>,
-    appended: watch::Sender<u64>,
+    appended: watch::Sender<Offset>,
+    /// What the view shows: the store of a while ago.
+    shown: Arc<Mutex<State>>,
+    applied: watch::Sender<Offset>,
+    /// Whether it will follow.
+    is_behind: Arc<AtomicBool>,
     epoch: Epoch,
     bound: Option<Bound>,
     liberties: Liberties,
@@ -90,7 +100,10 @@ impl Model {
         Self {
             state: Arc::new(Mutex::new(state)),
             feed: Arc::default(),
-            appended: watch::Sender::new(0),
+            appended: watch::Sender::new(Offset(0)),
+            shown: Arc::default(),
+            applied: watch::Sender::new(Offset(0)),
+            is_behind: Arc::default(),
             epoch: Epoch {
                 store: format!("{:032x}", options.name_seed),
                 opens: 1,
@@ -118,6 +131,7 @@ impl Model {
         epoch.follows = Some(epoch.instance);
         epoch.opens += 1;
         epoch.instance = epoch.instance.wrapping_add(1);
+        self.apply();
         Self {
             feed: Arc::default(),
             epoch,
@@ -135,11 +149,43 @@ impl Model {
         let mut state = self.state();
         state.position += 1;
         let (answer, position) = (write(&mut state), state.position);
-        let changed = std::mem::take(&mut state.changed);
+        let mut changed = std::mem::take(&mut state.changed);
+        changed.at = Offset(position);
         drop(state);
         self.feed.add(&changed);
-        self.appended.send_replace(position);
+        self.appended.send_replace(Offset(position));
+        self.apply_later();
         answer
+    }
+
+    /// Has the view follow after a while, with everything that is written until then.
+    fn apply_later(&self) {
+        if self.is_behind.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let longest = self.liberties.lag;
+        let lag = match self.state().below(100) {
+            0 => longest,
+            1..10 => longest / 20,
+            _ => longest / 500,
+        };
+        let model = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(lag).await;
+            model.is_behind.store(false, Ordering::Relaxed);
+            model.apply();
+        });
+    }
+
+    fn apply(&self) {
+        let state = self.state().clone();
+        let position = Offset(state.position);
+        *self.shown() = state;
+        self.applied.send_replace(position);
+    }
+
+    fn shown(&self) -> MutexGuard<'_, State> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes or not, and answers or not: who is not answered asks again.
@@ -150,10 +196,6 @@ impl Model {
         drop(state);
         let answer = is_made.then(|| self.write(write));
         answer.filter(|_| !is_lost).ok_or(StoreError::Reopening)
-    }
-
-    fn position(&self) -> Offset {
-        Offset(self.state().position)
     }
 }
 

@@ -181,6 +181,9 @@ impl Local {
     /// Answers a question, piece by piece.
     pub async fn answer(&self, ask: Ask, out: mpsc::Sender<Piece>) {
         let out = Out(out);
+        // What was done before a command, that command shows.
+        let appended = *self.store().journal.appended().borrow();
+        self.store().view.wait_applied(appended).await;
         let answered = match ask {
             Ask::Attempts {
                 filter,
@@ -277,9 +280,9 @@ impl Local {
         mut refuses: watch::Receiver<Option<String>>,
         out: &Out,
     ) -> Result<(), Stop> {
-        let mut commits = self.store().journal.appended();
+        let mut applied = self.store().view.applied();
         loop {
-            commits.mark_unchanged();
+            applied.mark_unchanged();
             let new = self.store().view.attempts_after(place, CHUNK).await?;
             let mut told = false;
             for logged in &new {
@@ -301,7 +304,7 @@ impl Local {
             }
             if new.is_empty() {
                 tokio::select! {
-                    changed = commits.changed() => changed.map_err(|_| Stop::Gone)?,
+                    changed = applied.changed() => changed.map_err(|_| Stop::Gone)?,
                     changed = refuses.changed() => {
                         changed.map_err(|_| Stop::Gone)?;
                         let why = refuses.borrow_and_update().clone();
@@ -405,7 +408,7 @@ impl Local {
         let unknown = || Stop::not_found(format!("there is no event {id}"));
         let (_, seq) = self
             .store()
-            .view
+            .journal
             .find_event(id)
             .await?
             .ok_or_else(unknown)?;
@@ -445,7 +448,7 @@ impl Local {
                 .unwrap_or_default(),
             forwarder: store.catalog.note("forwarder").await?.unwrap_or_default(),
             forwarder_store: store
-                .view
+                .journal
                 .source(self.bucket().id)
                 .await?
                 .map(|source| source.forwarder),
@@ -529,7 +532,7 @@ impl Local {
         let Some(head) = next.head else {
             return Ok(None);
         };
-        let delivery = self.store().view.delivery(head.key).await?;
+        let delivery = self.store().journal.delivery(head.key).await?;
         Ok(delivery.map(|delivery| HeadLine {
             event: delivery.event.to_string(),
             state: delivery.state,

@@ -189,7 +189,7 @@ impl Link {
     /// How far this agent's store has come.
     async fn resume(&self) -> Result<Option<Resume>, StoreError> {
         let store = &self.runtime.store;
-        let Some(source) = store.view.source(self.runtime.bucket.id).await? else {
+        let Some(source) = store.journal.source(self.runtime.bucket.id).await? else {
             return Ok(None);
         };
         let epoch = noticed::known_epoch(store, &source.forwarder).await?;

@@ -121,7 +121,7 @@ async fn expired_at(
         waiting.is_some_and(|waiting| waiting.is_expired(moment.certain))
     };
     let find = async || {
-        let delivery = runtime.store.view.delivery(key).await?;
+        let delivery = runtime.store.journal.delivery(key).await?;
         let Some(delivery) = delivery.filter(is_over) else {
             return Ok(None);
         };

@@ -6,10 +6,11 @@ mod endpoints;
 mod exchange;
 mod record;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
+use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
@@ -43,6 +44,14 @@ enum Done {
     Stored(DestinationId),
 }
 
+/// What the engine is told once the view has applied it.
+enum Unapplied {
+    /// Deliveries of these destinations are due at these times.
+    Due(BTreeMap<DestinationId, Timestamp>),
+    /// Records and withdrawals, which the engine remembers until then.
+    Remembered,
+}
+
 type Task = Result<Done, StoreError>;
 
 /// The engine and everything around it.
@@ -50,6 +59,10 @@ struct Driver {
     deliveries: Arc<Deliveries>,
     tools: Arc<Tools>,
     changes: Changes,
+    /// How far the view has come.
+    applied: watch::Receiver<Offset>,
+    /// What the view has not applied yet, by position.
+    unapplied: VecDeque<(Offset, Unapplied)>,
     engine: Engine,
     known: BTreeMap<DestinationId, Current>,
     tasks: JoinSet<Task>,
@@ -68,11 +81,14 @@ impl Driver {
     fn new(deliveries: Arc<Deliveries>) -> Self {
         let tools = deliveries.tools();
         let engine = Engine::new(Caps::default(), tools.clock.reading());
-        let changes = tools.store.view.changes();
+        let changes = tools.store.journal.changes();
+        let applied = tools.store.view.applied();
         Self {
             deliveries,
             tools,
             changes,
+            applied,
+            unapplied: VecDeque::new(),
             engine,
             known: BTreeMap::new(),
             tasks: JoinSet::new(),
@@ -87,6 +103,13 @@ impl Driver {
     /// Delivers until `stop`, then lets attempts in flight end for at most [`limits::DRAIN`].
     async fn run(mut self, stop: CancellationToken) -> Result<(), StoreError> {
         let deliveries = Arc::clone(&self.deliveries);
+        // What was written before is read, not told.
+        let store = &self.tools.store;
+        let appended = *store.journal.appended().borrow();
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = store.view.wait_applied(appended) => {}
+        }
         while !stop.is_cancelled() {
             self.configure().await;
             self.act()?;
@@ -116,12 +139,18 @@ impl Driver {
     async fn wait(&mut self, wake: Instant) -> Result<(), StoreError> {
         tokio::select! {
             Some(done) = self.tasks.join_next() => {
+                self.configure().await;
                 self.done(joined(done)?);
                 while let Some(done) = self.tasks.try_join_next() {
                     self.done(joined(done)?);
                 }
             }
-            changed = self.changes.next() => self.changed(changed),
+            changed = self.changes.next() => {
+                // The engine takes no note of deliveries for destinations that it does not know.
+                self.configure().await;
+                self.changed(changed);
+            }
+            Ok(()) = self.applied.changed(), if !self.unapplied.is_empty() => self.hear_applied(),
             () = sleep_until(wake.into()) => {}
         }
         Ok(())
@@ -253,7 +282,8 @@ impl Driver {
             }
             Done::Appended(token, at) => {
                 self.appending.remove(&token);
-                self.tell(Input::Applied { upto: at });
+                self.unapplied.push_back((at, Unapplied::Remembered));
+                self.hear_applied();
                 self.tell(Input::Appended { token, at });
             }
             Done::Probed(destination, endpoint_id, result) => {
@@ -283,10 +313,22 @@ impl Driver {
             added,
             due,
             withdrawn,
+            at,
         } = changed;
-        for (destination, at) in due {
-            self.tell(Input::Due { destination, at });
+        // A new delivery that is unloaded is found again once the view shows it.
+        let is_ahead = *self.applied.borrow() < at;
+        let mut due = due;
+        for added in added.iter().filter(|_| is_ahead) {
+            let earliest = due.entry(added.destination);
+            earliest.or_insert(added.delivery.created_at);
         }
+        if !due.is_empty() {
+            self.unapplied.push_back((at, Unapplied::Due(due)));
+        }
+        if !withdrawn.is_empty() {
+            self.unapplied.push_back((at, Unapplied::Remembered));
+        }
+        self.hear_applied();
         for Added {
             destination,
             delivery,
@@ -299,11 +341,6 @@ impl Driver {
                 at,
             });
         }
-        if withdrawn.is_empty() {
-            return;
-        }
-        let at = self.tools.store.view.applied();
-        self.tell(Input::Applied { upto: at });
         for (destination, key) in withdrawn {
             self.tell(Input::Withdrawn {
                 destination,
@@ -311,6 +348,20 @@ impl Driver {
                 at,
             });
         }
+    }
+
+    /// Tells the engine what the view has applied.
+    fn hear_applied(&mut self) {
+        let upto = *self.applied.borrow_and_update();
+        while self.unapplied.front().is_some_and(|(at, _)| *at <= upto) {
+            let applied = self.unapplied.pop_front();
+            if let Some((_, Unapplied::Due(due))) = applied {
+                for (destination, at) in due {
+                    self.tell(Input::Due { destination, at });
+                }
+            }
+        }
+        self.tell(Input::Applied { upto });
     }
 
     fn load_destinations(
@@ -322,7 +373,7 @@ impl Driver {
         let tools = Arc::clone(&self.tools);
         self.tasks.spawn(async move {
             let (view, now) = (&tools.store.view, tools.clock.now());
-            let applied = view.applied();
+            let applied = *view.applied().borrow();
             let page = readable(view.due_destinations(until, after, max, now).await)?;
             Ok(Done::Destinations(token, page, applied))
         });
@@ -336,7 +387,7 @@ impl Driver {
                 destination,
                 query,
             } = load;
-            let applied = view.applied();
+            let applied = *view.applied().borrow();
             let page = readable(view.queue(destination, &query).await)?;
             Ok(Done::Loaded(destination, token, page, applied))
         });
@@ -358,7 +409,8 @@ impl Driver {
         }
         self.tasks.spawn(async move {
             record::append(&tools, &settings, append, made).await?;
-            Ok(Done::Appended(token, tools.store.view.applied()))
+            let at = *tools.store.journal.appended().borrow();
+            Ok(Done::Appended(token, at))
         });
     }
 

@@ -97,7 +97,7 @@ impl Signatures {
         let Some(claim) = claim else {
             return Ok(Ok(attest(true)));
         };
-        if let Some(is_own) = persist(async || store.view.has_signature(&claim).await).await? {
+        if let Some(is_own) = persist(async || store.journal.has_signature(&claim).await).await? {
             return Ok(Ok(attest(is_own)));
         }
         let attested = attest(true);

@@ -7,7 +7,7 @@ use whrelay_core::delivery::DeliveryKey;
 use whrelay_core::destination::EndpointState;
 use whrelay_core::order::Order;
 use whrelay_core::pace::{Pace, Rate};
-use whrelay_core::queue::{DueBy, Wanted};
+use whrelay_core::queue::{DueBy, Offset, Wanted};
 use whrelay_core::retry::{RetryPolicy, Schedule};
 use whrelay_core::time::Timestamp;
 
@@ -66,6 +66,10 @@ pub(crate) struct Live {
     pub(crate) unread: Option<Timestamp>,
     /// The same of deliveries that were added while a read was running.
     pub(crate) unread_later: Option<Timestamp>,
+    /// The position of the newest delivery that was added.
+    pub(crate) added: Option<Offset>,
+    /// A page shows all deliveries that were added and are not loaded if the view had applied this.
+    pub(crate) unshown: Option<Offset>,
     /// The earliest deadline of deliveries that are not loaded.
     pub(crate) unread_deadline: Option<Timestamp>,
     /// Whether new deliveries may be due that are not loaded.
@@ -217,6 +221,8 @@ impl Live {
             unread: None,
             unread_later: None,
             unread_deadline: None,
+            added: None,
+            unshown: None,
             has_unread_new: true,
             is_ahead: false,
             has_more: false,
@@ -246,6 +252,7 @@ impl Live {
     /// Forgets what is loaded. It is read again.
     pub(crate) fn unload(&mut self, by: &DueBy) {
         if let Some((due_at, deadline_at)) = self.loaded.clear(by, &self.busy) {
+            self.unshown = self.added;
             self.has_more = false;
             self.note_due(due_at);
             self.note_deadline(deadline_at);
@@ -283,6 +290,8 @@ impl Live {
             read_after: _,
             unread,
             unread_later,
+            added: _,
+            unshown,
             unread_deadline: _,
             has_unread_new: _,
             is_ahead: _,
@@ -294,7 +303,8 @@ impl Live {
         } = self;
         let is_paced = pace.is_some_and(|pace| pace.next_at(now.instant).is_some());
         let is_empty = loaded.is_empty() && busy.is_empty() && applied.is_empty();
-        let is_read = asked.is_none() && unread.is_none() && unread_later.is_none();
+        let is_read =
+            asked.is_none() && unread.is_none() && unread_later.is_none() && unshown.is_none();
         is_empty
             && is_read
             && slots + giving_up + remembered == 0

@@ -92,10 +92,7 @@ impl Engine {
                 token,
                 page,
                 applied,
-            } => {
-                self.newest = self.newest.max(applied);
-                self.loaded(destination, token, &page, now);
-            }
+            } => self.loaded(destination, token, &page, applied, now),
             Input::LoadFailed { destination, token } => self.load_failed(destination, token, now),
             Input::Finished {
                 token,

@@ -145,8 +145,9 @@ pub enum Input {
         /// The token of the action.
         token: Token,
     },
-    /// The view has applied a new delivery. It starts without a read if everything else that is
-    /// due is loaded. Losing this costs a poll.
+    /// A new delivery was written; the view may not show it yet. It starts without a read if
+    /// everything else that is due is loaded. Losing this costs a poll; where it waits for a read,
+    /// [`Input::Due`] tells when the view shows it.
     Added {
         /// Its destination.
         destination: DestinationId,

@@ -150,7 +150,9 @@ impl Engine {
         let worthwhile = destination.worthwhile_rows(destination.gate(is_paused, now), now);
         let live = destination.live(now);
         let is_healthy = live.breaker.is_healthy(live.slots);
-        let is_all_loaded = is_complete && live.asked.is_none() && !live.is_behind(&by);
+        let is_all_loaded =
+            is_complete && live.asked.is_none() && live.unshown.is_none() && !live.is_behind(&by);
+        live.added = live.added.max(Some(at));
         let has_room = worthwhile.is_some_and(|rows| live.loaded.len() < rows)
             && self.rows.room(self.caps.loaded, is_healthy) > 0;
         let may_start = delivery.is_due(&by) && !starts_in_order(order, &delivery);
@@ -158,6 +160,7 @@ impl Engine {
             live.loaded.insert(delivery, order, &by);
             self.settle(id, now);
         } else {
+            live.unshown = Some(at);
             self.due(id, delivery.due_at(None, by.now), true, now);
         }
     }
@@ -184,7 +187,15 @@ impl Engine {
     }
 
     /// Takes note of a page of deliveries.
-    pub(crate) fn loaded(&mut self, id: DestinationId, token: Token, page: &QueuePage, now: &Now) {
+    pub(crate) fn loaded(
+        &mut self,
+        id: DestinationId,
+        token: Token,
+        page: &QueuePage,
+        applied: Offset,
+        now: &Now,
+    ) {
+        self.newest = self.newest.max(applied);
         let Some(destination) = self.destinations.get_mut(&id) else {
             return;
         };
@@ -199,7 +210,10 @@ impl Engine {
         live.asked = None;
         live.unread_deadline = page.next_deadline_at;
         match asked.wanted {
-            Wanted::All => (live.unread, live.has_more) = (page.next_at, page.has_more),
+            Wanted::All => {
+                (live.unread, live.has_more) = (page.next_at, page.has_more);
+                live.unshown = live.unshown.filter(|at| *at > applied);
+            }
             Wanted::New => {
                 live.has_unread_new = page.waiting.len() >= asked.max;
                 live.is_ahead = true;

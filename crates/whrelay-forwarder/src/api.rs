@@ -205,7 +205,7 @@ pub(crate) async fn show_event(
 
 async fn find(shared: &Shared, id: EventId) -> Result<Option<EventView>, StoreError> {
     let store = &shared.store;
-    let Some((bucket, seq)) = store.view.find_event(id).await? else {
+    let Some((bucket, seq)) = store.journal.find_event(id).await? else {
         return Ok(None);
     };
     let Some(bucket) = shared.registry.by_id(bucket) else {
@@ -250,7 +250,7 @@ pub(crate) async fn event_frame(
     let bucket = name.parse().ok();
     let bucket = bucket.and_then(|name: BucketName| shared.registry.by_name(&name));
     let bucket = bucket.ok_or_else(gone)?;
-    let place = shared.store.view.find_event(id).await?;
+    let place = shared.store.journal.find_event(id).await?;
     let (_, seq) = place.filter(|(of, _)| *of == bucket.id).ok_or_else(gone)?;
     let event = match shared.store.journal.event_at(&bucket, seq).await {
         // Damaged here too: nobody has it.

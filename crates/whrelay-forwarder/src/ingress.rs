@@ -169,7 +169,7 @@ async fn is_own(shared: &Shared, bucket: &Bucket, headers: &HeaderMap) -> bool {
     let id = id.and_then(|id| id.to_str().ok()?.parse::<EventId>().ok());
     let Some(id) = id else { return false };
     // One that cannot be looked up is taken in: nothing may be lost for it.
-    let found = shared.store.view.find_event(id).await.ok().flatten();
+    let found = shared.store.journal.find_event(id).await.ok().flatten();
     found.is_some_and(|(known, _)| known == bucket.id)
 }
 

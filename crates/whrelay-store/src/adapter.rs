@@ -47,8 +47,28 @@ impl Journal for RedbStore {
         Self::bound(self)
     }
 
-    fn appended(&self) -> watch::Receiver<u64> {
+    fn appended(&self) -> watch::Receiver<Offset> {
         Self::commits(self)
+    }
+
+    fn changes(&self) -> Changes {
+        Self::changes(self)
+    }
+
+    async fn find_event(&self, id: EventId) -> Result<Option<(BucketId, Seq)>, StoreError> {
+        Self::find_event(self, id)
+    }
+
+    async fn delivery(&self, key: DeliveryKey) -> Result<Option<Delivery>, StoreError> {
+        Self::delivery(self, key)
+    }
+
+    async fn source(&self, bucket: BucketId) -> Result<Option<Source>, StoreError> {
+        Self::source(self, bucket)
+    }
+
+    async fn has_signature(&self, claim: &SignatureClaim) -> Result<Option<bool>, StoreError> {
+        Self::has_signature(self, claim)
     }
 
     async fn stopped(&self) -> StoreError {
@@ -228,12 +248,9 @@ impl Journal for RedbStore {
 
 #[async_trait]
 impl QueueView for RedbStore {
-    fn applied(&self) -> Offset {
-        Self::applied(self)
-    }
-
-    fn changes(&self) -> Changes {
-        Self::changes(self)
+    fn applied(&self) -> watch::Receiver<Offset> {
+        // Both are one file, and written in one transaction.
+        Self::commits(self)
     }
 
     async fn due_destinations(
@@ -260,10 +277,6 @@ impl QueueView for RedbStore {
         Ok(read.page)
     }
 
-    async fn delivery(&self, key: DeliveryKey) -> Result<Option<Delivery>, StoreError> {
-        Self::delivery(self, key)
-    }
-
     async fn deliveries_of(&self, bucket: BucketId, seq: Seq) -> Result<Vec<Delivery>, StoreError> {
         Self::deliveries_of(self, bucket, seq)
     }
@@ -287,10 +300,6 @@ impl QueueView for RedbStore {
 
     async fn counts(&self, destination: DestinationId) -> Result<StateCounts, StoreError> {
         Self::counts(self, destination)
-    }
-
-    async fn find_event(&self, id: EventId) -> Result<Option<(BucketId, Seq)>, StoreError> {
-        Self::find_event(self, id)
     }
 
     async fn search(
@@ -347,14 +356,6 @@ impl QueueView for RedbStore {
         each: &mut (dyn for<'a> FnMut(usize, Option<LastAttempt<'a>>) + Send),
     ) -> Result<(), StoreError> {
         Self::last_attempts(self, all, |index, last| each(index, last))
-    }
-
-    async fn source(&self, bucket: BucketId) -> Result<Option<Source>, StoreError> {
-        Self::source(self, bucket)
-    }
-
-    async fn has_signature(&self, claim: &SignatureClaim) -> Result<Option<bool>, StoreError> {
-        Self::has_signature(self, claim)
     }
 
     fn size(&self) -> u64 {

@@ -30,6 +30,8 @@ pub struct Changed {
     /// Destinations with a delivery that was added or is due at another time, and when the first such is due. What the
     /// record of an attempt changes is not among them.
     pub due: BTreeMap<DestinationId, Timestamp>,
+    /// The position of the newest of these commits.
+    pub at: Offset,
     /// Deliveries that were ended, or given to another destination, without an attempt. Where there are very many, some
     /// are left out.
     pub withdrawn: Vec<(DestinationId, DeliveryKey)>,
@@ -59,6 +61,7 @@ impl Changed {
     }
 
     fn add(&mut self, other: &Self) {
+        self.at = self.at.max(other.at);
         for added in &other.added {
             self.note_added(*added);
         }

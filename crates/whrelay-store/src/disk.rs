@@ -266,7 +266,7 @@ impl RedbStore {
             sizes,
             moving: AtomicBool::new(false),
             changes: Feed::default(),
-            commits: watch::Sender::new(0),
+            commits: watch::Sender::new(Offset(0)),
             broken: watch::Sender::new(None),
             path: medium.path.clone(),
         });
@@ -300,11 +300,11 @@ impl RedbStore {
 
     /// The position that reads show, at least.
     pub fn applied(&self) -> Offset {
-        Offset(*self.shared.commits.borrow())
+        *self.shared.commits.borrow()
     }
 
     /// Counts commits: a change is a hint to look again, and carries no data.
-    pub fn commits(&self) -> watch::Receiver<u64> {
+    pub fn commits(&self) -> watch::Receiver<Offset> {
         self.shared.commits.subscribe()
     }
 

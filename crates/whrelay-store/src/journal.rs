@@ -8,10 +8,12 @@ use whrelay_core::bucket::{Bucket, BucketId, Seq};
 use whrelay_core::delivery::{Attempt, Delivery, DeliveryKey, DestinationId};
 use whrelay_core::event::Event;
 use whrelay_core::id::EventId;
+use whrelay_core::queue::Offset;
 use whrelay_core::retention::{Bound, Part};
 use whrelay_core::subscription::Subscription;
 use whrelay_core::time::Timestamp;
 
+use crate::changes::Changes;
 use crate::deliveries::Again;
 use crate::destinations::Moved;
 use crate::error::StoreError;
@@ -19,7 +21,7 @@ use crate::events::{Batch, NewEvent, Receipt};
 use crate::meta::Epoch;
 use crate::retention::Swept;
 use crate::signatures::SignatureClaim;
-use crate::sources::SourceMark;
+use crate::sources::{Source, SourceMark};
 use crate::states::Found;
 use crate::subscriptions::{NamedSubscription, Numbers, Subscribed};
 use crate::writer::Effort;
@@ -34,8 +36,10 @@ pub trait Journal: Send + Sync {
     fn epoch(&self) -> &Epoch;
     /// How much events, deliveries and attempts may take before nothing new is received.
     fn bound(&self) -> Option<Bound>;
-    /// Changes with each write: a hint to look again.
-    fn appended(&self) -> watch::Receiver<u64>;
+    /// The position of the newest write.
+    fn appended(&self) -> watch::Receiver<Offset>;
+    /// What changes in the queues of destinations from now on. The view shows it once it has applied the write.
+    fn changes(&self) -> Changes;
     /// Waits until the journal has stopped for good, and says why: then the process must stop, too.
     async fn stopped(&self) -> StoreError;
     /// Finishes the writes that were asked for and lets go of the medium.
@@ -79,6 +83,14 @@ pub trait Journal: Send + Sync {
     /// The numbers of a bucket.
     async fn numbers(&self, bucket: BucketId) -> Result<Numbers, StoreError>;
 
+    /// Where an event is. `None` if it is unknown, or retention has removed it.
+    async fn find_event(&self, id: EventId) -> Result<Option<(BucketId, Seq)>, StoreError>;
+    /// A delivery, also if the view does not show it yet.
+    async fn delivery(&self, key: DeliveryKey) -> Result<Option<Delivery>, StoreError>;
+    /// How far an agent has come at its forwarder.
+    async fn source(&self, bucket: BucketId) -> Result<Option<Source>, StoreError>;
+    /// Whether the signature is the event's. `None` if no event has claimed it.
+    async fn has_signature(&self, claim: &SignatureClaim) -> Result<Option<bool>, StoreError>;
     /// Records an attempt and what follows from it, and claims the signature that it carried. A delivery that has ended
     /// meanwhile stays as it is. One that was discarded while this attempt was under way, and has arrived, is sent.
     async fn attempted(

@@ -9,6 +9,7 @@ use redb::Database;
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::watch;
 use whrelay_core::limits;
+use whrelay_core::queue::Offset;
 
 use crate::changes::Feed;
 use crate::error::StoreError;
@@ -24,7 +25,7 @@ pub(crate) struct Shared {
     /// What commits change in queues, for those who follow that.
     pub(crate) changes: Feed,
     /// Counts commits.
-    pub(crate) commits: watch::Sender<u64>,
+    pub(crate) commits: watch::Sender<Offset>,
     /// Why the store has stopped for good.
     pub(crate) broken: watch::Sender<Option<StoreError>>,
     /// The store's file.

@@ -117,7 +117,10 @@ impl<'txn> Tx<'txn> {
             moved: HashMap::new(),
             grown: HashMap::new(),
             touched: HashMap::new(),
-            changed: Changed::default(),
+            changed: Changed {
+                at,
+                ..Changed::default()
+            },
             at,
         }
     }

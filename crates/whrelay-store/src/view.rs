@@ -1,6 +1,7 @@
 //! The view: everything that is asked, computed from the journal. It must not show what is not on disk.
 
 use async_trait::async_trait;
+use tokio::sync::watch;
 use whrelay_core::bucket::{BucketId, Seq};
 use whrelay_core::delivery::{Delivery, DeliveryKey, DestinationId, State};
 use whrelay_core::id::EventId;
@@ -10,22 +11,17 @@ use whrelay_core::time::Timestamp;
 
 use crate::attempts::LoggedAttempt;
 use crate::briefs::{Deliveries, LastAttempt};
-use crate::changes::Changes;
 use crate::check::{Audit, Audited};
 use crate::deliveries::StateCounts;
 use crate::error::StoreError;
 use crate::retention::Removals;
-use crate::signatures::SignatureClaim;
-use crate::sources::Source;
 use crate::states::{Begin, Found, Search};
 
 /// What is computed from the journal. It may be behind it, and is never ahead of what is on disk.
 #[async_trait]
 pub trait QueueView: Send + Sync {
-    /// The position that reads show, at least.
-    fn applied(&self) -> Offset;
-    /// What changes in the queues of destinations from now on.
-    fn changes(&self) -> Changes;
+    /// The position up to which reads show the journal, at least.
+    fn applied(&self) -> watch::Receiver<Offset>;
 
     /// Destinations that have something due by a time, earliest first; then those of which a delivery has failed after
     /// that time: they count as due at `now`.
@@ -43,8 +39,6 @@ pub trait QueueView: Send + Sync {
         query: &QueueQuery,
     ) -> Result<QueuePage, StoreError>;
 
-    /// A delivery.
-    async fn delivery(&self, key: DeliveryKey) -> Result<Option<Delivery>, StoreError>;
     /// The deliveries of an event, in the order they were begun.
     async fn deliveries_of(&self, bucket: BucketId, seq: Seq) -> Result<Vec<Delivery>, StoreError>;
     /// Deliveries of a bucket behind a number, of at least `max` rows where there are as many.
@@ -63,8 +57,6 @@ pub trait QueueView: Send + Sync {
     /// How many deliveries of a destination are in each state.
     async fn counts(&self, destination: DestinationId) -> Result<StateCounts, StoreError>;
 
-    /// Where an event is. `None` if retention has removed it.
-    async fn find_event(&self, id: EventId) -> Result<Option<(BucketId, Seq)>, StoreError>;
     /// Events that a search finds, by age, up to `max`, behind `after`.
     async fn search(
         &self,
@@ -108,11 +100,6 @@ pub trait QueueView: Send + Sync {
         each: &mut (dyn for<'a> FnMut(usize, Option<LastAttempt<'a>>) + Send),
     ) -> Result<(), StoreError>;
 
-    /// How far an agent has come at its forwarder.
-    async fn source(&self, bucket: BucketId) -> Result<Option<Source>, StoreError>;
-    /// Whether the signature is the event's. `None` if no event has claimed it.
-    async fn has_signature(&self, claim: &SignatureClaim) -> Result<Option<bool>, StoreError>;
-
     /// Bytes that events, deliveries and attempts take, as they are counted against the bound.
     fn size(&self) -> u64;
     /// The same of one bucket.
@@ -133,4 +120,13 @@ pub trait QueueView: Send + Sync {
     async fn audit(&self, from: Audit, max: usize) -> Result<Audited, StoreError>;
     /// Computes the view again. Answers how many rows were wrong.
     async fn rebuild(&self) -> Result<u64, StoreError>;
+}
+
+impl dyn QueueView + '_ {
+    /// Waits until reads show the journal up to a position.
+    pub async fn wait_applied(&self, at: Offset) {
+        let mut applied = self.applied();
+        // A store that has stopped says so at the next read.
+        let _ = applied.wait_for(|applied| *applied >= at).await;
+    }
 }

@@ -514,8 +514,8 @@ impl Writer {
         }
         let database = self.shared.database().ok_or(StoreError::Reopening)?;
         let transaction = begin(&database)?;
-        let at = *self.shared.commits.borrow() + 1;
-        let mut tx = Tx::new(&transaction, self.seal, Offset(at));
+        let at = Offset(self.shared.commits.borrow().0 + 1);
+        let mut tx = Tx::new(&transaction, self.seal, at);
         for operation in group {
             operation.apply(&mut tx)?;
         }

@@ -486,8 +486,9 @@ impl Vault for Real {
             Poll::Ready(told) => told,
             Poll::Pending => Changed::default(),
         };
+        // The model counts no commits.
+        told.at = Offset::default();
         for added in &mut told.added {
-            // The model counts no commits.
             added.at = Offset::default();
         }
         let is_healed = std::mem::take(&mut self.is_healed);

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use async_trait::async_trait;
+use tokio::sync::watch;
 use whrelay_core::bucket::{BucketId, Seq};
 use whrelay_core::delivery::{
     Delivery, DeliveryKey, DestinationId, State as Standing, event_state,
@@ -124,12 +125,8 @@ impl State {
 
 #[async_trait]
 impl QueueView for Model {
-    fn applied(&self) -> Offset {
-        self.position()
-    }
-
-    fn changes(&self) -> Changes {
-        self.feed.listen()
+    fn applied(&self) -> watch::Receiver<Offset> {
+        self.applied.subscribe()
     }
 
     async fn due_destinations(
@@ -139,7 +136,7 @@ impl QueueView for Model {
         max: usize,
         now: Timestamp,
     ) -> Result<DuePage, StoreError> {
-        let state = self.state();
+        let state = self.shown();
         let waiting = state.deliveries.values().filter(|d| d.wait.is_some());
         let ids: BTreeSet<_> = waiting.map(|d| d.destination).collect();
         let first = |destination: DestinationId| {
@@ -164,15 +161,11 @@ impl QueueView for Model {
     }
 
     async fn queue(&self, to: DestinationId, query: &QueueQuery) -> Result<QueuePage, StoreError> {
-        Ok(self.state().page(to, query))
-    }
-
-    async fn delivery(&self, key: DeliveryKey) -> Result<Option<Delivery>, StoreError> {
-        Ok(self.state().deliveries.get(&key).cloned())
+        Ok(self.shown().page(to, query))
     }
 
     async fn deliveries_of(&self, bucket: BucketId, seq: Seq) -> Result<Vec<Delivery>, StoreError> {
-        Ok(self.state().deliveries_of(bucket, seq))
+        Ok(self.shown().deliveries_of(bucket, seq))
     }
 
     async fn deliveries_after(
@@ -181,7 +174,7 @@ impl QueueView for Model {
         after: Seq,
         max: usize,
     ) -> Result<Deliveries, StoreError> {
-        let state = self.state();
+        let state = self.shown();
         let (mut all, mut upto) = (Vec::new(), None);
         let rows = state
             .deliveries
@@ -204,7 +197,7 @@ impl QueueView for Model {
         bucket: BucketId,
         places: &[Seq],
     ) -> Result<Deliveries, StoreError> {
-        let state = self.state();
+        let state = self.shown();
         let all = places
             .iter()
             .flat_map(|seq| state.deliveries_of(bucket, *seq));
@@ -215,7 +208,7 @@ impl QueueView for Model {
     }
 
     async fn counts(&self, to: DestinationId) -> Result<StateCounts, StoreError> {
-        let state = self.state();
+        let state = self.shown();
         let count = |wanted: Standing| {
             let of = state.deliveries.values().filter(|d| d.destination == to);
             of.filter(|d| d.state == wanted).count() as u64
@@ -228,10 +221,6 @@ impl QueueView for Model {
         })
     }
 
-    async fn find_event(&self, id: EventId) -> Result<Option<(BucketId, Seq)>, StoreError> {
-        Ok(self.state().places.get(&id).copied())
-    }
-
     async fn search(
         &self,
         search: &Search,
@@ -239,7 +228,7 @@ impl QueueView for Model {
         after: Option<EventId>,
         max: usize,
     ) -> Result<Vec<Found>, StoreError> {
-        let mut found = self.state().found(search);
+        let mut found = self.shown().found(search);
         if begin == Begin::Newest {
             found.reverse();
         }
@@ -262,7 +251,7 @@ impl QueueView for Model {
             since: None,
             until: None,
         };
-        let found = self.state().found(&search);
+        let found = self.shown().found(&search);
         Ok(found.first().map(|(id, _)| id.minted_at()))
     }
 
@@ -271,7 +260,7 @@ impl QueueView for Model {
     }
 
     async fn last_attempt(&self) -> Result<u64, StoreError> {
-        Ok(self.state().last_attempt)
+        Ok(self.shown().last_attempt)
     }
 
     async fn attempts_after(
@@ -279,7 +268,7 @@ impl QueueView for Model {
         after: u64,
         max: usize,
     ) -> Result<Vec<LoggedAttempt>, StoreError> {
-        let state = self.state();
+        let state = self.shown();
         Ok(state
             .attempts
             .range(after + 1..)
@@ -295,7 +284,7 @@ impl QueueView for Model {
         after: Option<(Timestamp, u64)>,
         max: usize,
     ) -> Result<Vec<LoggedAttempt>, StoreError> {
-        let mut all: Vec<_> = self.state().attempts.values().cloned().collect();
+        let mut all: Vec<_> = self.shown().attempts.values().cloned().collect();
         all.retain(|logged| {
             let at = logged.attempt.at;
             let is_beyond = after.is_none_or(|after| (at, logged.place) < after);
@@ -311,7 +300,7 @@ impl QueueView for Model {
         key: DeliveryKey,
         max: usize,
     ) -> Result<Vec<LoggedAttempt>, StoreError> {
-        let state = self.state();
+        let state = self.shown();
         let of = state
             .attempts
             .values()
@@ -325,7 +314,7 @@ impl QueueView for Model {
         all: &[Option<u64>],
         each: &mut (dyn for<'a> FnMut(usize, Option<LastAttempt<'a>>) + Send),
     ) -> Result<(), StoreError> {
-        let state = self.state();
+        let state = self.shown();
         for (index, place) in all.iter().enumerate() {
             let logged = place.and_then(|place| state.attempts.get(&place));
             each(index, logged.map(|logged| LastAttempt::of(&logged.attempt)));
@@ -333,26 +322,16 @@ impl QueueView for Model {
         Ok(())
     }
 
-    async fn source(&self, bucket: BucketId) -> Result<Option<Source>, StoreError> {
-        Ok(self.state().sources.get(&bucket).cloned())
-    }
-
-    async fn has_signature(&self, claim: &SignatureClaim) -> Result<Option<bool>, StoreError> {
-        let state = self.state();
-        let by = state.signatures.get(&(claim.signed_at, claim.digest));
-        Ok(by.map(|event| *event == claim.event))
-    }
-
     fn size(&self) -> u64 {
-        self.state().size(None)
+        self.shown().size(None)
     }
 
     fn bucket_size(&self, bucket: BucketId) -> u64 {
-        self.state().size(Some(bucket))
+        self.shown().size(Some(bucket))
     }
 
     async fn held(&self) -> Result<Held, StoreError> {
-        let state = self.state();
+        let state = self.shown();
         let bare = state
             .events
             .values()
@@ -379,7 +358,7 @@ impl QueueView for Model {
         part: Part,
         by: Timestamp,
     ) -> Result<Vec<(Timestamp, BucketId)>, StoreError> {
-        let state = self.state();
+        let state = self.shown();
         let oldest = buckets.iter().filter_map(|bucket| {
             let gone = state.removed.get(bucket).copied().unwrap_or_default();
             let from = if part == Part::Body { gone.1 } else { gone.0 };

@@ -227,8 +227,30 @@ impl Journal for Model {
         self.bound
     }
 
-    fn appended(&self) -> watch::Receiver<u64> {
+    fn appended(&self) -> watch::Receiver<Offset> {
         self.appended.subscribe()
+    }
+
+    fn changes(&self) -> Changes {
+        self.feed.listen()
+    }
+
+    async fn find_event(&self, id: EventId) -> Result<Option<(BucketId, Seq)>, StoreError> {
+        Ok(self.state().places.get(&id).copied())
+    }
+
+    async fn delivery(&self, key: DeliveryKey) -> Result<Option<Delivery>, StoreError> {
+        Ok(self.state().deliveries.get(&key).cloned())
+    }
+
+    async fn source(&self, bucket: BucketId) -> Result<Option<Source>, StoreError> {
+        Ok(self.state().sources.get(&bucket).cloned())
+    }
+
+    async fn has_signature(&self, claim: &SignatureClaim) -> Result<Option<bool>, StoreError> {
+        let state = self.state();
+        let by = state.signatures.get(&(claim.signed_at, claim.digest));
+        Ok(by.map(|event| *event == claim.event))
     }
 
     async fn stopped(&self) -> StoreError {

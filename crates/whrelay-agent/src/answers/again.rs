@@ -368,10 +368,10 @@ impl Local {
         known: &Destinations,
         out: &Out,
     ) -> Result<(), Stop> {
-        let mut commits = self.store().journal.appended();
+        let mut applied = self.store().view.applied();
         let mut look_at = Instant::now();
         while !waiting.is_empty() {
-            commits.mark_unchanged();
+            applied.mark_unchanged();
             let new = self.store().view.attempts_after(*reached, CHUNK).await?;
             let mut ended: Vec<DeliveryKey> = Vec::new();
             for logged in &new {
@@ -388,7 +388,8 @@ impl Local {
                 look_at = Instant::now() + LOOK_EVERY;
             }
             for key in ended {
-                let delivery = self.store().view.delivery(key).await?;
+                let all = self.store().view.deliveries_of(key.bucket, key.seq);
+                let delivery = all.await?.into_iter().find(|one| one.key == key);
                 if delivery.as_ref().is_some_and(|d| !self.has_come(d, until)) {
                     continue;
                 }
@@ -401,7 +402,7 @@ impl Local {
             if new.is_empty() && !waiting.is_empty() {
                 tokio::select! {
                     // A look at the store, at latest then.
-                    changed = timeout(LOOK_EVERY, commits.changed()) => {
+                    changed = timeout(LOOK_EVERY, applied.changed()) => {
                         changed.unwrap_or(Ok(())).map_err(|_| Stop::Gone)?;
                     }
                     () = out.0.closed() => return Err(Stop::Gone),

@@ -67,7 +67,7 @@ impl<'a> Walk<'a> {
         let next = match filter.event.as_deref().map(str::parse::<EventId>) {
             _ if !filter.wants_bucket(local.bucket().name.as_str()) => Next::Nothing,
             Some(Ok(id)) => {
-                let place = local.store().view.find_event(id).await?;
+                let place = local.store().journal.find_event(id).await?;
                 place.map_or(Next::Nothing, |(_, seq)| Next::Of(seq))
             }
             Some(Err(_)) => Next::Nothing,

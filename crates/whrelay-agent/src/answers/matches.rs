@@ -91,7 +91,7 @@ impl<'a> Matches<'a> {
         let store = self.local.store();
         let found = match self.filter.event.as_deref().map(str::parse::<EventId>) {
             Some(Ok(id)) => {
-                let place = store.view.find_event(id).await?;
+                let place = store.journal.find_event(id).await?;
                 self.search = None;
                 place.map(|(_, seq)| (id, seq)).into_iter().collect()
             }
@@ -177,7 +177,7 @@ impl Local {
             let Ok(id) = event.parse() else {
                 return Ok(Vec::new());
             };
-            let Some((_, seq)) = self.store().view.find_event(id).await? else {
+            let Some((_, seq)) = self.store().journal.find_event(id).await? else {
                 return Ok(Vec::new());
             };
             let mut all = self.attempts_at(seq).await?;

@@ -58,7 +58,7 @@ async fn load(
     settings: &Settings,
     key: DeliveryKey,
 ) -> Result<Option<(Delivery, Event)>, StoreError> {
-    let delivery = tools.store.view.delivery(key).await?;
+    let delivery = tools.store.journal.delivery(key).await?;
     if delivery.as_ref().is_some_and(|d| d.state.is_finished()) {
         return Ok(None);
     }
@@ -137,7 +137,7 @@ async fn fetch_again(
     key: DeliveryKey,
     what: &str,
 ) -> Result<Attempted, StoreError> {
-    let delivery = match tools.store.view.delivery(key).await {
+    let delivery = match tools.store.journal.delivery(key).await {
         Ok(Some(delivery)) => delivery,
         Err(error) if error.is_retryable() => return Ok(NOT_ASKED),
         Ok(None) | Err(_) => {

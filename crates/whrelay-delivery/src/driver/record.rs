@@ -66,7 +66,7 @@ async fn load(
     append: &Append,
 ) -> Result<Option<(Delivery, Event)>, StoreError> {
     let key = append.delivery.key;
-    let delivery = tools.store.view.delivery(key).await?;
+    let delivery = tools.store.journal.delivery(key).await?;
     let Some(delivery) = delivery.filter(|delivery| !delivery.state.is_finished()) else {
         return Ok(None);
     };

@@ -7,7 +7,7 @@ use whrelay_core::queue::{DuePage, Offset, WaitReason};
 use whrelay_core::retry::Jitter;
 use whrelay_engine::{Action, Caps, Ended, Engine, Input, Now, Settings, Token};
 
-use crate::late_reads::{ID, answer, asked, due, later, now, row};
+use crate::late_reads::{ID, answer, answer_upto, asked, due, later, now, row};
 use crate::world::settings;
 
 /// An engine with one destination, of which nothing is due.
@@ -65,12 +65,12 @@ fn it_starts_without_a_read_and_not_again_when_it_is_heard_of_late() {
     add(&mut engine, 1, 7, now);
     let (load, starts) = asked(&mut engine, now);
     assert_eq!(starts, [], "it runs");
-    answer(&mut engine, &load.expect("a read"), Vec::new(), now);
+    answer_upto(&mut engine, &load.expect("a read"), Vec::new(), 7, now);
     deliver(&mut engine, token, 8, now);
     add(&mut engine, 1, 7, now);
     let (load, starts) = asked(&mut engine, now);
     assert_eq!(starts, [], "it has ended");
-    answer(&mut engine, &load.expect("a read"), Vec::new(), now);
+    answer_upto(&mut engine, &load.expect("a read"), Vec::new(), 8, now);
     add(&mut engine, 2, 9, later(now, Duration::from_millis(1)));
     assert_eq!(asked(&mut engine, now).1.len(), 1);
 }
@@ -120,4 +120,43 @@ fn one_that_was_added_does_not_pass_an_older_one_that_a_page_had_no_room_for() {
     answer(&mut engine, &load.expect("a read"), rows.to_vec(), now);
     let starts = asked(&mut engine, now).1;
     assert_eq!(starts.first().map(|(_, seq)| *seq), Some(6));
+}
+
+/// The view is behind, and its page shows nothing of a delivery that there was no room for.
+#[test]
+fn one_that_was_added_does_not_pass_an_older_one_that_the_view_does_not_show_yet() {
+    let now = now();
+    let settings = Settings {
+        max_in_flight: 1,
+        ..settings()
+    };
+    let mut engine = begin(settings, now);
+    for seq in 1..=3 {
+        add(&mut engine, seq, seq, now);
+    }
+    let (load, starts) = asked(&mut engine, now);
+    answer(&mut engine, &load.expect("a read"), Vec::new(), now);
+    add(&mut engine, 9, 9, now);
+    deliver(&mut engine, starts[0].0, 10, now);
+    let (load, starts) = asked(&mut engine, now);
+    let [(token, 2)] = starts[..] else {
+        panic!("{starts:?} start");
+    };
+    answer(&mut engine, &load.expect("a read"), Vec::new(), now);
+    deliver(&mut engine, token, 11, now);
+    assert_eq!(
+        asked(&mut engine, now),
+        (None, Vec::new()),
+        "the third one is older"
+    );
+    let input = Input::Due {
+        destination: ID,
+        at: now.moment.now,
+    };
+    engine.handle(input, now);
+    let load = asked(&mut engine, now).0.expect("a read");
+    let rows = [3, 9].map(|seq| row(seq, WaitReason::Turn, &now));
+    answer_upto(&mut engine, &load, rows.to_vec(), 9, now);
+    let starts = asked(&mut engine, now).1;
+    assert_eq!(starts.iter().map(|start| start.1).collect::<Vec<_>>(), [3]);
 }

@@ -65,6 +65,17 @@ pub(crate) fn asked(engine: &mut Engine, now: Now) -> (Option<Load>, Vec<(Token,
 }
 
 pub(crate) fn answer(engine: &mut Engine, load: &Load, waiting: Vec<Waiting>, now: Now) {
+    answer_upto(engine, load, waiting, 0, now);
+}
+
+/// Answers from a view that has applied the journal up to a position.
+pub(crate) fn answer_upto(
+    engine: &mut Engine,
+    load: &Load,
+    waiting: Vec<Waiting>,
+    upto: u64,
+    now: Now,
+) {
     let page = QueuePage {
         waiting,
         ..QueuePage::default()
@@ -74,7 +85,7 @@ pub(crate) fn answer(engine: &mut Engine, load: &Load, waiting: Vec<Waiting>, no
         destination: ID,
         token,
         page,
-        applied: Offset::default(),
+        applied: Offset(upto),
     };
     engine.handle(input, now);
 }

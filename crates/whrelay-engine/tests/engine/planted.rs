@@ -30,7 +30,7 @@ fn without_a_bug_nothing_is_found() {
 }
 
 #[test]
-#[should_panic(expected = "has ended")]
+#[should_panic(expected = "the number of an attempt")]
 fn a_view_that_lags_behind_what_it_says_is_found() {
     run(Some(Bug::AppliedEarly));
 }
