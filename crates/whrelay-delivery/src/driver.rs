@@ -54,6 +54,15 @@ enum Unapplied {
 
 type Task = Result<Done, StoreError>;
 
+/// What has happened.
+enum Heard {
+    Done(Task),
+    Changed(Changed),
+    /// The view has applied more.
+    Applied,
+    Nothing,
+}
+
 /// The engine and everything around it.
 struct Driver {
     deliveries: Arc<Deliveries>,
@@ -110,22 +119,27 @@ impl Driver {
             () = stop.cancelled() => {}
             () = store.view.wait_applied(appended) => {}
         }
+        let mut heard = Heard::Nothing;
         while !stop.is_cancelled() {
+            // The engine takes no note of deliveries for destinations that it does not know.
             self.configure().await;
+            self.hear(heard)?;
             self.act()?;
             let wake = self.engine.next_wake(self.tools.clock.reading());
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = deliveries.changed() => {}
-                result = self.wait(wake) => result?,
-            }
+            heard = tokio::select! {
+                () = stop.cancelled() => Heard::Nothing,
+                () = deliveries.changed() => Heard::Nothing,
+                heard = self.wait(wake) => heard,
+            };
         }
+        self.hear(heard)?;
         self.tell(Input::Stop);
         let drained = async {
             self.act()?;
             while !self.engine.is_idle() || self.tasks.len() > self.probes {
                 let wake = self.engine.next_wake(self.tools.clock.reading());
-                self.wait(wake).await?;
+                let heard = self.wait(wake).await;
+                self.hear(heard)?;
                 self.act()?;
             }
             Ok(())
@@ -135,23 +149,28 @@ impl Driver {
             .unwrap_or(Ok(()))
     }
 
-    /// Waits until something has happened, and tells the engine.
-    async fn wait(&mut self, wake: Instant) -> Result<(), StoreError> {
+    /// Waits until something has happened. Dropping the future loses none of it.
+    async fn wait(&mut self, wake: Instant) -> Heard {
         tokio::select! {
-            Some(done) = self.tasks.join_next() => {
-                self.configure().await;
-                self.done(joined(done)?);
+            Some(done) = self.tasks.join_next() => Heard::Done(joined(done)),
+            changed = self.changes.next() => Heard::Changed(changed),
+            Ok(()) = self.applied.changed(), if !self.unapplied.is_empty() => Heard::Applied,
+            () = sleep_until(wake.into()) => Heard::Nothing,
+        }
+    }
+
+    /// Tells the engine what has happened.
+    fn hear(&mut self, heard: Heard) -> Result<(), StoreError> {
+        match heard {
+            Heard::Done(done) => {
+                self.done(done?);
                 while let Some(done) = self.tasks.try_join_next() {
                     self.done(joined(done)?);
                 }
             }
-            changed = self.changes.next() => {
-                // The engine takes no note of deliveries for destinations that it does not know.
-                self.configure().await;
-                self.changed(changed);
-            }
-            Ok(()) = self.applied.changed(), if !self.unapplied.is_empty() => self.hear_applied(),
-            () = sleep_until(wake.into()) => {}
+            Heard::Changed(changed) => self.changed(changed),
+            Heard::Applied => self.hear_applied(),
+            Heard::Nothing => {}
         }
         Ok(())
     }
@@ -305,7 +324,9 @@ impl Driver {
 
     fn hear_changes(&mut self) {
         let changed = self.changes.take();
-        self.changed(changed);
+        if !changed.is_empty() {
+            self.changed(changed);
+        }
     }
 
     fn changed(&mut self, changed: Changed) {

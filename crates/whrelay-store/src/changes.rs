@@ -73,7 +73,8 @@ impl Changed {
         }
     }
 
-    fn is_empty(&self) -> bool {
+    /// Whether nothing was changed.
+    pub fn is_empty(&self) -> bool {
         self.added.is_empty() && self.due.is_empty() && self.withdrawn.is_empty()
     }
 }
