@@ -9,6 +9,7 @@ use axum::http::{StatusCode, header};
 use axum::response::Response;
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::error::ProtocolError::ResetWithoutClosingHandshake;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
@@ -128,6 +129,7 @@ impl Tunnel {
         let mut seen = Instant::now();
         let mut wakes = shared.hub.wakes(subscription.bucket.id);
         let mut liveness = Liveness::new(Instant::now());
+        let acked = self.recorder(shared, subscription, lease);
         loop {
             wakes.mark_unchanged();
             let began = Instant::now();
@@ -164,7 +166,7 @@ impl Tunnel {
                         note_seen(shared, subscription);
                     }
                     if let Some(ForwarderAction::Acked(upto)) = self.on_message(message).await? {
-                        self.record_ack(shared, subscription, lease, Seq(upto));
+                        acked.send_replace(Seq(upto));
                     }
                 }
                 Ok(()) = wakes.changed(), if !more => {}
@@ -184,26 +186,30 @@ impl Tunnel {
         }
     }
 
-    /// Records an ack while the tunnel goes on. One that is not recorded is made up for by the next
-    /// one, or by the agent's next hello.
-    fn record_ack(
+    /// Records acks while the tunnel goes on, one after the other, and of those that came meanwhile the newest. One that
+    /// is not recorded is made up for by the next one, or by the agent's next hello.
+    fn recorder(
         &self,
         shared: &Arc<Shared>,
         subscription: &Subscription,
         lease: &Lease<'_>,
-        upto: Seq,
-    ) {
+    ) -> watch::Sender<Seq> {
+        let (acked, mut newest) = watch::channel(Seq(0));
         let (shared, bucket) = (Arc::clone(shared), subscription.bucket.id);
         let (name, seat) = (subscription.name.clone(), Arc::clone(&self.seat));
         let epoch = lease.epoch;
         tokio::spawn(async move {
-            if let Err(error) = shared.store.journal.ack(bucket, &name, upto, epoch).await
-                && shared.unrecorded.now()
-            {
-                tracing::warn!(%error, "an ack was not recorded");
+            while newest.changed().await.is_ok() {
+                let upto = *newest.borrow_and_update();
+                if let Err(error) = shared.store.journal.ack(bucket, &name, upto, epoch).await
+                    && shared.unrecorded.now()
+                {
+                    tracing::warn!(%error, "an ack was not recorded");
+                }
             }
             drop(seat);
         });
+        acked
     }
 
     /// Sends one batch, if there is credit and something to send. Says whether there may be more.
