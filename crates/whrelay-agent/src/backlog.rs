@@ -37,7 +37,7 @@ impl Catching {
         self.cut.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether an event that has come is passed over: its number in a forwarder's store, and when it was received.
+    /// Whether a received event is discarded as backlog. `seq` is its number in the forwarder's store.
     pub(crate) fn passes_over(&self, forwarder: &str, seq: u64, received_at: Timestamp) -> bool {
         let mut cut = self.cut.write().unwrap_or_else(PoisonError::into_inner);
         cut.passes_over(forwarder, seq, received_at)

@@ -80,7 +80,7 @@ impl Cut {
         self.wanted
     }
 
-    /// Whether an event that has come is passed over: its number in a forwarder's store, and when it was received.
+    /// Whether a received event is discarded as backlog. `seq` is its number in the forwarder's store.
     pub fn passes_over(&mut self, forwarder: &str, seq: u64, received_at: Timestamp) -> bool {
         if seq > self.last || forwarder != self.forwarder {
             return false;

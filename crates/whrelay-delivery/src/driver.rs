@@ -44,7 +44,7 @@ enum Done {
     Stored(DestinationId),
 }
 
-/// What the engine is told once the view has applied it.
+/// Inputs of the engine that wait until the view has applied their records.
 enum Unapplied {
     /// Deliveries of these destinations are due at these times.
     Due(BTreeMap<DestinationId, Timestamp>),

@@ -150,8 +150,8 @@ pub(crate) async fn end(
     Ok(Json(EndedView { name, unclaimed }))
 }
 
-/// Ends a subscription unless its agent is connected. That is asked after its last session was read: an agent that
-/// connects later has a newer one.
+/// Ends a subscription unless its agent is connected. Its last session is read first: an agent that connects later has a
+/// newer one.
 ///
 /// # Errors
 /// When the store fails.

@@ -1,4 +1,4 @@
-//! The view: everything that is asked, computed from the journal. It must not show what is not on disk.
+//! The view answers queries and is computed from the journal. It must not show records that are not on disk.
 
 use async_trait::async_trait;
 use tokio::sync::watch;

@@ -247,7 +247,7 @@ async fn a_subscription_is_stored_only_over_what_was_read_of_it() {
     let three = read();
     assert_eq!(three, Subscribed::Known(acked(3)));
     assert!(put(&three, Some(&acked(4))).await);
-    // Nobody knew whether it was stored, so it is asked for again.
+    // The answer was lost, so the caller repeats the write.
     assert!(put(&three, Some(&acked(4))).await);
     assert!(!put(&three, None).await && read() == Subscribed::Known(acked(4)));
     assert!(put(&read(), None).await && read() == Subscribed::Absent);
